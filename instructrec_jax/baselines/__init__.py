@@ -1,0 +1,1 @@
+"""Models to compare against, scored on the same candidates."""

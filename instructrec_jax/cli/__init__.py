@@ -1,0 +1,1 @@
+"""The `instructrec` command: flags to stages."""

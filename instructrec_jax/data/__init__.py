@@ -1,0 +1,1 @@
+"""Raw logs -> artefact A: catalogue, histories, splits and candidates."""

@@ -1,0 +1,1 @@
+"""The template language, its renderer, and the building of instruction records."""

@@ -1,0 +1,120 @@
+"""The `manifest.json` that every stage leaves beside what it wrote."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from instructrec_jax import files
+from instructrec_jax.errors import UserError
+
+FILE_NAME = "manifest.json"
+_PACKAGES = ("instructrec-jax", "jax", "flax", "optax", "seqio", "tensorflow", "sentencepiece")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a stage read, did and counted.
+
+    Attributes:
+      stage: the stage's verb, such as "prepare".
+      inputs: sha256 of each thing read, by a name that does not depend on where it lies.
+      settings: everything else that decides the output (seed included); JSON values only.
+      counts: what was written, by name.
+      drops: what was left out, by reason.
+      versions: versions of the packages that took part.
+      command: the command line, to run it again.
+    """
+
+    stage: str
+    inputs: Mapping[str, str]
+    settings: Mapping[str, Any]
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    drops: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, str] = dataclasses.field(default_factory=lambda: _versions())
+    command: str = dataclasses.field(default_factory=lambda: " ".join(sys.argv))
+
+    def describes_same_work(self, other: "Manifest") -> bool:
+        """Returns whether both stand for the same stage, inputs and settings."""
+        return (self.stage, _plain(self.inputs), _plain(self.settings)) == (
+            other.stage,
+            _plain(other.inputs),
+            _plain(other.settings),
+        )
+
+    def write(self, folder: Path | str) -> None:
+        """Writes the manifest into `folder`."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        files.write_text(Path(folder) / FILE_NAME, text + "\n")
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """Reads the manifest of `folder`.
+
+    Raises:
+      UserError: if there is none or it is damaged.
+    """
+    path = Path(folder) / FILE_NAME
+    try:
+        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} holds no {FILE_NAME}: it is not the output of a finished stage; "
+            "run the stage that writes it, or name another folder"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove its folder and rerun") from None
+
+
+def is_done(folder: Path | str, planned: Manifest) -> bool:
+    """Returns whether `folder` already holds the output of the planned work.
+
+    Raises:
+      UserError: if the folder holds something else, which is never overwritten.
+    """
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    if not (folder / FILE_NAME).exists():
+        raise UserError(
+            f"output folder {folder} is not empty and holds no {FILE_NAME}; "
+            "name another folder or remove it"
+        )
+    found = read_manifest(folder)
+    if found.describes_same_work(planned):
+        return True
+    raise UserError(
+        f"output folder {folder} holds another run: {_difference(found, planned)}; "
+        "name another folder or remove it"
+    )
+
+
+def _difference(found: Manifest, planned: Manifest) -> str:
+    """Names the first thing in which two manifests differ."""
+    if found.stage != planned.stage:
+        return f"stage {found.stage!r}, not {planned.stage!r}"
+    for field in ("inputs", "settings"):
+        old, new = _plain(getattr(found, field)), _plain(getattr(planned, field))
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                return f"{field}[{key!r}] was {old.get(key)!r} there and is {new.get(key)!r} now"
+    return "no difference"
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the mapping as JSON would give it back, so tuples and lists compare equal."""
+    return json.loads(json.dumps(dict(value)))
+
+
+def _versions() -> dict[str, str]:
+    """Returns the installed versions of the packages that decide results."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,1 @@
+"""Artefact C -> numpy batches: the only home of tensorflow, tfds and seqio."""

@@ -1,0 +1,121 @@
+"""The records that stages exchange, and the enums of the paper's instruction format.
+
+Source: InstructRec (arXiv 2305.07001) section 2: an instruction is a preference, an intention
+and a task form, and items are represented by their title alone.
+"""
+
+import dataclasses
+import enum
+
+
+class Preference(enum.Enum):
+    """What is known of the user's lasting taste (paper section 2.1)."""
+
+    NONE = "P0"
+    IMPLICIT = "P1"
+    EXPLICIT = "P2"
+
+
+class Intention(enum.Enum):
+    """How clearly the user says what is wanted now (paper section 2.1)."""
+
+    NONE = "I0"
+    VAGUE = "I1"
+    SPECIFIC = "I2"
+
+
+class TaskForm(enum.Enum):
+    """What the model is asked to do with the candidates (paper section 2.1)."""
+
+    POINTWISE = "T0"
+    PAIRWISE = "T1"
+    MATCHING = "T2"
+    RERANKING = "T3"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Item:
+    """One entry of the catalogue.
+
+    Attributes:
+      item_id: dense index, 0 .. number of items - 1.
+      raw_id: the id in the raw log.
+      title: cleaned title, the only text the model ever sees of an item.
+      category: path from broad to narrow, comma separated; the specific intention (I2). May be "".
+    """
+
+    item_id: int
+    raw_id: str
+    title: str
+    category: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interaction:
+    """One event of the raw log; `time` in the log's own unit, its order is all that matters."""
+
+    user_id: str
+    raw_item_id: str
+    time: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class History:
+    """One user's items, oldest first, cut to the most recent ones; the last is the test target."""
+
+    user_id: str
+    item_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CandidateList:
+    """The frozen candidates of one evaluation example, shared by every model.
+
+    Attributes:
+      example_id: "<user_id>:<position>" or "item:<item_id>".
+      protocol: "leave_one_out" or "product_search".
+      split: "validation" or "test".
+      user_id: "" in product search.
+      position: index of the target in the user's history; -1 in product search.
+      target_id: the item to be found.
+      candidate_ids: the target among its negatives, in seeded order.
+    """
+
+    example_id: str
+    protocol: str
+    split: str
+    user_id: str
+    position: int
+    target_id: int
+    candidate_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InstructionRecord:
+    """One line of artefact C: everything that any template may say about one example.
+
+    Attributes:
+      example_id: stable over reruns.
+      user_id: "" in product search.
+      position: index of the target in the user's history; -1 in product search.
+      history: titles before the target, oldest first; () in product search.
+      preference: teacher texts on the user's taste (P2), any number.
+      vague_intention: teacher texts on the wish behind the choice (I1), any number.
+      specific_intention: category path of the target (I2); "" where unknown or withheld.
+      target_id: the item to be found.
+      target: its title.
+      candidate_ids: the target among its negatives.
+      candidates: their titles, in the same order.
+    """
+
+    example_id: str
+    user_id: str
+    position: int
+    history: tuple[str, ...]
+    preference: tuple[str, ...] = ()
+    vague_intention: tuple[str, ...] = ()
+    specific_intention: str = ""
+    target_id: int
+    target: str
+    candidate_ids: tuple[int, ...]
+    candidates: tuple[str, ...]

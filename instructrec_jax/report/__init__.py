@@ -1,0 +1,1 @@
+"""Artefact E -> tables and plots (artefact F)."""

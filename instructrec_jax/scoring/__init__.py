@@ -1,0 +1,1 @@
+"""Log-likelihoods of candidates (artefact E)."""

@@ -1,0 +1,1 @@
+"""One file a stage; the only place where the pipeline meets the models."""

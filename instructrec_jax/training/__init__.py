@@ -1,0 +1,1 @@
+"""Optimizers, schedules, the jitted step and the loop around it."""

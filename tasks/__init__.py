@@ -1,0 +1,1 @@
+"""SeqIO tasks: one file a family."""
