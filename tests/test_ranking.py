@@ -1,0 +1,131 @@
+"""Ranks and metrics against hand computation, oracles and invariances."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructrec_jax.errors import UserError
+from instructrec_jax.metrics import ranking
+
+MASKED = -math.inf
+
+
+@pytest.mark.parametrize(
+    ("row", "positive", "expected"),
+    [
+        ([-1.0, -2.0, -3.0], 0, 1),
+        ([-1.0, -2.0, -3.0], 2, 3),
+        ([-1.0, -1.0, -3.0], 0, 2),
+        ([-1.0, -1.0, -1.0], 1, 3),
+        ([-2.0, MASKED, -1.0], 0, 2),
+        ([-2.0, MASKED, MASKED], 0, 1),
+    ],
+)
+def test_rank_counts_better_and_equal_candidates(row, positive, expected):
+    assert ranking.ranks([row], [positive]).tolist() == [expected]
+
+
+def test_metrics_agree_with_hand_computation():
+    rank = [1, 2, 3, 4, 6]
+    found = ranking.evaluate(rank)
+    assert found["hr@1"] == pytest.approx(1 / 5)
+    assert found["hr@3"] == pytest.approx(3 / 5)
+    assert found["hr@5"] == pytest.approx(4 / 5)
+    assert found["ndcg@3"] == pytest.approx((1 + 1 / math.log2(3) + 0.5) / 5)
+    assert found["ndcg@5"] == pytest.approx((1 + 1 / math.log2(3) + 0.5 + 1 / math.log2(5)) / 5)
+
+
+def test_a_constant_scorer_never_hits_and_comes_last():
+    rank = ranking.ranks(np.zeros((20, 10)), np.arange(20) % 10)
+    assert set(rank.tolist()) == {10}
+    assert ranking.evaluate(rank) == dict.fromkeys(ranking.METRIC_NAMES, 0.0)
+
+
+def test_an_oracle_scorer_gets_everything():
+    positive = np.arange(20) % 10
+    rank = ranking.ranks(np.eye(10)[positive], positive)
+    assert ranking.evaluate(rank) == dict.fromkeys(ranking.METRIC_NAMES, 1.0)
+
+
+def test_a_random_scorer_is_at_the_published_chance_level():
+    # PAPER 1.4: HR@1 .1000, HR@3 .3000, HR@5 .5000, NDCG@3 .2131, NDCG@5 .2948 of 10 candidates.
+    generator = np.random.default_rng(0)
+    rank = ranking.ranks(generator.normal(size=(200_000, 10)), generator.integers(0, 10, 200_000))
+    found = ranking.evaluate(rank)
+    expected = {"hr@1": 0.1, "hr@3": 0.3, "hr@5": 0.5, "ndcg@3": 0.2131, "ndcg@5": 0.2948}
+    assert found == pytest.approx(expected, abs=0.005)
+
+
+def test_not_a_number_is_refused_and_its_row_named():
+    with pytest.raises(UserError, match="row 1 of 2"):
+        ranking.ranks([[0.0, 1.0], [math.nan, 1.0]], [0, 1])
+
+
+def test_a_masked_positive_is_refused_and_its_row_named():
+    with pytest.raises(UserError, match="row 1 of 2"):
+        ranking.ranks([[0.0, 1.0], [MASKED, 1.0]], [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("values", "index"), [([0.0, 1.0], [0]), ([[0.0, 1.0]], [0, 0]), ([[0.0, 1.0]], [2])]
+)
+def test_shapes_that_do_not_fit_are_refused(values, index):
+    with pytest.raises(ValueError, match="positive_index"):
+        ranking.ranks(values, index)
+
+
+def test_an_unknown_target_is_not_taken_for_the_last_candidate():
+    with pytest.raises(ValueError, match=r"positive_index\[0\] is -1"):
+        ranking.ranks([[0.0, 1.0]], [-1])
+
+
+@pytest.mark.parametrize("function", [ranking.hit_rate, ranking.ndcg])
+def test_no_examples_is_an_error_and_not_a_nan(function):
+    with pytest.raises(UserError, match="no examples"):
+        function([], 5)
+
+
+def test_ranks_below_one_and_cutoffs_below_one_are_refused():
+    with pytest.raises(ValueError, match=">= 1"):
+        ranking.hit_rate([0, 1], 1)
+    with pytest.raises(ValueError, match="at least 1"):
+        ranking.ndcg([1], 0)
+
+
+score_rows = st.lists(
+    st.lists(st.integers(-3, 3).map(float), min_size=4, max_size=4), min_size=1, max_size=8
+)
+
+
+@given(score_rows, st.integers(0, 3), st.permutations(range(4)))
+def test_rank_does_not_depend_on_candidate_order(rows, positive, order):
+    values = np.array(rows)
+    index = np.full(len(rows), positive)
+    moved = np.full(len(rows), order.index(positive))
+    assert np.array_equal(ranking.ranks(values, index), ranking.ranks(values[:, order], moved))
+
+
+@given(score_rows, st.integers(0, 3))
+def test_rank_does_not_depend_on_an_increasing_transformation(rows, positive):
+    values = np.array(rows)
+    index = np.full(len(rows), positive)
+    assert np.array_equal(ranking.ranks(values, index), ranking.ranks(np.exp(values) * 3, index))
+
+
+@given(score_rows, st.integers(0, 3))
+def test_masked_extra_candidates_change_no_rank(rows, positive):
+    values = np.array(rows)
+    index = np.full(len(rows), positive)
+    padded = np.concatenate([values, np.full((len(rows), 3), MASKED)], axis=1)
+    assert np.array_equal(ranking.ranks(values, index), ranking.ranks(padded, index))
+
+
+@given(st.lists(st.integers(1, 10), min_size=1, max_size=50))
+def test_metrics_are_ordered_as_their_definitions_say(rank):
+    found = ranking.evaluate(rank)
+    assert 0 <= found["hr@1"] <= found["ndcg@3"] <= found["hr@3"] <= found["hr@5"] <= 1
+    assert found["ndcg@3"] <= found["ndcg@5"] <= found["hr@5"]
+    assert ranking.ndcg(rank, 1) == ranking.hit_rate(rank, 1)

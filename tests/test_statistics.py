@@ -1,0 +1,87 @@
+"""Bootstrap intervals against plain resampling and against what must hold of any interval."""
+
+import numpy as np
+import pytest
+
+from instructrec_jax.errors import UserError
+from instructrec_jax.metrics import ranking, statistics
+
+GENERATOR = np.random.default_rng(7)
+RANKS = GENERATOR.integers(1, 11, size=300)
+OTHER = np.clip(RANKS + GENERATOR.integers(0, 3, size=300), 1, 10)
+
+
+def test_interval_agrees_with_plain_resampling_of_examples():
+    draws = np.random.default_rng(1).integers(0, len(RANKS), size=(10_000, len(RANKS)))
+    for name, values in ranking.per_example(RANKS).items():
+        low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+        found = statistics.bootstrap_intervals(RANKS, seed=2)[name]
+        assert (found.low, found.high) == pytest.approx((low, high), abs=0.006), name
+        assert found.estimate == pytest.approx(values.mean()), name
+
+
+def test_paired_interval_agrees_with_plain_resampling_of_pairs():
+    draws = np.random.default_rng(1).integers(0, len(RANKS), size=(10_000, len(RANKS)))
+    ours, theirs = ranking.per_example(RANKS), ranking.per_example(OTHER)
+    for name in ranking.METRIC_NAMES:
+        difference = ours[name] - theirs[name]
+        low, high = np.percentile(difference[draws].mean(axis=1), [2.5, 97.5])
+        found = statistics.paired_difference_intervals(RANKS, OTHER, seed=2)[name]
+        assert (found.low, found.high) == pytest.approx((low, high), abs=0.006), name
+        assert found.estimate == pytest.approx(difference.mean()), name
+
+
+def test_pairing_narrows_the_interval_of_related_systems():
+    paired = statistics.paired_difference_intervals(RANKS, OTHER, seed=0)["hr@3"]
+    single = statistics.bootstrap_intervals(RANKS, seed=0)["hr@3"]
+    assert paired.high - paired.low < single.high - single.low
+
+
+def test_a_system_does_not_differ_from_itself():
+    for interval in statistics.paired_difference_intervals(RANKS, RANKS, seed=0).values():
+        assert (interval.estimate, interval.low, interval.high) == (0.0, 0.0, 0.0)
+
+
+def test_the_difference_turns_its_sign_with_the_systems():
+    forward = statistics.paired_difference_intervals(RANKS, OTHER, seed=0)["ndcg@5"]
+    backward = statistics.paired_difference_intervals(OTHER, RANKS, seed=0)["ndcg@5"]
+    assert forward.estimate == pytest.approx(-backward.estimate)
+    assert forward.estimate > 0 and forward.excludes(0.0) and backward.excludes(0.0)
+
+
+def test_chance_lies_inside_the_interval_of_a_random_scorer():
+    generator = np.random.default_rng(0)
+    rank = ranking.ranks(generator.normal(size=(943, 10)), generator.integers(0, 10, 943))
+    assert not statistics.bootstrap_intervals(rank, seed=0)["hr@1"].excludes(0.1)
+
+
+def test_the_nominal_coverage_is_reached():
+    generator = np.random.default_rng(3)
+    covered = [
+        not statistics.bootstrap_intervals(
+            generator.integers(1, 11, size=200), seed=trial, num_resamples=400
+        )["hr@3"].excludes(0.3)
+        for trial in range(300)
+    ]
+    assert 0.90 <= np.mean(covered) <= 0.99
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+    first = statistics.bootstrap_intervals(RANKS, seed=5)
+    assert first == statistics.bootstrap_intervals(RANKS, seed=5)
+    assert first != statistics.bootstrap_intervals(RANKS, seed=6)
+
+
+def test_more_examples_and_less_confidence_narrow_the_interval():
+    few = statistics.bootstrap_intervals(RANKS, seed=0)["hr@1"]
+    many = statistics.bootstrap_intervals(np.tile(RANKS, 9), seed=0)["hr@1"]
+    loose = statistics.bootstrap_intervals(RANKS, seed=0, confidence=0.5)["hr@1"]
+    assert many.high - many.low < few.high - few.low
+    assert loose.high - loose.low < few.high - few.low
+
+
+def test_no_examples_or_unpaired_systems_are_refused():
+    with pytest.raises(UserError, match="no examples"):
+        statistics.bootstrap_intervals([], seed=0)
+    with pytest.raises(ValueError, match="equal shapes"):
+        statistics.paired_difference_intervals([1, 2], [1], seed=0)
