@@ -1,0 +1,120 @@
+"""Training objectives: what a gin file may put in OBJECTIVE."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jax import Array
+
+from instructrec_jax.models.encoder_decoder import (
+    Batch,
+    candidate_token_log_likelihood,
+    training_logits,
+)
+from instructrec_jax.models.losses import cross_entropy, listwise_cross_entropy
+from instructrec_jax.models.t5 import T5
+
+REAL_TARGET_TOKENS = "NUM_REAL_TARGET_TOKENS"
+Metrics = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NegativeLogLikelihood:
+    """The paper's loss: negative log-likelihood of the target text (section 3.3, equation 1).
+
+    Attributes:
+      z_loss: factor of log(Z)^2 (T5X's Z_LOSS).
+      label_smoothing: mass spread over the other tokens.
+      loss_normalizing_factor: the summed loss is divided by it; "NUM_REAL_TARGET_TOKENS" divides by
+        the number of counted tokens, None leaves the sum (T5X's default).
+    """
+
+    z_loss: float = 1e-4
+    label_smoothing: float = 0.0
+    loss_normalizing_factor: float | str | None = REAL_TARGET_TOKENS
+    ranks_candidates: ClassVar[bool] = False
+
+    def __call__(
+        self, model: T5, batch: Batch, dropout_key: Array | None = None
+    ) -> tuple[Array, Metrics]:
+        """Returns (loss, metrics) of a training batch, float32 scalars."""
+        logits = training_logits(model, batch, dropout_key)
+        weights = batch["decoder_loss_weights"].astype(jnp.float32)
+        total, total_z = cross_entropy(
+            logits,
+            batch["decoder_target_tokens"],
+            weights,
+            z_loss=self.z_loss,
+            label_smoothing=self.label_smoothing,
+        )
+        num_tokens = jnp.sum(weights)
+        metrics = {"nll_per_token": (total - total_z) / num_tokens, "num_target_tokens": num_tokens}
+        return self._normalized(total, num_tokens), metrics
+
+    def _normalized(self, total: Array, num_tokens: Array) -> Array:
+        factor = self.loss_normalizing_factor
+        if factor is None:
+            return total
+        if factor == REAL_TARGET_TOKENS:
+            return total / num_tokens
+        if isinstance(factor, str):
+            raise ValueError(
+                f"LOSS_NORMALIZING_FACTOR is {factor!r}; expected a number, None or "
+                f"{REAL_TARGET_TOKENS!r}"
+            )
+        return total / factor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listwise:
+    """Cross-entropy of the target among its candidates, for small models without pretraining.
+
+    loss = listwise cross-entropy of `scale` * (log-likelihood, by `normalizer`)
+           + `nll_weight` * negative log-likelihood per token of the target.
+
+    Not in the paper: a model that starts from nothing learns to rank far sooner when it sees
+    the negatives. Score with the normaliser that was trained.
+
+    Attributes:
+      scale: inverse temperature of the softmax over candidates.
+      nll_weight: weight of the paper's own loss.
+      normalizer: "sum" over the title's tokens, or their "mean".
+    """
+
+    scale: float = 10.0
+    nll_weight: float = 0.1
+    normalizer: str = "mean"
+    ranks_candidates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.normalizer not in ("sum", "mean"):
+            raise ValueError(f"normalizer must be 'sum' or 'mean', got {self.normalizer!r}")
+
+    def __call__(
+        self, model: T5, batch: Batch, dropout_key: Array | None = None
+    ) -> tuple[Array, Metrics]:
+        """Returns (loss, metrics) of a ranking batch with `target_index` [B], float32 scalars."""
+        tokens = batch["candidate_tokens"]
+        target_index = batch["target_index"]
+        is_counted = (target_index >= 0) & jnp.any(tokens > 0, axis=(1, 2))
+        token_values = candidate_token_log_likelihood(model, batch, dropout_key)
+        num_tokens = jnp.sum(tokens > 0, axis=-1)
+        values = jnp.sum(token_values, axis=-1)
+        target = jnp.where(is_counted, target_index, 0)[:, None]
+        means = values / jnp.maximum(num_tokens, 1)
+        if self.normalizer == "mean":
+            values = means
+        values = jnp.where(num_tokens > 0, self.scale * values, -jnp.inf)
+        listwise, num_hits = listwise_cross_entropy(values, target_index, is_counted)
+        target_means = jnp.take_along_axis(means, target, axis=-1)[:, 0]
+        nll = -jnp.sum(jnp.where(is_counted, target_means, 0.0))
+        num_rows = jnp.maximum(jnp.sum(is_counted, dtype=jnp.float32), 1.0)
+        metrics = {
+            "listwise": listwise / num_rows,
+            "nll_per_token": nll / num_rows,
+            "hr@1": num_hits / num_rows,
+        }
+        return (listwise + self.nll_weight * nll) / num_rows, metrics
+
+
+Objective = NegativeLogLikelihood | Listwise
