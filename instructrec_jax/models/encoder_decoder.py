@@ -1,4 +1,4 @@
-"""What one asks of an encoder-decoder: logits of a training batch, log-likelihoods of candidates."""
+"""What one asks of an encoder-decoder: training logits and log-likelihoods of candidates."""
 
 from collections.abc import Mapping
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
+from instructrec_jax.errors import UserError
 from instructrec_jax.models.encoder_decoder import (
     Batch,
     candidate_token_log_likelihood,
@@ -58,7 +59,7 @@ class NegativeLogLikelihood:
         if factor == REAL_TARGET_TOKENS:
             return total / num_tokens
         if isinstance(factor, str):
-            raise ValueError(
+            raise UserError(
                 f"LOSS_NORMALIZING_FACTOR is {factor!r}; expected a number, None or "
                 f"{REAL_TARGET_TOKENS!r}"
             )
@@ -88,7 +89,7 @@ class Listwise:
 
     def __post_init__(self) -> None:
         if self.normalizer not in ("sum", "mean"):
-            raise ValueError(f"normalizer must be 'sum' or 'mean', got {self.normalizer!r}")
+            raise UserError(f"normalizer must be 'sum' or 'mean', got {self.normalizer!r}")
 
     def __call__(
         self, model: T5, batch: Batch, dropout_key: Array | None = None

@@ -23,6 +23,8 @@ from flax import nnx
 from jax import Array
 from jax.nn import initializers
 
+from instructrec_jax.errors import UserError
+
 MASKED = -1e10
 NORM_EPSILON = 1e-6
 
@@ -61,7 +63,7 @@ class T5Config:
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(
+            raise UserError(
                 f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}: "
                 "T5's activations overflow in 16-bit floats of smaller range"
             )

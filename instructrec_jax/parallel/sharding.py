@@ -1,0 +1,102 @@
+"""Shardings of whole training states and of batches, derived from the parameters' logical axes."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from instructrec_jax.errors import UserError
+from instructrec_jax.parallel.mesh import DEFAULT_RULES, MeshAxes, partition_spec
+
+
+def state_shardings(state: Any, mesh: Mesh, rules: Mapping[str, MeshAxes] = DEFAULT_RULES) -> Any:
+    """Returns a sharding for every array of a state that holds a model.
+
+    An array of the optimizer lies like the parameter it belongs to, recognised by the end of its
+    path and an equal shape; anything else (step, factored moments) is on every device.
+
+    Args:
+      state: a pytree of arrays or shapes with `nnx.Param` leaves that carry `logical_axes`.
+      mesh: the device mesh.
+      rules: logical axis to mesh axis.
+
+    Returns:
+      The same pytree with a NamedSharding for each array.
+
+    Raises:
+      UserError: if a dimension is not divisible by its mesh axis.
+    """
+    parameters = _parameter_specs(state.model, mesh, rules)
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def choose(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        # The longest parameter path that ends this path: "layers/kernel" must not match "kernel".
+        keys = tuple(map(str, path))
+        for start in range(len(keys)):
+            if (found := parameters.get(keys[start:])) and found[0] == leaf.shape:
+                return NamedSharding(mesh, found[1])
+        return replicated
+
+    return jax.tree_util.tree_map_with_path(choose, state)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: rows over "data" and "fsdp", the rest whole."""
+    return NamedSharding(mesh, partition_spec(("batch",)))
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Moves the numeric arrays of a numpy batch onto the mesh; text stays behind.
+
+    Args:
+      batch: arrays with the rows of this process first, [rows, ...].
+      mesh: the device mesh.
+
+    Raises:
+      UserError: if the rows cannot be split evenly over the mesh.
+    """
+    sharding = batch_sharding(mesh)
+    numeric = {k: v for k, v in batch.items() if np.issubdtype(v.dtype, np.number)}
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    for name, value in numeric.items():
+        if value.shape[0] * jax.process_count() % shares:
+            raise UserError(
+                f"a batch of {value.shape[0] * jax.process_count()} rows ({name}) does not divide "
+                f"over data x fsdp = {shares}; choose BATCH_SIZE as a multiple of it"
+            )
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in numeric.items()
+    }
+
+
+def _parameter_specs(
+    model: Any, mesh: Mesh, rules: Mapping[str, MeshAxes]
+) -> dict[tuple[str, ...], tuple[tuple[int, ...], PartitionSpec]]:
+    """Returns shape and placement of each parameter by the keys of its path inside the model."""
+    specs = {}
+    is_param = lambda leaf: isinstance(leaf, nnx.Param)  # noqa: E731
+    for path, param in jax.tree_util.tree_leaves_with_path(model, is_leaf=is_param):
+        axes = tuple(param.get_metadata()["logical_axes"])
+        if len(param.shape) == len(axes) + 1:
+            axes = ("layers", *axes)  # stacked by vmap
+        spec = partition_spec(axes, rules)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        _check_divisible(name, param.shape, spec, mesh)
+        specs[(*map(str, path), str(jax.tree_util.GetAttrKey("value")))] = (param.shape, spec)
+    return specs
+
+
+def _check_divisible(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> None:
+    for size, axes in zip(shape, spec, strict=True):
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        shares = math.prod(mesh.shape[axis] for axis in names)
+        if size % shares:
+            raise UserError(
+                f"parameter {name} of shape {shape} cannot be split: {size} is not divisible by "
+                f"the {shares} devices of mesh axis {axes!r}; choose another mesh"
+            )
