@@ -1,0 +1,155 @@
+"""A report as JSON, Markdown and a table for a terminal or a log of 100 columns."""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from instructrec_jax.metrics.ranking import METRIC_NAMES
+from instructrec_jax.metrics.statistics import Interval
+from instructrec_jax.report.evaluation import MODEL, Report, ScenarioResult, SystemRow
+
+WIDTH = 100
+_HEADLINE_METRICS = ("hr@1", "ndcg@5")
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Returns the report as plain JSON values: every number with its interval and protocol."""
+    return {
+        "dataset": report.dataset,
+        "scenarios": {
+            result.scenario: {
+                "protocol": dict(result.protocol),
+                "chosen": dataclasses.asdict(result.chosen),
+                "validation": [dataclasses.asdict(choice) for choice in result.choices],
+                "test": {row.system: _intervals(row.metrics) for row in result.rows},
+                "model_minus": {
+                    row.system: _intervals(row.difference)
+                    for row in result.rows
+                    if row.system != MODEL
+                },
+            }
+            for result in report.scenarios
+        },
+    }
+
+
+def as_text(report: Report) -> str:
+    """Returns the tables as plain text that fits 100 columns and needs no terminal."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=WIDTH, color_system=None, force_terminal=False)
+    for result in report.scenarios:
+        chosen = result.chosen
+        console.print(
+            f"{report.dataset} {result.scenario}: template {chosen.template_id}, normaliser "
+            f"{chosen.normaliser}, n={result.protocol['num_examples']}, "
+            f"{result.protocol['num_candidates']} candidates",
+            highlight=False,
+            markup=False,
+        )
+        console.print(_text_table(result.rows))
+        for row in result.rows:
+            if row.system != MODEL:
+                console.print(_lead(row), highlight=False, markup=False)
+        console.print()
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).rstrip() + "\n"
+
+
+def as_markdown(report: Report, *, curve: str | None) -> str:
+    """Returns the report as Markdown.
+
+    Args:
+      report: the report.
+      curve: file name of the training curve's picture beside the Markdown file, if there is one.
+    """
+    parts = [f"# {report.dataset}", ""]
+    for result in report.scenarios:
+        parts += _markdown_scenario(result)
+    if curve is not None:
+        parts += ["## Training", "", f"![training curve]({curve})", ""]
+    return "\n".join(parts)
+
+
+def _markdown_scenario(result: ScenarioResult) -> list[str]:
+    """Returns the lines of one scenario: results, leads, choice of template, protocol."""
+    names = [name.upper() for name in METRIC_NAMES]
+    leads = [row for row in result.rows if row.system != MODEL]
+    lines = [f"## {result.scenario}", "", "Test split, mean and 95% bootstrap interval.", ""]
+    lines += _markdown_table(
+        ["system", *names],
+        [
+            [row.system, *(_mean_and_interval(row.metrics[m]) for m in METRIC_NAMES)]
+            for row in result.rows
+        ],
+    )
+    lines += ["", "Lead of the model, paired by example.", ""]
+    lines += _markdown_table(
+        ["model minus", *names],
+        [[row.system, *(_signed(row.difference[m]) for m in METRIC_NAMES)] for row in leads],
+    )
+    lines += ["", "Choice of template and normaliser, validation split.", ""]
+    lines += _markdown_table(
+        ["template", "normaliser", "n", *names],
+        [
+            [
+                choice.template_id + (" (chosen)" if choice == result.chosen else ""),
+                choice.normaliser,
+                str(choice.num_examples),
+                *(_short(choice.metrics[m]) for m in METRIC_NAMES),
+            ]
+            for choice in result.choices
+        ],
+    )
+    lines += ["", "Protocol:", ""]
+    lines += [f"* {name}: `{value}`" for name, value in result.protocol.items()]
+    return [*lines, ""]
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _text_table(rows: Sequence[SystemRow]) -> Table:
+    """Returns the table of one scenario for a terminal."""
+    table = Table(box=box.ASCII2, padding=(0, 0), pad_edge=False)
+    table.add_column("system", no_wrap=True)
+    for name in METRIC_NAMES:
+        table.add_column(f"{name.upper()} (95%)", no_wrap=True)
+    for row in rows:
+        cells = [_mean_and_interval(row.metrics[name]) for name in METRIC_NAMES]
+        table.add_row(row.system, *cells)
+    return table
+
+
+def _lead(row: SystemRow) -> str:
+    """Returns one line: how far the model is ahead of a system."""
+    parts = [f"{name.upper()} {_signed(row.difference[name])}" for name in _HEADLINE_METRICS]
+    return f"model minus {row.system}: " + ", ".join(parts)
+
+
+def _intervals(values: Any) -> dict[str, dict[str, float]]:
+    """Returns intervals as JSON values."""
+    return {name: dataclasses.asdict(interval) for name, interval in values.items()}
+
+
+def _mean_and_interval(value: Interval) -> str:
+    """Returns such as '.484 .452-.516'."""
+    return f"{_short(value.estimate)} {_short(value.low)}-{_short(value.high)}"
+
+
+def _signed(value: Interval) -> str:
+    """Returns such as '+.142 [+.101, +.183]'."""
+    return f"{_short(value.estimate, '+')} [{_short(value.low, '+')}, {_short(value.high, '+')}]"
+
+
+def _short(value: float, sign: str = "") -> str:
+    """Returns three decimals without the leading zero."""
+    return (
+        f"{value:{sign}.3f}".replace("0.", ".", 1) if abs(value) < 0.9995 else f"{value:{sign}.2f}"
+    )
