@@ -1,0 +1,152 @@
+"""Orbax checkpoints of a training state: saved atomically, checked by name and shape on the way in.
+
+Layout: MODEL_DIR/checkpoints/<step>/default holds the latest states, MODEL_DIR/best/<step>/default
+the one with the best validation metric. Arrays are stored under dotted names, such as
+`model.encoder.layers.attention.query.kernel`.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from instructrec_jax.errors import UserError
+
+LATEST, BEST = "checkpoints", "best"
+_ITEM = "default"
+Arrays = dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints of one run in one folder; only finished ones are ever seen."""
+
+    def __init__(self, folder: Path | str, *, keep: int, best_metric: str | None = None) -> None:
+        """Opens or creates the folder.
+
+        Args:
+          folder: where step folders lie.
+          keep: how many to keep; older (or worse) ones are deleted after a newer one is complete.
+          best_metric: keep those with the highest value of this metric instead of the latest.
+        """
+        self.folder = Path(folder).resolve()
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                best_fn=None if best_metric is None else lambda metrics: metrics[best_metric],
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=False,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """Returns the step of the newest finished checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Saves a state; does nothing where the step is saved already or is not among the best."""
+        if step in self._manager.all_steps():
+            return
+        arguments = ocp.args.PyTreeSave(named_arrays(state))
+        self._manager.save(step, args=arguments, metrics=metrics and dict(metrics))
+
+    def restore(self, step: int, abstract: Any) -> Any:
+        """Returns the state saved at `step`, placed as the shardings of `abstract` say."""
+        return restore(self.folder / str(step), abstract)
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.close()
+
+
+def resolve_checkpoint(path: Path | str) -> Path:
+    """Returns the step folder that a user means by `path`.
+
+    Args:
+      path: a step folder, a folder of step folders, or a MODEL_DIR (its best checkpoint, else its
+        latest).
+
+    Raises:
+      UserError: if no finished checkpoint is there.
+    """
+    path = Path(path)
+    if (path / _ITEM).is_dir():
+        return path.resolve()
+    for folder in (path / BEST, path / LATEST, path):
+        if steps := _finished_steps(folder):
+            return (folder / str(max(steps))).resolve()
+    raise UserError(
+        f"no finished checkpoint in {path}; expected a MODEL_DIR, or a folder named by a step "
+        "that holds one"
+    )
+
+
+def checkpoint_step(folder: Path) -> int:
+    """Returns the training step of a step folder."""
+    return int(folder.name)
+
+
+def restore(folder: Path, abstract: Any) -> Any:
+    """Restores the part of a checkpoint that `abstract` asks for.
+
+    Args:
+      folder: a step folder, as `resolve_checkpoint` returns it.
+      abstract: a pytree of jax.ShapeDtypeStruct with shardings: a whole TrainState, or one with
+        parts of it None.
+
+    Raises:
+      UserError: naming every parameter that is missing, left over or of another shape.
+    """
+    wanted = named_arrays(abstract)
+    checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    path = folder / _ITEM
+    try:
+        found = checkpointer.metadata(path).item_metadata.tree
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"checkpoint {folder} cannot be read: {error}") from None
+    _check_same(folder, wanted, found)
+    arguments = ocp.args.PyTreeRestore(
+        item=wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+    )
+    arrays = checkpointer.restore(path, args=arguments)
+    return jax.tree.structure(abstract).unflatten([arrays[name] for name in wanted])
+
+
+def named_arrays(tree: Any) -> Arrays:
+    """Returns the arrays of a pytree by dotted name, in the pytree's own order."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        re.sub(r"\.value$", "", jax.tree_util.keystr(path, simple=True, separator=".")): leaf
+        for path, leaf in leaves
+    }
+
+
+def _finished_steps(folder: Path) -> list[int]:
+    """Returns the steps whose folder Orbax has renamed from its temporary name."""
+    if not folder.is_dir():
+        return []
+    return [int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / _ITEM).is_dir()]
+
+
+def _check_same(folder: Path, wanted: Arrays, found: Mapping[str, Any]) -> None:
+    shapes = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
+    parts = {name.split(".")[0] for name in wanted}
+    there = {n: tuple(leaf.shape) for n, leaf in found.items() if n.split(".")[0] in parts}
+    problems = [f"missing: {name} {shapes[name]}" for name in shapes if name not in there]
+    problems += [f"left over: {name} {there[name]}" for name in there if name not in shapes]
+    problems += [
+        f"{name} is {there[name]} there and {shapes[name]} here"
+        for name in shapes
+        if name in there and there[name] != shapes[name]
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
+        raise UserError(
+            f"checkpoint {folder} is of another model or optimizer, {len(problems)} arrays differ: "
+            f"{shown}. Use the gin files it was trained with, or another MODEL_DIR"
+        )

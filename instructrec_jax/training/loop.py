@@ -1,0 +1,165 @@
+"""The loop around the jitted step: logging, evaluation, checkpoints, interruption."""
+
+import dataclasses
+import logging
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+
+from instructrec_jax.errors import UserError
+from instructrec_jax.models.objectives import Metrics
+from instructrec_jax.training.metrics_log import MetricsLog
+from instructrec_jax.training.progress import Progress
+from instructrec_jax.training.state import TrainState
+from instructrec_jax.training.step import TrainStep
+
+logger = logging.getLogger(__name__)
+NumpyBatch = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Periods:
+    """When the loop does what, in steps.
+
+    Attributes:
+      train_steps: the step after which training ends.
+      log: steps between two lines of progress.
+      evaluate: steps between two evaluations; the last step is evaluated too.
+      checkpoint: steps between two checkpoints; the last step is saved too.
+    """
+
+    train_steps: int
+    log: int = 100
+    evaluate: int = 1000
+    checkpoint: int = 1000
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise UserError(
+                    f"{field.name} is {getattr(self, field.name)}; expected a number of steps >= 1"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Actions:
+    """What the loop calls; each is given by the stage that knows how.
+
+    Attributes:
+      place: moves a numpy batch onto the devices.
+      evaluate: measures a model on validation data, by metric name.
+      save: keeps a state, with its evaluation if it has one.
+    """
+
+    place: Callable[[NumpyBatch], dict[str, jax.Array]]
+    evaluate: Callable[[Any], dict[str, float]]
+    save: Callable[[int, TrainState, Mapping[str, float] | None], None]
+
+
+def run_loop(
+    state: TrainState,
+    batches: Iterator[NumpyBatch],
+    *,
+    train_step: TrainStep,
+    periods: Periods,
+    actions: Actions,
+    log: MetricsLog,
+) -> TrainState:
+    """Trains until `periods.train_steps`, or until SIGTERM asks to stop after the current step.
+
+    Args:
+      state: where to start; its buffers are donated.
+      batches: endless numpy batches, beginning with the one that belongs to the state's step.
+      train_step: from `make_train_step`.
+      periods: when to log, evaluate and save.
+      actions: how to.
+      log: where metrics go.
+
+    Returns:
+      The last state, saved.
+
+    Raises:
+      UserError: if the loss is not finite; the state before it is what the last checkpoint holds.
+    """
+    first_step, step = int(state.step), int(state.step)
+    progress = Progress(first_step=first_step, last_step=periods.train_steps)
+    unchecked: _Unchecked | None = None
+    with _stop_on_sigterm() as stop:
+        while step < periods.train_steps and not stop.is_asked:
+            batch = next(batches)
+            state, metrics = train_step(state, actions.place(batch))
+            step += 1
+            # The previous step's loss is looked at while this one runs: no waiting.
+            _check_finite(unchecked)
+            unchecked = _Unchecked(step, metrics, batch)
+            is_last = step == periods.train_steps or stop.is_asked
+            if step % periods.log == 0 or is_last or step == first_step + 1:
+                values = {name: float(value) for name, value in metrics.items()}
+                log.write(step, values)
+                logger.info(progress.line(step, values))
+            if step % periods.evaluate == 0 or step % periods.checkpoint == 0 or is_last:
+                _check_finite(unchecked)
+                measured = None
+                if step % periods.evaluate == 0 or is_last:
+                    measured = actions.evaluate(state.model)
+                    log.write(step, measured)
+                    logger.info("step %d  %s", step, _spell(measured))
+                actions.save(step, state, measured)
+        if stop.is_asked:
+            logger.info(
+                "stopped on SIGTERM after step %d; the same command goes on from there", step
+            )
+    return state
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unchecked:
+    """A step whose loss nobody has looked at yet."""
+
+    step: int
+    metrics: Metrics
+    batch: NumpyBatch
+
+
+@dataclasses.dataclass
+class _Stop:
+    is_asked: bool = False
+
+
+def _check_finite(taken: _Unchecked | None) -> None:
+    if taken is None or math.isfinite(loss := float(taken.metrics["loss"])):
+        return
+    ids = [str(name) for name in taken.batch.get("example_id", ())]
+    named = f"; examples of that batch: {', '.join(ids[:20])}" if ids else ""
+    raise UserError(
+        f"the loss of step {taken.step} is {loss}; training stops here and the last checkpoint "
+        f"is kept. Lower the learning rate, or look at the data{named}"
+    )
+
+
+def _spell(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[_Stop]:
+    """Turns SIGTERM, which preempted machines get, into a request to stop after the step."""
+    stop = _Stop()
+
+    def ask(_signal: int, _frame: Any) -> None:
+        stop.is_asked = True
+
+    try:
+        previous = signal.signal(signal.SIGTERM, ask)
+    except ValueError:  # not the main thread: whoever embeds the loop owns the signals
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, previous)

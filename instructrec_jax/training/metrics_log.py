@@ -1,0 +1,63 @@
+"""What a run measured, step by step: metrics.jsonl and TensorBoard events in MODEL_DIR."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+from instructrec_jax import files
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends metrics to MODEL_DIR; a resumed run forgets what lies after its checkpoint."""
+
+    def __init__(self, model_dir: Path | str, *, first_step: int) -> None:
+        """Opens the log.
+
+        Args:
+          model_dir: folder of the run.
+          first_step: the step the run starts from; lines of later steps are dropped, since those
+            steps are taken again.
+        """
+        self._path = Path(model_dir) / FILE_NAME
+        kept = [line for line in read_metrics(self._path) if line["step"] <= first_step]
+        files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._stream = self._path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(
+            str(Path(model_dir) / "tensorboard"), purge_step=first_step + 1 if first_step else None
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line and one TensorBoard point for each value."""
+        line = {"step": step, "time": round(time.time(), 3), **values}
+        self._stream.write(json.dumps(line) + "\n")
+        self._stream.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes both files."""
+        self._stream.close()
+        self._events.close()
+
+
+def read_metrics(path: Path | str) -> list[dict[str, float]]:
+    """Reads a metrics.jsonl; a line cut short by a kill, and a missing file, are no error.
+
+    Returns:
+      One dict a line, each with "step", in the order they were written.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break  # only the last line can be half written: lines are appended one at a time
+    return lines
