@@ -1,0 +1,284 @@
+"""From a raw log to artefact A: clean, filter, order, cut, split, draw candidates; all counted."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from instructrec_jax.data import candidates, filtering, splits
+from instructrec_jax.data.prepared import PreparedData
+from instructrec_jax.data.raw_log import RawLog
+from instructrec_jax.data.titles import clean_text, cut_title, title_ids
+from instructrec_jax.errors import UserError
+from instructrec_jax.records import CandidateList, History, Item
+
+MIN_HISTORY = 3  # one item to learn from, the validation target, the test target
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """What decides the output beside the log itself.
+
+    Attributes:
+      seed: of the product-search split and the candidates.
+      k_core: events that each user and item must keep; None is the format's default (5 for logs,
+        1 for sequences that were ordered and filtered before).
+      max_history: most recent items kept of each user.
+      num_candidates: the target and its negatives.
+      max_title_chars: longer titles are cut between words.
+      allow_fewer_candidates: whether a small catalogue gives smaller candidate sets.
+    """
+
+    seed: int = 0
+    k_core: int | None = None
+    max_history: int = 20
+    num_candidates: int = 10
+    max_title_chars: int = 200
+    allow_fewer_candidates: bool = False
+
+    def check(self) -> None:
+        """Raises UserError if a value is out of range."""
+        lowest = {
+            "k_core": 1,
+            "max_history": MIN_HISTORY,
+            "num_candidates": 2,
+            "max_title_chars": 1,
+        }
+        for name, bound in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise UserError(f"--{name} is {value}, expected at least {bound}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Preparation:
+    """Artefact A with what was counted on the way."""
+
+    data: PreparedData
+    counts: dict[str, int]
+    drops: dict[str, int]
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class _Events:
+    """Events that are still kept: indices into the log's users and the catalogue."""
+
+    user: npt.NDArray[np.int32]
+    item: npt.NDArray[np.int32]
+    time: npt.NDArray[np.float64]
+
+    def take(self, kept: npt.NDArray) -> int:
+        """Keeps the events at `kept`, in that order; returns how many were left out."""
+        num_left_out = len(self.user) - len(kept)
+        self.user, self.item, self.time = self.user[kept], self.item[kept], self.time[kept]
+        return num_left_out
+
+    def num_users(self) -> int:
+        """Counts the users with an event."""
+        return len(np.unique(self.user))
+
+    def num_items(self) -> int:
+        """Counts the items with an event."""
+        return len(np.unique(self.item))
+
+
+def prepare_log(log: RawLog, dataset: str, settings: PrepareSettings) -> Preparation:
+    """Turns a raw log into artefact A.
+
+    Args:
+      log: what a reader returned.
+      dataset: name of the data set; it is part of every seed.
+      settings: `k_core` must be a number here.
+
+    Raises:
+      UserError: if nothing is left, or the catalogue is too small for the candidates.
+    """
+    counts: dict[str, int] = {}
+    drops: dict[str, int] = {"items_listed_again": log.num_items_listed_again}
+    catalogue = _clean_catalogue(log, settings.max_title_chars, counts, drops)
+    events = _known_events(log, catalogue, drops)
+    if log.has_times:
+        drops["exact_repeats"] = events.take(
+            filtering.drop_repeats(events.user, events.item, events.time)
+        )
+    _keep_core(events, settings.k_core or 1, counts, drops)
+    _keep_long_users(events, drops)
+    if not len(events.user):
+        raise UserError(_nothing_left(drops))
+    _order(events, log, counts)
+    items, new_ids = _renumber(catalogue, events, drops)
+    events.item = new_ids[events.item]
+    histories, seen = _histories(log.users, events, settings.max_history, counts, drops)
+    items_splits = splits.search_splits(items, dataset=dataset, seed=settings.seed)
+    data = PreparedData(
+        dataset=dataset,
+        items=items,
+        search_splits=items_splits,
+        histories=histories,
+        seen_items=seen,
+        candidates=(),
+    )
+    data = dataclasses.replace(data, candidates=_candidates(data, settings))
+    _count_output(data, settings, counts)
+    return Preparation(data=data, counts=counts, drops=drops)
+
+
+def _clean_catalogue(
+    log: RawLog, max_title_chars: int, counts: dict[str, int], drops: dict[str, int]
+) -> list[Item]:
+    """Cleans titles and categories; an item without title keeps its place with title ""."""
+    titles = [clean_text(item.title) for item in log.items]
+    counts["titles_cut"] = sum(len(title) > max_title_chars for title in titles)
+    drops["items_without_title"] = titles.count("")
+    return [
+        Item(
+            item_id=index,
+            raw_id=item.raw_id,
+            title=cut_title(title, max_title_chars),
+            category=clean_text(item.category),
+        )
+        for index, (item, title) in enumerate(zip(log.items, titles, strict=True))
+    ]
+
+
+def _known_events(log: RawLog, catalogue: Sequence[Item], drops: dict[str, int]) -> _Events:
+    """Returns the events whose item is in the catalogue and has a title."""
+    places = {item.raw_id: item.item_id for item in catalogue}
+    place_of_code = np.array([places.get(raw_id, -1) for raw_id in log.event_items], dtype=np.int32)
+    has_title = np.array([bool(item.title) for item in catalogue])
+    item = place_of_code[log.event_item]
+    is_listed = item >= 0
+    is_kept = is_listed & has_title[item]
+    drops["interactions_of_unknown_items"] = int((~is_listed).sum())
+    drops["interactions_of_items_without_title"] = int((is_listed & ~is_kept).sum())
+    if not is_kept.any():
+        raise UserError(
+            f"no interaction names an item of the catalogue that has a title: the log has item "
+            f"{log.event_items[0]!r}, the catalogue {catalogue[0].raw_id!r}; "
+            "the two files do not belong together"
+        )
+    return _Events(user=log.event_user[is_kept], item=item[is_kept], time=log.event_time[is_kept])
+
+
+def _keep_core(events: _Events, k: int, counts: dict[str, int], drops: dict[str, int]) -> None:
+    """Applies the k-core; records what a single pass would have kept."""
+    core = filtering.k_core(events.user, events.item, k)
+    one_pass = core.kept_after_one_pass
+    counts["k_core_rounds"] = core.num_rounds
+    counts["one_pass_users"] = len(np.unique(events.user[one_pass]))
+    counts["one_pass_items"] = len(np.unique(events.item[one_pass]))
+    counts["one_pass_interactions"] = len(one_pass)
+    num_users, num_items = events.num_users(), events.num_items()
+    drops["interactions_below_k_core"] = events.take(core.kept)
+    drops["users_below_k_core"] = num_users - events.num_users()
+    drops["items_below_k_core"] = num_items - events.num_items()
+
+
+def _keep_long_users(events: _Events, drops: dict[str, int]) -> None:
+    """Drops users with too few events for a training, a validation and a test item."""
+    per_user = np.bincount(events.user) if len(events.user) else np.zeros(0, dtype=np.int64)
+    num_users = events.num_users()
+    kept = np.flatnonzero(per_user[events.user] >= MIN_HISTORY)
+    drops["interactions_of_short_users"] = events.take(kept)
+    drops["users_too_short"] = num_users - events.num_users()
+
+
+def _order(events: _Events, log: RawLog, counts: dict[str, int]) -> None:
+    """Sorts by user and time; counts the users whose order rests on the file's order."""
+    events.take(filtering.order_events(events.user, events.time))
+    ties = filtering.Ties(num_users=0, num_users_at_last=0)
+    if log.has_times:
+        ties = filtering.count_ties(events.user, events.time)
+    counts["users_with_time_ties"] = ties.num_users
+    counts["users_with_time_tie_at_last_item"] = ties.num_users_at_last
+
+
+def _renumber(
+    catalogue: Sequence[Item], events: _Events, drops: dict[str, int]
+) -> tuple[tuple[Item, ...], npt.NDArray[np.int32]]:
+    """Numbers the items that are left, in the catalogue's order; returns old number -> new."""
+    left = np.unique(events.item)
+    gone = drops["items_without_title"] + drops["items_below_k_core"]
+    drops["items_without_interactions"] = len(catalogue) - len(left) - gone
+    new_ids = np.full(len(catalogue), -1, dtype=np.int32)
+    new_ids[left] = np.arange(len(left), dtype=np.int32)
+    items = tuple(
+        dataclasses.replace(catalogue[old], item_id=new) for new, old in enumerate(left.tolist())
+    )
+    return items, new_ids
+
+
+def _histories(
+    users: Sequence[str],
+    events: _Events,
+    max_history: int,
+    counts: dict[str, int],
+    drops: dict[str, int],
+) -> tuple[tuple[History, ...], tuple[npt.NDArray[np.int32], ...]]:
+    """Returns each user's last items, and all distinct items of the user."""
+    starts, lengths = filtering.split_by_user(events.user)
+    counts["interactions_before_cut"] = len(events.user)
+    drops["interactions_before_last_items"] = int(np.maximum(lengths - max_history, 0).sum())
+    sequences = np.split(events.item, starts[1:])
+    histories = tuple(
+        History(user_id=users[user], item_ids=tuple(sequence[-max_history:].tolist()))
+        for user, sequence in zip(events.user[starts].tolist(), sequences, strict=True)
+    )
+    return histories, tuple(np.unique(sequence) for sequence in sequences)
+
+
+def _candidates(data: PreparedData, settings: PrepareSettings) -> tuple[CandidateList, ...]:
+    """Draws the candidates of every evaluation example."""
+    ids = title_ids([item.title for item in data.items]).tolist()
+    rows = []
+    for examples in (
+        candidates.leave_one_out(data.histories, data.seen_items),
+        candidates.product_search(data.search_splits),
+    ):
+        for example, excluded in examples:
+            rng = candidates.example_rng(
+                example.example_id, dataset=data.dataset, split=example.split, seed=settings.seed
+            )
+            try:
+                drawn = candidates.draw_candidates(
+                    ids,
+                    excluded=excluded,
+                    target=example.target_id,
+                    num_candidates=settings.num_candidates,
+                    rng=rng,
+                    allow_fewer=settings.allow_fewer_candidates,
+                )
+            except UserError as error:
+                raise UserError(f"example {example.example_id!r}: {error}") from None
+            rows.append(dataclasses.replace(example, candidate_ids=drawn))
+    return tuple(rows)
+
+
+def _count_output(data: PreparedData, settings: PrepareSettings, counts: dict[str, int]) -> None:
+    """Counts what is written."""
+    counts["users"] = len(data.histories)
+    counts["items"] = len(data.items)
+    counts["interactions"] = sum(len(history.item_ids) for history in data.histories)
+    counts["users_whose_target_is_in_their_history"] = sum(
+        history.item_ids[-1] in history.item_ids[:-1] for history in data.histories
+    )
+    distinct = len(set(title_ids([item.title for item in data.items]).tolist()))
+    counts["items_beyond_one_a_title"] = len(data.items) - distinct
+    for split in (splits.TRAIN, splits.VALIDATION, splits.TEST):
+        counts[f"search_items_{split}"] = data.search_splits.count(split)
+    for row in data.candidates:
+        name = f"{row.protocol}_{row.split}"
+        counts[name] = counts.get(name, 0) + 1
+    counts["candidate_lists_with_fewer"] = sum(
+        len(row.candidate_ids) < settings.num_candidates for row in data.candidates
+    )
+
+
+def _nothing_left(drops: dict[str, int]) -> str:
+    """Says where everything went."""
+    reasons = ", ".join(f"{name}={number}" for name, number in drops.items() if number)
+    return (
+        f"no user with at least {MIN_HISTORY} interactions is left ({reasons}); "
+        "lower --k_core or use a larger log"
+    )

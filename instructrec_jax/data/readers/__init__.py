@@ -1,0 +1,1 @@
+"""Readers of raw logs: one small file a format, registered in `registry.py`."""

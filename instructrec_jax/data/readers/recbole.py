@@ -1,0 +1,108 @@
+"""RecBole's atomic files: `NAME.inter` and `NAME.item`, tab separated, header `name:type`.
+
+`NAME.user` may stand beside them and is not read: no template speaks of age or address.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from instructrec_jax.data.raw_log import LogBuilder, RawItem, RawLog
+from instructrec_jax.data.readers.formats import Format, find_one
+from instructrec_jax.data.readers.rows import (
+    Column,
+    as_id,
+    as_text,
+    as_time,
+    header_names,
+    tsv_rows,
+)
+from instructrec_jax.errors import UserError
+
+_EVENT_COLUMNS = (
+    Column(("user_id",)),
+    Column(("item_id",)),
+    Column(("timestamp",), is_required=False),
+)
+_TITLES = ("title", "movie_title", "item_name", "name")
+_PATHS = ("category", "categories")
+_GENRES = ("class", "genre", "genres")  # MovieLens: one word a genre, blanks between
+_UNKNOWN = frozenset({"unknown", "(no genres listed)"})
+
+
+def genres_path(genres: str) -> str:
+    """Returns MovieLens genres as a category path, "" where the genre is unknown.
+
+    Args:
+      genres: words with blanks or "|" between them.
+
+    Example:
+      "Animation Children's Comedy" -> "Animation, Children's, Comedy".
+    """
+    if genres.strip() in _UNKNOWN:
+        return ""
+    words = genres.replace("|", " ").split()
+    return ", ".join(word for word in words if word not in _UNKNOWN)
+
+
+def _find(folder: Path) -> tuple[Path, ...]:
+    """Finds the two files, which share their name."""
+    names = {path.name.removesuffix(".gz") for path in folder.iterdir()}
+    events = sorted(name for name in names if name.endswith(".inter"))
+    if not events:
+        return ()
+    if len(events) > 1:
+        raise UserError(
+            f"{folder} holds several .inter files ({', '.join(events)}); "
+            "give each data set its own folder"
+        )
+    stem = events[0].removesuffix(".inter")
+    found = tuple(find_one(folder, (stem + end,)) for end in (".inter", ".item"))
+    if None in found:
+        raise UserError(
+            f"{folder} holds {events[0]} but no {stem}.item (or .gz), where the items' titles "
+            "are read; put it beside"
+        )
+    return tuple(path for path in found if path is not None)
+
+
+def _read(paths: Sequence[Path]) -> RawLog:
+    """Reads both files."""
+    events, items = paths
+    builder = LogBuilder()
+    for line, (user, item, time) in tsv_rows(events, _EVENT_COLUMNS, typed_header=True):
+        builder.add_event(
+            as_id(user, events, line, "user_id"),
+            as_id(item, events, line, "item_id"),
+            None if time is None else as_time(time, events, line),
+            path=events,
+            line=line,
+        )
+    _read_items(items, builder)
+    return builder.build()
+
+
+def _read_items(path: Path, builder: LogBuilder) -> None:
+    """Adds the catalogue; genres become a category path."""
+    has_path = any(name in _PATHS for name in header_names(path))
+    category_column = Column(_PATHS if has_path else _GENRES, is_required=False)
+    columns = (Column(("item_id",)), Column(_TITLES), category_column)
+    for line, (item, title, category) in tsv_rows(path, columns, typed_header=True):
+        category = as_text(category, path, line, "category")
+        builder.add_item(
+            RawItem(
+                raw_id=as_id(item, path, line, "item_id"),
+                title=title,
+                category=category if has_path else genres_path(category),
+            )
+        )
+
+
+FORMAT = Format(
+    name="recbole",
+    understood=(
+        "RecBole's NAME.inter (user_id, item_id, optionally timestamp) "
+        "with NAME.item (item_id, title or movie_title, optionally category or class)"
+    ),
+    find=_find,
+    read=_read,
+)

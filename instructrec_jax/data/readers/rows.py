@@ -1,0 +1,201 @@
+"""Rows of a TSV or JSONL file: chosen columns, checked line by line.
+
+No CSV quote rule is applied anywhere: titles contain quotes.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from instructrec_jax.data.readers.lines import fail, read_lines
+from instructrec_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A wanted column: the names it may bear (the first one present is read), needed or not."""
+
+    names: tuple[str, ...]
+    is_required: bool = True
+
+
+def read_rows(path: Path, columns: Sequence[Column]) -> Iterator[tuple[int, list[Any]]]:
+    r"""Yields (line number, values in the order of `columns`); None where a value is absent.
+
+    Args:
+      path: a `.jsonl` file (values as JSON gives them) or else a TSV with a header (values str),
+        either plain or gzip.
+      columns: what to read; other columns are ignored.
+
+    Raises:
+      UserError: on a damaged file or line, or a required column that is missing.
+
+    Example:
+      "item_id\tx\ttitle\n7\t-\tHalo\n" read for item_id and title yields (2, ["7", "Halo"]).
+    """
+    is_json = ".jsonl" in path.suffixes
+    yield from (_json_rows if is_json else tsv_rows)(path, columns)
+
+
+def tsv_rows(
+    path: Path, columns: Sequence[Column], *, typed_header: bool = False
+) -> Iterator[tuple[int, list[Any]]]:
+    """Yields the rows of a TSV file as `read_rows` does.
+
+    Args:
+      path: the file.
+      columns: what to read.
+      typed_header: the header's fields are `name:type`, as in RecBole's atomic files.
+    """
+    lines = read_lines(path)
+    number, header = next(lines, (1, ""))
+    names = _names(path, number, header, typed_header)
+    places = _places(path, names, columns)
+    num_rows = 0
+    for number, line in lines:
+        fields = line.split("\t")
+        if len(fields) != len(names):
+            fail(
+                path,
+                number,
+                f"{len(fields)} tab-separated fields, expected {len(names)} as in the header; "
+                "the line is half-written or holds a stray tab",
+            )
+        num_rows += 1
+        yield number, [None if place is None else fields[place] for place in places]
+    if not num_rows:
+        raise UserError(f"{path} holds a header and no rows")
+
+
+def header_names(path: Path) -> list[str]:
+    """Returns the names in the header of a RecBole atomic file, without their types."""
+    number, header = next(read_lines(path), (1, ""))
+    return _names(path, number, header, typed_header=True)
+
+
+def as_id(value: Any, path: Path, line: int, column: str) -> str:
+    """Returns a user's or item's id as text; whole numbers are taken as they are written.
+
+    Raises:
+      UserError: if it is empty or neither text nor a whole number.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        fail(path, line, f"{column} is {value!r}, expected text or a whole number")
+    if not value.strip():
+        fail(path, line, f"{column} is empty; the line is half-written or damaged")
+    if not value.isascii():
+        _check_encodable(value, path, line, column)
+    return value
+
+
+def as_time(value: Any, path: Path, line: int) -> float:
+    """Returns a time as a number of any unit; only its order matters.
+
+    Raises:
+      UserError: if it is not a finite number.
+    """
+    try:
+        time = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        time = math.nan
+    if not math.isfinite(time):
+        fail(path, line, f"timestamp is {value!r}, expected a number such as 881250949")
+    return time
+
+
+def as_text(value: Any, path: Path, line: int, column: str) -> str:
+    """Returns a title as text, "" where it is absent.
+
+    Raises:
+      UserError: if it is neither text nor a number.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        fail(path, line, f"{column} is {value!r}, expected text")
+    return str(value)
+
+
+def as_path(value: Any, path: Path, line: int, column: str) -> str:
+    """Returns a category path as text: a list from broad to narrow is joined with ", ".
+
+    Raises:
+      UserError: if it is neither text nor a list of text.
+
+    Example:
+      ["Games", "PC", ""] -> "Games, PC".
+    """
+    if not isinstance(value, list):
+        return as_text(value, path, line, column)
+    parts = [as_text(part, path, line, column).strip() for part in value]
+    return ", ".join(part for part in parts if part)
+
+
+def _json_rows(path: Path, columns: Sequence[Column]) -> Iterator[tuple[int, list[Any]]]:
+    """Yields the rows of a JSONL file."""
+    for number, line in read_lines(path):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            fail(path, number, f"not JSON ({error}); the line is half-written or damaged")
+        if not isinstance(record, dict):
+            fail(path, number, f"expected a JSON object, got {line[:40]!r}")
+        yield number, [_value(record, column, path, number) for column in columns]
+
+
+def _value(record: dict[str, Any], column: Column, path: Path, number: int) -> Any:
+    """Returns the first of the column's names that the record holds."""
+    for name in column.names:
+        if name in record:
+            return record[name]
+    if column.is_required:
+        fail(path, number, f"no field {_either(column)}; the record has {_listed(list(record))}")
+    return None
+
+
+def _names(path: Path, number: int, header: str, typed_header: bool) -> list[str]:
+    """Returns the header's names, unique and not empty."""
+    names = header.split("\t")
+    if typed_header:
+        bare = [name for name in names if ":" not in name]
+        if bare:
+            fail(path, number, f"header field {bare[0]!r} is not `name:type`, as in user_id:token")
+        names = [name.rsplit(":", 1)[0] for name in names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        fail(path, number, f"the header names {twice[0]!r} twice")
+    return names
+
+
+def _places(path: Path, names: list[str], columns: Sequence[Column]) -> list[int | None]:
+    """Returns the index of each wanted column in the header."""
+    places: list[int | None] = []
+    for column in columns:
+        found = next((names.index(name) for name in column.names if name in names), None)
+        if found is None and column.is_required:
+            fail(path, 1, f"no column {_either(column)}; the header has {_listed(names)}")
+        places.append(found)
+    return places
+
+
+def _check_encodable(value: str, path: Path, line: int, column: str) -> None:
+    """Refuses the halves of surrogate pairs that a JSON escape may hold."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        fail(path, line, f"{column} {value!r} holds half a surrogate pair, which is no text")
+
+
+def _either(column: Column) -> str:
+    """Names a column and its other accepted names."""
+    return " or ".join(repr(name) for name in column.names)
+
+
+def _listed(names: list[str]) -> str:
+    """Lists names for a message."""
+    return ", ".join(repr(name) for name in names[:12]) or "none"

@@ -1,0 +1,98 @@
+"""`instructrec prepare`: raw logs -> artefact A (catalogue, histories, splits, candidates)."""
+
+import dataclasses
+import logging
+import re
+from pathlib import Path
+
+from instructrec_jax import files
+from instructrec_jax.data import prepared
+from instructrec_jax.data.preparation import PrepareSettings, prepare_log
+from instructrec_jax.data.readers.registry import recognise
+from instructrec_jax.errors import UserError
+from instructrec_jax.manifest import Manifest, is_done, read_manifest
+
+_LOGGER = logging.getLogger(__name__)
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+# Choices that a later change must not alter silently: they are compared when output is reused.
+_PROTOCOL = {
+    "order": "by time, ties by file order",
+    "repeats": "same user, item and time; the first in the file stays; none without times",
+    "split": "last item test, last but one validation, earlier ones training",
+    "product_search_split": "80/10/10 by hash of the title, items with a category",
+    "negatives": "uniform from the catalogue minus the user's whole sequence, titles distinct",
+}
+
+
+def prepare(
+    *,
+    dataset: str,
+    input_dir: Path | str,
+    output_dir: Path | str,
+    settings: PrepareSettings | None = None,
+) -> Manifest:
+    """Prepares the logs of a folder; output of the same work that is there already is reused.
+
+    Args:
+      dataset: a name such as "ml_100k"; it becomes part of task names and seeds.
+      input_dir: folder with the logs in any format that `data/readers` understands.
+      output_dir: folder for artefact A, written whole or not at all.
+      settings: everything else that decides the output.
+
+    Returns:
+      The manifest of the output, with all counts and drops.
+
+    Raises:
+      UserError: on damaged logs, impossible settings or an output folder of other work.
+    """
+    settings = settings or PrepareSettings()
+    settings.check()
+    if not _NAME.fullmatch(dataset):
+        raise UserError(
+            f"dataset name {dataset!r} has other characters than lower-case letters, digits and "
+            "_, or begins with no letter; choose one such as 'my_shop'"
+        )
+    form, paths = recognise(input_dir)
+    if settings.k_core is None:
+        settings = dataclasses.replace(settings, k_core=form.default_k_core)
+    plan = Manifest(
+        stage=prepared.STAGE,
+        inputs={path.name: files.sha256(path) for path in paths},
+        settings={
+            "dataset": dataset,
+            "format": form.name,
+            **dataclasses.asdict(settings),
+            "protocol": _PROTOCOL,
+        },
+    )
+    if is_done(output_dir, plan):
+        manifest = read_manifest(output_dir)
+        _LOGGER.info("%s already holds this preparation: reused", output_dir)
+    else:
+        result = prepare_log(form.read(paths), dataset, settings)
+        manifest = dataclasses.replace(plan, counts=result.counts, drops=result.drops)
+        with files.atomic_directory(output_dir) as folder:
+            prepared.write_prepared(folder, result.data)
+            manifest.write(folder)
+        _LOGGER.info("wrote %s", output_dir)
+    _report(manifest)
+    return manifest
+
+
+def _report(manifest: Manifest) -> None:
+    """Logs the counts; other programs read the line `users=... items=... interactions=...`."""
+    counts = manifest.counts
+    _LOGGER.info(
+        "users=%d items=%d interactions=%d",
+        counts["users"],
+        counts["items"],
+        counts["interactions"],
+    )
+    drops = ", ".join(f"{name}={number}" for name, number in manifest.drops.items() if number)
+    _LOGGER.info("left out: %s", drops or "nothing")
+    if counts["users_with_time_ties"]:
+        _LOGGER.info(
+            "order by file where times are equal: %d users, %d of them at their last item",
+            counts["users_with_time_ties"],
+            counts["users_with_time_tie_at_last_item"],
+        )
