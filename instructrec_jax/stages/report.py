@@ -1,0 +1,288 @@
+"""Artefacts E and A -> F: tables with intervals and baselines, as text, JSON, Markdown and PNG."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instructrec_jax import files, manifest
+from instructrec_jax.baselines import chance, cooccurrence, popularity
+from instructrec_jax.data import prepared as prepared_files
+from instructrec_jax.data.prepared import PreparedData
+from instructrec_jax.errors import UserError
+from instructrec_jax.manifest import Manifest
+from instructrec_jax.metrics import ranking, statistics
+from instructrec_jax.records import CandidateList
+from instructrec_jax.report import curves, evaluation, scenarios, writers
+from instructrec_jax.report.evaluation import Choice, Report, ScenarioResult
+from instructrec_jax.report.normalisers import checked_names, normalise
+from instructrec_jax.scoring import scores as score_files
+from instructrec_jax.scoring.scores import Scores
+
+SEED = 0  # of the bootstrap and of the random scorer; results of different runs stay comparable
+CURVE = "training_curve.png"
+
+_logger = logging.getLogger(__name__)
+
+
+def report(
+    *,
+    dataset: str,
+    prepared_dir: Path | str,
+    validation_scores_dir: Path | str,
+    test_scores_dir: Path | str,
+    output_dir: Path | str,
+    metrics_file: Path | str | None = None,
+    normalisers: Sequence[str] = ("sum",),
+) -> dict[str, Any]:
+    """Writes report.json, report.md, report.txt and the training curve; returns the JSON.
+
+    Args:
+      dataset: name of the dataset; must be the one that was prepared.
+      prepared_dir: artefact A.
+      validation_scores_dir: artefact E of the validation split: chooses template and normaliser.
+      test_scores_dir: artefact E of the test split: gives the numbers.
+      output_dir: folder to write; one that holds the same report is kept.
+      metrics_file: JSONL metrics of the training run, for the curve; None for no curve.
+      normalisers: names of the normalisers that validation may choose among.
+
+    Raises:
+      UserError: if a folder is missing, or the scores do not belong to the candidates of A.
+    """
+    names = checked_names(normalisers)
+    score_folders = {"validation": Path(validation_scores_dir), "test": Path(test_scores_dir)}
+    planned = _plan(dataset, Path(prepared_dir), score_folders, metrics_file, names)
+    output = Path(output_dir)
+    if manifest.is_done(output, planned):
+        _logger.info("report: %s is up to date", output)
+        _log_table((output / "report.txt").read_text(encoding="utf-8"))
+        return json.loads((output / "report.json").read_text(encoding="utf-8"))
+    data = prepared_files.read_prepared(prepared_dir)
+    if data.dataset != dataset:
+        raise UserError(f"{prepared_dir} holds dataset {data.dataset!r}, not {dataset!r}")
+    scores = {split: score_files.read_scores(path) for split, path in score_folders.items()}
+    made = _make_report(data, scores, names, _protocol(planned, scores, score_folders))
+    _write(made, output, planned, metrics_file)
+    _log_table(writers.as_text(made))
+    _logger.info("report: wrote %s", output / "report.json")
+    return writers.as_json(made)
+
+
+def _plan(
+    dataset: str,
+    prepared_dir: Path,
+    score_folders: Mapping[str, Path],
+    metrics_file: Path | str | None,
+    names: Sequence[str],
+) -> Manifest:
+    """Returns the manifest of the report that was asked for."""
+    candidates = prepared_dir / "candidates.parquet"
+    if not candidates.exists():
+        raise UserError(f"{prepared_dir} holds no {candidates.name}; run `instructrec prepare`")
+    for folder in score_folders.values():
+        manifest.read_manifest(folder)  # the clear error where scoring never finished
+    inputs = {"candidates": files.sha256(candidates)}
+    inputs |= {f"{split}_scores": files.sha256(path) for split, path in score_folders.items()}
+    if metrics_file is not None:
+        if not Path(metrics_file).is_file():
+            raise UserError(f"metrics file {metrics_file} is not there")
+        inputs["training_metrics"] = files.sha256(metrics_file)
+    settings = {"dataset": dataset, "normalisers": list(names), "seed": SEED}
+    return Manifest(stage="report", inputs=inputs, settings=settings)
+
+
+def _protocol(
+    planned: Manifest, scores: Mapping[str, Scores], folders: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Returns what every scenario's protocol has in common."""
+    steps = {split: part.metadata.get("checkpoint_step") for split, part in scores.items()}
+    if steps["validation"] != steps["test"]:
+        raise UserError(
+            f"{folders['validation']} was scored at checkpoint step {steps['validation']} and "
+            f"{folders['test']} at {steps['test']}; score both splits with the same checkpoint"
+        )
+    return {
+        "dataset": planned.settings["dataset"],
+        "split": "test",
+        "candidates_sha256": planned.inputs["candidates"],
+        "checkpoint_step": steps["test"],
+        "ties": "against the target",
+        "interval": f"percentile bootstrap, {statistics.CONFIDENCE:.0%}, "
+        f"{statistics.NUM_RESAMPLES} resamples of examples",
+        "seed": SEED,
+        "score_command": manifest.read_manifest(folders["test"]).command,
+        "command": planned.command,
+    }
+
+
+def _make_report(
+    data: PreparedData,
+    scores: Mapping[str, Scores],
+    names: Sequence[str],
+    protocol: Mapping[str, Any],
+) -> Report:
+    """Computes every scenario that was scored."""
+    known = {(example.split, example.example_id): example for example in data.candidates}
+    validation = _Scored(scores["validation"], "validation", known)
+    test = _Scored(scores["test"], "test", known)
+    baselines = _Baselines(data)
+    templates: dict[str, list[str]] = {}
+    for template_id in sorted(validation.rows, key=scenarios.template_order):
+        templates.setdefault(scenarios.scenario_of(template_id), []).append(template_id)
+    results = []
+    for scenario in scenarios.SCENARIOS.values():
+        choices = [
+            evaluation.evaluate_choice(template_id, name, validation.rank(template_id, name))
+            for template_id in templates.get(scenario, ())
+            for name in names
+        ]
+        if choices:
+            results.append(_scenario(scenario, choices, test, baselines, protocol))
+    return Report(dataset=data.dataset, scenarios=results)
+
+
+def _scenario(
+    scenario: str,
+    choices: Sequence[Choice],
+    test: "_Scored",
+    baselines: "_Baselines",
+    protocol: Mapping[str, Any],
+) -> ScenarioResult:
+    """Chooses on validation, then touches the test split once."""
+    chosen = evaluation.choose(choices)
+    ours = test.rank(chosen.template_id, chosen.normaliser)
+    examples = test.examples(chosen.template_id)
+    ranks_by_system = baselines.ranks(examples) | {evaluation.MODEL: ours}
+    counts = sorted({len(example.candidate_ids) for example in examples})
+    details = {
+        "num_examples": len(examples),
+        "num_candidates": counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}",
+        "template": chosen.template_id,
+        "normaliser": chosen.normaliser,
+        "choice": "best validation NDCG@5, ties by HR@1, then lower id",
+    }
+    rows = evaluation.compare_systems(ranks_by_system, seed=SEED)
+    return ScenarioResult(
+        scenario=scenario,
+        chosen=chosen,
+        choices=choices,
+        rows=rows,
+        protocol={**protocol, **details},
+    )
+
+
+class _Scored:
+    """One split's scores by template, checked against the candidates of A."""
+
+    def __init__(
+        self,
+        scores: Scores,
+        split: str,
+        known: Mapping[tuple[str, str], CandidateList],
+    ):
+        self._scores = scores
+        self._split = split
+        self._known = known
+        self.rows: dict[str, list[int]] = {}
+        for row, template_id in enumerate(scores.template_id):
+            self.rows.setdefault(template_id, []).append(row)
+
+    def examples(self, template_id: str) -> list[CandidateList]:
+        """Returns the candidate lists of a template's examples, in order of the scores."""
+        if template_id not in self.rows:
+            raise UserError(
+                f"the {self._split} scores lack template {template_id}, which validation chose; "
+                "score the same templates on both splits"
+            )
+        found = [self._example(row) for row in self.rows[template_id]]
+        if len({example.example_id for example in found}) != len(found):
+            raise UserError(
+                f"the {self._split} scores hold an example of {template_id} twice; score again"
+            )
+        return found
+
+    def rank(self, template_id: str, normaliser: str) -> NDArray[np.int64]:
+        """Returns the target's rank in every example of a template."""
+        self.examples(template_id)
+        rows = self.rows[template_id]
+        log_likelihood = evaluation.stack_rows(
+            [self._scores.log_likelihood[row] for row in rows], -np.inf
+        )
+        num_tokens = evaluation.stack_rows([self._scores.num_tokens[row] for row in rows], 0)
+        target = np.asarray(self._scores.target_index)[rows]
+        return ranking.ranks(normalise(log_likelihood, num_tokens, normaliser), target)
+
+    def _example(self, row: int) -> CandidateList:
+        """Returns the candidate list that a row was scored on."""
+        example_id = self._scores.example_id[row]
+        example = self._known.get((self._split, example_id))
+        if example is None:
+            raise UserError(
+                f"the {self._split} scores hold example {example_id!r}, which is no {self._split} "
+                "example of the prepared folder; name the folder they were made from"
+            )
+        scored = tuple(int(item) for item in self._scores.candidate_ids[row])
+        target = int(self._scores.target_index[row])
+        same_target = 0 <= target < len(scored) and scored[target] == example.target_id
+        if sorted(scored) != sorted(example.candidate_ids) or not same_target:
+            raise UserError(
+                f"the {self._split} scores rank example {example_id!r} among other candidates than "
+                "the prepared folder lists; build and score again from that folder"
+            )
+        return example
+
+
+class _Baselines:
+    """The systems to compare with, fitted on the training part of the histories."""
+
+    def __init__(self, data: PreparedData):
+        self._histories = {history.user_id: history.item_ids for history in data.histories}
+        training = popularity.training_histories(self._histories.values())
+        num_items = len(data.items)
+        self._counts = popularity.count_items(training, num_items=num_items)
+        self._vectors = cooccurrence.cooccurrence_embeddings(
+            training, num_items, cooccurrence.ITEM_DIM, SEED
+        )
+
+    def ranks(self, examples: Sequence[CandidateList]) -> dict[str, NDArray[np.int64]]:
+        """Returns each system's ranks; co-occurrence only where there is a history."""
+        candidates = evaluation.stack_rows(
+            [np.asarray(example.candidate_ids, dtype=np.int32) for example in examples], -1
+        )
+        names = [example.example_id for example in examples]
+        scores = {
+            "random": chance.score_randomly(names, candidates, seed=SEED),
+            "popularity": popularity.score_by_popularity(candidates, self._counts),
+        }
+        if all(example.position >= 0 for example in examples):
+            scores["cooccurrence"] = cooccurrence.score_by_cooccurrence(
+                candidates,
+                [self._histories[e.user_id][: e.position] for e in examples],
+                vectors=self._vectors,
+                counts=self._counts,
+            )
+        target = np.array([e.candidate_ids.index(e.target_id) for e in examples], dtype=np.int64)
+        return {system: ranking.ranks(values, target) for system, values in scores.items()}
+
+
+def _write(made: Report, output: Path, planned: Manifest, metrics_file: Path | str | None) -> None:
+    """Writes the folder whole or not at all."""
+    with files.atomic_directory(output) as folder:
+        text = json.dumps(writers.as_json(made), indent=2, ensure_ascii=False)
+        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "report.txt").write_text(writers.as_text(made), encoding="utf-8")
+        if metrics_file is not None:
+            curves.plot_training_curve(curves.read_metrics(metrics_file), folder / CURVE)
+        curve = CURVE if metrics_file is not None else None
+        (folder / "report.md").write_text(writers.as_markdown(made, curve=curve), encoding="utf-8")
+        planned.write(folder)
+
+
+def _log_table(text: str) -> None:
+    """Shows the table line by line, as every message of a stage is shown."""
+    for line in text.splitlines():
+        _logger.info("%s", line)

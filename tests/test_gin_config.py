@@ -1,0 +1,226 @@
+"""What gin files may say, and the one message that each mistake gets."""
+
+import dataclasses
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from instructrec_jax.cli import gin_config, gin_files
+from instructrec_jax.errors import UserError
+
+HEAD = "from __gin__ import dynamic_registration\nimport toy_stage\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    rate: float
+    decay: float = 0.0
+
+
+def train(*, model_dir: str, steps: int, optimizer: Optimizer, dry_run: bool = False):
+    """Stands for a stage's function."""
+    if steps < 0:
+        raise UserError("steps must not be negative")
+    if steps == 13:
+        raise ValueError("an error of the program")
+    return model_dir, steps, optimizer, dry_run
+
+
+@pytest.fixture(autouse=True)
+def _toy_stage(monkeypatch):
+    module = types.ModuleType("toy_stage")
+    for thing in (train, Optimizer):
+        monkeypatch.setattr(thing, "__module__", "toy_stage")
+        setattr(module, thing.__name__, thing)
+    monkeypatch.setitem(sys.modules, "toy_stage", module)
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def _write(name: str, text: str, head: str = HEAD) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(head + text)
+        return name
+
+    return _write
+
+
+RUN = """
+MODEL_DIR = %gin.REQUIRED
+STEPS = %gin.REQUIRED
+toy_stage.train.model_dir = %MODEL_DIR
+toy_stage.train.steps = %STEPS
+toy_stage.train.optimizer = @toy_stage.Optimizer()
+toy_stage.Optimizer.rate = 0.5
+"""
+
+
+def run(files, *bindings, **kwargs):
+    return gin_config.run_with_gin(train, gin_file_names=files, bindings=bindings, **kwargs)
+
+
+def test_arguments_come_from_files_and_command_line(write):
+    files = [write("run.gin", RUN), write("size.gin", "STEPS = 7\n", head="")]
+    model_dir, steps, optimizer, dry_run = run(files, "MODEL_DIR='runs/a'")
+    assert (model_dir, steps, optimizer.rate, dry_run) == ("runs/a", 7, 0.5, False)
+
+
+def test_the_order_of_files_does_not_decide_the_result(write):
+    files = [write("run.gin", RUN), write("size.gin", "STEPS = 7\nMODEL_DIR = 'd'\n", head="")]
+    assert run(files)[:2] == run(files[::-1])[:2] == ("d", 7)
+
+
+def test_the_command_line_stands_above_files_and_overlays(write):
+    files = [
+        write("run.gin", RUN),
+        write("size.gin", "STEPS = 7\nMODEL_DIR = 'd'\n", head=""),
+        write("overlays/small.gin", "STEPS = 2\n", head=""),
+    ]
+    assert run(files)[1] == 2
+    assert run(files, "STEPS=3")[1] == 3
+
+
+def test_bindings_of_the_command_line_reach_arguments_too(write):
+    files = [write("run.gin", RUN)]
+    result = run(files, "MODEL_DIR='d'", "STEPS=1", "toy_stage.Optimizer.decay=0.25")
+    assert result[2].decay == 0.25
+
+
+def test_nothing_remains_of_an_earlier_run(write):
+    first = [write("run.gin", RUN), write("size.gin", "STEPS = 7\nMODEL_DIR = 'd'\n", head="")]
+    run(first, "toy_stage.Optimizer.decay=0.25")
+    assert run(first)[2].decay == 0.0
+
+
+def test_included_files_count_as_the_files_they_are(write):
+    write("run.gin", RUN)
+    top = write("top.gin", "include 'run.gin'\nSTEPS = 4\nMODEL_DIR = 'd'\n", head="")
+    assert run([top])[1] == 4
+
+
+def test_a_dry_run_shows_the_config_and_tells_the_stage(write, caplog):
+    caplog.set_level("INFO")
+    result = run([write("run.gin", RUN)], "MODEL_DIR='d'", "STEPS=4", dry_run=True)
+    assert result[3] is True
+    assert "STEPS = 4" in caplog.text and "toy_stage.Optimizer.rate = 0.5" in caplog.text
+
+
+def test_the_resolved_config_reproduces_the_run(write, tmp_path):
+    first = run([write("run.gin", RUN)], "MODEL_DIR='d'", "STEPS=4")
+    (tmp_path / "config.gin").write_text(gin_config.resolved_config())
+    assert run(["config.gin"]) == first
+
+
+def test_a_function_that_asks_for_the_config_text_gets_it(write, monkeypatch):
+    def note(*, steps: int, config_text: str):
+        return steps, config_text
+
+    monkeypatch.setattr(note, "__module__", "toy_stage")
+    monkeypatch.setattr(note, "__qualname__", "note")
+    monkeypatch.setattr(sys.modules["toy_stage"], "note", note, raising=False)
+    file = write("note.gin", "STEPS = 3\ntoy_stage.note.steps = %STEPS\n")
+    steps, text = gin_config.run_with_gin(note, gin_file_names=[file])
+    assert steps == 3 and "toy_stage.note.steps = %STEPS" in text
+
+
+MISTAKES = {
+    "missing file": ({}, [], r"unknown gin file 'none\.gin'"),
+    "syntax": ({"a.gin": "STEPS = = 3\n"}, [], r"a\.gin line 3 is not valid gin.*'STEPS = = 3'"),
+    "unquoted string": ({"a.gin": RUN}, ["MODEL_DIR=/tmp/x"], r"MODEL_DIR=/tmp/x is not valid gin"),
+    "no value": ({"a.gin": RUN}, ["MODEL_DIR"], r"--gin\.MODEL_DIR has no value"),
+    "unset": (
+        {"a.gin": RUN},
+        [],
+        r"MODEL_DIR \(required by a\.gin line 4\); STEPS \(required by a\.gin line 5\)",
+    ),
+    "undefined": (
+        {"a.gin": "toy_stage.train.steps = %STEPS\n"},
+        [],
+        r"STEPS \(used in a\.gin line 3\)",
+    ),
+    "two owners": (
+        {"a.gin": RUN, "b.gin": "STEPS = 1\n", "c.gin": "STEPS = 2\n"},
+        ["MODEL_DIR='d'"],
+        r"STEPS is defined in b\.gin line 3 and in c\.gin line 3",
+    ),
+    "unused macro": (
+        {"a.gin": RUN + "WARMUP = 3\n"},
+        ["MODEL_DIR='d'", "STEPS=1"],
+        r"macro WARMUP of a\.gin line 10 is used by no gin file",
+    ),
+    "unused macro of the command line": (
+        {"a.gin": RUN},
+        ["MODEL_DIR='d'", "STEPS=1", "MODEL_DIRS='e'"],
+        r"'MODEL_DIRS'; the nearest known: MODEL_DIR",
+    ),
+    "unknown configurable": (
+        {"a.gin": RUN + "toy_stage.train.optimizer = @toy_stage.Adam()\n"},
+        ["MODEL_DIR='d'", "STEPS=1"],
+        r"(?s)gin cannot use this config.*Adam.*line 10",
+    ),
+    "unknown argument": (
+        {"a.gin": RUN + "toy_stage.Optimizer.speed = 1\n"},
+        ["MODEL_DIR='d'", "STEPS=1"],
+        r"(?s)speed.*line 10",
+    ),
+    "unknown module": ({"a.gin": "import no_such_module\n"}, [], r"(?s)no_such_module.*line 3"),
+    "binding that nothing uses": (
+        {"a.gin": "toy_stage.Optimizer.rate = 1.0\n"},
+        [],
+        r"a\.gin line 3 binds toy_stage\.Optimizer\.rate, but this run of toy_stage\.train never",
+    ),
+    "argument that nothing binds": (
+        {"a.gin": "toy_stage.train.steps = 3\n"},
+        [],
+        r"no gin file binds these arguments of toy_stage\.train: model_dir, optimizer",
+    ),
+    "required argument": (
+        {"a.gin": RUN + "toy_stage.Optimizer.decay = %gin.REQUIRED\n"},
+        ["MODEL_DIR='d'", "STEPS=1"],
+        r"toy_stage\.Optimizer\.decay \(required by a\.gin line 10\)",
+    ),
+    "a file that includes itself": ({"a.gin": "include 'a.gin'\n"}, [], "includes itself"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_gets_one_message_that_names_it(write, name):
+    files, bindings, message = MISTAKES[name]
+    names = [write(file, text) for file, text in files.items()] or ["none.gin"]
+    with pytest.raises(UserError, match=message):
+        run(names, *bindings)
+
+
+def test_a_user_error_of_the_function_keeps_its_plain_message(write):
+    with pytest.raises(UserError) as caught:
+        run([write("run.gin", RUN)], "MODEL_DIR='d'", "STEPS=-1")
+    assert str(caught.value) == "steps must not be negative"
+
+
+def test_an_error_of_the_program_stays_what_it_is(write):
+    with pytest.raises(ValueError, match="an error of the program"):
+        run([write("run.gin", RUN)], "MODEL_DIR='d'", "STEPS=13")
+
+
+def test_files_are_found_under_the_search_roots_from_any_folder(tmp_path, monkeypatch):
+    root = tmp_path / "checkout"
+    (root / "gin" / "runs").mkdir(parents=True)
+    (root / "gin" / "runs" / "mine.gin").write_text("")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(gin_files, "search_roots", lambda: [root])
+    assert gin_files.find_gin_file("gin/runs/mine.gin") == root / "gin" / "runs" / "mine.gin"
+    assert gin_files.shipped_files() == ["gin/runs/mine.gin"]
+    with pytest.raises(UserError, match=r"nearest known: gin/runs/mine\.gin"):
+        gin_files.find_gin_file("gin/runs/mime.gin")
+
+
+def test_a_file_of_the_working_folder_comes_before_a_shipped_one(tmp_path, monkeypatch):
+    (tmp_path / "mine.gin").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert gin_files.find_gin_file("mine.gin") == Path(tmp_path / "mine.gin").resolve()
