@@ -70,14 +70,38 @@ def read_manifest(folder: Path | str) -> Manifest:
 
 
 def is_done(folder: Path | str, planned: Manifest) -> bool:
-    """Returns whether `folder` already holds the output of the planned work.
+    """Returns whether `folder`, which its stage writes in one go, already holds the planned work.
 
     Raises:
       UserError: if the folder holds something else, which is never overwritten.
     """
-    folder = Path(folder)
+    return _held(Path(folder), planned) is not None
+
+
+def claim(folder: Path | str, planned: Manifest) -> Manifest | None:
+    """Claims `folder` for work that fills it bit by bit and may be interrupted.
+
+    Args:
+      folder: where the work writes; created, with the planned manifest in it, if it is new.
+      planned: the work, its counts still empty.
+
+    Returns:
+      The manifest of an earlier attempt at the same work, which is to be taken up; None if the
+      work is new.
+
+    Raises:
+      UserError: if the folder holds something else, which is never overwritten.
+    """
+    earlier = _held(Path(folder), planned)
+    if earlier is None:
+        planned.write(folder)
+    return earlier
+
+
+def _held(folder: Path, planned: Manifest) -> Manifest | None:
+    """Returns the manifest of the same work in `folder`, or None if the folder is empty."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
+        return None
     if not (folder / FILE_NAME).exists():
         raise UserError(
             f"output folder {folder} is not empty and holds no {FILE_NAME}; "
@@ -85,7 +109,7 @@ def is_done(folder: Path | str, planned: Manifest) -> bool:
         )
     found = read_manifest(folder)
     if found.describes_same_work(planned):
-        return True
+        return found
     raise UserError(
         f"output folder {folder} holds another run: {_difference(found, planned)}; "
         "name another folder or remove it"

@@ -70,7 +70,7 @@ class NegativeLogLikelihood:
 class Listwise:
     """Cross-entropy of the target among its candidates, for small models without pretraining.
 
-    loss = listwise cross-entropy of `scale` * (log-likelihood, by `normalizer`)
+    loss = listwise cross-entropy of `scale` * (log-likelihood, by `normaliser`)
            + `nll_weight` * negative log-likelihood per token of the target.
 
     Not in the paper: a model that starts from nothing learns to rank far sooner when it sees
@@ -79,17 +79,17 @@ class Listwise:
     Attributes:
       scale: inverse temperature of the softmax over candidates.
       nll_weight: weight of the paper's own loss.
-      normalizer: "sum" over the title's tokens, or their "mean".
+      normaliser: "sum" over the title's tokens, or their "mean".
     """
 
     scale: float = 10.0
     nll_weight: float = 0.1
-    normalizer: str = "mean"
+    normaliser: str = "mean"
     ranks_candidates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.normalizer not in ("sum", "mean"):
-            raise UserError(f"normalizer must be 'sum' or 'mean', got {self.normalizer!r}")
+        if self.normaliser not in ("sum", "mean"):
+            raise UserError(f"normaliser must be 'sum' or 'mean', got {self.normaliser!r}")
 
     def __call__(
         self, model: T5, batch: Batch, dropout_key: Array | None = None
@@ -103,7 +103,7 @@ class Listwise:
         values = jnp.sum(token_values, axis=-1)
         target = jnp.where(is_counted, target_index, 0)[:, None]
         means = values / jnp.maximum(num_tokens, 1)
-        if self.normalizer == "mean":
+        if self.normaliser == "mean":
             values = means
         values = jnp.where(num_tokens > 0, self.scale * values, -jnp.inf)
         listwise, num_hits = listwise_cross_entropy(values, target_index, is_counted)

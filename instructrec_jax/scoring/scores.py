@@ -70,6 +70,13 @@ def num_finished_parts(folder: Path | str, template: str) -> int:
     return index
 
 
+def num_rows(folder: Path | str, template: str) -> int:
+    """Returns how many rows the finished parts of a template hold together."""
+    indices = range(num_finished_parts(folder, template))
+    parts = [Path(folder) / part_name(template, index) for index in indices]
+    return sum(pq.read_metadata(path).num_rows for path in parts)
+
+
 def write_part(path: Path | str, rows: Sequence[Mapping[str, Any]], metadata: Mapping) -> None:
     """Writes one part atomically; `metadata` (JSON values) goes into the file's schema."""
     schema = SCHEMA.with_metadata({_METADATA_KEY: json.dumps(dict(metadata)).encode()})

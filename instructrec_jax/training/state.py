@@ -20,7 +20,7 @@ class TrainState(NamedTuple):
       optimizer_state: optax's state.
     """
 
-    step: jax.Array
+    step: jax.Array | None
     model: T5
     optimizer_state: Any
 
@@ -30,11 +30,13 @@ def abstract_state(
 ) -> TrainState:
     """Returns the state's shapes with their shardings; nothing is computed or allocated."""
     shapes = jax.eval_shape(lambda: _initial_state(config, optimizer, seed=0))
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        state_shardings(shapes, mesh),
-    )
+    return _with_shardings(shapes, mesh)
+
+
+def abstract_model(config: T5Config, mesh: Mesh) -> T5:
+    """Returns the model's shapes with their shardings; nothing is computed or allocated."""
+    model = jax.eval_shape(lambda: T5(config, jax.random.key(0)))
+    return _with_shardings(TrainState(None, model, None), mesh).model
 
 
 def initial_state(
@@ -50,6 +52,15 @@ def initial_state(
 def num_parameters(model: T5) -> int:
     """Returns the number of parameters of a model or of its shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(model))
+
+
+def _with_shardings(shapes: TrainState, mesh: Mesh) -> TrainState:
+    """Returns the same shapes, each with its place on the mesh."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(shapes, mesh),
+    )
 
 
 def _initial_state(

@@ -1,0 +1,72 @@
+"""Which records, tasks and vocabulary a run reads, made ready for the pipeline."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from instructrec_jax import files, manifest
+from instructrec_jax.errors import UserError
+from instructrec_jax.pipeline import record_store, registry, vocabulary
+
+VOCABULARY_FILE = Path("vocabulary") / "sentencepiece.model"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunData:
+    """What a training or scoring run reads.
+
+    Attributes:
+      data_dir: output folder of `build`, for one dataset or several (DATA_DIR).
+      feature_lengths: tokens of "inputs" and "targets" (TASK_FEATURE_LENGTHS).
+      module: module that registers the tasks (MIXTURE_OR_TASK_MODULE).
+      vocabulary: a SentencePiece model; by default the one that `build` left with the dataset.
+      extra_ids: sentinel ids after its pieces: 100 with T5's own file.
+      buckets: input lengths that batches are trimmed to, the smallest that holds the longest row;
+        empty: every batch has the full length.
+    """
+
+    data_dir: str
+    feature_lengths: Mapping[str, int]
+    module: str = "tasks.mixtures"
+    vocabulary: str | None = None
+    extra_ids: int = 0
+    buckets: Sequence[int] = ()
+
+    def open(self, task: str, *, vocab_size: int) -> None:
+        """Points the pipeline to the records, tasks and vocabulary of a task's dataset.
+
+        Args:
+          task: a task or mixture, "<dataset>.<name>".
+          vocab_size: rows of the model's embedding.
+
+        Raises:
+          UserError: if one of them is missing, or the model has fewer rows than the vocabulary.
+        """
+        registry.import_task_module(self.module, dataset_of(task))
+        record_store.use_data_dir(self.data_dir)
+        path = self._vocabulary_path(task)
+        vocabulary.use_vocabulary(path, extra_ids=self.extra_ids)
+        size = vocabulary.vocabulary_size()
+        if size > vocab_size:
+            raise UserError(
+                f"vocabulary {path} has {size} ids and the model only {vocab_size} rows for them; "
+                "set VOCAB_SIZE to at least that, or name the vocabulary the model was made for"
+            )
+
+    def fingerprint(self, task: str) -> dict[str, str]:
+        """Returns hashes of the records and the vocabulary, for manifests."""
+        folder = Path(self.data_dir) / dataset_of(task)
+        return {
+            "records": files.sha256(folder / manifest.FILE_NAME),
+            "vocabulary": files.sha256(self._vocabulary_path(task)),
+        }
+
+    def _vocabulary_path(self, task: str) -> Path:
+        if self.vocabulary is not None:
+            return Path(self.vocabulary)
+        return Path(self.data_dir) / dataset_of(task) / VOCABULARY_FILE
+
+
+def dataset_of(task: str) -> str:
+    """Returns the dataset of a task or mixture: "ml_100k" of "ml_100k.A7.grouped"."""
+    return task.split(".")[0]

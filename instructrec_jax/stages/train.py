@@ -1,0 +1,255 @@
+"""`instructrec train`: artefact C -> checkpoints (artefact D) in MODEL_DIR."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from instructrec_jax import files, manifest
+from instructrec_jax.baselines.cooccurrence import cooccurrence_embeddings
+from instructrec_jax.checkpoints import store
+from instructrec_jax.models.objectives import Objective
+from instructrec_jax.models.t5 import T5Config
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.parallel.sharding import place_batch
+from instructrec_jax.pipeline import loader, token_sequences
+from instructrec_jax.scoring.scorer import make_scorer
+from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
+from instructrec_jax.stages.run_data import RunData, dataset_of
+from instructrec_jax.training.loop import Actions, Periods, run_loop
+from instructrec_jax.training.metrics_log import MetricsLog
+from instructrec_jax.training.state import (
+    TrainState,
+    abstract_state,
+    initial_state,
+    num_parameters,
+)
+from instructrec_jax.training.step import make_train_step
+from instructrec_jax.training.warm_start import with_token_embeddings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """One training run.
+
+    Attributes:
+      model_dir: where checkpoints, metrics and the resolved config go (MODEL_DIR).
+      mixture: what to train on (MIXTURE_OR_TASK_NAME); a `.grouped` one for a listwise objective.
+      batch_size: rows of a batch over all devices (BATCH_SIZE).
+      seed: of initialisation, data order and dropout (RANDOM_SEED).
+      pack: several examples in a row; not for grouped mixtures.
+      num_candidates: candidates drawn for each training example, the target among them.
+      initial_checkpoint_path: parameters to start from (INITIAL_CHECKPOINT_PATH).
+      steps_are_relative: count train_steps from the initial checkpoint's own step on
+        (TRAIN_STEPS_RELATIVE) instead of from 0 (TRAIN_STEPS).
+      warm_start: start token embeddings from co-occurrence in the training histories; for models
+        without pretraining.
+      keep_checkpoints: how many of the latest to keep, beside the best.
+    """
+
+    model_dir: str
+    mixture: str
+    batch_size: int
+    seed: int = 0
+    pack: bool = True
+    num_candidates: int = 10
+    initial_checkpoint_path: str | None = None
+    steps_are_relative: bool = False
+    warm_start: bool = False
+    keep_checkpoints: int = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learning:
+    """What is learnt and how.
+
+    Attributes:
+      model: sizes (MODEL).
+      objective: the loss (OBJECTIVE).
+      optimizer: an optax transformation (OPTIMIZER).
+      mesh: how devices are shared (NUM_PARTITIONS is its `tensor`).
+    """
+
+    model: T5Config
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+
+
+def train(
+    *,
+    learning: Learning,
+    data: RunData,
+    run: TrainSettings,
+    periods: Periods,
+    evaluation: EvaluationSettings,
+    config_text: str = "",
+    dry_run: bool = False,
+) -> None:
+    """Trains, or goes on training, until `periods.train_steps`.
+
+    Args:
+      learning: model, objective, optimizer and mesh.
+      data: records, tasks and vocabulary.
+      run: this run.
+      periods: how long, and when to log, evaluate and save.
+      evaluation: what is measured on the way.
+      config_text: the resolved gin config, written to MODEL_DIR.
+      dry_run: say what would be done, and stop before anything is read or written.
+
+    Raises:
+      UserError: for a mistake in settings or data, or a loss that is not finite.
+    """
+    mesh = make_mesh(learning.mesh)
+    abstract = abstract_state(learning.model, learning.optimizer, mesh)
+    logger.info(_describe(abstract, mesh, run, periods))
+    if dry_run:
+        return
+    data.open(run.mixture, vocab_size=learning.model.vocab_size)
+    _claim(learning, data, run)
+    if config_text:
+        files.write_text(Path(run.model_dir) / "config.gin", config_text)
+    latest = store.CheckpointStore(Path(run.model_dir) / store.LATEST, keep=run.keep_checkpoints)
+    best = store.CheckpointStore(
+        Path(run.model_dir) / store.BEST, keep=1, best_metric=evaluation.headline
+    )
+    state, periods = _initialise(learning, data, run, periods, latest=latest, abstract=abstract)
+    log = MetricsLog(run.model_dir, first_step=int(state.step))
+
+    def save(step: int, state: TrainState, measured: Mapping[str, float] | None) -> None:
+        latest.save(step, state)
+        if measured is not None:
+            best.save(step, state._replace(optimizer_state=None), measured)
+
+    if int(state.step) < periods.train_steps:
+        run_loop(
+            state,
+            _batches(learning.objective, data, run, skip=int(state.step)),
+            train_step=make_train_step(
+                learning.objective,
+                learning.optimizer,
+                mesh=mesh,
+                shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
+                seed=run.seed,
+            ),
+            periods=periods,
+            actions=Actions(
+                place=functools.partial(place_batch, mesh=mesh),
+                evaluate=make_evaluate(evaluation, data, make_scorer(mesh)),
+                save=save,
+            ),
+            log=log,
+        )
+    else:
+        logger.info("nothing left to do: %s is at step %d", run.model_dir, int(state.step))
+    for closing in (log, latest, best):
+        closing.close()
+
+
+def _claim(learning: Learning, data: RunData, run: TrainSettings) -> None:
+    """Refuses a MODEL_DIR that holds a run of another model, mixture or seed."""
+    settings = {
+        "model": dataclasses.asdict(learning.model),
+        "objective": repr(learning.objective),
+        "mixture": run.mixture,
+        "batch_size": run.batch_size,
+        "seed": run.seed,
+        "feature_lengths": dict(data.feature_lengths),
+        "initial_checkpoint_path": run.initial_checkpoint_path,
+        "warm_start": run.warm_start,
+    }
+    planned = manifest.Manifest(
+        stage="train", inputs=data.fingerprint(run.mixture), settings=settings
+    )
+    manifest.claim(run.model_dir, planned)
+
+
+def _initialise(
+    learning: Learning,
+    data: RunData,
+    run: TrainSettings,
+    periods: Periods,
+    *,
+    latest: store.CheckpointStore,
+    abstract: TrainState,
+) -> tuple[TrainState, Periods]:
+    """Returns the state to start from, and the periods with train_steps counted from 0."""
+    path = run.initial_checkpoint_path
+    first_step = 0
+    if path is not None:
+        first_step = store.checkpoint_step(store.resolve_checkpoint(path))
+    if run.steps_are_relative:
+        periods = dataclasses.replace(periods, train_steps=first_step + periods.train_steps)
+    # 1. The latest checkpoint in MODEL_DIR: an interrupted run goes on where it was.
+    if (step := latest.latest_step()) is not None:
+        logger.info("resuming from step %d in %s", step, latest.folder)
+        return latest.restore(step, abstract), periods
+    mesh = abstract.step.sharding.mesh
+    state = initial_state(learning.model, learning.optimizer, mesh, seed=run.seed)
+    # 2. INITIAL_CHECKPOINT_PATH: its parameters and step; the optimizer starts afresh.
+    if path is not None:
+        folder = store.resolve_checkpoint(path)
+        logger.info("starting from the parameters of %s", folder)
+        restored = store.restore(folder, abstract._replace(optimizer_state=None))
+        return state._replace(step=restored.step, model=restored.model), periods
+    # 3. Random, with token embeddings from co-occurrence where that is asked for.
+    if run.warm_start:
+        state = state._replace(model=_warm(state.model, learning.model, run))
+    return state, periods
+
+
+def _warm(model: Any, config: T5Config, run: TrainSettings) -> Any:
+    """Returns the model with token embeddings from the training histories."""
+    sequences = token_sequences.training_token_sequences(dataset_of(run.mixture))
+    vectors = cooccurrence_embeddings(sequences, config.vocab_size, config.emb_dim, run.seed)
+    logger.info("token embeddings start from co-occurrence in %d histories", len(sequences))
+    return with_token_embeddings(model, vectors)
+
+
+def _batches(
+    objective: Objective, data: RunData, run: TrainSettings, *, skip: int
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """Returns the endless batches of this process from step `skip` on."""
+    if objective.ranks_candidates:
+        return loader.ranking_batches(
+            run.mixture,
+            split="train",
+            feature_lengths=data.feature_lengths,
+            batch_size=run.batch_size,
+            num_candidates=run.num_candidates,
+            seed=run.seed,
+            repeat=True,
+            skip_batches=skip,
+            buckets=data.buckets,
+        )
+    return loader.training_batches(
+        run.mixture,
+        feature_lengths=data.feature_lengths,
+        batch_size=run.batch_size,
+        seed=run.seed,
+        pack=run.pack,
+        skip_batches=skip,
+    )
+
+
+def _describe(abstract: TrainState, mesh: Mesh, run: TrainSettings, periods: Periods) -> str:
+    """Returns one line on what is about to be trained, and how much memory its state takes."""
+    leaves = jax.tree.leaves(abstract)
+    per_device = sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves
+    )
+    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    return (
+        f"{run.mixture}: {num_parameters(abstract.model):,} parameters, mesh {axes}, "
+        f"{per_device / 2**20:,.1f} MiB of state per device, {periods.train_steps} steps of "
+        f"{run.batch_size} rows, into {run.model_dir}"
+    )
