@@ -66,6 +66,23 @@ def run_with_gin(
     return _call(configured, given)
 
 
+def run_with_macros(
+    function: Callable[..., Any], gin_file_names: Sequence[str], **macros: Any
+) -> Any:
+    """Calls a function configured by gin files and by macros given as Python values.
+
+    Args:
+      function: function of a stage.
+      gin_file_names: gin files.
+      **macros: values that stand above all files: numbers, strings, lists and the like.
+    """
+    return run_with_gin(
+        function,
+        gin_file_names=gin_file_names,
+        bindings=[f"{name}={value!r}" for name, value in macros.items()],
+    )
+
+
 def resolved_config() -> str:
     """Returns the config that gin holds now, as text that gin can read again."""
     return gin.config_str(max_line_length=100)

@@ -55,7 +55,7 @@ def plot_training_curve(metrics: Mapping[str, Mapping[int, float]], path: Path |
     """
     if not metrics.get("loss"):
         raise UserError("the metrics file holds no training loss yet; let the run take some steps")
-    shown = [name for name in _validation_names(metrics)]
+    shown = _validation_names(metrics)
     figure = Figure(figsize=(8, 6 if shown else 3.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2 if shown else 1, 1, sharex=True, squeeze=False)[:, 0]
@@ -109,13 +109,8 @@ def _finish(axes: Axes) -> None:
 
 
 def _validation_names(metrics: Mapping[str, Mapping[int, float]]) -> list[str]:
-    """Returns the names of the validation metrics worth drawing, in a fixed order."""
-    return [
-        name
-        for suffix in _SHOWN
-        for name in sorted(metrics)
-        if name.startswith(_PREFIX) and name.endswith(suffix)
-    ]
+    """Returns the names of the metrics worth drawing: means over the tasks, not each task's."""
+    return [_PREFIX + name for name in _SHOWN if metrics.get(_PREFIX + name)]
 
 
 def _label(name: str) -> str:

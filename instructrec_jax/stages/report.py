@@ -84,7 +84,8 @@ def _plan(
     if not candidates.exists():
         raise UserError(f"{prepared_dir} holds no {candidates.name}; run `instructrec prepare`")
     for folder in score_folders.values():
-        manifest.read_manifest(folder)  # the clear error where scoring never finished
+        if not manifest.read_manifest(folder).counts:  # claimed, not finished
+            raise UserError(f"scoring into {folder} has not finished; run its command again")
     inputs = {"candidates": files.sha256(candidates)}
     inputs |= {f"{split}_scores": files.sha256(path) for split, path in score_folders.items()}
     if metrics_file is not None:

@@ -1,0 +1,104 @@
+"""`instructrec train` and `score`: stages whose every argument comes from gin."""
+
+import argparse
+
+from instructrec_jax.cli.verb import Verb
+from instructrec_jax.errors import UserError
+
+_GIN_HELP = (
+    "Configured by gin files: one for the model's size, one for the task mixture, one for the\n"
+    "kind of run. Files are found as named, in the checkout and where the package was installed.\n"
+    "--gin.NAME=VALUE sets a macro (MODEL_DIR) or a binding (with a dot), above all files;\n"
+    "strings need quotes that the shell leaves in place: --gin.MODEL_DIR='\"runs/a\"'."
+)
+
+
+def _add_gin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gin_file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="gin file; may be given several times",
+    )
+    parser.add_argument(
+        "--gin.NAME",
+        dest="_documented_only",
+        metavar="VALUE",
+        help="value of a macro or binding; may be given for several names",
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print the resolved config and what would be done, and stop",
+    )
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Raises where no gin file was named."""
+    if not options.gin_file:
+        raise UserError(
+            f"`instructrec {options.verb}` needs at least one --gin_file; "
+            f"see `instructrec {options.verb} --help`"
+        )
+
+
+def _train(options: argparse.Namespace) -> None:
+    _check_files(options)
+    from instructrec_jax.cli import gin_config
+    from instructrec_jax.stages import train
+
+    gin_config.run_with_gin(
+        train.train,
+        gin_file_names=options.gin_file,
+        bindings=options.bindings,
+        dry_run=options.dry_run,
+    )
+
+
+def _score(options: argparse.Namespace) -> None:
+    _check_files(options)
+    from instructrec_jax.cli import gin_config
+    from instructrec_jax.stages import score
+
+    gin_config.run_with_gin(
+        score.score,
+        gin_file_names=options.gin_file,
+        bindings=options.bindings,
+        dry_run=options.dry_run,
+    )
+
+
+TRAIN = Verb(
+    name="train",
+    summary="instruction records -> checkpoints",
+    description=(
+        "Fine-tunes a model, or goes on where an interrupted run of the same MODEL_DIR stopped.\n"
+        f"Writes checkpoints, metrics and the resolved config to MODEL_DIR.\n\n{_GIN_HELP}"
+    ),
+    example=(
+        "instructrec train --gin_file=gin/models/t5_tiny.gin \\\n"
+        "    --gin_file=gin/mixtures/ml_100k.gin --gin_file=gin/runs/finetune.gin \\\n"
+        "    --gin.DATA_DIR='\"runs/records\"' --gin.MODEL_DIR='\"runs/model\"'"
+    ),
+    add_arguments=_add_gin,
+    run=_train,
+    takes_gin=True,
+)
+SCORE = Verb(
+    name="score",
+    summary="checkpoint -> log-likelihoods of every candidate",
+    description=(
+        "Scores all candidates of every example, going on after the parts that are there already.\n"
+        f"Writes Parquet files to INFER_OUTPUT_DIR.\n\n{_GIN_HELP}"
+    ),
+    example=(
+        "instructrec score --gin_file=gin/models/t5_tiny.gin \\\n"
+        "    --gin_file=gin/mixtures/ml_100k.gin --gin_file=gin/runs/score.gin \\\n"
+        "    --gin.DATA_DIR='\"runs/records\"' --gin.CHECKPOINT_PATH='\"runs/model\"' \\\n"
+        "    --gin.INFER_OUTPUT_DIR='\"runs/scores\"'"
+    ),
+    add_arguments=_add_gin,
+    run=_score,
+    takes_gin=True,
+)
