@@ -61,7 +61,13 @@ def draw_negatives(
     if not take(rng.integers(len(title_ids), size=4 * number + 16).tolist()):
         enough = take(rng.permutation(len(title_ids)).tolist())
         if not enough and not (allow_fewer and chosen):
-            raise UserError(_too_small(len(title_ids), len(excluded), len(chosen), number))
+            advice = "" if allow_fewer else "allow fewer with --allow_fewer_candidates, "
+            raise UserError(
+                f"cannot draw {number} negatives: of the catalogue's {len(title_ids)} items only "
+                f"{len(chosen)} of different titles are left beside the target and the "
+                f"{len(excluded)} items of the user; lower --num_candidates, {advice}or use a "
+                "larger catalogue (a lower --k_core keeps more items)"
+            )
     return np.array(chosen, dtype=np.int32)
 
 
@@ -156,13 +162,3 @@ def product_search(splits: Sequence[str]) -> Iterator[tuple[CandidateList, froze
 def example_rng(example_id: str, *, dataset: str, split: str, seed: int) -> np.random.Generator:
     """Returns the generator of one example: a stable hash of (seed, dataset, split, id)."""
     return np.random.default_rng(stable_seed(seed, dataset, split, example_id))
-
-
-def _too_small(num_items: int, num_excluded: int, num_found: int, number: int) -> str:
-    """Says why there are too few negatives and what to do."""
-    return (
-        f"cannot draw {number} negatives: of the catalogue's {num_items} items only {num_found} "
-        f"of different titles are left beside the target and the {num_excluded} items of the "
-        "user; lower --num_candidates, allow fewer with --allow_fewer_candidates, or use a "
-        "larger catalogue (a lower --k_core keeps more items)"
-    )

@@ -1,0 +1,268 @@
+"""The template language: wordings with slots and optional clauses, parsed once.
+
+A wording is plain text with slots in braces, such as `{history}`, and optional clauses in square
+brackets. A clause is left out where one of its slots has no text, which is how the preference of
+the paper's templates is dropped (PAPER: "(P2)"). Templates are parsed before any title is seen, so
+nothing in a title can change their structure.
+
+Source: InstructRec (arXiv 2305.07001) section 2 and appendices A-C; every wording is our own.
+"""
+
+import dataclasses
+import enum
+import functools
+import re
+from collections.abc import Iterable, Iterator
+
+from instructrec_jax.errors import UserError
+from instructrec_jax.records import Intention, Preference, TaskForm
+
+LIST_SEPARATOR = "; "
+# What stands for the separator inside a title, so that the items of a list stay separable.
+SEPARATOR_STAND_IN = ", "
+# Control characters and every kind of blank. Written out, because the regular expressions of
+# Python and of TensorFlow disagree on what a blank is.
+BLANKS = "[\x00-\x20\x7f-\xa0\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u3000\ufeff]+"
+_BLANKS = re.compile(BLANKS)
+_TOKENS = re.compile(r"[{}\[\]]|[^{}\[\]]+")
+_TEMPLATE_ID = re.compile(r"[A-Za-z]\w*")
+
+
+class Slot(enum.StrEnum):
+    """A place in a wording that a record fills."""
+
+    HISTORY = "history"
+    CANDIDATES = "candidates"
+    CANDIDATE = "candidate"
+    QUERY = "query"
+    PREFERENCE = "preference"
+    TARGET = "target"
+    ANSWER = "answer"  # "Yes" or "No": whether `{candidate}` is the target
+
+
+class Query(enum.StrEnum):
+    """What the query slot is filled with; part of a task's name."""
+
+    PREFERENCE = "preference"
+    VAGUE = "vague"
+    SPECIFIC = "specific"
+
+
+class Kind(enum.Enum):
+    """How a template relates input and output (paper section 2.2.3)."""
+
+    PLAIN = "plain"
+    REVERSAL = "reversal"
+    RELATEDNESS = "relatedness"
+    CHAIN_OF_THOUGHT = "chain of thought"
+
+
+@dataclasses.dataclass(frozen=True)
+class Literal:
+    """Fixed text."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A slot to be filled."""
+
+    slot: Slot
+
+
+@dataclasses.dataclass(frozen=True)
+class Clause:
+    """Text that appears only when every slot in it has text."""
+
+    segments: tuple[Literal | Field, ...]
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The slots whose text the clause waits for."""
+        return tuple(part.slot for part in self.segments if isinstance(part, Field))
+
+
+Segments = tuple[Literal | Field | Clause, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Template:
+    """One coarse-grained instruction of the paper, in our own wording.
+
+    Attributes:
+      template_id: the paper's place of it, such as "A7".
+      inputs: wording of the instruction.
+      targets: wording of the answer.
+      preference: P of its cell.
+      intention: I of its cell; None where the query decides it.
+      task_form: T of its cell.
+      kind: how input and output relate.
+      is_evaluated: whether it belongs to the pool that rankings are evaluated with.
+      queries: what may fill the query slot, one task each; () without that slot.
+    """
+
+    template_id: str
+    inputs: str
+    targets: str
+    preference: Preference
+    intention: Intention | None
+    task_form: TaskForm
+    kind: Kind = Kind.PLAIN
+    is_evaluated: bool = False
+    queries: tuple[Query, ...] = ()
+
+    def __post_init__(self):
+        if not _TEMPLATE_ID.fullmatch(self.template_id):
+            raise UserError(f"template id {self.template_id!r} is not a name; use one such as 'A7'")
+        if not self.targets.strip():
+            raise UserError(f"template {self.template_id} has no target; give `targets` a wording")
+        for problem in _problems(self):
+            raise UserError(f"template {self.template_id}: {problem}")
+
+    @functools.cached_property
+    def input_segments(self) -> Segments:
+        """The parsed wording of the instruction."""
+        return parse(self.inputs, template_id=self.template_id)
+
+    @functools.cached_property
+    def target_segments(self) -> Segments:
+        """The parsed wording of the answer."""
+        return parse(self.targets, template_id=self.template_id)
+
+    @property
+    def required_slots(self) -> frozenset[Slot]:
+        """Slots without whose text the template cannot be rendered."""
+        parts = self.input_segments + self.target_segments
+        return frozenset(part.slot for part in parts if isinstance(part, Field))
+
+    @property
+    def names_an_item(self) -> bool:
+        """Whether its answer is the target's title, so that candidates can be ranked by it."""
+        forms = (TaskForm.MATCHING, TaskForm.RERANKING)
+        is_title = self.target_segments == (Field(Slot.TARGET),)
+        return is_title and self.task_form in forms
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A template with its query slot decided: what one task renders."""
+
+    template: Template
+    query: Query | None = None
+
+    @property
+    def name(self) -> str:
+        """The template's part of a task name: "A7", or "B7.specific"."""
+        suffix = f".{self.query}" if self.query else ""
+        return self.template.template_id + suffix
+
+
+def variants(templates: Iterable[Template]) -> Iterator[Variant]:
+    """Yields every template once for each kind of query it takes."""
+    for template in templates:
+        for query in template.queries or (None,):
+            yield Variant(template, query)
+
+
+def unique_templates(*families: tuple[Template, ...], where: str) -> tuple[Template, ...]:
+    """Returns the templates of all families together.
+
+    Args:
+      *families: templates of one family each.
+      where: the file that declares them, for the message.
+
+    Raises:
+      UserError: if two share an id.
+    """
+    found: dict[str, Template] = {}
+    for template in (member for family in families for member in family):
+        if template.template_id in found:
+            raise UserError(f"{where}: template id {template.template_id!r} is declared twice")
+        found[template.template_id] = template
+    return tuple(found.values())
+
+
+def plain_title(title: str) -> str:
+    """Returns a title as prompts and targets spell it: one line, without the list separator.
+
+    Example: `"Jak;  Daxter"` becomes `"Jak, Daxter"`.
+    """
+    return plain_text(title).replace(LIST_SEPARATOR, SEPARATOR_STAND_IN)
+
+
+def plain_text(text: str) -> str:
+    """Returns a text in one line: runs of blanks and control characters become one blank."""
+    return _BLANKS.sub(" ", text).strip(" ")
+
+
+def parse(wording: str, *, template_id: str) -> Segments:
+    """Parses a wording into its segments.
+
+    Example: `"Seen: {history}.[ Likes {preference}.]"` becomes a literal, a field, a literal and
+    a clause of literal, field and literal.
+
+    Args:
+      wording: text with slots in braces and clauses in square brackets, which do not nest.
+      template_id: for the message.
+
+    Raises:
+      UserError: if a slot is unknown, a bracket has no partner, or a clause has no slot.
+    """
+    segments: list[Literal | Field | Clause] = []
+    clause: list[Literal | Field] | None = None
+    tokens = iter(_TOKENS.findall(wording))
+    for token in tokens:
+        if token == "[" and clause is None:
+            clause = []
+        elif token == "]" and clause is not None:
+            segments.append(Clause(tuple(clause)))
+            clause = None
+        elif token in "[]}":
+            raise UserError(f"template {template_id}: {token!r} has no partner in {wording!r}")
+        else:
+            part = _field(tokens, template_id, wording) if token == "{" else Literal(token)
+            (segments if clause is None else clause).append(part)
+    if clause is not None:
+        raise UserError(f"template {template_id}: '[' has no partner in {wording!r}")
+    if any(isinstance(part, Clause) and not part.slots for part in segments):
+        raise UserError(f"template {template_id}: an optional clause has no slot in {wording!r}")
+    return tuple(segments)
+
+
+def _field(tokens: Iterator[str], template_id: str, wording: str) -> Field:
+    """Reads the rest of `{slot}`."""
+    name, closing = next(tokens, ""), next(tokens, "")
+    if closing != "}":
+        raise UserError(f"template {template_id}: '{{' has no partner in {wording!r}")
+    if name not in list(Slot):
+        known = ", ".join(Slot)
+        raise UserError(f"template {template_id}: unknown slot {{{name}}}; known are {known}")
+    return Field(Slot(name))
+
+
+def _problems(template: Template) -> Iterator[str]:
+    """Yields what contradicts itself in a template."""
+    in_input = _slots(template.input_segments)
+    slots = in_input | _slots(template.target_segments)
+    if (Slot.QUERY in slots) != bool(template.queries):
+        yield "`queries` must name what fills {query}, and be empty without that slot"
+    if template.task_form is TaskForm.RERANKING and Slot.CANDIDATES not in in_input:
+        yield "a reranking template needs the slot {candidates} in `inputs`"
+    if template.task_form is TaskForm.POINTWISE and Slot.CANDIDATE not in in_input:
+        yield "a pointwise template needs the slot {candidate} in `inputs`"
+    if template.is_evaluated and template.task_form is not TaskForm.RERANKING:
+        yield "only reranking templates can be evaluated"
+    if template.kind in (Kind.PLAIN, Kind.CHAIN_OF_THOUGHT) and Slot.TARGET in in_input:
+        yield "the slot {target} in `inputs` gives the answer away"
+
+
+def _slots(segments: Segments) -> frozenset[Slot]:
+    """Returns every slot, those of clauses included."""
+    found: set[Slot] = set()
+    for part in segments:
+        if isinstance(part, Clause):
+            found.update(part.slots)
+        elif isinstance(part, Field):
+            found.add(part.slot)
+    return frozenset(found)

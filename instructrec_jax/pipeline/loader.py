@@ -1,0 +1,203 @@
+"""Batches as numpy dictionaries, by the contract of DESIGN.md section 5.
+
+Everything is a function of its arguments: the same call gives the same batches, and `skip_batches`
+gives the tail of the uninterrupted stream.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from instructrec_jax.errors import UserError
+from instructrec_jax.pipeline import registry
+from instructrec_jax.pipeline.task_registration import GROUP_FIELDS, GROUPED
+from instructrec_jax.pipeline.token_budget import ERROR_BEGIN, ERROR_END
+
+Batch = dict[str, np.ndarray]
+_OUR_ERROR = re.compile(re.escape(ERROR_BEGIN) + "(.*?)" + re.escape(ERROR_END), re.DOTALL)
+_NUM_THREADS = 2
+
+
+def training_batches(
+    mixture: str,
+    *,
+    feature_lengths: Mapping[str, int],
+    batch_size: int,
+    seed: int,
+    pack: bool,
+    split: str = "train",
+    skip_batches: int = 0,
+) -> Iterator[Batch]:
+    """Returns an endless stream of batches for maximum-likelihood training.
+
+    Args:
+      mixture: name of a registered task or mixture of `inputs` and `targets`.
+      feature_lengths: tokens of "inputs" and "targets"; optionally "history" and "candidates",
+        how many items of each to use.
+      batch_size: rows.
+      seed: of order and draws.
+      pack: whether several examples share a row.
+      split: split of the dataset.
+      skip_batches: how many to leave out, to go on where a run stopped.
+
+    Returns:
+      int32 arrays: `encoder_input_tokens` [batch, inputs]; `decoder_input_tokens`,
+      `decoder_target_tokens`, `decoder_loss_weights` [batch, targets]; packed also
+      `encoder_segment_ids`, `encoder_positions` [batch, inputs] and `decoder_segment_ids`,
+      `decoder_positions` [batch, targets].
+    """
+    _hide_accelerators()
+    provider = registry.get(mixture)
+    ds = provider.get_dataset(
+        dict(feature_lengths), split=split, shuffle=True, seed=seed, num_epochs=None
+    )
+    lengths = {name: feature_lengths[name] for name in ("inputs", "targets")}
+    ds = seqio.EncDecFeatureConverter(pack=pack)(ds, lengths)
+    ds = ds.batch(batch_size, drop_remainder=True).skip(skip_batches)
+    return _numpy_batches(ds)
+
+
+def ranking_batches(
+    task_or_mixture: str,
+    *,
+    split: str,
+    feature_lengths: Mapping[str, int],
+    batch_size: int,
+    num_candidates: int | None = None,
+    buckets: Sequence[int] = (),
+    seed: int | None = None,
+    repeat: bool = False,
+    skip_batches: int = 0,
+) -> Iterator[Batch]:
+    """Returns batches with the candidates of each example side by side.
+
+    In evaluation it is one pass in file order whose last batch is filled with padding rows. With
+    `repeat` it never ends, shuffled, with fresh negatives and a fresh order each time.
+
+    Args:
+      task_or_mixture: a ranking task or mixture, with or without ".grouped".
+      split: split of the dataset.
+      feature_lengths: tokens of "inputs" and "targets"; optionally "history", items to show.
+      batch_size: rows.
+      num_candidates: how many to keep of each example, the target among them; None for all.
+      buckets: lengths to which the inputs may be trimmed, by the longest row of the batch.
+      seed: of order and draws; needed with `repeat`.
+      repeat: whether the stream is for training.
+      skip_batches: how many to leave out, to go on where a run stopped.
+
+    Returns:
+      `encoder_input_tokens` [batch, inputs]; `candidate_tokens` [batch, candidates, targets], 0
+      for padding; `candidate_ids` [batch, candidates], -1 for padding; `candidate_num_chars`
+      [batch, candidates]; `target_index`, `num_history_dropped` [batch]; all int32; `example_id`
+      [batch] str, "" for a padding row.
+    """
+    _hide_accelerators()
+    if repeat and seed is None:
+        raise ValueError("an endless stream needs a seed")
+    provider = registry.get(_grouped_name(task_or_mixture))
+    lengths = {**feature_lengths}
+    if num_candidates is not None:
+        lengths["candidates"] = num_candidates
+    keep = {"passthrough_features": GROUP_FIELDS} if isinstance(provider, seqio.Mixture) else {}
+    ds = provider.get_dataset(
+        lengths,
+        split=split,
+        shuffle=repeat,
+        seed=seed,
+        num_epochs=None if repeat else 1,
+        **keep,
+    )
+    ds = _padded_groups(ds, feature_lengths, batch_size, num_candidates).skip(skip_batches)
+    return (
+        _contract_batch(batch, batch_size=batch_size, buckets=buckets)
+        for batch in _numpy_batches(ds)
+    )
+
+
+def _grouped_name(name: str) -> str:
+    """Returns the name of the grouped form of a task or mixture."""
+    return name if name.endswith(f".{GROUPED}") else f"{name}.{GROUPED}"
+
+
+def _padded_groups(
+    ds: tf.data.Dataset,
+    feature_lengths: Mapping[str, int],
+    batch_size: int,
+    num_candidates: int | None,
+) -> tf.data.Dataset:
+    """Batches groups, padded to the feature lengths."""
+    shapes = {
+        "inputs": [feature_lengths["inputs"]],
+        "candidates": [num_candidates, feature_lengths["targets"]],
+        "candidate_ids": [num_candidates],
+        "candidate_num_chars": [num_candidates],
+        "target_index": [],
+        "num_history_dropped": [],
+        "example_id": [],
+    }
+    padding = {name: 0 for name in shapes} | {"candidate_ids": -1, "example_id": ""}
+    ds = ds.map(lambda group: {name: group[name] for name in shapes})
+    padding = {
+        name: tf.constant(value, ds.element_spec[name].dtype) for name, value in padding.items()
+    }
+    return ds.padded_batch(batch_size, padded_shapes=shapes, padding_values=padding)
+
+
+def _contract_batch(batch: Batch, *, batch_size: int, buckets: Sequence[int]) -> Batch:
+    """Returns a batch under the contract's names, with padding rows and inputs trimmed."""
+    missing = batch_size - len(batch["target_index"])
+    if missing:
+        batch = {name: _with_padding_rows(name, rows, missing) for name, rows in batch.items()}
+    return {
+        "encoder_input_tokens": _trimmed(batch["inputs"], buckets),
+        "candidate_tokens": batch["candidates"],
+        "candidate_ids": batch["candidate_ids"],
+        "candidate_num_chars": batch["candidate_num_chars"],
+        "target_index": batch["target_index"],
+        "num_history_dropped": batch["num_history_dropped"],
+        "example_id": np.char.decode(batch["example_id"].astype(np.bytes_), "utf-8"),
+    }
+
+
+def _with_padding_rows(name: str, rows: np.ndarray, number: int) -> np.ndarray:
+    """Returns the rows with padding rows after them."""
+    fill = {"candidate_ids": -1, "target_index": -1, "example_id": b""}.get(name, 0)
+    return np.concatenate([rows, np.full((number, *rows.shape[1:]), fill, dtype=rows.dtype)])
+
+
+def _trimmed(tokens: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
+    """Returns [batch, length] tokens cut to the smallest bucket that holds the longest row."""
+    used = np.flatnonzero(tokens.any(axis=0))
+    longest = int(used[-1]) + 1 if len(used) else 0
+    fitting = [bucket for bucket in buckets if longest <= bucket < tokens.shape[1]]
+    return tokens[:, : min(fitting)] if fitting else tokens
+
+
+def _numpy_batches(ds: tf.data.Dataset) -> Iterator[Batch]:
+    """Yields the dataset's elements as numpy dictionaries, a few ahead of the reader.
+
+    Raises:
+      UserError: where an example does not fit, as `token_budget` says it.
+    """
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.private_threadpool_size = _NUM_THREADS
+    options.threading.max_intra_op_parallelism = 1
+    try:
+        yield from ds.with_options(options).prefetch(4).as_numpy_iterator()
+    except tf.errors.InvalidArgumentError as error:
+        if found := _OUR_ERROR.search(str(error)):
+            raise UserError(found[1]) from None
+        raise
+
+
+def _hide_accelerators() -> None:
+    """Keeps TensorFlow off the devices that the model trains on."""
+    for kind in ("GPU", "TPU"):
+        try:
+            tf.config.set_visible_devices([], kind)
+        except (RuntimeError, ValueError):
+            continue  # TensorFlow has started already, or knows no such device

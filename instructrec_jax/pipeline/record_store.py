@@ -1,0 +1,202 @@
+"""Instruction records (artefact C) as a TFDS dataset: written once, read by tfds and SeqIO."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from instructrec_jax.errors import UserError, unknown_name
+from instructrec_jax.manifest import read_manifest
+from instructrec_jax.records import InstructionRecord
+
+CONFIGS = ("leave_one_out", "product_search")
+SPLITS = ("train", "validation", "test")
+VERSION = "1.0.0"
+
+
+def features() -> tfds.features.FeaturesDict:
+    """Returns the TFDS features, one for each field of `InstructionRecord`."""
+    texts = tfds.features.Sequence(tfds.features.Text())
+    return tfds.features.FeaturesDict(
+        {
+            "example_id": tfds.features.Text(),
+            "user_id": tfds.features.Text(),
+            "position": np.int32,
+            "history": texts,
+            "preference": texts,
+            "vague_intention": texts,
+            "specific_intention": tfds.features.Text(),
+            "target_id": np.int32,
+            "target": tfds.features.Text(),
+            "candidate_ids": tfds.features.Sequence(np.int32),
+            "candidates": texts,
+        }
+    )
+
+
+def write_records(
+    folder: Path | str,
+    *,
+    dataset: str,
+    config: str,
+    splits: Mapping[str, Iterable[InstructionRecord]],
+) -> dict[str, int]:
+    """Writes one TFDS config, in the order given.
+
+    Args:
+      folder: the TFDS data_dir; `<dataset>/<config>/1.0.0` is made in it.
+      dataset: name of the dataset.
+      config: "leave_one_out" or "product_search".
+      splits: records of every split; they are consumed once, one after another.
+
+    Returns:
+      The number of records of every split that has any; the others are not written.
+    """
+    counts = {split: 0 for split in splits}
+
+    def examples(split: str, records: Iterator[InstructionRecord]) -> Iterator[tuple[int, dict]]:
+        for record in records:
+            yield counts[split], dataclasses.asdict(record)
+            counts[split] += 1
+
+    # TFDS refuses an empty split, so look at the first record of each before opening it.
+    opened = {split: _nonempty(records) for split, records in splits.items()}
+    split_datasets = {
+        split: examples(split, records) for split, records in opened.items() if records
+    }
+    if split_datasets:
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name=dataset,
+            config=config,
+            version=VERSION,
+            features=features(),
+            split_datasets=split_datasets,
+            data_dir=str(folder),
+            description="Instruction records of instructrec-jax.",
+            disable_shuffling=True,  # file order is record order
+        )
+    return {split: count for split, count in counts.items() if count}
+
+
+def use_data_dir(folder: Path | str) -> None:
+    """Makes every task of this process read its records below one TFDS data_dir."""
+    seqio.set_tfds_data_dir_override(str(folder))
+
+
+class RecordSource(seqio.TfdsDataSource):
+    """Reads one config of a dataset from the run's data_dir, whichever it is by then.
+
+    Each example gets `is_training`, because what a preprocessor draws afresh for training stands
+    fixed in evaluation, and SeqIO does not tell preprocessors the split.
+    """
+
+    def __init__(self, dataset: str, config: str, *, needs: str = "") -> None:
+        """Names the records, and reads nothing.
+
+        Args:
+          dataset: name of the dataset.
+          config: "leave_one_out" or "product_search".
+          needs: a field without whose text no record is of use, such as "specific_intention".
+        """
+        super().__init__(
+            tfds_name=f"{dataset}/{config}:{VERSION}", splits=SPLITS, read_only=True
+        )
+        self._dataset, self._config, self._needs = dataset, config, needs
+
+    def get_dataset(
+        self,
+        split: str | None = None,
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **unused: Any,
+    ) -> tf.data.Dataset:
+        """Returns the records of a split; in file order unless shuffled.
+
+        Raises:
+          UserError: if the dataset, this config of it, or the split is not in the data_dir.
+        """
+        del unused
+        split = split or "train"
+        builder = self._open(split)
+        read_config = tfds.ReadConfig(
+            shuffle_seed=seed,
+            skip_prefetch=True,
+            # One file after another, so that evaluation sees records in their order.
+            interleave_cycle_length=None if shuffle else 1,
+            add_tfds_id=False,
+        )
+        if shard_info:
+            read_config.input_context = tf.distribute.InputContext(
+                num_input_pipelines=shard_info.num_shards, input_pipeline_id=shard_info.index
+            )
+        ds = builder.as_dataset(split=split, shuffle_files=shuffle, read_config=read_config)
+        is_training = tf.constant(split.startswith("train"))
+        return ds.map(lambda record: {**record, "is_training": is_training})
+
+    def num_input_examples(self, split: str) -> int:
+        """Returns the number of records of a split."""
+        return self._open(split).info.splits[split].num_examples
+
+    def _open(self, split: str) -> tfds.core.DatasetBuilder:
+        """Returns the builder of this config, having checked that it can serve the split."""
+        data_dir = data_dir_in_use()
+        folder = data_dir / self._dataset / self._config / VERSION
+        if not folder.is_dir():
+            raise self._missing(data_dir)
+        builder = tfds.builder_from_directory(str(folder))
+        if split.split("[")[0] not in builder.info.splits:
+            raise UserError(
+                f"{folder} has no split {split!r}, only {', '.join(builder.info.splits)}"
+            )
+        if self._needs:
+            self._check_need(data_dir / self._dataset, split.split("[")[0])
+        return builder
+
+    def _check_need(self, folder: Path, split: str) -> None:
+        """Raises where no record of the split has the text that the task is about."""
+        count = read_manifest(folder).counts.get(f"{self._config}/{split}/{self._needs}")
+        if count == 0:
+            raise UserError(
+                f"no {split} record of {self._dataset!r} has a {self._needs}: the items have no "
+                f"category; use a mixture that needs none, such as {self._dataset}.sequential"
+            )
+
+    def _missing(self, data_dir: Path) -> UserError:
+        """Returns the error for a config that was not built."""
+        built = [path.parent.name for path in data_dir.glob("*/manifest.json")]
+        if self._dataset not in built:
+            return UserError(
+                f"{unknown_name('dataset', self._dataset, built)} in {data_dir}; run "
+                f"`instructrec build --dataset={self._dataset} --output_dir={data_dir}`"
+            )
+        return UserError(
+            f"dataset {self._dataset!r} in {data_dir} has no {self._config} records (product "
+            f"search needs items with a category); use {self._dataset}.sequential"
+        )
+
+
+def data_dir_in_use() -> Path:
+    """Returns the TFDS data_dir of this process.
+
+    Raises:
+      UserError: if none was chosen.
+    """
+    loader = seqio.utils.LazyTfdsLoader("any:1.0.0")  # a fresh one knows the latest override
+    if loader.data_dir is None:
+        raise UserError("no data folder is chosen; give --data_dir, or the gin macro DATA_DIR")
+    return Path(loader.data_dir)
+
+
+def _nonempty(records: Iterable[InstructionRecord]) -> Iterator[InstructionRecord] | None:
+    """Returns an iterator over the records, or None if there are none."""
+    iterator = iter(records)
+    for first in iterator:
+        return itertools.chain([first], iterator)
+    return None

@@ -1,0 +1,106 @@
+"""Negatives, candidates and the product-search split."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructrec_jax.data.candidates import draw_candidates, draw_negatives, example_rng
+from instructrec_jax.data.splits import search_split, search_splits
+from instructrec_jax.errors import UserError
+from instructrec_jax.records import Item
+
+
+@given(st.data())
+def test_negatives_are_what_the_protocol_allows_or_an_error_says_there_are_too_few(data):
+    titles = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=14))
+    target = data.draw(st.integers(0, len(titles) - 1))
+    excluded = data.draw(st.frozensets(st.integers(0, len(titles) - 1)))
+    number = data.draw(st.integers(1, 9))
+    allowed = {t for i, t in enumerate(titles) if i not in excluded and t != titles[target]}
+    draw = dict(excluded=excluded, target=target, number=number)
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    if len(allowed) < number:
+        with pytest.raises(UserError, match=f"only {len(allowed)} of different titles"):
+            draw_negatives(titles, **draw, rng=rng)
+        return
+    negatives = draw_negatives(titles, **draw, rng=rng).tolist()
+    assert len(negatives) == number and target not in negatives
+    assert not excluded & set(negatives)
+    drawn_titles = [titles[item] for item in [*negatives, target]]
+    assert len(set(drawn_titles)) == number + 1
+
+
+def test_fewer_negatives_are_drawn_only_where_allowed():
+    draw = dict(excluded={1}, target=0, number=5, rng=np.random.default_rng(0))
+    assert sorted(draw_negatives([0, 1, 2, 2, 3], **draw, allow_fewer=True).tolist()) in (
+        [2, 4],
+        [3, 4],
+    )
+    with pytest.raises(UserError, match="only 0 of different titles"):
+        draw_negatives([0, 1], **draw, allow_fewer=True)
+
+
+def test_negatives_are_uniform_even_where_most_items_are_excluded():
+    # 200 items, all but 12 excluded: both the quick draw and the rest of the catalogue take part.
+    allowed = list(range(0, 192, 16))
+    excluded = frozenset(range(200)) - set(allowed)
+    counts = Counter()
+    for seed in range(3000):
+        rng = np.random.default_rng(seed)
+        counts.update(
+            draw_negatives(range(200), excluded=excluded, target=1, number=3, rng=rng).tolist()
+        )
+    assert set(counts) == set(allowed)
+    assert max(abs(count - 750) for count in counts.values()) < 5 * np.sqrt(750)
+
+
+def test_the_target_stands_once_at_every_place():
+    places = Counter()
+    for seed in range(500):
+        rng = np.random.default_rng(seed)
+        drawn = draw_candidates(range(50), excluded={7}, target=7, num_candidates=5, rng=rng)
+        assert drawn.count(7) == 1 and len(drawn) == 5
+        places[drawn.index(7)] += 1
+    assert set(places) == set(range(5)) and min(places.values()) > 60
+
+
+def test_draws_depend_on_seed_dataset_split_and_example_alone():
+    def draw(**changes):
+        where = {"example_id": "u1:4", "dataset": "toy", "split": "test", "seed": 0, **changes}
+        return example_rng(where.pop("example_id"), **where).integers(1 << 40)
+
+    assert draw() == draw()
+    changed = [{"example_id": "u1:3"}, {"dataset": "toys"}, {"split": "validation"}, {"seed": 1}]
+    assert len({int(draw(**change)) for change in [{}, *changed]}) == 5
+
+
+def items(titles, category="Toys"):
+    return [
+        Item(item_id=index, raw_id=str(index), title=title, category=category)
+        for index, title in enumerate(titles)
+    ]
+
+
+def test_search_split_is_80_10_10_and_depends_on_no_other_item():
+    titles = [f"Kite {index}" for index in range(4000)]
+    splits = search_splits(items(titles), dataset="toy", seed=0)
+    shares = {name: count / 4000 for name, count in Counter(splits).items()}
+    assert shares == pytest.approx({"train": 0.8, "validation": 0.1, "test": 0.1}, abs=0.02)
+    assert search_splits(items(titles[:50]), dataset="toy", seed=0) == splits[:50]
+    assert search_splits(items(titles), dataset="toy", seed=1) != splits
+
+
+def test_items_without_category_have_no_search_split():
+    assert search_splits(items(["A", "B"], category=""), dataset="toy", seed=0) == ("", "")
+
+
+@given(st.text(min_size=1), st.integers(0, 5))
+def test_equal_titles_share_a_search_split(title, seed):
+    split = search_split(title, dataset="toy", seed=seed)
+    again = search_split(title.casefold(), dataset="toy", seed=seed)
+    assert split in ("train", "validation", "test")
+    if title.casefold().casefold() == title.casefold():
+        assert again == split

@@ -1,0 +1,337 @@
+"""`prepare` from files to artefact A: counts, protocol, reruns, refusals, real data."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from synthetic import write_logs
+
+from instructrec_jax.data.preparation import PrepareSettings
+from instructrec_jax.data.prepared import read_prepared
+from instructrec_jax.errors import UserError
+from instructrec_jax.manifest import Manifest, read_manifest
+from instructrec_jax.stages.prepare import prepare
+
+SHARED = Path(__file__).parents[2] / "shared"
+LOOSE = PrepareSettings(k_core=1, num_candidates=2)
+
+
+@pytest.fixture(scope="module")
+def toy_logs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy_logs")
+    return write_logs(folder, num_users=120, num_items=90, seed=1)
+
+
+@pytest.fixture(scope="module")
+def toy(toy_logs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work") / "toy"
+    prepare(dataset="toy", input_dir=toy_logs, output_dir=folder)
+    return folder
+
+
+def write_small(folder: Path, interactions: list[str], items: list[str]) -> Path:
+    """Writes logs from lines with blanks in place of tabs; "_" is a blank inside a title."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, header, lines in (
+        ("interactions.tsv", "user_id item_id timestamp", interactions),
+        ("items.tsv", "item_id title category", items),
+    ):
+        text = "\n".join(line.replace(" ", "\t").replace("_", " ") for line in lines)
+        (folder / name).write_text(header.replace(" ", "\t") + "\n" + text + "\n")
+    return folder
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+        if path.name != "manifest.json"  # holds the command
+    }
+
+
+def whole_sequences(folder: Path) -> dict[str, list[str]]:
+    """Returns every user's items by time, straight from the file."""
+    rows = [line.split("\t") for line in (folder / "interactions.tsv").read_text().splitlines()[1:]]
+    by_user: dict[str, list[tuple[float, int, str]]] = {}
+    for number, (user, item, time) in enumerate(rows):
+        by_user.setdefault(user, []).append((float(time), number, item))
+    return {user: [item for *_, item in sorted(events)] for user, events in by_user.items()}
+
+
+def test_histories_are_the_last_twenty_in_time_order(toy, toy_logs):
+    data = read_prepared(toy)
+    raw_ids = [item.raw_id for item in data.items]
+    whole = whole_sequences(toy_logs)
+    assert any(len(sequence) > 20 for sequence in whole.values())
+    for history, seen in zip(data.histories, data.seen_items, strict=True):
+        expected = [item for item in whole[history.user_id] if item in set(raw_ids)]
+        assert [raw_ids[item] for item in history.item_ids] == expected[-20:]
+        assert [raw_ids[item] for item in seen] == sorted(set(expected), key=raw_ids.index)
+
+
+def test_every_example_has_its_target_once_among_unseen_items_of_other_titles(toy):
+    data = read_prepared(toy)
+    users = {
+        h.user_id: (h, set(s.tolist()))
+        for h, s in zip(data.histories, data.seen_items, strict=True)
+    }
+    for row in data.candidates:
+        assert len(row.candidate_ids) == 10
+        assert row.candidate_ids.count(row.target_id) == 1
+        assert len({data.items[item].title.casefold() for item in row.candidate_ids}) == 10
+        if row.protocol == "leave_one_out":
+            history, seen = users[row.user_id]
+            assert row.example_id == f"{row.user_id}:{row.position}"
+            assert row.target_id == history.item_ids[row.position]
+            back = {"validation": 2, "test": 1}[row.split]
+            assert row.position == len(history.item_ids) - back
+            assert seen & set(row.candidate_ids) == {row.target_id}
+        else:
+            assert row.example_id == f"item:{row.target_id}"
+            assert (row.user_id, row.position) == ("", -1)
+            assert data.search_splits[row.target_id] == row.split
+    num_held_out = sum(split in ("validation", "test") for split in data.search_splits)
+    assert num_held_out > 0
+    assert len(data.candidates) == 2 * len(data.histories) + num_held_out
+
+
+def test_items_are_numbered_in_file_order(toy):
+    data = read_prepared(toy)
+    assert [item.item_id for item in data.items] == list(range(len(data.items)))
+    numbers = [int(item.raw_id[1:]) for item in data.items]
+    assert numbers == sorted(numbers)
+
+
+def test_a_rerun_elsewhere_is_byte_identical(toy, toy_logs, tmp_path):
+    prepare(dataset="toy", input_dir=toy_logs, output_dir=tmp_path / "again")
+    assert hashes(tmp_path / "again") == hashes(toy)
+    assert len(hashes(toy)) == 3
+
+
+@pytest.mark.parametrize("change", [{"dataset": "toys"}, {"settings": PrepareSettings(seed=1)}])
+def test_another_seed_or_dataset_changes_candidates_but_no_history(toy, toy_logs, tmp_path, change):
+    prepare(**{"dataset": "toy", "input_dir": toy_logs, "output_dir": tmp_path / "o", **change})
+    one, other = hashes(toy), hashes(tmp_path / "o")
+    assert one["histories.parquet"] == other["histories.parquet"]
+    assert one["candidates.parquet"] != other["candidates.parquet"]
+
+
+def test_candidates_of_a_user_do_not_depend_on_the_order_of_users(toy_logs, toy, tmp_path):
+    lines = (toy_logs / "interactions.tsv").read_text().splitlines()
+    shuffled = [lines[0], *sorted(lines[1:])]
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/interactions.tsv").write_text("\n".join(shuffled) + "\n")
+    (tmp_path / "logs/items.tsv").write_bytes((toy_logs / "items.tsv").read_bytes())
+    prepare(dataset="toy", input_dir=tmp_path / "logs", output_dir=tmp_path / "o")
+    one, other = (
+        {row.example_id: row for row in read_prepared(folder).candidates}
+        for folder in (toy, tmp_path / "o")
+    )
+    assert one == other
+
+
+def test_output_of_the_same_work_is_reused_and_left_alone(toy, toy_logs, caplog):
+    before = {path.name: path.stat().st_mtime_ns for path in toy.iterdir()}
+    with caplog.at_level("INFO"):
+        manifest = prepare(dataset="toy", input_dir=toy_logs, output_dir=toy)
+    assert "reused" in caplog.text
+    counts = manifest.counts
+    line = "users={users} items={items} interactions={interactions}".format(**counts)
+    assert line in caplog.messages
+    assert counts["interactions"] == sum(len(h.item_ids) for h in read_prepared(toy).histories)
+    assert {path.name: path.stat().st_mtime_ns for path in toy.iterdir()} == before
+
+
+def test_output_of_other_work_is_never_overwritten(toy, toy_logs, tmp_path):
+    before = hashes(toy)
+    with pytest.raises(UserError, match=r"holds another run.*'seed'"):
+        prepare(dataset="toy", input_dir=toy_logs, output_dir=toy, settings=PrepareSettings(seed=9))
+    other_logs = write_logs(tmp_path / "other", num_users=50, num_items=40, seed=2)
+    with pytest.raises(UserError, match=r"holds another run.*interactions\.tsv|items\.tsv"):
+        prepare(dataset="toy", input_dir=other_logs, output_dir=toy)
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        prepare(dataset="toy", input_dir=toy_logs, output_dir=toy_logs)
+    assert hashes(toy) == before
+
+
+def test_every_drop_is_counted_by_reason(tmp_path):
+    logs = write_small(
+        tmp_path / "logs",
+        [
+            "u a 1",
+            "u b 2",
+            "u a 1",  # exact repeat
+            "u a 5",  # bought again later: stays
+            "u ghost 3",  # not in the catalogue
+            "u mute 4",  # no title
+            "u c 6",
+            "v a 1",  # too short
+            "v b 1",
+            *("w c 1", "w d 2", "w e 3"),
+        ],
+        [
+            "a Red_Kite Toys",
+            "b &amp;quot;Blue&amp;quot;__Kite Toys",
+            "c " + "Long_" * 60 + " Toys",
+            "mute &nbsp; Toys",
+            "d Green_Kite Toys",
+            "e Kite_of_Paper Toys",
+            "lone Never_Bought Toys",
+            "a Red_Kite_Again Toys",
+        ],
+    )
+    manifest = prepare(dataset="toy", input_dir=logs, output_dir=tmp_path / "o", settings=LOOSE)
+    assert {name: number for name, number in manifest.drops.items() if number} == {
+        "items_listed_again": 1,
+        "items_without_title": 1,
+        "items_without_interactions": 1,
+        "interactions_of_unknown_items": 1,
+        "interactions_of_items_without_title": 1,
+        "exact_repeats": 1,
+        "interactions_of_short_users": 2,
+        "users_too_short": 1,
+    }
+    assert manifest.counts["titles_cut"] == 1
+    assert manifest.counts["users_with_time_ties"] == 0
+    data = read_prepared(tmp_path / "o")
+    assert [item.title for item in data.items[:2]] == ["Red Kite", '"Blue" Kite']
+    assert len(data.items[2].title) == 199 and data.items[2].title.endswith("Long")
+    assert data.histories[0].item_ids == (0, 1, 0, 2)
+    assert read_manifest(tmp_path / "o").drops == manifest.drops
+
+
+def test_equal_times_keep_file_order_and_are_counted(tmp_path):
+    items = [f"{name} Kite_{name} Toys" for name in "abcdef"]
+    logs = write_small(
+        tmp_path / "logs",
+        [
+            *("u c 5", "u b 5", "u a 1"),
+            *("v a 1", "v b 1", "v c 2"),
+            *("w a 1", "w b 2", "w c 3", "w d 4", "w e 5", "w f 6"),
+        ],
+        items,
+    )
+    settings = dataclasses.replace(LOOSE, num_candidates=4, allow_fewer_candidates=True)
+    with pytest.raises(UserError):  # w has seen the whole catalogue
+        prepare(dataset="toy", input_dir=logs, output_dir=tmp_path / "o", settings=settings)
+    (logs / "items.tsv").write_text((logs / "items.tsv").read_text() + "g\tKite g\tToys\n")
+    lines = (logs / "interactions.tsv").read_text() + "u\tg\t0\n"
+    (logs / "interactions.tsv").write_text(lines)
+    manifest = prepare(dataset="toy", input_dir=logs, output_dir=tmp_path / "o", settings=settings)
+    data = read_prepared(tmp_path / "o")
+    assert data.histories[0].item_ids == (6, 0, 2, 1)
+    assert manifest.counts["users_with_time_ties"] == 2
+    assert manifest.counts["users_with_time_tie_at_last_item"] == 1
+    w_test = next(row for row in data.candidates if row.example_id == "w:5")
+    assert sorted(w_test.candidate_ids) == [5, 6]
+    assert manifest.counts["candidate_lists_with_fewer"] >= 2
+
+
+def test_one_pass_counts_stand_beside_the_k_core(toy):
+    counts, drops = read_manifest(toy).counts, read_manifest(toy).drops
+    assert counts["interactions_before_cut"] <= counts["one_pass_interactions"]
+    assert drops["interactions_before_last_items"] == (
+        counts["interactions_before_cut"] - counts["interactions"]
+    )
+
+
+REFUSED = {
+    "too few items for the candidates": (
+        {"settings": PrepareSettings(k_core=1, num_candidates=10)},
+        ["example 'u:1'", "cannot draw 9 negatives", "--num_candidates"],
+    ),
+    "nothing left by the k-core": (
+        {"settings": PrepareSettings(k_core=5)},
+        ["no user with at least 3 interactions is left", "interactions_below_k_core=4", "--k_core"],
+    ),
+    "bad dataset name": ({"dataset": "My shop"}, ["dataset name 'My shop'"]),
+    "k_core 0": ({"settings": PrepareSettings(k_core=0)}, ["--k_core is 0, expected at least 1"]),
+    "one candidate": (
+        {"settings": PrepareSettings(num_candidates=1)},
+        ["--num_candidates is 1, expected at least 2"],
+    ),
+    "short histories": (
+        {"settings": PrepareSettings(max_history=2)},
+        ["--max_history is 2, expected at least 3"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_name_the_value_and_leave_nothing_behind(tmp_path, case):
+    changes, expected = REFUSED[case]
+    logs = write_small(
+        tmp_path / "logs",
+        ["u a 1", "u b 2", "u c 3", "v d 1"],
+        [f"{name} Kite_{name} Toys" for name in "abcd"],
+    )
+    arguments = {"dataset": "toy", "input_dir": logs, "output_dir": tmp_path / "o", **changes}
+    with pytest.raises(UserError) as caught:
+        prepare(**arguments)
+    for part in expected:
+        assert part in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+def test_logs_of_another_catalogue_are_refused(tmp_path):
+    logs = write_small(tmp_path / "logs", ["u x1 1", "u x2 2", "u x3 3"], ["a Kite Toys"])
+    with pytest.raises(UserError, match="log has item 'x1', the catalogue 'a'"):
+        prepare(dataset="toy", input_dir=logs, output_dir=tmp_path / "o")
+
+
+def test_reading_a_folder_that_is_no_finished_preparation_says_so(toy_logs, tmp_path):
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        read_prepared(tmp_path)
+    Manifest(stage="build", inputs={}, settings={}).write(tmp_path)
+    with pytest.raises(UserError, match="output of 'build', expected that of 'prepare'"):
+        read_prepared(tmp_path)
+    prepare(dataset="toy", input_dir=toy_logs, output_dir=tmp_path / "o")
+    (tmp_path / "o/items.parquet").write_bytes(b"PAR1 cut")
+    with pytest.raises(UserError, match=r"cannot read .*items\.parquet"):
+        read_prepared(tmp_path / "o")
+    (tmp_path / "o/items.parquet").write_bytes((tmp_path / "o/histories.parquet").read_bytes())
+    with pytest.raises(UserError, match=r"items\.parquet has the columns user_id"):
+        read_prepared(tmp_path / "o")
+
+
+def test_the_manifest_tells_the_protocol(toy):
+    settings = json.loads((toy / "manifest.json").read_text())["settings"]
+    assert settings["k_core"] == 5 and settings["seed"] == 0 and settings["format"] == "plain"
+    assert "whole sequence" in settings["protocol"]["negatives"]
+
+
+@pytest.mark.real_data
+def test_games_gives_the_counts_of_the_paper(tmp_path):
+    logs = SHARED / "data" / "amazon-games"
+    if not logs.is_dir():
+        pytest.skip(f"{logs} is absent")
+    manifest = prepare(dataset="amazon_games", input_dir=logs, output_dir=tmp_path / "o")
+    counts = manifest.counts
+    assert (counts["users"], counts["items"], counts["interactions"]) == (50546, 16859, 410907)
+    assert counts["interactions_before_cut"] == 440264
+    data = read_prepared(tmp_path / "o")
+    assert [item.raw_id for item in data.items] == [str(number) for number in range(16859)]
+    assert data.histories[0].item_ids == tuple(range(15))
+    assert len(data.candidates) == 2 * 50546
+    assert not any("&amp;" in item.title for item in data.items)
+
+
+@pytest.mark.real_data
+def test_movielens_counts(tmp_path):
+    logs = SHARED / "data" / "ml-100k"
+    if not logs.is_dir():
+        pytest.skip(f"{logs} is absent")
+    manifest = prepare(dataset="ml_100k", input_dir=logs, output_dir=tmp_path / "o")
+    counts = manifest.counts
+    assert (counts["users"], counts["items"], counts["interactions"]) == (943, 1349, 18858)
+    assert counts["interactions_before_cut"] == 99287
+    assert counts["users_with_time_ties"] == 943
+    assert read_prepared(tmp_path / "o").items[0].category == "Animation, Children's, Comedy"
+    loose = PrepareSettings(k_core=1)
+    manifest = prepare(
+        dataset="ml_100k", input_dir=logs, output_dir=tmp_path / "all", settings=loose
+    )
+    assert manifest.counts["items"] == 1682
+    assert manifest.counts["users_with_time_tie_at_last_item"] == 415

@@ -1,0 +1,296 @@
+"""Readers: every format gives the same log, and every kind of damage is named by file and line."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic import write_logs
+
+from instructrec_jax.data.readers.recbole import genres_path
+from instructrec_jax.data.readers.registry import read_logs, recognise
+from instructrec_jax.errors import UserError
+
+INTERACTIONS = "user_id\titem_id\ttimestamp\nu1\ti1\t3\nu1\ti2\t1\nu2\ti1\t2\n"
+ITEMS = "item_id\ttitle\tcategory\ni1\tRed Kite\tToys\ni2\tBlue Kite\t\n"
+
+
+def put(folder: Path, **contents: str | bytes) -> Path:
+    """Writes files named `stem__extension` into the folder."""
+    for name, content in contents.items():
+        path = folder / name.replace("__", ".")
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            path.write_bytes(content.encode("utf-8"))
+    return folder
+
+
+def events(log):
+    """Returns the events as a person would list them."""
+    return [
+        (log.users[user], log.event_items[item], time)
+        for user, item, time in zip(log.event_user, log.event_item, log.event_time, strict=True)
+    ]
+
+
+def test_all_formats_give_the_same_log(tmp_path):
+    logs = []
+    for form in ("tsv", "jsonl", "recbole"):
+        folder = write_logs(tmp_path / form, num_users=9, num_items=14, seed=3, format=form)
+        logs.append(read_logs(folder))
+    assert len(logs[0].items) == 14
+    for log in logs[1:]:
+        assert events(log) == events(logs[0])
+        assert log.items == logs[0].items
+
+
+def test_gzip_is_read_whatever_the_name_says(tmp_path):
+    put(tmp_path, interactions__tsv=gzip.compress(INTERACTIONS.encode()), items__tsv__gz=ITEMS)
+    log = read_logs(tmp_path)
+    assert events(log) == [("u1", "i1", 3.0), ("u1", "i2", 1.0), ("u2", "i1", 2.0)]
+    assert [item.category for item in log.items] == ["Toys", ""]
+
+
+def test_quotes_blank_lines_line_ends_and_extra_columns_are_harmless(tmp_path):
+    items = '\ufefftitle\tprice\titem_id\r\n"Kite\t9\ti1\r\n\r\nThe "Best" "\t\ti2\r\n'
+    put(tmp_path, interactions__tsv=INTERACTIONS.rstrip("\n"), items__tsv=items)
+    log = read_logs(tmp_path)
+    assert [item.title for item in log.items] == ['"Kite', 'The "Best" "']
+    assert len(log.event_user) == 3
+
+
+def test_a_line_separator_inside_a_title_does_not_end_the_line(tmp_path):
+    put(tmp_path, interactions__tsv=INTERACTIONS, items__tsv="item_id\ttitle\ni1\tA\u2028B\x0cC\n")
+    assert [item.title for item in read_logs(tmp_path).items] == ["A\u2028B\x0cC"]
+
+
+def test_events_without_times_keep_the_order_of_the_file(tmp_path):
+    put(tmp_path, interactions__tsv="user_id\titem_id\nu\ti2\nu\ti1\n", items__tsv=ITEMS)
+    log = read_logs(tmp_path)
+    assert not log.has_times
+    assert events(log) == [("u", "i2", 0.0), ("u", "i1", 1.0)]
+
+
+def test_jsonl_takes_numbers_as_ids_and_lists_as_categories(tmp_path):
+    put(
+        tmp_path,
+        interactions__jsonl='{"user_id": 7, "item_id": 1, "timestamp": 1.5, "rating": 5}\n',
+        items__jsonl='{"item_id": 1, "title": "Kite", "category": ["Toys", "", " Air "]}\n'
+        '{"item_id": "2", "title": null}\n',
+    )
+    log = read_logs(tmp_path)
+    assert events(log) == [("7", "1", 1.5)]
+    assert [(item.title, item.category) for item in log.items] == [
+        ("Kite", "Toys, Air"),
+        ("", ""),
+    ]
+
+
+def test_sequences_are_ordered_and_not_filtered_again_by_default(tmp_path):
+    sequences = "user_id\treviewer_id\titem_ids\n0\tX\ti2 i1 i2\n5\tY\ti1\n"
+    put(tmp_path, sequences__tsv__gz=gzip.compress(sequences.encode()), items__tsv=ITEMS)
+    form, _ = recognise(tmp_path)
+    log = read_logs(tmp_path)
+    assert (form.name, form.default_k_core, log.has_times) == ("sequences", 1, False)
+    assert [event[:2] for event in events(log)] == [
+        ("0", "i2"),
+        ("0", "i1"),
+        ("0", "i2"),
+        ("5", "i1"),
+    ]
+
+
+def test_recbole_reads_movielens_names_and_genres(tmp_path):
+    put(
+        tmp_path,
+        ml__inter="user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t9\t3\t88\n",
+        ml__item="item_id:token\tmovie_title:token_seq\tclass:token_seq\n9\tA Film\tDrama War\n",
+        ml__user="user_id:token\n1\n",
+    )
+    log = read_logs(tmp_path)
+    assert events(log) == [("1", "9", 88.0)]
+    assert (log.items[0].title, log.items[0].category) == ("A Film", "Drama, War")
+
+
+@pytest.mark.parametrize(
+    ("genres", "path"),
+    [
+        ("Animation Children's Comedy", "Animation, Children's, Comedy"),
+        ("Action|Sci-Fi", "Action, Sci-Fi"),
+        ("unknown", ""),
+        ("(no genres listed)", ""),
+        ("", ""),
+    ],
+)
+def test_genres_become_a_path_and_unknown_ones_none(genres, path):
+    assert genres_path(genres) == path
+
+
+def test_the_first_line_of_an_item_counts(tmp_path):
+    put(tmp_path, interactions__tsv=INTERACTIONS, items__tsv=ITEMS + "i1\tOther\tToys\n")
+    log = read_logs(tmp_path)
+    assert log.num_items_listed_again == 1
+    assert [item.title for item in log.items] == ["Red Kite", "Blue Kite"]
+
+
+TEXT = st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=("Cs",)), min_size=1)
+
+
+@given(titles=st.lists(TEXT, min_size=1, max_size=5), packed=st.booleans())
+def test_any_title_without_tabs_and_line_ends_is_read_back(tmp_path_factory, titles, packed):
+    folder = tmp_path_factory.mktemp("titles")
+    lines = "".join(f"i{index}\t{title}\n" for index, title in enumerate(titles))
+    content = ("item_id\ttitle\n" + lines).encode()
+    put(folder, interactions__tsv=INTERACTIONS)
+    put(folder, items__tsv=gzip.compress(content) if packed else content)
+    assert [item.title for item in read_logs(folder).items] == titles
+
+
+BAD = {
+    "half a line": (
+        {"interactions__tsv": INTERACTIONS + "u3\ti"},
+        ["interactions.tsv line 5", "2 tab-separated fields, expected 3", "half-written"],
+    ),
+    "stray tab": (
+        {"items__tsv": "item_id\ttitle\ni1\tA\tB\n"},
+        ["items.tsv line 2", "3 tab-separated fields, expected 2"],
+    ),
+    "missing column": (
+        {"interactions__tsv": "user\titem_id\nu\ti1\n"},
+        ["interactions.tsv line 1", "no column 'user_id'", "'user', 'item_id'"],
+    ),
+    "column twice": (
+        {"interactions__tsv": "user_id\titem_id\tuser_id\nu\ti1\tu\n"},
+        ["interactions.tsv line 1", "'user_id' twice"],
+    ),
+    "time is a date": (
+        {"interactions__tsv": "user_id\titem_id\ttimestamp\nu\ti1\t2018-01-02\n"},
+        ["interactions.tsv line 2", "'2018-01-02'", "expected a number"],
+    ),
+    "time is nan": (
+        {"interactions__tsv": "user_id\titem_id\ttimestamp\nu\ti1\t1\nu\ti1\tnan\n"},
+        ["interactions.tsv line 3", "'nan'"],
+    ),
+    "time with underscores": (
+        {"interactions__tsv": "user_id\titem_id\ttimestamp\nu\ti1\t1_0\n"},
+        ["interactions.tsv line 2", "'1_0'"],
+    ),
+    "empty file": ({"interactions__tsv": ""}, ["interactions.tsv is empty"]),
+    "header only": (
+        {"interactions__tsv": "user_id\titem_id\n"},
+        ["interactions.tsv holds a header and no rows"],
+    ),
+    "empty id": (
+        {"interactions__tsv": "user_id\titem_id\n\ti1\n"},
+        ["interactions.tsv line 2", "user_id is empty"],
+    ),
+    "not utf-8": (
+        {"items__tsv": b"item_id\ttitle\ni1\tok\ni2\tcaf\xe9\n"},
+        ["items.tsv line 3", "not UTF-8"],
+    ),
+    "cut gzip": (
+        {"interactions__tsv": gzip.compress((INTERACTIONS + "u9\ti1\t8\n" * 400).encode())[:-9]},
+        ["interactions.tsv is damaged after line", "cut or changed"],
+    ),
+    "broken json": (
+        {
+            "interactions__tsv": None,
+            "interactions__jsonl": '{"user_id": "u", "item_id": "i1"}\n{"u',
+        },
+        ["interactions.jsonl line 2", "not JSON", "half-written"],
+    ),
+    "json list": (
+        {"interactions__tsv": None, "interactions__jsonl": '["u", "i1"]\n'},
+        ["interactions.jsonl line 1", "expected a JSON object"],
+    ),
+    "json without field": (
+        {"items__tsv": None, "items__jsonl": '{"item_id": "i1", "name": "A"}\n'},
+        ["items.jsonl line 1", "no field 'title'", "'item_id', 'name'"],
+    ),
+    "json id of wrong type": (
+        {"items__tsv": None, "items__jsonl": '{"item_id": [1], "title": "A"}\n'},
+        ["items.jsonl line 1", "item_id is [1]"],
+    ),
+    "json half a surrogate pair": (
+        {"items__tsv": None, "items__jsonl": '{"item_id": "\\ud83d", "title": "A"}\n'},
+        ["items.jsonl line 1", "surrogate"],
+    ),
+    "json category of wrong type": (
+        {"items__tsv": None, "items__jsonl": '{"item_id": 1, "title": "A", "category": {}}\n'},
+        ["items.jsonl line 1", "category is {}"],
+    ),
+    "some events without time": (
+        {
+            "interactions__tsv": None,
+            "interactions__jsonl": '{"user_id": 1, "item_id": 1, "timestamp": 3}\n'
+            '{"user_id": 1, "item_id": 2}\n',
+        },
+        ["interactions.jsonl line 2", "no timestamp, unlike the lines before"],
+    ),
+    "some events with time": (
+        {
+            "interactions__tsv": None,
+            "interactions__jsonl": '{"user_id": 1, "item_id": 1}\n'
+            '{"user_id": 1, "item_id": 2, "timestamp": 3}\n',
+        },
+        ["interactions.jsonl line 2", "a timestamp, unlike the lines before"],
+    ),
+    "no items": ({"items__tsv": None}, ["holds interactions.tsv but none of items.tsv"]),
+    "nothing known": (
+        {"interactions__tsv": None, "items__tsv": None, "ratings__csv": "1,2\n"},
+        ["which holds ratings.csv", "interactions.tsv", "NAME.inter", "sequences.tsv"],
+    ),
+    "plain and gzip": (
+        {"items__tsv__gz": gzip.compress(ITEMS.encode())},
+        ["items.tsv and items.tsv.gz", "keep one"],
+    ),
+    "two logs": (
+        {"sequences__tsv": "user_id\titem_ids\nu\ti1\n"},
+        ["interactions.tsv and sequences.tsv", "its own folder"],
+    ),
+    "recbole without items": (
+        {"interactions__tsv": None, "toy__inter": "user_id:token\titem_id:token\nu\ti\n"},
+        ["holds toy.inter but no toy.item"],
+    ),
+    "two recbole logs": (
+        {"interactions__tsv": None, "a__inter": "x", "b__inter": "x"},
+        ["several .inter files (a.inter, b.inter)"],
+    ),
+    "untyped header": (
+        {
+            "interactions__tsv": None,
+            "a__inter": "user_id\titem_id:token\nu\ti\n",
+            "a__item": "item_id:token\ttitle:token\ni\tA\n",
+        },
+        ["a.inter line 1", "'user_id' is not `name:type`"],
+    ),
+    "user twice in sequences": (
+        {"interactions__tsv": None, "sequences__tsv": "user_id\titem_ids\nu\ti1\nv\ti1\nu\ti2\n"},
+        ["sequences.tsv line 4", "user 'u' stands in line 2 too"],
+    ),
+    "empty sequence": (
+        {"interactions__tsv": None, "sequences__tsv": "user_id\titem_ids\nu\t \n"},
+        ["sequences.tsv line 2", "item_ids is empty"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_damage_is_named_by_file_and_line(tmp_path, case):
+    changes, expected = BAD[case]
+    contents = {"interactions__tsv": INTERACTIONS, "items__tsv": ITEMS, **changes}
+    put(tmp_path, **{name: text for name, text in contents.items() if text is not None})
+    with pytest.raises(UserError) as caught:
+        read_logs(tmp_path)
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_a_missing_folder_and_a_file_are_told_apart(tmp_path):
+    put(tmp_path, notes__txt="x")
+    with pytest.raises(UserError, match="does not exist"):
+        read_logs(tmp_path / "absent")
+    with pytest.raises(UserError, match="is a file"):
+        read_logs(tmp_path / "notes.txt")

@@ -1,0 +1,58 @@
+"""Cleaning and cutting of titles."""
+
+import html
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructrec_jax.data.titles import clean_text, cut_title, title_ids
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        (" Tom &amp; Jerry ", "Tom & Jerry"),
+        ("Tom &amp;amp; Jerry", "Tom & Jerry"),
+        ("&quot;Gold&#39;s&#x22;", '"Gold\'s"'),
+        ("a\tb\r\nc\x00d\x85e\u00a0f\u2028g", "a b c d e f g"),
+        ("Salt &amp Pepper", "Salt & Pepper"),
+        ("pen&notebook &paragon; R&D", "pen&notebook &paragon; R&D"),
+        ("\ud83d half", "half"),
+        ("&nbsp;\t ", ""),
+    ],
+)
+def test_entities_and_blanks_are_cleaned(raw, clean):
+    assert clean_text(raw) == clean
+
+
+@given(st.text())
+def test_cleaning_is_idempotent_and_leaves_one_line_that_can_be_encoded(text):
+    clean = clean_text(text)
+    assert clean_text(clean) == clean
+    assert "\n" not in clean and "\t" not in clean and clean == clean.strip()
+    clean.encode("utf-8")
+
+
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="&;#")))
+def test_escaping_any_number_of_times_is_undone(text):
+    marked = f"{text}<&>"
+    assert clean_text(html.escape(html.escape(html.escape(marked)))) == marked
+
+
+def test_long_titles_are_cut_between_words():
+    assert cut_title("Sea Chart Deluxe", 12) == "Sea Chart"
+    assert cut_title("Sea Chart Deluxe", 9) == "Sea Chart"
+    assert cut_title("Sea Chart Deluxe", 16) == "Sea Chart Deluxe"
+    assert cut_title("Unbreakable", 4) == "Unbr"
+
+
+@given(st.text(), st.integers(1, 30))
+def test_a_cut_title_is_short_a_prefix_and_not_empty(text, limit):
+    clean = clean_text(text)
+    cut = cut_title(clean, limit)
+    assert len(cut) <= limit and clean.startswith(cut) and bool(cut) == bool(clean)
+
+
+def test_titles_that_differ_in_case_alone_share_a_number():
+    assert title_ids(["Halo", "Chess", "HALO", "chess "]).tolist() == [0, 1, 0, 2]
