@@ -13,9 +13,7 @@ CONFIG = "leave_one_out"
 
 _TEMPLATE = partial(Template, preference=Preference.IMPLICIT, intention=Intention.NONE)
 _MATCHING = partial(_TEMPLATE, targets="{target}", task_form=TaskForm.MATCHING)
-_RERANKING = partial(
-    _TEMPLATE, targets="{target}", task_form=TaskForm.RERANKING, is_evaluated=True
-)
+_RERANKING = partial(_TEMPLATE, targets="{target}", task_form=TaskForm.RERANKING, is_evaluated=True)
 _POINTWISE = partial(_TEMPLATE, targets="{answer}", task_form=TaskForm.POINTWISE)
 
 TEMPLATES = (

@@ -144,13 +144,13 @@ def arrange(record: Record, lengths: Mapping[str, int], seed: tf.Tensor) -> Reco
         lambda: tf.argsort(tf.random.stateless_uniform([num_candidates], seed)),
         lambda: tf.range(num_candidates),
     )
-    if (limit := lengths.get("candidates")) is not None:
+    if "candidates" in lengths:
         is_negative = tf.gather(candidate_ids, order) != record["target_id"]
         num_negatives = tf.cumsum(tf.cast(is_negative, tf.int32))
-        order = order[~is_negative | (num_negatives < limit)]
+        order = order[~is_negative | (num_negatives < lengths["candidates"])]
     history = record["history"]
-    if (limit := lengths.get("history")) is not None:
-        history = history[tf.maximum(0, tf.size(history) - limit) :]
+    if "history" in lengths:
+        history = history[tf.maximum(0, tf.size(history) - lengths["history"]) :]
     return {
         **record,
         "history": rendering.plain_title(history),

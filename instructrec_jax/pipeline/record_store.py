@@ -18,6 +18,7 @@ from instructrec_jax.records import InstructionRecord
 CONFIGS = ("leave_one_out", "product_search")
 SPLITS = ("train", "validation", "test")
 VERSION = "1.0.0"
+_SHUFFLE_BUFFER_SIZE = 2048
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -104,9 +105,7 @@ class RecordSource(seqio.TfdsDataSource):
           config: "leave_one_out" or "product_search".
           needs: a field without whose text no record is of use, such as "specific_intention".
         """
-        super().__init__(
-            tfds_name=f"{dataset}/{config}:{VERSION}", splits=SPLITS, read_only=True
-        )
+        super().__init__(tfds_name=f"{dataset}/{config}:{VERSION}", splits=SPLITS, read_only=True)
         self._dataset, self._config, self._needs = dataset, config, needs
 
     def get_dataset(
@@ -117,7 +116,11 @@ class RecordSource(seqio.TfdsDataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused: Any,
     ) -> tf.data.Dataset:
-        """Returns the records of a split; in file order unless shuffled.
+        """Returns the records of a split in file order, which is the order they were written in.
+
+        Where they are to be shuffled, they begin at a place that depends on the seed, so that the
+        tasks of a mixture show different records at a time, and pass through a buffer. Records
+        are shuffled and not what becomes of them: a batch need not wait for a buffer of prompts.
 
         Raises:
           UserError: if the dataset, this config of it, or the split is not in the data_dir.
@@ -126,19 +129,23 @@ class RecordSource(seqio.TfdsDataSource):
         split = split or "train"
         builder = self._open(split)
         read_config = tfds.ReadConfig(
-            shuffle_seed=seed,
-            skip_prefetch=True,
-            # One file after another, so that evaluation sees records in their order.
-            interleave_cycle_length=None if shuffle else 1,
-            add_tfds_id=False,
+            try_autocache=False, skip_prefetch=True, interleave_cycle_length=1
         )
         if shard_info:
             read_config.input_context = tf.distribute.InputContext(
                 num_input_pipelines=shard_info.num_shards, input_pipeline_id=shard_info.index
             )
-        ds = builder.as_dataset(split=split, shuffle_files=shuffle, read_config=read_config)
+        part = _rotated(split, seed) if shuffle and seed is not None else split
+        ds = builder.as_dataset(split=part, shuffle_files=False, read_config=read_config)
+        if shuffle:
+            ds = ds.shuffle(_SHUFFLE_BUFFER_SIZE, seed=seed)
         is_training = tf.constant(split.startswith("train"))
         return ds.map(lambda record: {**record, "is_training": is_training})
+
+    @property
+    def performs_internal_shuffling(self) -> bool:
+        """Whether SeqIO may leave shuffling to the source."""
+        return True
 
     def num_input_examples(self, split: str) -> int:
         """Returns the number of records of a split."""
@@ -192,6 +199,12 @@ def data_dir_in_use() -> Path:
     if loader.data_dir is None:
         raise UserError("no data folder is chosen; give --data_dir, or the gin macro DATA_DIR")
     return Path(loader.data_dir)
+
+
+def _rotated(split: str, seed: int) -> str:
+    """Returns the split in TFDS's notation, begun at another place and wrapped around."""
+    percent = seed % 100
+    return f"{split}[{percent}%:]+{split}[:{percent}%]" if percent and "[" not in split else split
 
 
 def _nonempty(records: Iterable[InstructionRecord]) -> Iterator[InstructionRecord] | None:

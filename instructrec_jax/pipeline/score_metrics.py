@@ -13,9 +13,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
 
 
-def candidate_label(
-    value: Any, example: Mapping[str, Any], is_target: bool = False
-) -> Any:
+def candidate_label(value: Any, example: Mapping[str, Any], is_target: bool = False) -> Any:
     """Returns what the metric must know of a row: its example, its candidate, whether it is right.
 
     A SeqIO postprocessor: for targets it returns `(example, candidate, is_correct)`; model output

@@ -27,7 +27,6 @@ GROUP_FIELDS = (
     "num_history_dropped",
     "example_id",
 )
-_SHUFFLE_BUFFER_SIZE = 2048
 
 
 class InstructionTask(seqio.Task):
@@ -41,10 +40,13 @@ class InstructionTask(seqio.Task):
         """Returns the dataset as `seqio.Task` does, with the seed salted by the task's name."""
         if seed is not None:
             seed = stable_seed(seed, self.name) % 2**31
+        kwargs["try_in_mem_cache"] = False  # a cache that is not read to its end only warns
         return super().get_dataset(*args, seed=seed, **kwargs)
 
 
-def register_family(dataset: str, family: str, *, config: str, templates: Iterable[Template]) -> None:
+def register_family(
+    dataset: str, family: str, *, config: str, templates: Iterable[Template]
+) -> None:
     """Registers a family's tasks in all their forms, and its mixtures; does nothing if it is there.
 
     Args:
@@ -121,7 +123,7 @@ def _add(
         output_features=output_features,
         preprocessors=steps,
         task_cls=InstructionTask,
-        shuffle_buffer_size=_SHUFFLE_BUFFER_SIZE,
+        shuffle_buffer_size=None,  # the source shuffles
         **more,
     )
 

@@ -79,6 +79,11 @@ def check_vocabulary(path: Path | str) -> sentencepiece.SentencePieceProcessor:
     return model
 
 
+def vocabulary_size() -> int:
+    """Returns the number of ids of the vocabulary in use, its sentinel ids included."""
+    return CorpusVocabulary().vocab_size
+
+
 class CorpusVocabulary(seqio.SentencePieceVocabulary):
     """A vocabulary whose model file is the one the run chose; all instances are equal."""
 
