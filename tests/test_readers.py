@@ -4,7 +4,7 @@ import gzip
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import write_logs
 
@@ -138,6 +138,7 @@ def test_the_first_line_of_an_item_counts(tmp_path):
 TEXT = st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=("Cs",)), min_size=1)
 
 
+@settings(deadline=None)
 @given(titles=st.lists(TEXT, min_size=1, max_size=5), packed=st.booleans())
 def test_any_title_without_tabs_and_line_ends_is_read_back(tmp_path_factory, titles, packed):
     folder = tmp_path_factory.mktemp("titles")

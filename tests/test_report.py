@@ -1,0 +1,383 @@
+"""The report: choice on validation, baselines beside the model, and what it refuses."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from instructrec_jax.data import prepared
+from instructrec_jax.errors import UserError
+from instructrec_jax.manifest import Manifest, read_manifest
+from instructrec_jax.metrics.statistics import Interval
+from instructrec_jax.records import CandidateList, History, Item
+from instructrec_jax.report import curves, evaluation, normalisers, scenarios, writers
+from instructrec_jax.report.evaluation import Choice
+from instructrec_jax.scoring import scores
+from instructrec_jax.stages import report as stage
+
+NUM_USERS, NUM_ITEMS = 60, 40
+
+
+def candidate_list(user: int, split: str, items: tuple[int, ...]) -> CandidateList:
+    position = len(items) - (1 if split == "test" else 2)
+    generator = np.random.default_rng([user, position])
+    others = [item for item in generator.permutation(NUM_ITEMS).tolist() if item not in items]
+    ids = [items[position], *others[:9]]
+    generator.shuffle(ids)
+    return CandidateList(
+        example_id=f"{user}:{position}",
+        protocol="leave_one_out",
+        split=split,
+        user_id=str(user),
+        position=position,
+        target_id=items[position],
+        candidate_ids=tuple(ids),
+    )
+
+
+def search_list(item: int, split: str) -> CandidateList:
+    found = candidate_list(item, split, (item, item))
+    return dataclasses.replace(
+        found,
+        example_id=f"item:{item}",
+        protocol="product_search",
+        user_id="",
+        position=-1,
+        target_id=item,
+    )
+
+
+def make_data() -> prepared.PreparedData:
+    generator = np.random.default_rng(0)
+    histories = tuple(
+        History(user_id=str(user), item_ids=tuple(generator.permutation(NUM_ITEMS)[:8].tolist()))
+        for user in range(NUM_USERS)
+    )
+    leave_one_out = [
+        candidate_list(int(history.user_id), split, history.item_ids)
+        for history in histories
+        for split in ("validation", "test")
+    ]
+    search = [search_list(item, "validation") for item in range(0, 10)]
+    search += [search_list(item, "test") for item in range(10, 20)]
+    return prepared.PreparedData(
+        dataset="toy",
+        items=tuple(
+            Item(item_id=i, raw_id=str(i), title=f"title {i}", category="c")
+            for i in range(NUM_ITEMS)
+        ),
+        search_splits=("train",) * NUM_ITEMS,
+        histories=histories,
+        seen_items=tuple(np.sort(np.array(h.item_ids, dtype=np.int32)) for h in histories),
+        candidates=tuple(leave_one_out + search),
+    )
+
+
+def score_rows(template: str, examples, *, bonus: float) -> list[dict]:
+    """Noise, and for the target a bonus: the larger it is the better the template."""
+    rows = []
+    for example in examples:
+        ids = example.candidate_ids
+        target = ids.index(example.target_id)
+        values = np.random.default_rng([len(template), *ids]).normal(size=len(ids)) - 5
+        values[target] += bonus
+        rows.append(
+            {
+                "example_id": example.example_id,
+                "template_id": template,
+                "candidate_ids": list(ids),
+                "log_likelihood": values.astype(np.float32).tolist(),
+                "num_tokens": [3] * len(ids),
+                "num_chars": [9] * len(ids),
+                "target_index": target,
+            }
+        )
+    return rows
+
+
+def write_scores(folder, data, split, bonuses, *, step=30, change=None):
+    folder.mkdir()
+    total = 0
+    for template, bonus in bonuses.items():
+        protocol = "product_search" if template.startswith("B") else "leave_one_out"
+        examples = [e for e in data.candidates if (e.protocol, e.split) == (protocol, split)]
+        rows = score_rows(template, examples, bonus=bonus)
+        if change:
+            change(rows)
+        total += len(rows)
+        scores.write_part(folder / scores.part_name(template, 0), rows, {"checkpoint_step": step})
+    Manifest(stage="score", inputs={}, settings={}, counts={"rows": total}).write(folder)
+
+
+VALIDATION = {"A7": 0.5, "A9": 2.5, "B7.specific": 0.2, "C10.specific": 3.0}
+TEST = {"A7": 4.0, "A9": 2.5, "B7.specific": 0.2, "C10.specific": 3.0}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    data = make_data()
+    (root / "prepared").mkdir()
+    prepared.write_prepared(root / "prepared", data)
+    Manifest(stage="prepare", inputs={}, settings={"dataset": "toy"}).write(root / "prepared")
+    write_scores(root / "validation", data, "validation", VALIDATION)
+    write_scores(root / "test", data, "test", TEST)
+    lines = [{"step": s, "loss": 5 / (s + 1), "time": 1.5 * s} for s in range(60)]
+    lines += [
+        {"step": s, "validation/ndcg@5": s / 100, "validation/hr@1": s / 200} for s in (20, 40)
+    ]
+    (root / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+def run(folders, output, **changes):
+    arguments = {
+        "dataset": "toy",
+        "prepared_dir": folders / "prepared",
+        "validation_scores_dir": folders / "validation",
+        "test_scores_dir": folders / "test",
+        "output_dir": output,
+        "metrics_file": folders / "metrics.jsonl",
+        "normalisers": ("sum", "mean"),
+    }
+    return stage.report(**(arguments | changes))
+
+
+def test_validation_chooses_the_template_even_where_test_would_choose_another(folders, tmp_path):
+    found = run(folders, tmp_path / "out")["scenarios"]["sequential"]
+    assert found["chosen"]["template_id"] == "A9"
+    assert {choice["template_id"] for choice in found["validation"]} == {"A7", "A9"}
+
+
+def test_every_scenario_has_its_systems_and_their_intervals(folders, tmp_path):
+    found = run(folders, tmp_path / "out")["scenarios"]
+    assert list(found) == ["sequential", "product_search", "personalized_search"]
+    with_history = ["random", "popularity", "cooccurrence", "model"]
+    assert list(found["sequential"]["test"]) == with_history
+    assert list(found["personalized_search"]["test"]) == with_history
+    assert list(found["product_search"]["test"]) == ["random", "popularity", "model"]
+    for result in found.values():
+        for metrics in result["test"].values():
+            assert list(metrics) == ["hr@1", "hr@3", "hr@5", "ndcg@3", "ndcg@5"]
+            for value in metrics.values():
+                assert 0 <= value["low"] <= value["estimate"] <= value["high"] <= 1
+
+
+def test_the_model_leads_random_by_the_difference_of_their_rows(folders, tmp_path):
+    found = run(folders, tmp_path / "out")["scenarios"]["sequential"]
+    lead = found["model_minus"]["random"]["hr@1"]
+    rows = found["test"]
+    expected = rows["model"]["hr@1"]["estimate"] - rows["random"]["hr@1"]["estimate"]
+    assert lead["estimate"] == pytest.approx(expected)
+    assert lead["low"] > 0
+
+
+def test_every_number_carries_its_protocol(folders, tmp_path):
+    for result in run(folders, tmp_path / "out")["scenarios"].values():
+        protocol = result["protocol"]
+        assert protocol["dataset"] == "toy" and protocol["split"] == "test"
+        assert protocol["checkpoint_step"] == 30 and protocol["num_candidates"] == 10
+        assert protocol["num_examples"] in (NUM_USERS, 10)
+        assert protocol["normaliser"] in ("sum", "mean")
+        assert len(protocol["candidates_sha256"]) == 64
+        assert protocol["command"] and protocol["interval"]
+
+
+def test_the_folder_holds_json_markdown_text_and_curve(folders, tmp_path, caplog):
+    caplog.set_level("INFO")
+    found = run(folders, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {
+        "report.json", "report.md", "report.txt", "training_curve.png", "manifest.json"
+    }  # fmt: skip
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == found
+    assert (tmp_path / "out" / "training_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "![training curve](training_curve.png)" in (tmp_path / "out" / "report.md").read_text()
+    assert "toy sequential: template A9" in caplog.text
+
+
+def test_the_table_fits_a_log_of_100_plain_columns(folders, tmp_path):
+    run(folders, tmp_path / "out")
+    text = (tmp_path / "out" / "report.txt").read_text()
+    assert max(len(line) for line in text.splitlines()) <= 100
+    assert text.isascii() and "\x1b" not in text
+    assert "…" not in text and text.count("cooccurrence") == 4  # two rows and two leads, uncut
+
+
+def test_a_second_run_keeps_what_is_there_and_shows_it_again(folders, tmp_path, caplog):
+    first = run(folders, tmp_path / "out")
+    written = (tmp_path / "out" / "report.json").stat().st_mtime_ns
+    caplog.set_level("INFO")
+    assert run(folders, tmp_path / "out") == first
+    assert (tmp_path / "out" / "report.json").stat().st_mtime_ns == written
+    assert "up to date" in caplog.text and "toy sequential" in caplog.text
+
+
+def test_reports_are_the_same_whenever_they_are_made(folders, tmp_path):
+    first, second = (run(folders, tmp_path / name) for name in "ab")
+    assert first == second
+
+
+def test_without_a_metrics_file_there_is_no_curve(folders, tmp_path):
+    run(folders, tmp_path / "out", metrics_file=None)
+    assert not (tmp_path / "out" / "training_curve.png").exists()
+    assert "training curve" not in (tmp_path / "out" / "report.md").read_text()
+
+
+def _wrong_candidates(rows):
+    ids = rows[0]["candidate_ids"]
+    absent = next(item for item in range(NUM_ITEMS) if item not in ids)
+    ids[(rows[0]["target_index"] + 1) % len(ids)] = absent
+
+
+def _wrong_target(rows):
+    rows[0]["target_index"] = (rows[0]["target_index"] + 1) % 10
+
+
+def _unknown_target(rows):
+    rows[0]["target_index"] = -1
+
+
+def _unknown_example(rows):
+    rows[0]["example_id"] = "nobody:7"
+
+
+def _doubled(rows):
+    rows.append(rows[0])
+
+
+def _not_a_number(rows):
+    rows[3]["log_likelihood"][2] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_wrong_candidates, "among other candidates"),
+        (_wrong_target, "among other candidates"),
+        (_unknown_target, "among other candidates"),
+        (_unknown_example, "'nobody:7', which is no test example"),
+        (_doubled, "twice"),
+        (_not_a_number, "NaN"),
+    ],
+)
+def test_scores_that_do_not_fit_the_candidates_are_refused(folders, tmp_path, change, message):
+    write_scores(tmp_path / "test", make_data(), "test", TEST, change=change)
+    with pytest.raises(UserError, match=message):
+        run(folders, tmp_path / "out", test_scores_dir=tmp_path / "test")
+    assert not (tmp_path / "out").exists()
+
+
+def test_scores_of_two_checkpoints_are_refused(folders, tmp_path):
+    write_scores(tmp_path / "test", make_data(), "test", TEST, step=31)
+    with pytest.raises(UserError, match=r"checkpoint step 30 and .* at 31"):
+        run(folders, tmp_path / "out", test_scores_dir=tmp_path / "test")
+
+
+def test_a_template_that_only_validation_scored_is_named(folders, tmp_path):
+    write_scores(tmp_path / "test", make_data(), "test", {"A7": 1.0})
+    with pytest.raises(UserError, match="lack template A9"):
+        run(folders, tmp_path / "out", test_scores_dir=tmp_path / "test")
+
+
+def test_unfinished_scoring_is_refused(folders, tmp_path):
+    shutil.copytree(folders / "test", tmp_path / "test")
+    dataclasses.replace(read_manifest(tmp_path / "test"), counts={}).write(tmp_path / "test")
+    with pytest.raises(UserError, match="has not finished"):
+        run(folders, tmp_path / "out", test_scores_dir=tmp_path / "test")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "toys"}, "holds dataset 'toy', not 'toys'"),
+        ({"normalisers": ("product",)}, "unknown normaliser 'product'"),
+        ({"normalisers": ()}, "no normaliser"),
+        ({"metrics_file": "none.jsonl"}, "none.jsonl is not there"),
+        ({"prepared_dir": "nowhere"}, "nowhere holds no candidates.parquet"),
+        ({"test_scores_dir": "nowhere"}, "nowhere holds no manifest.json"),
+    ],
+)
+def test_wrong_arguments_are_named(folders, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        run(folders, tmp_path / "out", **changes)
+
+
+def test_a_report_of_other_scores_is_never_overwritten(folders, tmp_path):
+    run(folders, tmp_path / "out")
+    with pytest.raises(UserError, match="holds another run"):
+        run(folders, tmp_path / "out", normalisers=("sum",))
+
+
+def choice(template_id, ndcg, hit, normaliser="sum"):
+    metrics = {"ndcg@5": ndcg, "hr@1": hit}
+    return Choice(template_id=template_id, normaliser=normaliser, num_examples=9, metrics=metrics)
+
+
+def test_ties_go_to_hr_at_1_then_to_the_lower_id():
+    best = choice("A10", 0.5, 0.3)
+    assert evaluation.choose([choice("A7", 0.4, 0.9), best]) == best
+    assert evaluation.choose([choice("A7", 0.5, 0.2), best]) == best
+    assert evaluation.choose([best, choice("A9", 0.5, 0.3)]).template_id == "A9"
+    first = evaluation.choose([best, choice("A10", 0.5, 0.3, "mean")])
+    assert first.normaliser == "sum"
+
+
+def test_nothing_to_choose_from_is_an_error():
+    with pytest.raises(UserError, match="no template was scored"):
+        evaluation.choose([])
+
+
+@pytest.mark.parametrize(
+    ("template_id", "scenario"),
+    [
+        ("A7", "sequential"),
+        ("ml_100k.A13", "sequential"),
+        ("B7.specific", "product_search"),
+        ("my_B2_shop.C10.specific", "personalized_search"),
+    ],
+)
+def test_the_family_letter_names_the_scenario(template_id, scenario):
+    assert scenarios.scenario_of(template_id) == scenario
+
+
+def test_an_id_without_family_is_refused():
+    with pytest.raises(UserError, match="names no family"):
+        scenarios.scenario_of("ml_100k.D7")
+
+
+def test_normalisers_turn_sums_into_means_and_leave_masks_alone():
+    values = np.array([[-6.0, -4.0, -np.inf]], dtype=np.float32)
+    tokens = np.array([[3, 1, 0]], dtype=np.int32)
+    assert normalisers.normalise(values, tokens, "sum").tolist() == [[-6.0, -4.0, -np.inf]]
+    assert normalisers.normalise(values, tokens, "mean").tolist() == [[-2.0, -4.0, -np.inf]]
+
+
+def test_ragged_rows_are_padded_behind():
+    rows = [np.array([1, 2], dtype=np.int32), np.array([], dtype=np.int32), np.array([3])]
+    assert evaluation.stack_rows(rows, -1).tolist() == [[1, 2], [-1, -1], [3, -1]]
+
+
+def test_numbers_are_shown_with_three_decimals_and_no_leading_zero():
+    assert writers._mean_and_interval(Interval(0.4836, 0.452, 1.0)) == ".484 .452-1.00"
+    assert writers._signed(Interval(-0.05, -0.1, 0.0)) == "-.050 [-.100, +.000]"
+
+
+def test_a_resumed_run_keeps_the_last_value_of_a_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 3}\n{"step": 1, "loss": 2}\n\n{"step": 2, "lo')
+    assert curves.read_metrics(path) == {"loss": {1: 2.0}}
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 3}\nnot json\n{"step": 2, "loss": 2}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl line 2"):
+        curves.read_metrics(path)
+
+
+def test_a_run_without_losses_has_no_curve_to_draw(tmp_path):
+    with pytest.raises(UserError, match="no training loss"):
+        curves.plot_training_curve({}, tmp_path / "curve.png")
