@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ CONFIGS = ("leave_one_out", "product_search")
 SPLITS = ("train", "validation", "test")
 VERSION = "1.0.0"
 _SHUFFLE_BUFFER_SIZE = 2048
+_FIELDS = tuple(field.name for field in dataclasses.fields(InstructionRecord))
+_INTEGERS = frozenset({"position", "target_id", "candidate_ids"})
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -45,44 +47,87 @@ def write_records(
     folder: Path | str,
     *,
     dataset: str,
-    config: str,
     splits: Mapping[str, Iterable[InstructionRecord]],
+    records_per_shard: int = 50_000,
 ) -> dict[str, int]:
-    """Writes one TFDS config, in the order given.
+    """Writes one TFDS config, in the order given; the same records give the same bytes.
+
+    TFDS's own builders keep a split in memory and serialise fields in an order that changes from
+    process to process, so the files are written here and TFDS's metadata is put beside them.
 
     Args:
-      folder: the TFDS data_dir; `<dataset>/<config>/1.0.0` is made in it.
+      folder: where the files go; below a TFDS data_dir it is `<dataset>/<config>/1.0.0`.
       dataset: name of the dataset.
-      config: "leave_one_out" or "product_search".
       splits: records of every split; they are consumed once, one after another.
+      records_per_shard: most records in a file.
 
     Returns:
-      The number of records of every split that has any; the others are not written.
+      The number of records of every split that has any; the others are not written, and nothing
+      at all if no split has any.
     """
-    counts = {split: 0 for split in splits}
-
-    def examples(split: str, records: Iterator[InstructionRecord]) -> Iterator[tuple[int, dict]]:
-        for record in records:
-            yield counts[split], dataclasses.asdict(record)
-            counts[split] += 1
-
-    # TFDS refuses an empty split, so look at the first record of each before opening it.
-    opened = {split: _nonempty(records) for split, records in splits.items()}
-    split_datasets = {
-        split: examples(split, records) for split, records in opened.items() if records
-    }
-    if split_datasets:
-        tfds.dataset_builders.store_as_tfds_dataset(
-            name=dataset,
-            config=config,
-            version=VERSION,
+    folder = Path(folder)
+    infos = []
+    for split, records in splits.items():
+        shards = _write_shards(folder / f"{dataset}-{split}.tfrecord", records, records_per_shard)
+        if shards:
+            template = tfds.core.ShardedFileTemplate(
+                data_dir=folder, dataset_name=dataset, split=split, filetype_suffix="tfrecord"
+            )
+            infos.append(
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=[number for number, _ in shards],
+                    num_bytes=sum(size for _, size in shards),
+                    filename_template=template,
+                )
+            )
+    if infos:
+        tfds.folder_dataset.write_metadata(
+            data_dir=folder,
             features=features(),
-            split_datasets=split_datasets,
-            data_dir=str(folder),
+            split_infos=infos,
+            version=VERSION,
+            check_data=False,
             description="Instruction records of instructrec-jax.",
             disable_shuffling=True,  # file order is record order
         )
-    return {split: count for split, count in counts.items() if count}
+    return {info.name: info.num_examples for info in infos}
+
+
+def _write_shards(
+    stem: Path, records: Iterable[InstructionRecord], records_per_shard: int
+) -> list[tuple[int, int]]:
+    """Writes records to numbered files; returns the number of records and bytes of each."""
+    shards: list[tuple[int, int]] = []
+    iterator = iter(records)
+    while first := list(itertools.islice(iterator, 1)):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        shard = itertools.chain(first, itertools.islice(iterator, records_per_shard - 1))
+        number = size = 0
+        with tf.io.TFRecordWriter(f"{stem}-{len(shards):05d}") as writer:
+            for record in shard:
+                serialized = serialize(record)
+                writer.write(serialized)
+                number, size = number + 1, size + len(serialized)
+        shards.append((number, size))
+    for index in range(len(shards)):  # the names hold the number of files, known only now
+        path = Path(f"{stem}-{index:05d}")
+        path.rename(f"{path}-of-{len(shards):05d}")
+    return shards
+
+
+def serialize(record: InstructionRecord) -> bytes:
+    """Returns a record as a `tf.train.Example` that `features` reads."""
+    example = tf.train.Example()
+    feature = example.features.feature
+    for name in _FIELDS:
+        value = getattr(record, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if name in _INTEGERS:
+            feature[name].int64_list.value.extend(values)
+        else:
+            feature[name].bytes_list.value.extend(text.encode() for text in values)
+    return example.SerializeToString(deterministic=True)
 
 
 def use_data_dir(folder: Path | str) -> None:
@@ -205,11 +250,3 @@ def _rotated(split: str, seed: int) -> str:
     """Returns the split in TFDS's notation, begun at another place and wrapped around."""
     percent = seed % 100
     return f"{split}[{percent}%:]+{split}[:{percent}%]" if percent and "[" not in split else split
-
-
-def _nonempty(records: Iterable[InstructionRecord]) -> Iterator[InstructionRecord] | None:
-    """Returns an iterator over the records, or None if there are none."""
-    iterator = iter(records)
-    for first in iterator:
-        return itertools.chain([first], iterator)
-    return None

@@ -12,6 +12,7 @@ from instructrec_jax.instructions.language import (
     LIST_SEPARATOR,
     SEPARATOR_STAND_IN,
     Clause,
+    Field,
     Literal,
     Segments,
     Slot,
@@ -46,7 +47,7 @@ def render(segments: Segments, values: Mapping[Slot, tf.Tensor]) -> tf.Tensor:
     return tf.strings.join([_segment(segment, values) for segment in segments])
 
 
-def _segment(segment: Literal | Clause, values: Mapping[Slot, tf.Tensor]) -> tf.Tensor | str:
+def _segment(segment: Literal | Field | Clause, values: Mapping[Slot, tf.Tensor]) -> tf.Tensor | str:
     """Returns the text of one segment."""
     if isinstance(segment, Literal):
         return segment.text

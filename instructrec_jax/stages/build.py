@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import logging
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -129,19 +128,15 @@ def _literals(template: Template) -> Iterator[str]:
 def _write_configs(folder: Path, data: PreparedData, settings: BuildSettings) -> dict[str, int]:
     """Writes the TFDS configs into `folder`; returns counts by config, split and field."""
     counts: collections.Counter[str] = collections.Counter()
-    scratch = folder / ".tfds"
     for config in record_store.CONFIGS:
         splits = {
             split: _counted(records, f"{config}/{split}", counts)
             for split, records in _records(data, config, settings).items()
         }
-        written = record_store.write_records(
-            scratch, dataset=data.dataset, config=config, splits=splits
+        record_store.write_records(
+            folder / config / record_store.VERSION, dataset=data.dataset, splits=splits
         )
-        if written:
-            shutil.move(scratch / data.dataset / config, folder / config)
-    shutil.rmtree(scratch, ignore_errors=True)
-    if not counts:
+    if not any(counts.values()):
         raise UserError(f"dataset {data.dataset!r} gives no record at all; check `prepare`")
     return dict(counts)
 
