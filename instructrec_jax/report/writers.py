@@ -117,7 +117,7 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
 
 def _text_table(rows: Sequence[SystemRow]) -> Table:
     """Returns the table of one scenario for a terminal."""
-    table = Table(box=box.ASCII2)
+    table = Table(box=box.ASCII2, show_edge=False, pad_edge=False)
     table.add_column("system", no_wrap=True)
     for name in METRIC_NAMES:
         table.add_column(f"{name.upper()} (95%)", no_wrap=True)

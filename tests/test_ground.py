@@ -1,0 +1,144 @@
+"""The ground that every part stands on: files, manifests, seeds and errors."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instructrec_jax import errors, files, manifest, seeds
+from instructrec_jax.errors import UserError
+from instructrec_jax.manifest import Manifest
+
+
+def plan(**changes) -> Manifest:
+    fields = {"stage": "prepare", "inputs": {"log": "ab"}, "settings": {"seed": 0, "cuts": (1, 2)}}
+    return Manifest(**(fields | changes))
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    with files.atomic_file(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists() and temporary.parent == path.parent
+    assert path.read_text() == "new"
+    with pytest.raises(RuntimeError), files.atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "new"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder"
+    with files.atomic_directory(path) as temporary:
+        (temporary / "a").write_text("1")
+        assert not path.exists()
+    with pytest.raises(RuntimeError), files.atomic_directory(path) as temporary:
+        (temporary / "a").write_text("2")
+        raise RuntimeError
+    assert (path / "a").read_text() == "1"
+    with files.atomic_directory(path) as temporary:
+        (temporary / "b").write_text("3")
+    assert [p.name for p in path.iterdir()] == ["b"]
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_text_is_written_as_utf_8(tmp_path):
+    files.write_text(tmp_path / "t", "naïve ✓")
+    assert (tmp_path / "t").read_bytes().decode("utf-8") == "naïve ✓"
+
+
+def test_a_hash_depends_on_bytes_and_names_and_not_on_times(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (first, second):
+        (folder / "sub").mkdir(parents=True)
+        (folder / "sub" / "x").write_text("1")
+    os.utime(second / "sub" / "x", (0, 0))
+    assert files.sha256(first) == files.sha256(second)
+    (second / "sub" / "x").rename(second / "sub" / "y")
+    assert files.sha256(first) != files.sha256(second)
+    assert files.sha256(first / "sub" / "x") == files.sha256(second / "sub" / "y")
+
+
+def test_a_manifest_comes_back_as_it_was_written(tmp_path):
+    written = plan(counts={"users": 3}, drops={"no title": 1})
+    written.write(tmp_path)
+    found = manifest.read_manifest(tmp_path)
+    assert found.describes_same_work(written)
+    assert (found.counts, found.drops) == ({"users": 3}, {"no title": 1})
+    assert found.versions["instructrec-jax"] and found.command
+
+
+def test_work_is_done_only_where_inputs_and_settings_are_the_same(tmp_path):
+    assert not manifest.is_done(tmp_path / "new", plan())
+    assert not manifest.is_done(tmp_path, plan())
+    plan(counts={"users": 3}).write(tmp_path)
+    assert manifest.is_done(tmp_path, plan())
+    assert manifest.is_done(tmp_path, dataclasses.replace(plan(), command="otherwise"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"stage": "build"}, "stage 'prepare', not 'build'"),
+        ({"inputs": {"log": "cd"}}, r"inputs\['log'\] was 'ab' there and is 'cd' now"),
+        ({"settings": {"seed": 1, "cuts": (1, 2)}}, r"settings\['seed'\] was 0 there and is 1 now"),
+        ({"settings": {"seed": 0}}, r"settings\['cuts'\]"),
+    ],
+)
+def test_a_folder_of_other_work_is_refused_and_the_difference_named(tmp_path, changes, named):
+    plan().write(tmp_path)
+    with pytest.raises(UserError, match=named):
+        manifest.is_done(tmp_path, plan(**changes))
+
+
+def test_a_folder_with_other_files_is_never_taken_over(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="is not empty"):
+        manifest.is_done(tmp_path, plan())
+
+
+def test_claimed_work_is_taken_up_again_and_other_work_refused(tmp_path):
+    assert manifest.claim(tmp_path / "run", plan()) is None
+    earlier = manifest.claim(tmp_path / "run", plan())
+    assert earlier is not None and not earlier.counts
+    with pytest.raises(UserError, match="seed"):
+        manifest.claim(tmp_path / "run", plan(settings={"seed": 9, "cuts": (1, 2)}))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"stage": "x", "color": "red"})])
+def test_a_damaged_manifest_is_named(tmp_path, text):
+    (tmp_path / manifest.FILE_NAME).write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        manifest.read_manifest(tmp_path)
+
+
+def test_a_folder_without_manifest_is_not_the_output_of_a_stage(tmp_path):
+    with pytest.raises(UserError, match=r"holds no manifest\.json"):
+        manifest.read_manifest(tmp_path)
+
+
+def test_a_seed_is_the_same_in_every_process_and_release():
+    assert seeds.stable_seed(0, "ml_100k", "test", "196:19") == 5958395311348549717
+
+
+@given(st.lists(st.text(max_size=4) | st.integers(), max_size=4))
+def test_seeds_fit_63_bits(parts):
+    assert 0 <= seeds.stable_seed(*parts) < 2**63
+
+
+def test_parts_of_a_seed_do_not_run_into_each_other():
+    assert seeds.stable_seed("a", "bc") != seeds.stable_seed("ab", "c")
+    assert seeds.stable_seed(1, 2) != seeds.stable_seed(2, 1)
+
+
+def test_an_unknown_name_gets_the_nearest_known_ones():
+    message = str(errors.unknown_name("dataset", "ml100k", ["ml_100k", "amazon_games"]))
+    assert message == "unknown dataset 'ml100k'; the nearest known: ml_100k"
+    assert "none is registered" in str(errors.unknown_name("dataset", "x", []))
+    assert "amazon_games, ml_100k" in str(
+        errors.unknown_name("dataset", "zzz", ["ml_100k", "amazon_games"])
+    )

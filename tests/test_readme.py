@@ -1,0 +1,166 @@
+"""Runs every fenced block of the README, so that nothing in it rots.
+
+A `bash` block runs in a folder that looks like a fresh clone; `make` and `instructrec` there are
+the ones of the environment that runs the tests. A `python` block runs in its own process. Later
+blocks see the files that earlier ones wrote. A block that cannot run here stands below a line
+
+    <!-- not run: the reason -->
+
+and must at least be well formed. Other languages (text, json, gin) are shown output or settings.
+"""
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LINKED = ("instructrec_jax", "tasks", "gin", "launch", "tests", "setup.py", "constraints.txt")
+COPIED = ("Makefile", "pyproject.toml", "README.md")
+TIMEOUT_SECONDS = 900
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    language: str
+    code: str
+    line: int
+    reason: str  # why it is not run; "" if it is
+
+
+def read_blocks(text: str) -> list[Block]:
+    """Returns the fenced blocks of a Markdown text with the markers above them."""
+    blocks, lines, reason = [], text.splitlines(), ""
+    index = 0
+    while index < len(lines):
+        marker = re.fullmatch(r"<!-- not run: (.+) -->", lines[index].strip())
+        fence = re.fullmatch(r"```(\w*)", lines[index].strip())
+        if marker:
+            reason = marker.group(1)
+        elif fence:
+            start = index + 1
+            index = start
+            while index < len(lines) and lines[index].strip() != "```":
+                index += 1
+            assert index < len(lines), f"the block of line {start} is not closed"
+            blocks.append(Block(fence.group(1), "\n".join(lines[start:index]), start, reason))
+            reason = ""
+        elif lines[index].strip():
+            reason = ""  # a marker counts for the block directly below it
+        index += 1
+    return blocks
+
+
+BLOCKS = read_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
+CODE = [block for block in BLOCKS if block.language in ("bash", "python")]
+
+
+def run_block(block: Block, folder: Path) -> subprocess.CompletedProcess:
+    """Runs a block in a folder, its own process, with the test's environment first on PATH."""
+    tools = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(folder),
+    }
+    environment.pop("XLA_FLAGS", None)
+    start = (
+        [sys.executable, "-c"] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
+    )
+    return subprocess.run(
+        [*start, block.code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+    )
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A folder like a fresh clone whose `.venv` is there already."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in LINKED:
+        (folder / name).symlink_to(ROOT / name)
+    for name in COPIED:
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, folder / name)
+    (folder / ".venv").mkdir()
+    for part in Path(sys.prefix).iterdir():
+        if part.name != ".installed":
+            (folder / ".venv" / part.name).symlink_to(part)
+    (folder / ".venv" / ".installed").touch()
+    return folder
+
+
+def test_blocks_that_cannot_run_here_are_well_formed_and_say_why():
+    for block in BLOCKS:
+        if block.language == "bash":
+            subprocess.run(["bash", "-n", "-c", block.code], check=True)
+        elif block.language == "python":
+            compile(block.code, f"README.md line {block.line}", "exec")
+        else:
+            assert block.language in ("text", "json", "gin", ""), f"line {block.line}"
+
+
+@pytest.mark.slow
+def test_every_block_of_the_readme_runs(clone):
+    for block in CODE:
+        if not block.reason:
+            done = run_block(block, clone)
+            assert done.returncode == 0, (
+                f"README.md line {block.line}:\n{block.code}\n{done.stdout[-3000:]}"
+                f"\n{done.stderr[-3000:]}"
+            )
+
+
+SAMPLE = """
+Text
+```bash
+echo one > file
+```
+<!-- not run: needs a TPU -->
+
+```bash
+false
+```
+<!-- not run: forgotten -->
+Text between marker and block.
+```python
+print(open("file").read().strip() * 2)
+```
+```text
+shown
+```
+"""
+
+
+def test_the_mechanism_reads_languages_lines_and_reasons():
+    found = [(b.language, b.line, b.reason) for b in read_blocks(SAMPLE)]
+    assert found == [
+        ("bash", 3, ""),
+        ("bash", 8, "needs a TPU"),
+        ("python", 13, ""),
+        ("text", 16, ""),
+    ]
+
+
+def test_the_mechanism_runs_blocks_and_sees_failures(tmp_path):
+    first, failing, python, _ = read_blocks(SAMPLE)
+    assert run_block(first, tmp_path).returncode == 0
+    assert run_block(failing, tmp_path).returncode != 0
+    assert run_block(python, tmp_path).stdout == "oneone\n"
+    in_the_middle = Block("bash", "false\ntrue", 1, "")
+    assert run_block(in_the_middle, tmp_path).returncode != 0
+
+
+def test_a_block_that_is_not_closed_is_an_error():
+    with pytest.raises(AssertionError, match="line 1 is not closed"):
+        read_blocks("```bash\necho")

@@ -1,0 +1,331 @@
+"""The import rule, size limits and forbidden things, measured on the source itself."""
+
+import ast
+import re
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "instructrec_jax"
+
+# Level and column of every part of the package. A part may import parts of lower levels, but the
+# TensorFlow column ("tf") and the JAX column ("jax") never meet below the stages.
+LEVELS = {
+    "records": (0, ""),
+    "errors": (0, ""),
+    "seeds": (0, ""),
+    "files": (0, ""),
+    "manifest": (0, ""),
+    "data": (1, ""),
+    "instructions": (1, ""),
+    "metrics": (1, ""),
+    "models": (1, "jax"),
+    "parallel": (1, "jax"),
+    "pipeline": (2, "tf"),
+    "training": (2, "jax"),
+    "scoring": (2, "jax"),
+    "baselines": (2, "jax"),
+    "checkpoints": (2, "jax"),
+    "teacher": (2, ""),
+    "report": (2, ""),
+    "stages": (3, "both"),
+    "cli": (4, ""),
+    "__main__": (5, ""),
+}
+# Third-party packages that may be imported in some parts only.
+HOMES = {
+    "gin": {"cli"},
+    "argparse": {"cli"},
+    "openai": {"teacher"},
+    "tensorflow": {"pipeline"},
+    "tensorflow_datasets": {"pipeline"},
+    "tensorflow_text": {"pipeline"},
+    "seqio": {"pipeline"},
+    "sentencepiece": {"pipeline"},
+    "pyarrow": {"data", "instructions", "metrics", "scoring"},
+    "jax": {"models", "parallel", "training", "scoring", "checkpoints", "baselines", "stages"},
+    "flax": {"models", "parallel", "training", "scoring", "checkpoints", "baselines"},
+    "optax": {"training", "checkpoints", "baselines", "stages"},
+    "orbax": {"checkpoints"},
+    "matplotlib": {"report"},
+    "rich": {"report", "training"},
+}
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "joblib", "shelve", "t5x", "torch"}
+FORBIDDEN_TEXT = re.compile(
+    r"\b(?:allow_pickle|yaml\.load|torch\.load|fp16|float16(?!_)|TODO|FIXME|XXX)\b"
+)
+FILE_LIMITS = {"instructrec_jax/models/t5.py": 600}
+MAX_FILE_LINES, MAX_TEMPLATE_LINES, MAX_FUNCTION_LINES = 400, 500, 70
+MAX_ARGUMENTS = 8
+MAX_POSITIONAL = 4  # two is the habit; interfaces of other packages and array maths take more
+# Places that name what is forbidden in order to refuse it, with the words they may use.
+ALLOWED_TEXT = {
+    "fp16": {"instructrec_jax/models/t5.py"},
+    "float16": {"instructrec_jax/models/t5.py"},
+}
+
+
+def sources() -> list[Path]:
+    return sorted([*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / "tasks").rglob("*.py")])
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def part_of(path: Path) -> str:
+    """The part of the package a file belongs to: "models" of instructrec_jax/models/t5.py."""
+    return path.relative_to(ROOT / PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_modules(tree: ast.AST) -> list[tuple[str, int]]:
+    """Every dotted name that a file imports, with its line; `from a import b` gives "a.b"."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
+
+
+def violations(part: str, imported: str) -> str | None:
+    """Says what is wrong with a part of the package importing a module; None if nothing is."""
+    root, _, rest = imported.partition(".")
+    if root == "tasks":
+        return "the package never imports tasks"
+    if root != PACKAGE:
+        homes = HOMES.get(root)
+        return f"{root} belongs to {sorted(homes)}" if homes and part not in homes else None
+    other = rest.split(".")[0]
+    if other == part or other not in LEVELS:
+        return None  # a sibling in the same package, or a name of the package itself
+    (level, column), (other_level, other_column) = LEVELS[part], LEVELS[other]
+    if other_level >= level and level != 0:
+        return f"{other} is not below {part}"
+    if other_level > level:
+        return f"{other} is above {part}"
+    if {column, other_column} == {"tf", "jax"}:
+        return "the TensorFlow and the JAX column meet only in stages"
+    return None
+
+
+PACKAGE_FILES = [path for path in sources() if path.is_relative_to(ROOT / PACKAGE)]
+
+
+@pytest.mark.parametrize("path", PACKAGE_FILES, ids=name_of)
+def test_imports_point_down(path):
+    if path == ROOT / PACKAGE / "__init__.py":
+        assert imported_modules(ast.parse(path.read_text())) == []
+        return
+    part = part_of(path)
+    assert part in LEVELS, f"{part} has no level in DESIGN section 4"
+    wrong = [
+        f"line {line}: imports {module}: {problem}"
+        for module, line in imported_modules(ast.parse(path.read_text()))
+        if (problem := violations(part, module))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("part", "module", "allowed"),
+    [
+        ("metrics", "instructrec_jax.errors", True),
+        ("metrics", "instructrec_jax.models.t5", False),
+        ("models", "instructrec_jax.parallel.mesh", False),
+        ("training", "instructrec_jax.scoring.scorer", False),
+        ("pipeline", "instructrec_jax.models.t5", False),
+        ("pipeline", "instructrec_jax.data.prepared", True),
+        ("stages", "instructrec_jax.pipeline.loader", True),
+        ("stages", "instructrec_jax.cli.main", False),
+        ("stages", "gin", False),
+        ("pipeline", "tasks.mixtures", False),
+        ("scoring", "tensorflow", False),
+        ("files", "instructrec_jax.errors", True),
+        ("files", "instructrec_jax.data.prepared", False),
+    ],
+)
+def test_the_rule_itself_tells_right_from_wrong(part, module, allowed):
+    assert (violations(part, module) is None) == allowed
+
+
+@pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_nothing_forbidden_is_imported_or_written(path):
+    tree = ast.parse(path.read_text())
+    for module, line in imported_modules(tree):
+        assert module.split(".")[0] not in FORBIDDEN_MODULES, f"line {line}: {module}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec"), f"line {node.lineno}: {node.func.id}"
+    for number, text in enumerate(path.read_text().splitlines(), start=1):
+        for word in FORBIDDEN_TEXT.findall(text):
+            assert name_of(path) in ALLOWED_TEXT.get(word, set()), f"line {number}: {text.strip()}"
+
+
+@pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_files_and_functions_stay_small(path):
+    lines = len(path.read_text().splitlines())
+    template_limit = MAX_TEMPLATE_LINES if name_of(path).startswith("tasks/") else MAX_FILE_LINES
+    assert lines <= FILE_LIMITS.get(name_of(path), template_limit)
+    wrong = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            if length > MAX_FUNCTION_LINES:
+                wrong.append(f"{node.name} (line {node.lineno}) has {length} lines")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_functions_take_few_arguments(path):
+    wrong = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        positional = [*node.args.posonlyargs, *node.args.args]
+        if positional and positional[0].arg in ("self", "cls"):
+            positional = positional[1:]
+        number = len(positional) + len(node.args.kwonlyargs)
+        if number > MAX_ARGUMENTS:
+            wrong.append(f"{node.name} (line {node.lineno}) takes {number} arguments")
+        if len(positional) > MAX_POSITIONAL and not node.name.startswith("_"):
+            wrong.append(f"{node.name} (line {node.lineno}) takes {len(positional)} by position")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_importing_the_package_imports_neither_jax_nor_tensorflow():
+    code = (
+        "import sys, instructrec_jax; "
+        "sys.exit(bool({'jax', 'tensorflow', 'numpy'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_folder_gin_does_not_hide_the_package_gin():
+    assert not list((ROOT / "gin").rglob("*.py"))
+    code = "import gin; print(gin.__file__); gin.parse_config"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not Path(done.stdout.strip()).is_relative_to(ROOT / "gin")
+
+
+def test_setup_names_its_packages_and_no_git_address():
+    text = (ROOT / "setup.py").read_text()
+    assert 'include=["instructrec_jax*", "tasks*"]' in text
+    assert "git+" not in text and "github.com" not in text
+
+
+def test_constraints_pin_every_version():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    names = [line.split("==")[0].lower().replace("-", "_") for line in lines]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", line) for line in lines)
+    assert len(set(names)) == len(names)
+    (listed,) = re.findall(
+        r"install_requires=\[(.*?)\n    \]", (ROOT / "setup.py").read_text(), re.DOTALL
+    )
+    required = re.findall(r'^ +"([A-Za-z0-9_-]+)', listed, re.MULTILINE)
+    assert required
+    assert {name.lower().replace("-", "_") for name in required} <= set(names)
+
+
+@pytest.mark.parametrize("name", [".ci/run", *(f"launch/{n}.sh" for n in (
+    "local_cpu", "gpu", "tpu_vm", "slurm"))])  # fmt: skip
+def test_shell_scripts_are_strict_executable_and_well_formed(name):
+    path = ROOT / name
+    lines = path.read_text().splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    assert "set -euo pipefail" in lines
+    assert path.stat().st_mode & 0o111, f"{name} is not executable"
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    for number, line in enumerate(lines, start=1):
+        code = line.split(" #")[0]
+        if not code.startswith("#"):
+            assert not re.search(r"\$[@*](?!\")", code.replace('"$@"', "")), (
+                f"line {number}: quote it"
+            )
+            assert "`" not in code, f"line {number}: use $(...)"
+            assert "\t" not in line and len(line) <= 100, f"line {number}"
+
+
+@pytest.mark.parametrize("name", ["local_cpu", "gpu", "tpu_vm"])
+def test_launch_scripts_hand_their_arguments_to_the_command(name, tmp_path):
+    fake = tmp_path / "instructrec"
+    fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$JAX_PLATFORMS" "$@"\n')
+    fake.chmod(0o755)
+    argument = "--gin.MODEL_DIR='\"a b\"'"
+    done = subprocess.run(
+        [ROOT / "launch" / f"{name}.sh", argument],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    platform, *words = done.stdout.splitlines()
+    assert words == ["train", argument]
+    assert platform == {"local_cpu": "cpu", "gpu": "cuda", "tpu_vm": "tpu"}[name]
+
+
+def test_a_pod_gets_the_arguments_as_they_were_given(tmp_path):
+    fake = tmp_path / "gcloud"
+    fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    fake.chmod(0o755)
+    argument = "--gin.MODEL_DIR='\"a b\"'"
+    done = subprocess.run(
+        [ROOT / "launch" / "tpu_vm.sh", argument],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "TPU_NAME": "pod", "ZONE": "z"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    command = done.stdout.splitlines()[-1].removeprefix("--command=")
+    words = command.removeprefix("cd instructrec && launch/tpu_vm.sh ")
+    echoed = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True, check=True
+    )
+    assert echoed.stdout.splitlines()[-1] == argument
+
+
+GIN_FILES = sorted((ROOT / "gin").rglob("*.gin"))
+
+
+@pytest.mark.parametrize("path", GIN_FILES, ids=name_of)
+def test_every_gin_file_is_well_formed_and_says_what_it_is(path):
+    from instructrec_jax.cli import gin_survey
+
+    assert path.read_text().startswith("#"), "the file's head says what it is for"
+    assert gin_survey.survey([path], []), "the file defines nothing"
+
+
+def test_shipped_gin_files_give_each_macro_one_owner():
+    from instructrec_jax.cli import gin_survey
+
+    by_folder: dict[str, dict[str, set[str]]] = {}
+    for path in GIN_FILES:
+        if "overlays" in path.parts:
+            continue
+        for statement in gin_survey.survey([path], []):
+            if statement.is_macro and not statement.is_required:
+                owners = by_folder.setdefault(statement.key, {})
+                owners.setdefault(Path(statement.source).parent.as_posix(), set())
+    shared = {name: sorted(owners) for name, owners in by_folder.items() if len(owners) > 1}
+    assert not shared, "macros that files of two kinds define, which can never go together"
+
+
+def test_comments_hold_no_code_that_was_switched_off():
+    wrong = []
+    for path in sources():
+        with path.open("rb") as stream:
+            for token in tokenize.tokenize(stream.readline):
+                code = token.string.removeprefix("#").strip()
+                if token.type == tokenize.COMMENT and re.match(
+                    r"(?:def |class |import |from \w+ import |return |if .*:$|\w+ = \w+\()", code
+                ):
+                    wrong.append(f"{name_of(path)}:{token.start[0]}: {code}")
+    assert not wrong, "\n".join(wrong)
