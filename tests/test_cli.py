@@ -2,13 +2,14 @@
 
 import dataclasses
 import inspect
+import os
 import re
 import subprocess
 import sys
 
 import pytest
 
-from instructrec_jax.cli import gin_config, main, run_verbs
+from instructrec_jax.cli import gin_config, main, quiet, run_verbs
 from instructrec_jax.cli.main import VERBS, make_parser
 from instructrec_jax.data.preparation import PrepareSettings
 from instructrec_jax.errors import UserError
@@ -180,3 +181,10 @@ def test_flags_have_the_names_of_the_stage_s_arguments(verb):
 def test_train_and_score_document_gin_flags_in_their_help():
     for verb in (run_verbs.TRAIN, run_verbs.SCORE):
         assert "--gin.NAME=VALUE" in verb.description and verb.takes_gin
+
+
+def test_start_up_notes_are_held_back_and_real_messages_are_not(capfd):
+    with pytest.raises(ImportError), quiet.quiet_imports():
+        os.write(2, b"I0000 00:00:17.1 12 port.cc:153] note\nE0000 00:00 broken\nplain\n")
+        raise ImportError
+    assert capfd.readouterr().err == "E0000 00:00 broken\nplain\n"

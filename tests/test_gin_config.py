@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from instructrec_jax.cli import gin_config, gin_files
+from instructrec_jax.cli import gin_config, gin_files, gin_survey
 from instructrec_jax.errors import UserError
 
 HEAD = "from __gin__ import dynamic_registration\nimport toy_stage\n"
@@ -224,3 +224,41 @@ def test_a_file_of_the_working_folder_comes_before_a_shipped_one(tmp_path, monke
     (tmp_path / "mine.gin").write_text("")
     monkeypatch.chdir(tmp_path)
     assert gin_files.find_gin_file("mine.gin") == Path(tmp_path / "mine.gin").resolve()
+
+
+def test_a_shared_file_may_say_what_only_another_kind_of_run_uses(write, monkeypatch):
+    files = [write("run.gin", RUN), write("mixture.gin", "EVAL_TASKS = ['a']\n", head="")]
+    write("other.gin", "toy_stage.train.tasks = %EVAL_TASKS\n")
+    bindings = ["MODEL_DIR='d'", "STEPS=1"]
+    monkeypatch.setattr(gin_files, "shipped_files", lambda: [])
+    with pytest.raises(UserError, match="EVAL_TASKS"):
+        run(files, *bindings)
+    monkeypatch.setattr(gin_files, "shipped_files", lambda: ["other.gin"])
+    assert run(files, *bindings)[1] == 1
+    with pytest.raises(UserError, match="EVAL_TASKS"):
+        run(files, *bindings, "EVAL_TASKS=['b']")
+
+
+RUNS = sorted((Path(__file__).parents[1] / "gin" / "runs").glob("*.gin"))
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
+@pytest.mark.parametrize("overlays", [[], ["gin/overlays/local_tiny.gin"]], ids=["", "local_tiny"])
+def test_every_shipped_run_is_complete_but_for_what_it_requires(path, overlays):
+    from instructrec_jax.stages import score, train
+
+    names = ["gin/models/t5_tiny.gin", "gin/mixtures/ml_100k.gin", str(path), *overlays]
+    paths = [gin_files.find_gin_file(name) for name in names]
+    statements = gin_survey.survey(paths, [])
+    required = {s.key for s in statements if s.is_required} - {
+        s.key for s in statements if not s.is_required
+    }
+    values = {"TRAIN_STEPS": "3"}
+    lines = [f"{key} = {values.get(key, repr('x'))}" for key in sorted(required)]
+    is_score = any(s.key.endswith("stages.score.score.run") for s in statements)
+    function = score.score if is_score else train.train
+    statements = gin_survey.survey(paths, lines)
+    gin_survey.check(statements, f"{function.__module__}.{function.__qualname__}")
+    macros = {s.key for s in statements if s.is_macro}
+    gin_config._configure(function, paths, lines, macros)
+    gin_config._check_arguments(function, {})

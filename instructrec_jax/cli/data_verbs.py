@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from instructrec_jax.cli.quiet import quiet_imports
 from instructrec_jax.cli.verb import Verb
 
 _FOLDER = "DIR"
@@ -138,7 +139,8 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(options: argparse.Namespace) -> None:
-    from instructrec_jax.stages import build
+    with quiet_imports():
+        from instructrec_jax.stages import build
 
     names = ("vocabulary_path", "vocab_size", "num_train_negatives", "max_train_positions")
     build.build(
@@ -162,7 +164,8 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from instructrec_jax.stages import inspect
+    with quiet_imports():
+        from instructrec_jax.stages import inspect
 
     inspect.inspect(
         task=options.task, data_dir=options.data_dir, **_given(options, "split", "num_examples")

@@ -3,6 +3,7 @@
 import argparse
 import functools
 
+from instructrec_jax.cli.quiet import quiet_imports
 from instructrec_jax.cli.verb import Verb
 
 
@@ -29,8 +30,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from instructrec_jax.cli import gin_config
-    from instructrec_jax.stages import demo, score, train
+    with quiet_imports():
+        from instructrec_jax.cli import gin_config
+        from instructrec_jax.stages import demo, score, train
 
     demo.demo(
         output_dir=options.output_dir,

@@ -98,6 +98,9 @@ def survey(files: Sequence[Path], bindings: Sequence[str]) -> list[Statement]:
 def check(statements: Sequence[Statement], function_name: str) -> None:
     """Raises one error for what gin would let pass or report one at a time.
 
+    A file may say more than one kind of run uses: what any shipped file uses is no mistake there.
+    On the command line it is.
+
     Args:
       statements: from `survey`.
       function_name: full name of the function that gin is about to call.
@@ -106,10 +109,11 @@ def check(statements: Sequence[Statement], function_name: str) -> None:
       UserError: for a macro with two owners, undefined, unused or required and unset, and for a
         binding of a configurable that nothing uses.
     """
+    shipped = survey([gin_files.find_gin_file(name) for name in gin_files.shipped_files()], [])
     _check_owners(statements)
-    _check_used(statements)
+    _check_used(statements, shipped)
     _check_defined(statements)
-    _check_bindings(statements, function_name)
+    _check_bindings([*statements, *shipped], statements, function_name)
 
 
 def _check_owners(statements: Sequence[Statement]) -> None:
@@ -127,19 +131,22 @@ def _check_owners(statements: Sequence[Statement]) -> None:
             )
 
 
-def _check_used(statements: Sequence[Statement]) -> None:
+def _check_used(statements: Sequence[Statement], shipped: Sequence[Statement]) -> None:
     """Raises where a macro is defined and nothing uses it."""
     used = {name for statement in statements for name in statement.macros}
+    used_elsewhere = {name for statement in shipped for name in statement.macros}
     for statement in statements:
         if statement.is_macro and statement.key not in used:
             if statement.source == COMMAND_LINE:
                 raise unknown_name(
-                    "macro on the command line (no gin file uses it)",
+                    "macro on the command line (no gin file of this run uses it)",
                     statement.key,
                     used - {_REQUIRED},
                 )
+            if statement.key in used_elsewhere:
+                continue
             raise UserError(
-                f"macro {statement.key} of {statement.place} is used by no gin file of this run; "
+                f"macro {statement.key} of {statement.place} is used by no gin file; "
                 f"remove it, or add the gin file that uses it with --gin_file"
             )
 
@@ -169,9 +176,11 @@ def _check_defined(statements: Sequence[Statement]) -> None:
         )
 
 
-def _check_bindings(statements: Sequence[Statement], function_name: str) -> None:
-    """Raises where an argument is bound of a configurable that this run never calls."""
-    called = {name for statement in statements for name in statement.references}
+def _check_bindings(
+    users: Sequence[Statement], statements: Sequence[Statement], function_name: str
+) -> None:
+    """Raises where an argument is bound of a configurable that no user of any refers to."""
+    called = {name for statement in users for name in statement.references}
     called.add(function_name)
     for statement in statements:
         if statement.is_macro:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from instructrec_jax.cli.quiet import quiet_imports
 from instructrec_jax.cli.verb import Verb
 from instructrec_jax.errors import UserError
 
@@ -45,8 +46,9 @@ def _check_files(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     _check_files(options)
-    from instructrec_jax.cli import gin_config
-    from instructrec_jax.stages import train
+    with quiet_imports():
+        from instructrec_jax.cli import gin_config
+        from instructrec_jax.stages import train
 
     gin_config.run_with_gin(
         train.train,
@@ -58,8 +60,9 @@ def _train(options: argparse.Namespace) -> None:
 
 def _score(options: argparse.Namespace) -> None:
     _check_files(options)
-    from instructrec_jax.cli import gin_config
-    from instructrec_jax.stages import score
+    with quiet_imports():
+        from instructrec_jax.cli import gin_config
+        from instructrec_jax.stages import score
 
     gin_config.run_with_gin(
         score.score,
