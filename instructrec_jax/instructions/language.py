@@ -230,6 +230,17 @@ def parse(wording: str, *, template_id: str) -> Segments:
     return tuple(segments)
 
 
+def slots_of(segments: Segments) -> frozenset[Slot]:
+    """Returns every slot of a wording, those of its clauses included."""
+    found: set[Slot] = set()
+    for part in segments:
+        if isinstance(part, Clause):
+            found.update(part.slots)
+        elif isinstance(part, Field):
+            found.add(part.slot)
+    return frozenset(found)
+
+
 def _field(tokens: Iterator[str], template_id: str, wording: str) -> Field:
     """Reads the rest of `{slot}`."""
     name, closing = next(tokens, ""), next(tokens, "")
@@ -243,8 +254,8 @@ def _field(tokens: Iterator[str], template_id: str, wording: str) -> Field:
 
 def _problems(template: Template) -> Iterator[str]:
     """Yields what contradicts itself in a template."""
-    in_input = _slots(template.input_segments)
-    slots = in_input | _slots(template.target_segments)
+    in_input = slots_of(template.input_segments)
+    slots = in_input | slots_of(template.target_segments)
     if (Slot.QUERY in slots) != bool(template.queries):
         yield "`queries` must name what fills {query}, and be empty without that slot"
     if template.task_form is TaskForm.RERANKING and Slot.CANDIDATES not in in_input:
@@ -255,14 +266,3 @@ def _problems(template: Template) -> Iterator[str]:
         yield "only reranking templates can be evaluated"
     if template.kind in (Kind.PLAIN, Kind.CHAIN_OF_THOUGHT) and Slot.TARGET in in_input:
         yield "the slot {target} in `inputs` gives the answer away"
-
-
-def _slots(segments: Segments) -> frozenset[Slot]:
-    """Returns every slot, those of clauses included."""
-    found: set[Slot] = set()
-    for part in segments:
-        if isinstance(part, Clause):
-            found.update(part.slots)
-        elif isinstance(part, Field):
-            found.add(part.slot)
-    return frozenset(found)

@@ -6,6 +6,7 @@ gives the tail of the uninterrupted stream.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import seqio
@@ -49,11 +50,11 @@ def training_batches(
       `encoder_segment_ids`, `encoder_positions` [batch, inputs] and `decoder_segment_ids`,
       `decoder_positions` [batch, targets].
     """
-    _hide_accelerators()
-    provider = registry.get(mixture)
-    ds = provider.get_dataset(
-        dict(feature_lengths), split=split, shuffle=True, seed=seed, num_epochs=None
+    hide_accelerators()
+    ds = _dataset(
+        mixture, dict(feature_lengths), (), split=split, shuffle=True, seed=seed, num_epochs=None
     )
+    ds = ds.map(lambda example: {name: example[name] for name in ("inputs", "targets")})
     lengths = {name: feature_lengths[name] for name in ("inputs", "targets")}
     ds = seqio.EncDecFeatureConverter(pack=pack)(ds, lengths)
     ds = ds.batch(batch_size, drop_remainder=True).skip(skip_batches)
@@ -94,27 +95,68 @@ def ranking_batches(
       [batch, candidates]; `target_index`, `num_history_dropped` [batch]; all int32; `example_id`
       [batch] str, "" for a padding row.
     """
-    _hide_accelerators()
+    hide_accelerators()
     if repeat and seed is None:
         raise ValueError("an endless stream needs a seed")
-    provider = registry.get(_grouped_name(task_or_mixture))
     lengths = {**feature_lengths}
     if num_candidates is not None:
         lengths["candidates"] = num_candidates
-    keep = {"passthrough_features": GROUP_FIELDS} if isinstance(provider, seqio.Mixture) else {}
-    ds = provider.get_dataset(
+    ds = _dataset(
+        _grouped_name(task_or_mixture),
         lengths,
+        GROUP_FIELDS,
         split=split,
         shuffle=repeat,
         seed=seed,
         num_epochs=None if repeat else 1,
-        **keep,
     )
     ds = _padded_groups(ds, feature_lengths, batch_size, num_candidates).skip(skip_batches)
     return (
         _contract_batch(batch, batch_size=batch_size, buckets=buckets)
         for batch in _numpy_batches(ds)
     )
+
+
+def examples(
+    task_or_mixture: str,
+    *,
+    split: str,
+    feature_lengths: Mapping[str, int] | None = None,
+    seed: int | None = None,
+) -> Iterator[Batch]:
+    """Returns the single examples of a task or mixture of `inputs` and `targets`, one pass.
+
+    Args:
+      task_or_mixture: its name.
+      split: split of the dataset.
+      feature_lengths: as for `training_batches`; None for no limit.
+      seed: of order and draws; None for file order.
+
+    Returns:
+      `inputs`, `targets` [length] int32, ending in EOS and not padded; `num_history_dropped`
+      int32; `example_id` bytes.
+    """
+    hide_accelerators()
+    ds = _dataset(
+        task_or_mixture,
+        feature_lengths and dict(feature_lengths),
+        ("num_history_dropped", "example_id"),
+        split=split,
+        shuffle=seed is not None,
+        seed=0 if seed is None else seed,
+        num_epochs=1,
+    )
+    return _numpy_batches(ds)
+
+
+def _dataset(
+    name: str, lengths: Mapping[str, int] | None, extra_fields: Sequence[str], **options: Any
+) -> tf.data.Dataset:
+    """Returns the dataset of a task or mixture, which keeps the extra fields too."""
+    provider = registry.get(name)
+    if isinstance(provider, seqio.Mixture):
+        options["passthrough_features"] = extra_fields
+    return provider.get_dataset(lengths, **options)
 
 
 def _grouped_name(name: str) -> str:
@@ -195,7 +237,7 @@ def _numpy_batches(ds: tf.data.Dataset) -> Iterator[Batch]:
         raise
 
 
-def _hide_accelerators() -> None:
+def hide_accelerators() -> None:
     """Keeps TensorFlow off the devices that the model trains on."""
     for kind in ("GPU", "TPU"):
         try:

@@ -31,6 +31,7 @@ def keep_renderable(variant: Variant) -> Preprocessor:
     """Returns the filter of records that have text for every required slot of the variant."""
     required = variant.template.required_slots
 
+    @tf.autograph.experimental.do_not_convert
     def has_text(record: Record) -> tf.Tensor:
         checks = [tf.constant(True)]
         if Slot.HISTORY in required:
@@ -43,9 +44,13 @@ def keep_renderable(variant: Variant) -> Preprocessor:
 
 
 def render_pair(variant: Variant, task: str) -> Preprocessor:
-    """Returns the preprocessor to `inputs` and `targets`, both [length] int32 ending in EOS."""
+    """Returns the preprocessor to `inputs` and `targets`, both [length] int32 ending in EOS.
+
+    Beside them it keeps `example_id` and `num_history_dropped`, for inspection.
+    """
 
     @seqio.map_over_dataset(num_seeds=1)
+    @tf.autograph.experimental.do_not_convert
     def render(
         record: Record,
         sequence_length: Lengths,
@@ -56,14 +61,20 @@ def render_pair(variant: Variant, task: str) -> Preprocessor:
         vocabulary = output_features["inputs"].vocabulary
         record = arrange(record, lengths, tf.stack(seed))
         values = slot_values(variant, record, tf.stack(seed))
-        inputs, _ = _inputs(variant, task, record, values, vocabulary, lengths)
+        inputs, num_dropped = _inputs(variant, task, record, values, vocabulary, lengths)
         text = rendering.render(variant.template.target_segments, values)
         targets = with_eos(vocabulary.encode_tf(text))
         check = assert_fits(
             targets, lengths.get("targets"), "targets", "the answer", task, record["example_id"]
         )
         with tf.control_dependencies(check):
-            return {"inputs": inputs, "targets": tf.identity(targets)}
+            targets = tf.identity(targets)
+        return {
+            "inputs": inputs,
+            "targets": targets,
+            "num_history_dropped": num_dropped,
+            "example_id": record["example_id"],
+        }
 
     return render
 
@@ -77,6 +88,7 @@ def render_group(variant: Variant, task: str) -> Preprocessor:
     """
 
     @seqio.map_over_dataset(num_seeds=1)
+    @tf.autograph.experimental.do_not_convert
     def render(
         record: Record,
         sequence_length: Lengths,
@@ -171,7 +183,6 @@ def slot_values(variant: Variant, record: Record, seed: tf.Tensor) -> dict[Slot,
     values = {
         Slot.CANDIDATES: rendering.join_titles(record["candidates"]),
         Slot.QUERY: _query_text(variant.query, record),
-        Slot.PREFERENCE: tf.constant(""),
         Slot.TARGET: record["target"],
     }
     if Slot.CANDIDATE in variant.template.required_slots:

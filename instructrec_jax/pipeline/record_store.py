@@ -201,7 +201,11 @@ class RecordSource(seqio.TfdsDataSource):
         data_dir = data_dir_in_use()
         folder = data_dir / self._dataset / self._config / VERSION
         if not folder.is_dir():
-            raise self._missing(data_dir)
+            check_dataset(self._dataset)
+            raise UserError(
+                f"dataset {self._dataset!r} in {data_dir} has no {self._config} records (product "
+                f"search needs items with a category); use {self._dataset}.sequential"
+            )
         builder = tfds.builder_from_directory(str(folder))
         if split.split("[")[0] not in builder.info.splits:
             raise UserError(
@@ -220,17 +224,16 @@ class RecordSource(seqio.TfdsDataSource):
                 f"category; use a mixture that needs none, such as {self._dataset}.sequential"
             )
 
-    def _missing(self, data_dir: Path) -> UserError:
-        """Returns the error for a config that was not built."""
-        built = [path.parent.name for path in data_dir.glob("*/manifest.json")]
-        if self._dataset not in built:
-            return UserError(
-                f"{unknown_name('dataset', self._dataset, built)} in {data_dir}; run "
-                f"`instructrec build --dataset={self._dataset} --output_dir={data_dir}`"
-            )
-        return UserError(
-            f"dataset {self._dataset!r} in {data_dir} has no {self._config} records (product "
-            f"search needs items with a category); use {self._dataset}.sequential"
+
+def check_dataset(dataset: str) -> None:
+    """Raises UserError where the data_dir of this process holds no such dataset."""
+    data_dir = data_dir_in_use()
+    built = [path.parent.name for path in data_dir.glob("*/manifest.json")]
+    if dataset not in built:
+        raise UserError(
+            f"{unknown_name('dataset', dataset, built)} in {data_dir}; run "
+            f"`instructrec build --dataset={dataset} --output_dir={data_dir}`, or name the folder "
+            "it wrote"
         )
 
 

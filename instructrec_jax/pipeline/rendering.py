@@ -47,7 +47,9 @@ def render(segments: Segments, values: Mapping[Slot, tf.Tensor]) -> tf.Tensor:
     return tf.strings.join([_segment(segment, values) for segment in segments])
 
 
-def _segment(segment: Literal | Field | Clause, values: Mapping[Slot, tf.Tensor]) -> tf.Tensor | str:
+def _segment(
+    segment: Literal | Field | Clause, values: Mapping[Slot, tf.Tensor]
+) -> tf.Tensor | str:
     """Returns the text of one segment."""
     if isinstance(segment, Literal):
         return segment.text

@@ -10,7 +10,7 @@ import dataclasses
 import seqio
 import tensorflow as tf
 
-from instructrec_jax.instructions.language import LIST_SEPARATOR, Segments, Slot
+from instructrec_jax.instructions.language import LIST_SEPARATOR, Segments, Slot, slots_of
 from instructrec_jax.pipeline import rendering
 from instructrec_jax.pipeline.vocabulary import EOS_ID
 
@@ -52,14 +52,14 @@ class TokenBudget:
         """
         tokens = self._tokens(values, history)
         num_dropped = tf.constant(0)
-        if self.max_tokens is not None:
+        if self.max_tokens is not None and Slot.HISTORY in slots_of(self.segments):
             tokens, num_dropped = tf.cond(
                 self._fits(tokens) | (tf.size(history) == 0),
                 lambda: (tokens, num_dropped),
                 lambda: self._shorten(values, history, tf.size(tokens)),
             )
         tokens = with_eos(tokens)
-        what = "the instruction, its history cut to one word,"
+        what = "the instruction without all history that may go"
         check = assert_fits(tokens, self.max_tokens, "inputs", what, self.task, example_id)
         with tf.control_dependencies(check):
             return tf.identity(tokens), num_dropped

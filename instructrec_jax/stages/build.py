@@ -15,10 +15,9 @@ from instructrec_jax.instructions.language import Literal, Template, plain_text,
 from instructrec_jax.manifest import Manifest, is_done
 from instructrec_jax.pipeline import record_store, registry, vocabulary
 from instructrec_jax.records import InstructionRecord
+from instructrec_jax.stages.run_data import VOCABULARY_FILE
 
 logger = logging.getLogger(__name__)
-
-VOCABULARY_FILE = "vocabulary/sentencepiece.model"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,11 +39,6 @@ class BuildSettings:
     max_train_positions: int | None = None
     task_module: str = "tasks.mixtures"
     seed: int = 0
-
-
-def vocabulary_path(data_dir: Path | str, dataset: str) -> Path:
-    """Returns where `build` leaves the vocabulary of a dataset."""
-    return Path(data_dir) / dataset / VOCABULARY_FILE
 
 
 def build(
