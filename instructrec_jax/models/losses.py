@@ -5,22 +5,13 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def token_log_likelihood(logits: Array, targets: Array) -> Array:
-    """Returns the log-probability of each target token.
-
-    Args:
-      logits: float32 [..., T, V].
-      targets: int32 [..., T].
-
-    Returns:
-      float32 [..., T], natural log.
-    """
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return picked - jax.nn.logsumexp(logits, axis=-1)
-
-
 def cross_entropy(
-    logits: Array, targets: Array, weights: Array, *, z_loss: float, label_smoothing: float
+    logits: Array,
+    target_logits: Array,
+    weights: Array,
+    *,
+    z_loss: float,
+    label_smoothing: float,
 ) -> tuple[Array, Array]:
     """Returns the negative log-likelihood of the targets with z-loss, summed over tokens.
 
@@ -29,7 +20,7 @@ def cross_entropy(
 
     Args:
       logits: float32 [..., T, V].
-      targets: int32 [..., T].
+      target_logits: float32 [..., T], those of the target tokens.
       weights: float32 [..., T], 0 where a token does not count.
       z_loss: factor of log(Z)^2.
       label_smoothing: probability mass spread evenly over the other V - 1 tokens; the entropy of
@@ -39,16 +30,14 @@ def cross_entropy(
       (loss, the z-loss part of it), float32 scalars, sums over the counted tokens.
     """
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    loss = log_z - picked
+    loss = log_z - target_logits
     if label_smoothing:
         others = logits.shape[-1] - 1
         confidence, low = 1.0 - label_smoothing, label_smoothing / others
-        rest = jnp.sum(logits, axis=-1) - picked - others * log_z
+        rest = jnp.sum(logits, axis=-1) - target_logits - others * log_z
         entropy = -(confidence * jnp.log(confidence) + label_smoothing * jnp.log(low))
         loss = confidence * loss - low * rest - entropy
-    z_losses = z_loss * jnp.square(log_z) * weights
-    total_z = jnp.sum(z_losses)
+    total_z = jnp.sum(z_loss * jnp.square(log_z) * weights)
     return jnp.sum(loss * weights) + total_z, total_z
 
 

@@ -9,7 +9,7 @@ from jax import Array
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.encoder_decoder import (
     Batch,
-    candidate_token_log_likelihood,
+    candidate_log_likelihood,
     training_logits,
 )
 from instructrec_jax.models.losses import cross_entropy, listwise_cross_entropy
@@ -39,11 +39,11 @@ class NegativeLogLikelihood:
         self, model: T5, batch: Batch, dropout_key: Array | None = None
     ) -> tuple[Array, Metrics]:
         """Returns (loss, metrics) of a training batch, float32 scalars."""
-        logits = training_logits(model, batch, dropout_key)
+        logits, target_logits = training_logits(model, batch, dropout_key)
         weights = batch["decoder_loss_weights"].astype(jnp.float32)
         total, total_z = cross_entropy(
             logits,
-            batch["decoder_target_tokens"],
+            target_logits,
             weights,
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,
@@ -94,19 +94,14 @@ class Listwise:
     def __call__(
         self, model: T5, batch: Batch, dropout_key: Array | None = None
     ) -> tuple[Array, Metrics]:
-        """Returns (loss, metrics) of a ranking batch with `target_index` [B], float32 scalars."""
-        tokens = batch["candidate_tokens"]
-        target_index = batch["target_index"]
-        is_counted = (target_index >= 0) & jnp.any(tokens > 0, axis=(1, 2))
-        token_values = candidate_token_log_likelihood(model, batch, dropout_key)
-        num_tokens = jnp.sum(tokens > 0, axis=-1)
-        values = jnp.sum(token_values, axis=-1)
-        target = jnp.where(is_counted, target_index, 0)[:, None]
-        means = values / jnp.maximum(num_tokens, 1)
-        if self.normaliser == "mean":
-            values = means
-        values = jnp.where(num_tokens > 0, self.scale * values, -jnp.inf)
+        """Returns (loss, metrics) of a packed ranking batch with `target_index` [B], float32."""
+        num_tokens, target_index = batch["num_tokens"], batch["target_index"]
+        is_counted = (target_index >= 0) & jnp.any(num_tokens > 0, axis=1)
+        sums = candidate_log_likelihood(model, batch, dropout_key)
+        means = sums / jnp.maximum(num_tokens, 1)
+        values = self.scale * (means if self.normaliser == "mean" else sums)
         listwise, num_hits = listwise_cross_entropy(values, target_index, is_counted)
+        target = jnp.where(is_counted, target_index, 0)[:, None]
         target_means = jnp.take_along_axis(means, target, axis=-1)[:, 0]
         nll = -jnp.sum(jnp.where(is_counted, target_means, 0.0))
         num_rows = jnp.maximum(jnp.sum(is_counted, dtype=jnp.float32), 1.0)

@@ -9,8 +9,8 @@ A module here is a pytree: `jax.vmap` over its constructor stacks layers, `jax.l
 Every parameter names its logical axes; which mesh axes they lie on is decided in `parallel`.
 
 Letters of the einsums and shapes:
-  B batch, C candidates of one instruction, R = B * C decoder rows, T query length, S key length,
-  D emb, N heads, H head_dim, F mlp, V vocab.
+  B batch, R target rows of one instruction, T query length, S key length, D emb, N heads,
+  H head_dim, F mlp, V vocab. Inside the decoder the rows of all instructions are one axis, BR.
 """
 
 import dataclasses
@@ -207,12 +207,12 @@ class DecoderLayer(nnx.Module):
         cross_bias: Array,
         dropout_key: Array | None,
     ) -> Array:
-        """Maps [R, T, D] to [R, T, D]; the R / B rows of one instruction share its `encoded`."""
+        """Maps [BR, T, D] to [BR, T, D]; the rows of one instruction share its `encoded`."""
         dropout = Dropout(self.dropout_rate, dropout_key)
         y = self.pre_self_attention_layer_norm(x)
         x = x + dropout(self.self_attention(y, y, self_bias, dropout), broadcast_axis=-2)
-        # All candidates of an instruction are one long query: its keys and values are computed
-        # once and never copied per candidate.
+        # All rows of an instruction are one long query: its keys and values are computed once
+        # and never copied per row.
         y = self.pre_cross_attention_layer_norm(x).reshape(encoded.shape[0], -1, x.shape[-1])
         y = self.encoder_decoder_attention(y, encoded, cross_bias, dropout).reshape(x.shape)
         x = x + dropout(y, broadcast_axis=-2)
@@ -260,7 +260,7 @@ class Encoder(nnx.Module):
     def __call__(self, embedded: Array, segments: Array, dropout_key: Array | None) -> Array:
         """Maps [B, S, D] to [B, S, D]; attention stays within equal non-zero `segments` [B, S]."""
         keys = _split_or_none(dropout_key, 3)
-        mask = _same_segment(segments, segments)[:, None]
+        mask = same_segment(segments, segments)[:, None]
         bias = add_position_bias(mask, self.relpos_bias(embedded.shape[1]))
         x = Dropout(self.config.dropout_rate, keys[0])(embedded, broadcast_axis=-2)
 
@@ -290,17 +290,24 @@ class Decoder(nnx.Module):
         segments: Array,
         *,
         encoded: Array,
-        encoder_segments: Array,
+        cross_mask: Array,
         dropout_key: Array | None,
     ) -> Array:
-        """Maps [R, T, D] to [R, T, D], given `segments` [R, T] and what was encoded, [B, S, D]."""
+        """Maps [BR, T, D] to [BR, T, D].
+
+        Args:
+          embedded: [BR, T, D].
+          segments: int32 [BR, T]; self-attention stays within equal ones.
+          encoded: [B, S, D].
+          cross_mask: bool [B, RT, S], which encoder tokens each decoder token may see.
+          dropout_key: a key in training, None otherwise.
+        """
         keys = _split_or_none(dropout_key, 3)
         length = embedded.shape[1]
         causal = jnp.tril(jnp.ones((length, length), bool))
-        self_mask = (_same_segment(segments, segments) & causal)[:, None]
+        self_mask = (same_segment(segments, segments) & causal)[:, None]
         self_bias = add_position_bias(self_mask, self.relpos_bias(length))
-        queries = segments.reshape(encoded.shape[0], -1)
-        cross_bias = jnp.where(_same_segment(queries, encoder_segments)[:, None], 0.0, MASKED)
+        cross_bias = jnp.where(cross_mask[:, None], 0.0, MASKED)
         x = Dropout(self.config.dropout_rate, keys[0])(embedded, broadcast_axis=-2)
 
         def run(x: Array, layer_and_key: Any) -> tuple[Array, None]:
@@ -327,7 +334,7 @@ class Embedding(nnx.Module):
 
 
 class T5(nnx.Module):
-    """T5 1.1: `encode` an instruction once, `decode` any number of candidates against it."""
+    """T5 1.1: `encode` an instruction once, `decode` any number of targets against it."""
 
     def __init__(self, config: T5Config, key: Array) -> None:
         keys = jax.random.split(key, 4)
@@ -335,12 +342,9 @@ class T5(nnx.Module):
         self.token_embedder = Embedding(config, keys[0])
         self.encoder = Encoder(config, keys[1])
         self.decoder = Decoder(config, keys[2])
+        shape = (config.emb_dim, config.vocab_size)
         self.logits_dense = Kernel(
-            keys[3],
-            "BTD,DV->BTV",
-            (config.emb_dim, config.vocab_size),
-            ("embed", "vocab"),
-            config.emb_dim**-0.5,
+            keys[3], "...TD,DV->...TV", shape, ("embed", "vocab"), config.emb_dim**-0.5
         )
 
     def encode(
@@ -367,33 +371,50 @@ class T5(nnx.Module):
         segments: Array,
         *,
         encoded: Array,
-        encoder_segments: Array,
+        cross_mask: Array,
         dropout_key: Array | None = None,
     ) -> Array:
-        """Predicts every next token of every candidate.
+        """Reads targets up to each token, ready for predicting the next one.
 
         Args:
-          input_tokens: int32 [B, C, T], targets shifted right, beginning with 0.
-          segments: int32 [B, C, T], packed example of each token, 0 = padding.
+          input_tokens: int32 [B, R, T], each target shifted right, beginning with 0; a row may
+            hold several targets.
+          segments: int32 [B, R, T], which target of its row a token belongs to, 0 = padding.
           encoded: [B, S, D] from `encode`.
-          encoder_segments: int32 [B, S].
+          cross_mask: bool [B, R, T, S], which encoder tokens each token may see.
           dropout_key: a key in training, None otherwise.
 
         Returns:
-          Logits, float32 [B, C, T, V].
+          float32 [B, R, T, D], for `logits` and `target_logits`.
         """
-        batch, candidates, length = input_tokens.shape
-        rows = input_tokens.reshape(batch * candidates, length)
+        batch, num_rows, length = input_tokens.shape
+        rows = input_tokens.reshape(batch * num_rows, length)
         hidden = self.decoder(
             self.token_embedder(rows),
             segments.reshape(rows.shape),
             encoded=encoded,
-            encoder_segments=encoder_segments,
+            cross_mask=cross_mask.reshape(batch, num_rows * length, -1),
             dropout_key=dropout_key,
         )
-        # The product itself runs in float32: logits are where bfloat16 changes rankings.
-        logits = self.logits_dense(hidden.astype(jnp.float32))
-        return logits.reshape(batch, candidates, length, -1)
+        # What follows runs in float32: logits are where bfloat16 changes rankings.
+        return hidden.astype(jnp.float32).reshape(batch, num_rows, length, -1)
+
+    def logits(self, hidden: Array) -> Array:
+        """Maps [..., T, D] from `decode` to the logits of every next token, [..., T, V]."""
+        return self.logits_dense(hidden)
+
+    def target_logits(self, hidden: Array, targets: Array) -> Array:
+        """Returns the logit of each target token alone, float32 [..., T].
+
+        Reading the targets' columns of the kernel costs far less than picking them out of all
+        logits, whose gradient would be scattered over the whole vocabulary.
+
+        Args:
+          hidden: float32 [..., T, D] from `decode`.
+          targets: int32 [..., T].
+        """
+        columns = self.logits_dense.kernel[...].T[targets]
+        return jnp.einsum("...TD,...TD->...T", hidden, columns)
 
 
 def example_segments(tokens: Array) -> Array:
@@ -451,7 +472,7 @@ def _add_position_bias_backward(mask: Array, gradient: Array) -> tuple[None, Arr
 add_position_bias.defvjp(_add_position_bias_forward, _add_position_bias_backward)
 
 
-def _same_segment(queries: Array, keys: Array) -> Array:
+def same_segment(queries: Array, keys: Array) -> Array:
     """Returns which key each query may see, bool [B, T, S]; padding (0) sees nothing."""
     return (queries[:, :, None] == keys[:, None, :]) & (queries[:, :, None] > 0)
 

@@ -9,9 +9,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from instructrec_jax.models.encoder_decoder import candidate_log_likelihood
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.sharding import batch_sharding, place_batch
+from instructrec_jax.scoring.packing import pack_candidates
 
 Scorer = Callable[[T5, Mapping[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
-_INPUTS = ("encoder_input_tokens", "candidate_tokens")
+_INPUTS = ("encoder_input_tokens", "packed_tokens", "packed_candidates", "num_tokens")
 
 
 def make_scorer(mesh: Mesh) -> Scorer:
@@ -36,8 +37,8 @@ def make_scorer(mesh: Mesh) -> Scorer:
     )
 
     def run(model: T5, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        placed = place_batch({name: batch[name] for name in _INPUTS}, mesh)
-        log_likelihood, num_tokens = score(model, placed)
-        return np.asarray(log_likelihood), np.asarray(num_tokens)
+        packed = pack_candidates(batch)
+        placed = place_batch({name: packed[name] for name in _INPUTS}, mesh)
+        return np.asarray(score(model, placed)), packed["num_tokens"]
 
     return run

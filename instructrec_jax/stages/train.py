@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.parallel.sharding import place_batch
 from instructrec_jax.pipeline import loader, token_sequences
+from instructrec_jax.scoring.packing import pack_candidates
 from instructrec_jax.scoring.scorer import make_scorer
 from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
 from instructrec_jax.stages.run_data import RunData, dataset_of
@@ -143,7 +144,7 @@ def train(
             ),
             periods=periods,
             actions=Actions(
-                place=functools.partial(place_batch, mesh=mesh),
+                place=_placer(learning.objective, mesh),
                 evaluate=make_evaluate(evaluation, data, make_scorer(mesh)),
                 save=save,
             ),
@@ -239,6 +240,13 @@ def _batches(
         pack=run.pack,
         skip_batches=skip,
     )
+
+
+def _placer(objective: Objective, mesh: Mesh) -> Callable[[Mapping], dict[str, jax.Array]]:
+    """Returns what brings a numpy batch into the form the objective takes, on the devices."""
+    if objective.ranks_candidates:
+        return lambda batch: place_batch(pack_candidates(batch), mesh)
+    return functools.partial(place_batch, mesh=mesh)
 
 
 def _describe(abstract: TrainState, mesh: Mesh, run: TrainSettings, periods: Periods) -> str:

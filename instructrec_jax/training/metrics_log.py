@@ -37,7 +37,7 @@ class MetricsLog:
         self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            self._events.add_scalar(name.replace("@", "_at_"), value, step)  # its names allow no @
 
     def close(self) -> None:
         """Flushes both files."""
