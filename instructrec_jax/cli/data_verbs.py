@@ -161,6 +161,12 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num_examples", type=int, default=unset, help="examples to show (default 3)"
     )
+    parser.add_argument(
+        "--module",
+        default=unset,
+        metavar="MODULE",
+        help="module that registers the tasks (default tasks.mixtures)",
+    )
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -168,7 +174,9 @@ def _inspect(options: argparse.Namespace) -> None:
         from instructrec_jax.stages import inspect
 
     inspect.inspect(
-        task=options.task, data_dir=options.data_dir, **_given(options, "split", "num_examples")
+        task=options.task,
+        data_dir=options.data_dir,
+        **_given(options, "split", "num_examples", "module"),
     )
 
 
