@@ -107,7 +107,8 @@ def write_scores(folder, data, split, bonuses, *, step=30, change=None):
         if change:
             change(rows)
         total += len(rows)
-        scores.write_part(folder / scores.part_name(template, 0), rows, {"checkpoint_step": step})
+        metadata = {"step": step, "checkpoint": f"hash of {step}", "split": split}
+        scores.write_part(folder / scores.part_name(template, 0), rows, metadata)
     Manifest(stage="score", inputs={}, settings={}, counts={"rows": total}).write(folder)
 
 
@@ -272,8 +273,18 @@ def test_scores_that_do_not_fit_the_candidates_are_refused(folders, tmp_path, ch
 
 def test_scores_of_two_checkpoints_are_refused(folders, tmp_path):
     write_scores(tmp_path / "test", make_data(), "test", TEST, step=31)
-    with pytest.raises(UserError, match=r"checkpoint step 30 and .* at 31"):
+    with pytest.raises(UserError, match=r"checkpoint step 30 and .* of step 31"):
         run(folders, tmp_path / "out", test_scores_dir=tmp_path / "test")
+
+
+def test_exchanged_folders_are_noticed(folders, tmp_path):
+    with pytest.raises(UserError, match="holds scores of the test split, not of validation"):
+        run(
+            folders,
+            tmp_path / "out",
+            validation_scores_dir=folders / "test",
+            test_scores_dir=folders / "validation",
+        )
 
 
 def test_a_template_that_only_validation_scored_is_named(folders, tmp_path):

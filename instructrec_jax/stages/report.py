@@ -100,17 +100,24 @@ def _protocol(
     planned: Manifest, scores: Mapping[str, Scores], folders: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Returns what every scenario's protocol has in common."""
-    steps = {split: part.metadata.get("checkpoint_step") for split, part in scores.items()}
-    if steps["validation"] != steps["test"]:
+    for split, part in scores.items():
+        if part.metadata["split"] != split:
+            raise UserError(
+                f"{folders[split]} holds scores of the {part.metadata['split']} split, not of "
+                f"{split}; were the folders exchanged?"
+            )
+    if scores["validation"].metadata["checkpoint"] != scores["test"].metadata["checkpoint"]:
         raise UserError(
-            f"{folders['validation']} was scored at checkpoint step {steps['validation']} and "
-            f"{folders['test']} at {steps['test']}; score both splits with the same checkpoint"
+            f"{folders['validation']} was scored with checkpoint step "
+            f"{scores['validation'].metadata['step']} and {folders['test']} with another of step "
+            f"{scores['test'].metadata['step']}; score both splits with the same checkpoint"
         )
     return {
         "dataset": planned.settings["dataset"],
         "split": "test",
         "candidates_sha256": planned.inputs["candidates"],
-        "checkpoint_step": steps["test"],
+        "checkpoint_step": scores["test"].metadata["step"],
+        "checkpoint_sha256": scores["test"].metadata["checkpoint"],
         "ties": "against the target",
         "interval": f"percentile bootstrap, {statistics.CONFIDENCE:.0%}, "
         f"{statistics.NUM_RESAMPLES} resamples of examples",
