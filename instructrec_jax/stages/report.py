@@ -67,8 +67,8 @@ def report(
     scores = {split: score_files.read_scores(path) for split, path in score_folders.items()}
     made = _make_report(data, scores, names, _protocol(planned, scores, score_folders))
     _write(made, output, planned, metrics_file)
-    _log_table(writers.as_text(made))
     _logger.info("report: wrote %s", output / "report.json")
+    _log_table(writers.as_text(made))
     return writers.as_json(made)
 
 
