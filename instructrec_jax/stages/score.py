@@ -12,7 +12,7 @@ from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints import store
 from instructrec_jax.models.t5 import T5, T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.pipeline import loader
+from instructrec_jax.pipeline import loader, registry
 from instructrec_jax.scoring import scores
 from instructrec_jax.scoring.scorer import Scorer, make_scorer
 from instructrec_jax.stages.run_data import RunData
@@ -28,7 +28,7 @@ class ScoreSettings:
     Attributes:
       checkpoint_path: a step folder, or a MODEL_DIR for its best (CHECKPOINT_PATH).
       output_dir: where the parts go (INFER_OUTPUT_DIR).
-      tasks: grouped ranking tasks, "<dataset>.<template>.grouped".
+      tasks: ranking tasks, or mixtures, which stand for all they hold of the evaluation pool.
       split: "validation" or "test".
       batch_size: examples scored at once.
       num_batches: batches of each task; None for the whole split.
@@ -73,6 +73,7 @@ def score(
         return
     for task in run.tasks:
         data.open(task, vocab_size=model.vocab_size)
+    run = dataclasses.replace(run, tasks=registry.evaluated_tasks(run.tasks))
     planned = _plan(model, data, run, checkpoint)
     earlier = manifest.claim(run.output_dir, planned)
     if earlier is not None and earlier.counts:
@@ -84,8 +85,13 @@ def score(
     abstract = {"model": abstract_model(model, device_mesh)}
     restored = store.restore(checkpoint, abstract)["model"]
     scorer = make_scorer(device_mesh)
-    metadata = {**planned.inputs, "split": run.split, "step": store.checkpoint_step(checkpoint)}
-    metadata |= {"versions": planned.versions, "command": planned.command}
+    metadata = {
+        **planned.inputs,
+        "split": run.split,
+        "checkpoint_step": store.checkpoint_step(checkpoint),
+        "versions": planned.versions,
+        "command": planned.command,
+    }
     counts = {
         task: _score_task(task, restored, scorer, data, run, metadata=metadata)
         for task in run.tasks
