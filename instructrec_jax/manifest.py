@@ -69,13 +69,29 @@ def read_manifest(folder: Path | str) -> Manifest:
         raise UserError(f"{path} is damaged ({error}); remove its folder and rerun") from None
 
 
-def is_done(folder: Path | str, planned: Manifest) -> bool:
-    """Returns whether `folder`, which its stage writes in one go, already holds the planned work.
+def find_same_work(folder: Path | str, planned: Manifest) -> Manifest | None:
+    """Returns the manifest in `folder` if it stands for the planned work, None if it is empty.
+
+    A stage that writes its folder in one go has finished where this finds something.
 
     Raises:
       UserError: if the folder holds something else, which is never overwritten.
     """
-    return _held(Path(folder), planned) is not None
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    if not (folder / FILE_NAME).exists():
+        raise UserError(
+            f"output folder {folder} is not empty and holds no {FILE_NAME}; "
+            "name another folder or remove it"
+        )
+    found = read_manifest(folder)
+    if found.describes_same_work(planned):
+        return found
+    raise UserError(
+        f"output folder {folder} holds another run: {_difference(found, planned)}; "
+        "name another folder or remove it"
+    )
 
 
 def claim(folder: Path | str, planned: Manifest) -> Manifest | None:
@@ -92,28 +108,10 @@ def claim(folder: Path | str, planned: Manifest) -> Manifest | None:
     Raises:
       UserError: if the folder holds something else, which is never overwritten.
     """
-    earlier = _held(Path(folder), planned)
+    earlier = find_same_work(folder, planned)
     if earlier is None:
         planned.write(folder)
     return earlier
-
-
-def _held(folder: Path, planned: Manifest) -> Manifest | None:
-    """Returns the manifest of the same work in `folder`, or None if the folder is empty."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    if not (folder / FILE_NAME).exists():
-        raise UserError(
-            f"output folder {folder} is not empty and holds no {FILE_NAME}; "
-            "name another folder or remove it"
-        )
-    found = read_manifest(folder)
-    if found.describes_same_work(planned):
-        return found
-    raise UserError(
-        f"output folder {folder} holds another run: {_difference(found, planned)}; "
-        "name another folder or remove it"
-    )
 
 
 def _difference(found: Manifest, planned: Manifest) -> str:

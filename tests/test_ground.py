@@ -73,11 +73,11 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path):
 
 
 def test_work_is_done_only_where_inputs_and_settings_are_the_same(tmp_path):
-    assert not manifest.is_done(tmp_path / "new", plan())
-    assert not manifest.is_done(tmp_path, plan())
+    assert not manifest.find_same_work(tmp_path / "new", plan())
+    assert not manifest.find_same_work(tmp_path, plan())
     plan(counts={"users": 3}).write(tmp_path)
-    assert manifest.is_done(tmp_path, plan())
-    assert manifest.is_done(tmp_path, dataclasses.replace(plan(), command="otherwise"))
+    assert manifest.find_same_work(tmp_path, plan())
+    assert manifest.find_same_work(tmp_path, dataclasses.replace(plan(), command="otherwise"))
 
 
 @pytest.mark.parametrize(
@@ -92,13 +92,13 @@ def test_work_is_done_only_where_inputs_and_settings_are_the_same(tmp_path):
 def test_a_folder_of_other_work_is_refused_and_the_difference_named(tmp_path, changes, named):
     plan().write(tmp_path)
     with pytest.raises(UserError, match=named):
-        manifest.is_done(tmp_path, plan(**changes))
+        manifest.find_same_work(tmp_path, plan(**changes))
 
 
 def test_a_folder_with_other_files_is_never_taken_over(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="is not empty"):
-        manifest.is_done(tmp_path, plan())
+        manifest.find_same_work(tmp_path, plan())
 
 
 def test_claimed_work_is_taken_up_again_and_other_work_refused(tmp_path):

@@ -12,7 +12,7 @@ from instructrec_jax.data.prepared import PreparedData, read_prepared
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions import builder
 from instructrec_jax.instructions.language import Literal, Template, plain_text, plain_title
-from instructrec_jax.manifest import Manifest, is_done
+from instructrec_jax.manifest import Manifest, find_same_work
 from instructrec_jax.pipeline import record_store, registry, vocabulary
 from instructrec_jax.records import InstructionRecord
 from instructrec_jax.stages.run_data import VOCABULARY_FILE
@@ -60,9 +60,9 @@ def build(
     """
     folder = Path(output_dir) / dataset
     planned = _plan(dataset, Path(input_dir), settings)
-    if is_done(folder, planned):
+    if (earlier := find_same_work(folder, planned)) is not None:
         logger.info("build: %s is up to date", folder)
-        return planned
+        return earlier
     data = read_prepared(input_dir)
     if data.dataset != dataset:
         raise UserError(f"{input_dir} holds dataset {data.dataset!r}, not {dataset!r}")

@@ -10,7 +10,7 @@ from instructrec_jax.data import prepared
 from instructrec_jax.data.preparation import PrepareSettings, prepare_log
 from instructrec_jax.data.readers.registry import recognise
 from instructrec_jax.errors import UserError
-from instructrec_jax.manifest import Manifest, is_done, read_manifest
+from instructrec_jax.manifest import Manifest, find_same_work
 
 _LOGGER = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -65,8 +65,8 @@ def prepare(
             "protocol": _PROTOCOL,
         },
     )
-    if is_done(output_dir, plan):
-        manifest = read_manifest(output_dir)
+    manifest = find_same_work(output_dir, plan)
+    if manifest is not None:
         _LOGGER.info("%s already holds this preparation: reused", output_dir)
     else:
         result = prepare_log(form.read(paths), dataset, settings)

@@ -57,7 +57,7 @@ def report(
     score_folders = {"validation": Path(validation_scores_dir), "test": Path(test_scores_dir)}
     planned = _plan(dataset, Path(prepared_dir), score_folders, metrics_file, names)
     output = Path(output_dir)
-    if manifest.is_done(output, planned):
+    if manifest.find_same_work(output, planned):
         _logger.info("report: %s is up to date", output)
         _log_table((output / "report.txt").read_text(encoding="utf-8"))
         return json.loads((output / "report.json").read_text(encoding="utf-8"))

@@ -1,0 +1,145 @@
+"""`instructrec demo`: every stage, from raw logs to the report, with a small model."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from instructrec_jax.data.preparation import PrepareSettings
+from instructrec_jax.manifest import Manifest
+from instructrec_jax.stages.build import BuildSettings, build
+from instructrec_jax.stages.fetch import fetch
+from instructrec_jax.stages.prepare import prepare
+from instructrec_jax.stages.report import report
+from instructrec_jax.training.metrics_log import FILE_NAME as METRICS_FILE
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILE = "gin/models/t5_tiny.gin"
+MIXTURE_FILE = "gin/mixtures/ml_100k.gin"
+TRAIN_FILE = "gin/runs/from_scratch.gin"
+SCORE_FILE = "gin/runs/score.gin"
+NORMALISERS = ("mean", "sum")  # the trained one first: it wins where validation sees no difference
+NUM_TRAIN_NEGATIVES = 49  # a pool to draw nine from, afresh each epoch
+SMOKE_MACROS = {"TRAIN_STEPS": 40, "EVAL_PERIOD": 20, "EVAL_STEPS": 2}
+# The user's own logs may hold longer titles than MovieLens.
+OWN_DATA_TITLE_CHARS = 60
+OWN_DATA_MACROS = {
+    "TASK_FEATURE_LENGTHS": {"inputs": 512, "targets": 40, "history": 10},
+    "INPUT_BUCKETS": [128, 192, 256, 384],
+}
+
+ConfiguredStage = Callable[..., Any]
+
+
+def demo(
+    *,
+    output_dir: Path | str,
+    data_dir: Path | str | None,
+    dataset: str | None,
+    is_smoke: bool,
+    train: ConfiguredStage,
+    score: ConfiguredStage,
+) -> dict[str, Any]:
+    """Runs all stages; what an earlier run of the same demo finished is reused.
+
+    Args:
+      output_dir: everything is written below it, in a folder for each stage.
+      data_dir: logs of interactions and items; None fetches MovieLens-100K.
+      dataset: name for the logs of `data_dir`.
+      is_smoke: a few steps and a slice of the evaluation, to see that everything runs.
+      train: runs the train stage, given gin files and macros by name.
+      score: runs the score stage likewise.
+
+    Returns:
+      The report, as `report.json` has it.
+
+    Raises:
+      UserError: for a mistake in the logs, or an output folder that holds something else.
+    """
+    began = time.monotonic()
+    root = Path(output_dir)
+    name = dataset or ("ml_100k" if data_dir is None else "my_data")
+    built = _make_records(name, root, data_dir)
+    macros = _macros(name, root, built)
+    if data_dir is not None:
+        macros |= OWN_DATA_MACROS
+    smoke = SMOKE_MACROS if is_smoke else {}
+    with _stage("train", root / "model"):
+        model_dir = {"MODEL_DIR": str(root / "model"), "EVAL_TASKS": _evaluated(name, built)}
+        train([MODEL_FILE, MIXTURE_FILE, TRAIN_FILE], **{**macros, **model_dir, **smoke})
+    for split in ("validation", "test"):
+        with _stage(f"score {split}", root / "scores" / split):
+            run = {
+                "CHECKPOINT_PATH": str(root / "model"),
+                "INFER_OUTPUT_DIR": str(root / "scores" / split),
+                "SPLIT": split,
+                "DTYPE": "float32",
+                "SCORE_STEPS": smoke.get("EVAL_STEPS"),
+            }
+            score([MODEL_FILE, MIXTURE_FILE, SCORE_FILE], **{**macros, **run})
+    with _stage("report", root / "report"):
+        result = report(
+            dataset=name,
+            prepared_dir=root / "prepared",
+            validation_scores_dir=root / "scores" / "validation",
+            test_scores_dir=root / "scores" / "test",
+            output_dir=root / "report",
+            metrics_file=root / "model" / METRICS_FILE,
+            normalisers=NORMALISERS,
+        )
+    logger.info("demo: done in %.0f s", time.monotonic() - began)
+    return result
+
+
+def _make_records(name: str, root: Path, data_dir: Path | str | None) -> Manifest:
+    """Runs the stages before training; returns the manifest of the records."""
+    logs = data_dir
+    if logs is None:
+        with _stage("fetch", root):
+            logs = fetch(name="ml-100k")
+    settings = PrepareSettings()
+    if data_dir is not None:
+        settings = PrepareSettings(max_title_chars=OWN_DATA_TITLE_CHARS)
+    with _stage("prepare", root / "prepared"):
+        prepare(dataset=name, input_dir=logs, output_dir=root / "prepared", settings=settings)
+    with _stage("build", root / "records"):
+        return build(
+            dataset=name,
+            input_dir=root / "prepared",
+            output_dir=root / "records",
+            settings=BuildSettings(num_train_negatives=NUM_TRAIN_NEGATIVES),
+        )
+
+
+def _macros(name: str, root: Path, built: Manifest) -> dict[str, Any]:
+    """Returns what training and scoring have in common."""
+    return {
+        "DATA_DIR": str(root / "records"),
+        "MIXTURE_OR_TASK_NAME": f"{name}.all" if _has_search(built) else f"{name}.sequential",
+        "VOCAB_SIZE": built.counts["vocabulary"],
+    }
+
+
+def _evaluated(name: str, built: Manifest) -> list[str]:
+    """Returns one ranking task of each family the dataset has."""
+    tasks = [f"{name}.A7"]
+    if _has_search(built):
+        tasks += [f"{name}.B7.specific", f"{name}.C10.specific"]
+    return tasks
+
+
+def _has_search(built: Manifest) -> bool:
+    """Returns whether items have categories, without which there is nothing to search for."""
+    return built.counts.get("product_search/train", 0) > 0
+
+
+@contextmanager
+def _stage(title: str, folder: Path) -> Iterator[None]:
+    """Says when a stage begins, and when it is over what it took and where it wrote."""
+    logger.info("== %s", title)
+    began = time.monotonic()
+    yield
+    logger.info("== %s: %.1f s, in %s", title, time.monotonic() - began, folder)
