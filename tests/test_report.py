@@ -107,7 +107,7 @@ def write_scores(folder, data, split, bonuses, *, step=30, change=None):
         if change:
             change(rows)
         total += len(rows)
-        metadata = {"step": step, "checkpoint": f"hash of {step}", "split": split}
+        metadata = {"checkpoint_step": step, "checkpoint": f"hash of {step}", "split": split}
         scores.write_part(folder / scores.part_name(template, 0), rows, metadata)
     Manifest(stage="score", inputs={}, settings={}, counts={"rows": total}).write(folder)
 

@@ -102,6 +102,7 @@ def _start_logging() -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of files it does not need
     for name in ("instructrec_jax", "tasks"):
         logging.getLogger(name).setLevel(logging.INFO)
 

@@ -106,17 +106,18 @@ def _protocol(
                 f"{folders[split]} holds scores of the {part.metadata['split']} split, not of "
                 f"{split}; were the folders exchanged?"
             )
+    steps = {split: part.metadata["checkpoint_step"] for split, part in scores.items()}
     if scores["validation"].metadata["checkpoint"] != scores["test"].metadata["checkpoint"]:
         raise UserError(
-            f"{folders['validation']} was scored with checkpoint step "
-            f"{scores['validation'].metadata['step']} and {folders['test']} with another of step "
-            f"{scores['test'].metadata['step']}; score both splits with the same checkpoint"
+            f"{folders['validation']} was scored with checkpoint step {steps['validation']} and "
+            f"{folders['test']} with another of step {steps['test']}; score both splits with the "
+            "same checkpoint"
         )
     return {
         "dataset": planned.settings["dataset"],
         "split": "test",
         "candidates_sha256": planned.inputs["candidates"],
-        "checkpoint_step": scores["test"].metadata["step"],
+        "checkpoint_step": steps["test"],
         "checkpoint_sha256": scores["test"].metadata["checkpoint"],
         "ties": "against the target",
         "interval": f"percentile bootstrap, {statistics.CONFIDENCE:.0%}, "
