@@ -1,8 +1,68 @@
 """Runs every test on 8 fake CPU devices and gives it clean SeqIO registries."""
 
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 # Before anything imports jax: the flags are read once, at its start.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Most of a test's time goes to compiling: unoptimised, that takes a third.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@pytest.fixture(autouse=True)
+def clean_seqio() -> Iterator[None]:
+    """Takes out of SeqIO's registries, which are global, what a test added to them."""
+    if "seqio" not in sys.modules:  # importing it takes seconds, and most tests do without
+        yield
+        return
+    import seqio
+
+    registries = (seqio.MixtureRegistry, seqio.TaskRegistry)
+    before = [set(registry.names()) for registry in registries]
+    yield
+    for registry, names in zip(registries, before, strict=True):
+        for name in set(registry.names()) - names:
+            registry.remove(name)
+
+
+@pytest.fixture(scope="session")
+def toy_prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Artefact A of an invented data set named "toy", made once."""
+    from synthetic import write_logs
+
+    from instructrec_jax.stages.prepare import prepare
+
+    root = tmp_path_factory.mktemp("toy")
+    write_logs(root / "logs", num_users=60, num_items=48, seed=7)
+    prepare(dataset="toy", input_dir=root / "logs", output_dir=root / "prepared")
+    return root / "prepared"
+
+
+@pytest.fixture(scope="session")
+def toy_records(toy_prepared: Path) -> Path:
+    """Artefact C of the data set "toy": a TFDS data_dir, made once."""
+    from instructrec_jax.stages.build import BuildSettings, build
+
+    settings = BuildSettings(vocab_size=600)
+    folder = toy_prepared.parent / "records"
+    build(dataset="toy", input_dir=toy_prepared, output_dir=folder, settings=settings)
+    return folder
+
+
+@pytest.fixture
+def toy(toy_records: Path) -> Iterator[Path]:
+    """The data set "toy" ready for the pipeline: registered, found, with its vocabulary."""
+    from instructrec_jax.pipeline import record_store, registry, vocabulary
+
+    registry.import_task_module("tasks.mixtures", "toy")
+    record_store.use_data_dir(toy_records)
+    vocabulary.use_vocabulary(toy_records / "toy" / "vocabulary" / "sentencepiece.model")
+    yield toy_records
+    vocabulary.use_vocabulary(None)

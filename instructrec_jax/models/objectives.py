@@ -35,6 +35,17 @@ class NegativeLogLikelihood:
     loss_normalizing_factor: float | str | None = REAL_TARGET_TOKENS
     ranks_candidates: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        factor = self.loss_normalizing_factor
+        is_number = isinstance(factor, int | float) and factor > 0
+        if not is_number and factor not in (None, REAL_TARGET_TOKENS):
+            raise UserError(
+                f"LOSS_NORMALIZING_FACTOR is {factor!r}; expected a number above 0, None or "
+                f"{REAL_TARGET_TOKENS!r}"
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"LABEL_SMOOTHING is {self.label_smoothing}; expected 0 <= it < 1")
+
     def __call__(
         self, model: T5, batch: Batch, dropout_key: Array | None = None
     ) -> tuple[Array, Metrics]:
@@ -56,14 +67,7 @@ class NegativeLogLikelihood:
         factor = self.loss_normalizing_factor
         if factor is None:
             return total
-        if factor == REAL_TARGET_TOKENS:
-            return total / num_tokens
-        if isinstance(factor, str):
-            raise UserError(
-                f"LOSS_NORMALIZING_FACTOR is {factor!r}; expected a number, None or "
-                f"{REAL_TARGET_TOKENS!r}"
-            )
-        return total / factor
+        return total / (num_tokens if isinstance(factor, str) else factor)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,173 @@
+"""Batches: the contract's shapes, determinism, resuming, padding and buckets."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from instructrec_jax.pipeline import loader, vocabulary
+from instructrec_jax.pipeline.task_registration import register_mixture
+
+
+@pytest.fixture(autouse=True)
+def mixture_of_two(toy):
+    """A small mixture, because a graph takes a third of a second for each of its tasks."""
+    register_mixture("toy.pair", [("toy.A10", 1.0), ("toy.C10.specific", 2.0)])
+    grouped = [("toy.A10.grouped", 1.0), ("toy.C10.specific.grouped", 2.0)]
+    register_mixture("toy.pair.grouped", grouped)
+
+
+LENGTHS = {"inputs": 256, "targets": 24}
+
+
+def training(number: int, *, skip: int = 0, seed: int = 3, pack: bool = False) -> list:
+    batches = loader.training_batches(
+        "toy.pair",
+        feature_lengths=LENGTHS,
+        batch_size=4,
+        seed=seed,
+        pack=pack,
+        skip_batches=skip,
+    )
+    return list(itertools.islice(batches, number))
+
+
+def ranking(number: int | None = None, **changes) -> list:
+    settings = {"split": "train", "feature_lengths": LENGTHS, "batch_size": 4, **changes}
+    name = settings.pop("name", "toy.A7")
+    return list(itertools.islice(loader.ranking_batches(name, **settings), number))
+
+
+def assert_equal(left: list, right: list) -> None:
+    assert len(left) == len(right)
+    for first, second in zip(left, right, strict=True):
+        assert first.keys() == second.keys()
+        for name in first:
+            np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_training_batches_have_the_shapes_of_the_contract(toy):
+    (batch,) = training(1)
+    assert {name: rows.shape for name, rows in batch.items()} == {
+        "encoder_input_tokens": (4, 256),
+        "decoder_input_tokens": (4, 24),
+        "decoder_target_tokens": (4, 24),
+        "decoder_loss_weights": (4, 24),
+    }
+    assert all(rows.dtype == np.int32 for rows in batch.values())
+    np.testing.assert_array_equal(batch["decoder_loss_weights"], batch["decoder_target_tokens"] > 0)
+
+
+def test_packed_batches_hold_several_examples_in_a_row(toy):
+    (batch,) = list(
+        itertools.islice(
+            loader.training_batches(
+                "toy.A1", feature_lengths={"inputs": 512, "targets": 128}, batch_size=2,
+                seed=0, pack=True,
+            ),
+            1,
+        )
+    )  # fmt: skip
+    for side, length in (("encoder", 512), ("decoder", 128)):
+        assert batch[f"{side}_segment_ids"].shape == (2, length)
+        assert batch[f"{side}_positions"].shape == (2, length)
+    assert batch["encoder_segment_ids"].max() > 1
+    assert batch["encoder_segment_ids"].max() == batch["decoder_segment_ids"].max()
+
+
+def test_the_same_seed_gives_the_same_batches_and_another_seed_others(toy):
+    assert_equal(training(5), training(5))
+    first, other = training(1)[0], training(1, seed=4)[0]
+    assert (first["encoder_input_tokens"] != other["encoder_input_tokens"]).any()
+
+
+def test_skipping_batches_gives_the_tail_of_the_uninterrupted_stream(toy):
+    assert_equal(training(5)[2:], training(3, skip=2))
+    endless = {"seed": 3, "repeat": True, "name": "toy.pair"}
+    assert_equal(ranking(5, **endless)[2:], ranking(3, skip_batches=2, **endless))
+
+
+def test_evaluation_is_one_pass_in_file_order_with_padding_rows(toy):
+    batches = ranking(split="test", batch_size=64, name="toy.A9")
+    expected = [row["example_id"].decode() for row in loader.examples("toy.A9", split="test")]
+    ids = np.concatenate([batch["example_id"] for batch in batches])
+    assert ids[: len(expected)].tolist() == expected
+    assert set(ids[len(expected) :]) == {""}
+    last = batches[-1]
+    padding = last["example_id"] == ""
+    assert padding.sum() == 64 * len(batches) - len(expected) > 0
+    assert not last["encoder_input_tokens"][padding].any()
+    assert not last["candidate_tokens"][padding].any()
+    assert (last["candidate_ids"][padding] == -1).all()
+    assert (last["target_index"][padding] == -1).all()
+
+
+def test_ranking_batches_have_the_shapes_of_the_contract(toy):
+    (batch,) = ranking(1, split="test")
+    shapes = {name: rows.shape for name, rows in batch.items()}
+    assert shapes == {
+        "encoder_input_tokens": (4, 256),
+        "candidate_tokens": (4, 10, 24),
+        "candidate_ids": (4, 10),
+        "candidate_num_chars": (4, 10),
+        "target_index": (4,),
+        "num_history_dropped": (4,),
+        "example_id": (4,),
+    }
+    assert all(rows.dtype == np.int32 for name, rows in batch.items() if name != "example_id")
+    words = vocabulary.CorpusVocabulary()
+    for tokens, characters in zip(
+        batch["candidate_tokens"].reshape(-1, 24), batch["candidate_num_chars"].ravel(), strict=True
+    ):
+        used = tokens[tokens > 0]
+        assert used[-1] == 1
+        assert not tokens[len(used) :].any()
+        assert len(words.decode(used.tolist())) == characters
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(toy):
+    small = ranking(split="validation", batch_size=7)
+    large = ranking(split="validation", batch_size=60)
+    for name in small[0]:
+        rows = [np.concatenate([batch[name] for batch in part]) for part in (small, large)]
+        number = min(len(part) for part in rows)
+        np.testing.assert_array_equal(rows[0][:number], rows[1][:number])
+
+
+def test_training_draws_candidates_afresh_each_time(toy):
+    batches = ranking(200, seed=1, repeat=True, num_candidates=4, name="toy.A8")
+    of_example: dict[str, set] = {}
+    for batch in batches:
+        assert batch["candidate_ids"].shape == (4, 4)
+        for example, ids in zip(batch["example_id"], batch["candidate_ids"], strict=True):
+            of_example.setdefault(example, set()).add(tuple(ids.tolist()))
+    again = [sets for sets in of_example.values() if len(sets) > 1]
+    assert len(again) > 0.2 * len(of_example)
+    assert len(set(np.concatenate([batch["target_index"] for batch in batches]))) == 4
+
+
+def test_each_epoch_shows_every_example_once(toy):
+    (total,) = {len(list(loader.examples("toy.A8", split="train")))}
+    batches = ranking(total, batch_size=1, seed=1, repeat=True, name="toy.A8")
+    assert len({batch["example_id"][0] for batch in batches}) == total
+
+
+def test_inputs_are_trimmed_to_the_smallest_bucket_that_holds_them(toy):
+    lengths = {"inputs": 400, "targets": 24}
+    whole = ranking(split="test", batch_size=2, feature_lengths=lengths)
+    trimmed = ranking(split="test", batch_size=2, feature_lengths=lengths, buckets=(64, 320, 360))
+    widths = set()
+    for full, cut in zip(whole, trimmed, strict=True):
+        width = cut["encoder_input_tokens"].shape[1]
+        widths.add(width)
+        longest = int((full["encoder_input_tokens"] > 0).sum(axis=1).max())
+        assert width == min(w for w in (64, 320, 360, 400) if w >= longest)
+        np.testing.assert_array_equal(
+            full["encoder_input_tokens"][:, :width], cut["encoder_input_tokens"]
+        )
+    assert len(widths) > 1
+
+
+def test_an_endless_stream_without_a_seed_is_refused(toy):
+    with pytest.raises(ValueError, match="seed"):
+        ranking(1, repeat=True)

@@ -1,0 +1,144 @@
+"""Records as TFDS files: read back whole by tfds and by SeqIO, in order, and always the same."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow_datasets as tfds
+from test_language import RECORD
+
+from instructrec_jax import files
+from instructrec_jax.errors import UserError
+from instructrec_jax.manifest import Manifest
+from instructrec_jax.pipeline import record_store
+from instructrec_jax.records import InstructionRecord
+
+RECORDS = [
+    dataclasses.replace(
+        RECORD,
+        example_id=f"u{n}:2",
+        history=() if n == 0 else ("é",) * n,
+        preference=("a", "b")[: n % 3],
+        specific_intention="" if n == 1 else "Games",
+    )
+    for n in range(7)
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    record_store.write_records(
+        tmp_path / "own" / "leave_one_out" / "1.0.0",
+        dataset="own",
+        splits={"train": iter(RECORDS), "validation": iter(()), "test": iter(RECORDS[:2])},
+        records_per_shard=3,
+    )
+    counts = {"leave_one_out/train/vague_intention": 0}
+    Manifest(stage="build", inputs={}, settings={}, counts=counts).write(tmp_path / "own")
+    record_store.use_data_dir(tmp_path)
+    return tmp_path
+
+
+def as_records(dataset) -> list:
+    """Returns examples as TFDS gives them as records."""
+
+    def plain(value):
+        if isinstance(value, np.ndarray):
+            return tuple(plain(part) for part in value.tolist())
+        return value.decode() if isinstance(value, bytes) else int(value)
+
+    def record(example):
+        example.pop("is_training", None)
+        return InstructionRecord(**{name: plain(value) for name, value in example.items()})
+
+    return [record(example) for example in dataset.as_numpy_iterator()]
+
+
+def test_tfds_reads_every_field_in_order(folder):
+    found = tfds.load("own/leave_one_out:1.0.0", data_dir=str(folder), split="train")
+    assert as_records(found) == RECORDS
+
+
+def test_seqio_reads_every_field_in_order(folder):
+    source = seqio.TfdsDataSource("own/leave_one_out:1.0.0", tfds_data_dir=str(folder))
+    assert as_records(source.get_dataset("train", shuffle=False)) == RECORDS
+
+
+def test_our_source_adds_whether_it_is_training(folder):
+    source = record_store.RecordSource("own", "leave_one_out")
+    train = source.get_dataset("train", shuffle=False)
+    assert as_records(train) == RECORDS
+    assert all(example["is_training"] for example in train.as_numpy_iterator())
+    test = source.get_dataset("test", shuffle=False)
+    assert not any(example["is_training"] for example in test.as_numpy_iterator())
+    assert source.num_input_examples("train") == 7
+
+
+def test_shuffled_records_are_the_same_ones_in_another_order(folder):
+    source = record_store.RecordSource("own", "leave_one_out")
+    first, again, other = (
+        as_records(source.get_dataset("train", shuffle=True, seed=seed)) for seed in (137, 137, 5)
+    )
+    assert first == again
+    assert first != other
+    assert sorted(map(str, first)) == sorted(map(str, other)) == sorted(map(str, RECORDS))
+
+
+def test_shards_hold_a_bounded_number_of_records(folder):
+    names = sorted(path.name for path in (folder / "own/leave_one_out/1.0.0").glob("*train*"))
+    assert names == [f"own-train.tfrecord-0000{n}-of-00003" for n in range(3)]
+
+
+def test_another_process_writes_the_same_bytes(tmp_path):
+    """The hash of a field's name differs between processes; the files must not."""
+    program = (
+        "import sys; from test_record_store import *; record_store.write_records("
+        "sys.argv[1], dataset='own', splits={'train': RECORDS})"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "there")],
+        check=True,
+        env={"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "7"},
+    )
+    record_store.write_records(tmp_path / "here", dataset="own", splits={"train": RECORDS})
+    assert files.sha256(tmp_path / "here") == files.sha256(tmp_path / "there")
+
+
+def test_a_config_without_records_is_not_written(tmp_path):
+    counts = record_store.write_records(
+        tmp_path / "none", dataset="own", splits={"train": iter(()), "test": iter(())}
+    )
+    assert counts == {}
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "config", "split", "needs", "message"),
+    [
+        ("own", "product_search", "train", "", r"has no product_search records.*own\.sequential"),
+        ("owm", "leave_one_out", "train", "", r"unknown dataset 'owm'; the nearest known: own"),
+        ("own", "leave_one_out", "validation", "", r"no split 'validation', only train, test"),
+        ("own", "leave_one_out", "train", "vague_intention", r"no train record .* vague_intention"),
+    ],
+)
+def test_what_is_not_there_is_named(folder, dataset, config, split, needs, message):
+    source = record_store.RecordSource(dataset, config, needs=needs)
+    with pytest.raises(UserError, match=message):
+        source.get_dataset(split)
+
+
+def test_a_source_follows_the_data_dir_of_the_run(folder, tmp_path):
+    source = record_store.RecordSource("own", "leave_one_out")
+    source.get_dataset("train")
+    record_store.use_data_dir(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="elsewhere"):
+        source.get_dataset("train")
+
+
+def test_without_a_data_dir_the_user_is_told_to_name_one():
+    seqio.set_tfds_data_dir_override(None)
+    with pytest.raises(UserError, match="--data_dir"):
+        record_store.data_dir_in_use()

@@ -1,0 +1,213 @@
+"""The registered SeqIO tasks: their shapes, that they leak nothing, and that their forms agree."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+from test_rendering import as_tensors
+
+from instructrec_jax.errors import UserError
+from instructrec_jax.instructions.language import Kind, Slot, variants
+from instructrec_jax.pipeline import loader, preprocessors, registry, vocabulary
+from instructrec_jax.records import InstructionRecord, TaskForm
+from tasks import mixtures
+
+VARIANTS = list(variants(mixtures.TEMPLATES))
+LENGTHS = {"inputs": 400, "targets": 32}
+CANDIDATES = tuple(f"Lamp {word}" for word in ("one", "two", "three", "four", "five"))
+RECORD = InstructionRecord(
+    example_id="u1:3",
+    user_id="u1",
+    position=3,
+    history=("Kite red", "Kite blue", "Kite green"),
+    specific_intention="Bazaar, Lamps",
+    target_id=1,
+    target=CANDIDATES[1],
+    candidate_ids=(0, 1, 2, 3, 4),
+    candidates=CANDIDATES,
+)
+
+
+def inputs_of(variant, record, *, is_training, seed=(3, 4), lengths=LENGTHS) -> list[int]:
+    seed = tf.constant(seed, tf.int64)
+    tensors = preprocessors.arrange(as_tensors(record, is_training=is_training), lengths, seed)
+    values = preprocessors.slot_values(variant, tensors, seed)
+    words = vocabulary.CorpusVocabulary()
+    tokens, _ = preprocessors._inputs(variant, "task", tensors, values, words, lengths)
+    return tokens.numpy().tolist()
+
+
+def with_target(index: int) -> InstructionRecord:
+    return dataclasses.replace(RECORD, target_id=index, target=CANDIDATES[index])
+
+
+def rows(task: str, split: str, number: int, lengths=LENGTHS) -> list[dict]:
+    found = seqio.get_mixture_or_task(task).get_dataset(lengths, split=split, shuffle=False)
+    return list(found.take(number).as_numpy_iterator())
+
+
+def test_registration_again_changes_nothing(toy):
+    tasks, mixes = set(seqio.TaskRegistry.names()), set(seqio.MixtureRegistry.names())
+    mixtures.register("toy")
+    assert tasks == set(seqio.TaskRegistry.names())
+    assert mixes == set(seqio.MixtureRegistry.names())
+    for family in (*mixtures.FAMILIES, "all"):
+        assert {f"toy.{family}", f"toy.{family}.grouped"} <= mixes
+
+
+def test_mixtures_hold_their_family_and_grouped_ones_the_reranking_templates(toy):
+    found = {task.name for task in seqio.get_mixture_or_task("toy.sequential").tasks}
+    assert found == {f"toy.A{n}" for n in (1, *range(4, 14))}
+    grouped = {task.name for task in seqio.get_mixture_or_task("toy.all.grouped").tasks}
+    reranking = [v for v in VARIANTS if v.template.task_form is TaskForm.RERANKING]
+    assert grouped == {f"toy.{variant.name}.grouped" for variant in reranking}
+    assert len(seqio.get_mixture_or_task("toy.all").tasks) == len(VARIANTS) == 24
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_every_task_gives_examples_in_each_of_its_forms(toy, variant):
+    name = f"toy.{variant.name}"
+    for split in ("train", "validation"):
+        (row,) = rows(name, split, 1)
+        assert row["inputs"].dtype == row["targets"].dtype == np.int32
+        assert row["inputs"][-1] == row["targets"][-1] == 1
+        assert 0 < len(row["inputs"]) <= 400
+    names = seqio.TaskRegistry.names()
+    assert (f"{name}.grouped" in names) == variant.template.names_an_item
+    assert (f"{name}.rank" in names) == variant.template.is_evaluated
+    if variant.template.names_an_item:
+        (batch,) = list(
+            loader.ranking_batches(name, split="test", feature_lengths=LENGTHS, batch_size=128)
+        )[:1]
+        assert batch["encoder_input_tokens"].shape == (128, 400)
+        assert batch["candidate_tokens"].shape == (128, 10, 32)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize(
+    "variant",
+    [v for v in VARIANTS if v.template.task_form is TaskForm.RERANKING],
+    ids=lambda v: v.name,
+)
+def test_the_prompt_does_not_depend_on_the_label(toy, variant, is_training):
+    prompts = {
+        tuple(inputs_of(variant, with_target(index), is_training=is_training)) for index in range(5)
+    }
+    assert len(prompts) == 1
+
+
+def test_the_target_appears_in_a_prompt_only_as_a_candidate(toy):
+    words = vocabulary.CorpusVocabulary()
+    secret = dataclasses.replace(RECORD, target="Zubrek only", candidates=(
+        *CANDIDATES[:1], "Zubrek only", *CANDIDATES[2:]))  # fmt: skip
+    for variant in VARIANTS:
+        text = words.decode(inputs_of(variant, secret, is_training=False))
+        is_shown = Slot.CANDIDATES in variant.template.required_slots
+        is_reversal = variant.template.kind is Kind.REVERSAL
+        if variant.template.task_form is not TaskForm.POINTWISE:
+            assert text.count("Zubrek only") == int(is_shown or is_reversal), variant.name
+
+
+def test_training_shuffles_candidates_by_seed_and_evaluation_keeps_their_order(toy):
+    (variant,) = (v for v in VARIANTS if v.name == "A7")
+    fixed = {tuple(inputs_of(variant, RECORD, is_training=False, seed=(n, 1))) for n in range(5)}
+    assert len(fixed) == 1
+    fresh = {tuple(inputs_of(variant, RECORD, is_training=True, seed=(n, 1))) for n in range(5)}
+    assert len(fresh) > 2
+
+
+def test_fewer_candidates_keep_the_target_and_draw_the_others(toy):
+    seen = set()
+    for number in range(30):
+        seed = tf.constant([number, 7], tf.int64)
+        record = preprocessors.arrange(
+            as_tensors(RECORD, is_training=True), {"candidates": 3}, seed
+        )
+        ids = record["candidate_ids"].numpy().tolist()
+        titles = [title.decode() for title in record["candidates"].numpy()]
+        assert len(ids) == 3
+        assert 1 in ids
+        assert titles == [CANDIDATES[i] for i in ids]
+        seen.update(ids)
+    assert seen == {0, 1, 2, 3, 4}
+    fixed = preprocessors.arrange(as_tensors(RECORD), {"candidates": 3}, seed)
+    assert fixed["candidate_ids"].numpy().tolist() == [0, 1, 2]
+
+
+def test_the_history_cap_keeps_the_newest(toy):
+    (variant,) = (v for v in VARIANTS if v.name == "A1")
+    tokens = inputs_of(variant, RECORD, is_training=False, lengths={**LENGTHS, "history": 2})
+    text = vocabulary.CorpusVocabulary().decode(tokens)
+    assert "Kite blue; Kite green" in text
+    assert "Kite red" not in text
+
+
+def test_pointwise_labels_are_balanced_and_true(toy):
+    words = vocabulary.CorpusVocabulary()
+    (variant,) = (v for v in VARIANTS if v.name == "A12")
+    answers = []
+    for number in range(200):
+        seed = tf.constant([number, 11], tf.int64)
+        record = preprocessors.arrange(as_tensors(RECORD, is_training=True), {}, seed)
+        values = preprocessors.slot_values(variant, record, seed)
+        answers.append(values[Slot.ANSWER].numpy().decode())
+        is_target = values[Slot.CANDIDATE].numpy().decode() == RECORD.target
+        assert is_target == (answers[-1] == "Yes")
+    assert 70 < answers.count("Yes") < 130
+    first, again = (rows("toy.A12", "test", 8) for _ in range(2))
+    assert [words.decode(r["inputs"].tolist()) for r in first] == [
+        words.decode(r["inputs"].tolist()) for r in again
+    ]
+
+
+def test_rank_and_grouped_forms_hold_the_same_tokens(toy):
+    groups = rows("toy.C11.specific.grouped", "test", 4)
+    flat = rows("toy.C11.specific.rank", "test", 40)
+    assert [tuple(row["idx"]) for row in flat] == [(n, c) for n in range(4) for c in range(10)]
+    for row in flat:
+        group, place = groups[row["idx"][0]], row["idx"][1]
+        candidate = group["candidates"][place]
+        assert row["inputs"].tolist() == group["inputs"].tolist()
+        assert row["targets"].tolist() == candidate[candidate > 0].tolist()
+        assert row["is_correct"] == (place == group["target_index"])
+        assert row["candidate_id"] == group["candidate_ids"][place]
+
+
+def test_seqio_evaluates_the_rank_form_with_our_metrics(toy):
+    task = seqio.get_mixture_or_task("toy.B8.specific.rank")
+    rows_ = [
+        row for row in task.get_dataset(LENGTHS, split="test", shuffle=False).as_numpy_iterator()
+    ]
+    labels = [task.postprocess_fn(None, example=row, is_target=True) for row in rows_]
+    (metric,) = task.score_metric_fns
+    oracle = [1.0 if is_correct else 0.0 for _, _, is_correct in labels]
+    assert metric(labels, oracle)["hr@1"] == 1.0
+    assert metric(labels, [0.0] * len(labels))["hr@5"] == 0.0
+
+
+def test_templates_show_the_users_in_orders_of_their_own(toy):
+    """With one seed for all, a batch would hold the same few users in every template."""
+    orders = []
+    for name in ("toy.A1", "toy.A4"):
+        stream = loader.examples(name, split="train", seed=5)
+        orders.append([next(stream)["example_id"] for _ in range(20)])
+    assert orders[0] != orders[1]
+
+
+def test_an_unknown_task_is_answered_with_the_nearest_names(toy):
+    with pytest.raises(UserError, match=r"unknown task or mixture 'toy\.A77'.*toy\.A7"):
+        registry.get("toy.A77")
+
+
+def test_an_unknown_module_is_named():
+    with pytest.raises(UserError, match=r"task module 'tasks\.mixtuers'"):
+        registry.import_task_module("tasks.mixtuers", "toy")
+
+
+def test_a_module_that_misses_something_itself_says_what(tmp_path, monkeypatch):
+    (tmp_path / "broken_tasks.py").write_text("import surely_not_installed\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
+        registry.import_task_module("broken_tasks", "toy")

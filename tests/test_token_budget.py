@@ -1,0 +1,129 @@
+"""The token budget against a brute-force search, and what it refuses."""
+
+import dataclasses
+
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_language import RECORD, TITLES
+from test_rendering import as_tensors
+
+from instructrec_jax.errors import UserError
+from instructrec_jax.instructions.language import Slot, plain_title, variants
+from instructrec_jax.instructions.render import render, slot_values
+from instructrec_jax.pipeline import preprocessors, vocabulary
+from instructrec_jax.pipeline.token_budget import TokenBudget
+from instructrec_jax.records import InstructionRecord
+from tasks import mixtures
+
+VARIANTS = {variant.name: variant for variant in variants(mixtures.TEMPLATES)}
+HISTORIES = st.lists(st.one_of(TITLES, st.sampled_from(["Lamp one", "Kite " * 9])), max_size=6)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_vocabulary(toy_records):
+    vocabulary.use_vocabulary(toy_records / "toy" / "vocabulary" / "sentencepiece.model")
+    yield
+    vocabulary.use_vocabulary(None)
+
+
+def tokens_of(variant, record: InstructionRecord, history: list[str]) -> list[int]:
+    values = {**slot_values(variant, record), Slot.HISTORY: "; ".join(history)}
+    text = render(variant.template.input_segments, values)
+    return [*vocabulary.CorpusVocabulary().encode(text), 1]
+
+
+def longest_that_fits(variant, record: InstructionRecord, budget: int):
+    """Tries every rendering that is allowed, the longest first."""
+    titles = [plain_title(title) for title in record.history]
+    for dropped in range(max(len(titles), 1)):
+        tokens = tokens_of(variant, record, titles[dropped:])
+        if len(tokens) <= budget:
+            return tokens, dropped
+    words = titles[-1].split(" ") if titles else []
+    for number in range(len(words) - 1, 0, -1):
+        tokens = tokens_of(variant, record, [" ".join(words[:number])])
+        if len(tokens) <= budget:
+            return tokens, len(titles) - 1
+    return None
+
+
+def fitted(variant, record: InstructionRecord, budget: int):
+    tensors = preprocessors.arrange(as_tensors(record), {}, tf.constant([1, 2], tf.int64))
+    tokens, dropped = preprocessors._inputs(
+        variant,
+        "toy.task",
+        tensors,
+        preprocessors.slot_values(variant, tensors, tf.constant([1, 2], tf.int64)),
+        vocabulary.CorpusVocabulary(),
+        {"inputs": budget},
+    )
+    return tokens.numpy().tolist(), int(dropped)
+
+
+@settings(deadline=None, max_examples=150)
+@given(HISTORIES, st.integers(20, 130), st.sampled_from(["A1", "A7", "A9", "C12.specific"]))
+def test_it_finds_the_longest_rendering_that_fits(history, budget, name):
+    record = dataclasses.replace(RECORD, history=tuple(history))
+    expected = longest_that_fits(VARIANTS[name], record, budget)
+    if expected is None:
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"example u1:2.*raise it"):
+            fitted(VARIANTS[name], record, budget)
+    else:
+        assert fitted(VARIANTS[name], record, budget) == expected
+
+
+def test_the_oldest_items_go_first_and_the_candidates_stay():
+    history = tuple(f"Lamp number {number}" for number in range(12))
+    record = dataclasses.replace(RECORD, history=history)
+    whole = len(tokens_of(VARIANTS["A7"], record, list(history)))
+    tokens, dropped = fitted(VARIANTS["A7"], record, whole - 1)
+    text = vocabulary.CorpusVocabulary().decode(tokens)
+    assert dropped == 1
+    assert "number 0;" not in text
+    assert "number 1; " in text
+    assert "Pong, Deluxe; Tetris" in text
+    assert text.endswith("name the best.")
+
+
+def test_a_long_title_is_cut_by_whole_words_from_its_end():
+    title = " ".join(f"word{number}" for number in range(40))
+    record = dataclasses.replace(RECORD, history=("Old one", title))
+    tokens, dropped = fitted(VARIANTS["A7"], record, 110)
+    text = vocabulary.CorpusVocabulary().decode(tokens)
+    shown = text.removeprefix("Past choices in order: ").split(". Options")[0]
+    assert dropped == 1
+    assert title.startswith(shown + " ")
+    assert len(tokens) <= 110
+
+
+def test_without_lengths_nothing_is_dropped():
+    record = dataclasses.replace(RECORD, history=("Lamp",) * 300)
+    segments = VARIANTS["A1"].template.input_segments
+    budget = TokenBudget(
+        segments=segments, vocabulary=vocabulary.CorpusVocabulary(), max_tokens=None, task="t"
+    )
+    history = tf.constant(record.history)
+    tokens, dropped = budget.fit({}, history, tf.constant("id"))
+    assert int(dropped) == 0
+    assert len(tokens) > 600
+
+
+def test_a_prompt_without_history_that_is_too_long_names_example_and_tokens():
+    needed = len(tokens_of(VARIANTS["B7.specific"], RECORD, []))
+    assert fitted(VARIANTS["B7.specific"], RECORD, needed)[1] == 0
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        fitted(VARIANTS["B7.specific"], RECORD, needed - 1)
+    for part in ("toy.task", "u1:2", f"needs {needed} tokens", f"inputs is {needed - 1};"):
+        assert part in str(caught.value)
+
+
+def test_a_candidate_that_does_not_fit_reaches_the_user_as_one_message(toy):
+    from instructrec_jax.pipeline import loader
+
+    batches = loader.ranking_batches(
+        "toy.A7", split="test", feature_lengths={"inputs": 400, "targets": 4}, batch_size=4
+    )
+    with pytest.raises(UserError, match=r"^task toy\.A7, example u\d+:\d+: a candidate needs"):
+        list(batches)

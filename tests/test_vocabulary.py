@@ -1,0 +1,127 @@
+"""The shared vocabulary: found at first use, trained the same each time, refused when unfit."""
+
+import itertools
+
+import pytest
+import sentencepiece
+import seqio
+import tensorflow as tf
+
+from instructrec_jax.errors import UserError
+from instructrec_jax.pipeline import vocabulary
+from instructrec_jax.pipeline.vocabulary import CorpusVocabulary
+
+SYLLABLES = ("ba", "ko", "li", "mu", "re", "sta", "ti", "vo", "zu", "dra")
+CORPUS = [f"{a}{b} {c}{a} {b}{c}{b}" for a, b, c in itertools.permutations(SYLLABLES, 3)]
+
+
+@pytest.fixture(autouse=True)
+def forget_choice():
+    yield
+    vocabulary.use_vocabulary(None)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / "toy.model"
+    vocabulary.train_vocabulary(CORPUS, path, vocab_size=320)
+    return path
+
+
+def test_all_instances_follow_the_choice_of_the_run(model, tmp_path):
+    early = CorpusVocabulary()
+    assert early == CorpusVocabulary()
+    vocabulary.use_vocabulary(model)
+    assert early.vocab_size == vocabulary.vocabulary_size() == 320
+    other = tmp_path / "other.model"
+    vocabulary.train_vocabulary(CORPUS, other, vocab_size=300)
+    vocabulary.use_vocabulary(other)
+    assert early.vocab_size == 300
+    assert early.tf_tokenizer.vocab_size().numpy() == 300
+
+
+def test_extra_ids_come_after_the_pieces(model):
+    vocabulary.use_vocabulary(model, extra_ids=100)
+    assert vocabulary.vocabulary_size() == 420
+
+
+def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
+    path = tmp_path / "toy.model"
+    for size in (300, 320):
+        vocabulary.train_vocabulary(CORPUS, path, vocab_size=size)
+        vocabulary.use_vocabulary(path)
+        assert vocabulary.vocabulary_size() == size
+
+
+def test_the_default_is_the_file_that_t5_publishes():
+    assert "gs://t5-data/vocabs/cc_all.32000.100extra" in str(CorpusVocabulary())
+    assert CorpusVocabulary().extra_ids == 100
+
+
+def test_tensorflow_and_python_tokenise_alike_and_every_character_survives(model):
+    vocabulary.use_vocabulary(model)
+    words = CorpusVocabulary()
+    for text in ("bako liba", "kolimu; drazu?", "naïve 漢字 ½", ""):
+        ids = words.encode(text)
+        assert words.encode_tf(tf.constant(text)).numpy().tolist() == ids
+        assert words.unk_id not in ids
+    assert words.decode(words.encode("naïve 漢字")) == "naïve 漢字"
+    assert (words.pad_id, words.eos_id, words.unk_id) == (0, 1, 2)
+
+
+def test_training_again_gives_the_same_bytes(model, tmp_path):
+    vocabulary.train_vocabulary(iter(CORPUS), tmp_path / "again.model", vocab_size=320)
+    assert (tmp_path / "again.model").read_bytes() == model.read_bytes()
+
+
+def test_pieces_do_not_cross_blanks(model):
+    """The token budget counts on it."""
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    for index in range(pieces.get_piece_size()):
+        assert "▁" not in pieces.id_to_piece(index)[1:]
+
+
+def test_too_many_pieces_are_refused_with_the_largest_number(tmp_path):
+    with pytest.raises(UserError, match=r"vocab_size=5000 .* largest possible is (\d+)") as caught:
+        vocabulary.train_vocabulary(CORPUS, tmp_path / "a.model", vocab_size=5000)
+    assert list(tmp_path.iterdir()) == []
+    largest = int(str(caught.value).split()[-1])
+    assert vocabulary.train_vocabulary(CORPUS, tmp_path / "a.model", vocab_size=largest) == largest
+
+
+def test_too_few_pieces_are_refused_with_the_smallest_number(tmp_path):
+    with pytest.raises(UserError, match=r"vocab_size=100 .* at least \d+"):
+        vocabulary.train_vocabulary(CORPUS, tmp_path / "a.model", vocab_size=100)
+
+
+def test_an_empty_corpus_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no text"):
+        vocabulary.train_vocabulary(["", " "], tmp_path / "a.model", vocab_size=300)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"missing\.model does not exist"):
+        vocabulary.use_vocabulary(tmp_path / "missing.model")
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("not a model")
+    with pytest.raises(UserError, match="not a SentencePiece model"):
+        vocabulary.use_vocabulary(path)
+
+
+def test_other_special_ids_are_refused(tmp_path):
+    path = tmp_path / "other"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS), model_prefix=str(path), vocab_size=30, minloglevel=2
+    )
+    with pytest.raises(UserError, match=r"pad, eos, unk = \(-1, 2, 0\); expected \(0, 1, 2\)"):
+        vocabulary.copy_vocabulary(f"{path}.model", tmp_path / "copy.model")
+    assert not (tmp_path / "copy.model").exists()
+
+
+def test_seqio_takes_it_for_a_vocabulary(model):
+    vocabulary.use_vocabulary(model)
+    feature = seqio.Feature(CorpusVocabulary())
+    assert feature.vocabulary == seqio.Feature(CorpusVocabulary()).vocabulary
