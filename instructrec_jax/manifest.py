@@ -108,6 +108,7 @@ def claim(folder: Path | str, planned: Manifest) -> Manifest | None:
     Raises:
       UserError: if the folder holds something else, which is never overwritten.
     """
+    files.remove_leftovers(folder)
     earlier = find_same_work(folder, planned)
     if earlier is None:
         planned.write(folder)

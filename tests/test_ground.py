@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import stat
 
 import pytest
 from hypothesis import given
@@ -44,6 +45,19 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
         (temporary / "b").write_text("3")
     assert [p.name for p in path.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_files_and_folders_get_the_modes_that_the_umask_implies(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with files.atomic_file(tmp_path / "file") as temporary:
+            temporary.write_text("1")
+        with files.atomic_directory(tmp_path / "folder") as temporary:
+            (temporary / "a").write_text("1")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750
 
 
 def test_text_is_written_as_utf_8(tmp_path):
@@ -107,6 +121,17 @@ def test_claimed_work_is_taken_up_again_and_other_work_refused(tmp_path):
     assert earlier is not None and not earlier.counts
     with pytest.raises(UserError, match="seed"):
         manifest.claim(tmp_path / "run", plan(settings={"seed": 9, "cuts": (1, 2)}))
+
+
+def test_work_killed_while_it_claimed_its_folder_can_begin_again(tmp_path):
+    with files.atomic_file(tmp_path / "other" / manifest.FILE_NAME) as temporary:
+        name = temporary.name
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("{")  # what kill -9 leaves behind
+    assert manifest.claim(tmp_path / "run", plan()) is None
+    (tmp_path / "run" / name).write_text("{")
+    assert manifest.claim(tmp_path / "run", plan()) is not None
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [manifest.FILE_NAME]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"stage": "x", "color": "red"})])
