@@ -229,11 +229,14 @@ def _numpy_batches(ds: tf.data.Dataset) -> Iterator[Batch]:
     options.threading.private_threadpool_size = _NUM_THREADS
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False  # measured: a quarter of the processor time went to tuning
+    misfit = tf.errors.InvalidArgumentError  # a name of its own: modules go first at exit
     try:
         yield from ds.with_options(options).prefetch(4).as_numpy_iterator()
-    except tf.errors.InvalidArgumentError as error:
+    except misfit as error:
         if found := _OUR_ERROR.search(str(error)):
-            raise UserError(found[1]) from None
+            escaped = found[1].encode("ascii", "backslashreplace")  # TensorFlow escapes the rest
+            text = escaped.decode("unicode_escape").encode("latin-1", "replace")
+            raise UserError(text.decode("utf-8", "replace")) from None
         raise
 
 

@@ -144,7 +144,8 @@ def assert_fits(
             example_id,
             f": {what} needs ",
             tf.strings.as_string(num_tokens),
-            f" tokens and TASK_FEATURE_LENGTHS['{feature}'] is {max_tokens}; raise it{ERROR_END}",
+            f" tokens and the feature length of {feature} is {max_tokens}; raise it in "
+            f"TASK_FEATURE_LENGTHS{ERROR_END}",
         ]
     )
     return [tf.debugging.Assert(num_tokens <= max_tokens, [message])]

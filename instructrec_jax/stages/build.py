@@ -40,6 +40,12 @@ class BuildSettings:
     task_module: str = "tasks.mixtures"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "num_train_negatives", "max_train_positions"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}; it must be at least 1")
+
 
 def build(
     *, dataset: str, input_dir: Path | str, output_dir: Path | str, settings: BuildSettings
