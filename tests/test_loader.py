@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others(toy):
 
 def test_skipping_batches_gives_the_tail_of_the_uninterrupted_stream(toy):
     assert_equal(training(5)[2:], training(3, skip=2))
-    endless = {"seed": 3, "repeat": True, "name": "toy.pair"}
+    endless = {"seed": 3, "name": "toy.pair"}
     assert_equal(ranking(5, **endless)[2:], ranking(3, skip_batches=2, **endless))
 
 
@@ -135,7 +135,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(toy):
 
 
 def test_training_draws_candidates_afresh_each_time(toy):
-    batches = ranking(200, seed=1, repeat=True, num_candidates=4, name="toy.A8")
+    batches = ranking(200, seed=1, num_candidates=4, name="toy.A8")
     of_example: dict[str, set] = {}
     for batch in batches:
         assert batch["candidate_ids"].shape == (4, 4)
@@ -148,7 +148,7 @@ def test_training_draws_candidates_afresh_each_time(toy):
 
 def test_each_epoch_shows_every_example_once(toy):
     (total,) = {len(list(loader.examples("toy.A8", split="train")))}
-    batches = ranking(total, batch_size=1, seed=1, repeat=True, name="toy.A8")
+    batches = ranking(total, batch_size=1, seed=1, name="toy.A8")
     assert len({batch["example_id"][0] for batch in batches}) == total
 
 
@@ -166,8 +166,3 @@ def test_inputs_are_trimmed_to_the_smallest_bucket_that_holds_them(toy):
             full["encoder_input_tokens"][:, :width], cut["encoder_input_tokens"]
         )
     assert len(widths) > 1
-
-
-def test_an_endless_stream_without_a_seed_is_refused(toy):
-    with pytest.raises(ValueError, match="seed"):
-        ranking(1, repeat=True)

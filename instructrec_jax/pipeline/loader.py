@@ -70,13 +70,13 @@ def ranking_batches(
     num_candidates: int | None = None,
     buckets: Sequence[int] = (),
     seed: int | None = None,
-    repeat: bool = False,
     skip_batches: int = 0,
 ) -> Iterator[Batch]:
     """Returns batches with the candidates of each example side by side.
 
-    In evaluation it is one pass in file order whose last batch is filled with padding rows. With
-    `repeat` it never ends, shuffled, with fresh negatives and a fresh order each time.
+    Without a seed it is one pass in file order, whose last batch is filled with padding rows: for
+    evaluation. With a seed it never ends, shuffled; of a training split every pass draws fresh
+    negatives in a fresh order.
 
     Args:
       task_or_mixture: a ranking task or mixture, with or without ".grouped".
@@ -85,8 +85,7 @@ def ranking_batches(
       batch_size: rows.
       num_candidates: how many to keep of each example, the target among them; None for all.
       buckets: lengths to which the inputs may be trimmed, by the longest row of the batch.
-      seed: of order and draws; needed with `repeat`.
-      repeat: whether the stream is for training.
+      seed: of order and draws, for training; None for evaluation.
       skip_batches: how many to leave out, to go on where a run stopped.
 
     Returns:
@@ -96,8 +95,6 @@ def ranking_batches(
       [batch] str, "" for a padding row.
     """
     hide_accelerators()
-    if repeat and seed is None:
-        raise ValueError("an endless stream needs a seed")
     lengths = {**feature_lengths}
     if num_candidates is not None:
         lengths["candidates"] = num_candidates
@@ -106,9 +103,9 @@ def ranking_batches(
         lengths,
         GROUP_FIELDS,
         split=split,
-        shuffle=repeat,
+        shuffle=seed is not None,
         seed=seed,
-        num_epochs=None if repeat else 1,
+        num_epochs=1 if seed is None else None,
     )
     ds = _padded_groups(ds, feature_lengths, batch_size, num_candidates).skip(skip_batches)
     return (

@@ -65,7 +65,12 @@ def render_pair(variant: Variant, task: str) -> Preprocessor:
         text = rendering.render(variant.template.target_segments, values)
         targets = with_eos(vocabulary.encode_tf(text))
         check = assert_fits(
-            targets, lengths.get("targets"), "targets", "the answer", task, record["example_id"]
+            targets,
+            lengths.get("targets"),
+            feature="targets",
+            what="the answer",
+            task=task,
+            example_id=record["example_id"],
         )
         with tf.control_dependencies(check):
             targets = tf.identity(targets)
@@ -239,7 +244,12 @@ def _candidate_tokens(
     ends = tf.fill([tf.size(record["candidates"]), 1], EOS_ID)
     tokens = tf.concat([ragged, ends], axis=1).to_tensor()
     check = assert_fits(
-        tokens, lengths.get("targets"), "targets", "a candidate", task, record["example_id"]
+        tokens,
+        lengths.get("targets"),
+        feature="targets",
+        what="a candidate",
+        task=task,
+        example_id=record["example_id"],
     )
     with tf.control_dependencies(check):
         return tf.identity(tokens)

@@ -59,8 +59,14 @@ class TokenBudget:
                 lambda: self._shorten(values, history, tf.size(tokens)),
             )
         tokens = with_eos(tokens)
-        what = "the instruction without all history that may go"
-        check = assert_fits(tokens, self.max_tokens, "inputs", what, self.task, example_id)
+        check = assert_fits(
+            tokens,
+            self.max_tokens,
+            feature="inputs",
+            what="the instruction without all history that may go",
+            task=self.task,
+            example_id=example_id,
+        )
         with tf.control_dependencies(check):
             return tf.identity(tokens), num_dropped
 
@@ -120,6 +126,7 @@ def with_eos(tokens: tf.Tensor) -> tf.Tensor:
 def assert_fits(
     tokens: tf.Tensor,
     max_tokens: int | None,
+    *,
     feature: str,
     what: str,
     task: str,

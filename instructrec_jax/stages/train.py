@@ -228,7 +228,6 @@ def _batches(
             batch_size=run.batch_size,
             num_candidates=run.num_candidates,
             seed=run.seed,
-            repeat=True,
             skip_batches=skip,
             buckets=data.buckets,
         )
