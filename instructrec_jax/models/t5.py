@@ -15,6 +15,7 @@ Letters of the einsums and shapes:
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -89,23 +90,29 @@ class Dropout:
 
 
 class Kernel(nnx.Module):
-    """A weight without bias that contracts with an einsum."""
+    """A weight without bias: maps the last axes of its input to others."""
 
     def __init__(
         self,
         key: Array,
-        equation: str,
         shape: tuple[int, ...],
         axes: tuple[str, ...],
+        *,
         stddev: float,
+        num_contracted: int = 1,
     ) -> None:
-        self.equation = equation
+        # A normal cut at two deviations has this deviation left: divide it out.
         init = initializers.truncated_normal(stddev / 0.87962566103423978)
         self.kernel = nnx.Param(init(key, shape, jnp.float32), logical_axes=axes)
+        self.num_contracted = num_contracted
 
     def __call__(self, x: Array) -> Array:
-        """Contracts `x` with the kernel, in the dtype of `x`."""
-        return jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype))
+        """Contracts the last `num_contracted` axes of `x` with the kernel's first, in its dtype."""
+        num, kernel = self.num_contracted, self.kernel[...].astype(x.dtype)
+        into, out_of = kernel.shape[:num], kernel.shape[num:]
+        # As one matrix product: of more than two axes, XLA's CPU code is three times slower.
+        product = x.reshape(-1, math.prod(into)) @ kernel.reshape(math.prod(into), -1)
+        return product.reshape(*x.shape[: x.ndim - num], *out_of)
 
 
 class RMSNorm(nnx.Module):
@@ -126,16 +133,16 @@ class Attention(nnx.Module):
 
     def __init__(self, config: T5Config, key: Array) -> None:
         c, keys = config, jax.random.split(key, 4)
-        inner = c.num_heads * c.head_dim
         narrow = (c.emb_dim, c.num_heads, c.head_dim)
         axes = ("embed", "heads", "kv")
         # The missing 1/sqrt(head_dim) of the logits lives in the query's initial scale.
         query_stddev = (c.emb_dim * c.head_dim) ** -0.5
-        self.query = Kernel(keys[0], "BTD,DNH->BTNH", narrow, axes, query_stddev)
-        self.key = Kernel(keys[1], "BSD,DNH->BSNH", narrow, axes, c.emb_dim**-0.5)
-        self.value = Kernel(keys[2], "BSD,DNH->BSNH", narrow, axes, c.emb_dim**-0.5)
-        wide = (c.num_heads, c.head_dim, c.emb_dim)
-        self.out = Kernel(keys[3], "BTNH,NHD->BTD", wide, ("heads", "kv", "embed"), inner**-0.5)
+        self.query = Kernel(keys[0], narrow, axes, stddev=query_stddev)
+        self.key = Kernel(keys[1], narrow, axes, stddev=c.emb_dim**-0.5)
+        self.value = Kernel(keys[2], narrow, axes, stddev=c.emb_dim**-0.5)
+        wide, axes = (c.num_heads, c.head_dim, c.emb_dim), ("heads", "kv", "embed")
+        stddev = (c.num_heads * c.head_dim) ** -0.5
+        self.out = Kernel(keys[3], wide, axes, stddev=stddev, num_contracted=2)
 
     def __call__(
         self, queries_from: Array, keys_from: Array, bias: Array, dropout: Dropout
@@ -155,9 +162,9 @@ class GatedMlp(nnx.Module):
     def __init__(self, config: T5Config, key: Array) -> None:
         c, keys = config, jax.random.split(key, 3)
         into, back = (c.emb_dim, c.mlp_dim), (c.mlp_dim, c.emb_dim)
-        self.wi_0 = Kernel(keys[0], "BTD,DF->BTF", into, ("embed", "mlp"), c.emb_dim**-0.5)
-        self.wi_1 = Kernel(keys[1], "BTD,DF->BTF", into, ("embed", "mlp"), c.emb_dim**-0.5)
-        self.wo = Kernel(keys[2], "BTF,FD->BTD", back, ("mlp", "embed"), c.mlp_dim**-0.5)
+        self.wi_0 = Kernel(keys[0], into, ("embed", "mlp"), stddev=c.emb_dim**-0.5)
+        self.wi_1 = Kernel(keys[1], into, ("embed", "mlp"), stddev=c.emb_dim**-0.5)
+        self.wo = Kernel(keys[2], back, ("mlp", "embed"), stddev=c.mlp_dim**-0.5)
 
     def __call__(self, x: Array, dropout: Dropout) -> Array:
         """Maps [B, T, D] to [B, T, D]."""
@@ -343,9 +350,7 @@ class T5(nnx.Module):
         self.encoder = Encoder(config, keys[1])
         self.decoder = Decoder(config, keys[2])
         shape = (config.emb_dim, config.vocab_size)
-        self.logits_dense = Kernel(
-            keys[3], "...TD,DV->...TV", shape, ("embed", "vocab"), config.emb_dim**-0.5
-        )
+        self.logits_dense = Kernel(keys[3], shape, ("embed", "vocab"), stddev=config.emb_dim**-0.5)
 
     def encode(
         self, tokens: Array, segments: Array | None = None, *, dropout_key: Array | None = None
