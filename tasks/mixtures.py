@@ -5,7 +5,12 @@ Importing this module registers; nothing is read until a task is opened. For dat
 """
 
 from instructrec_jax.instructions.language import Template, unique_templates, variants
-from instructrec_jax.pipeline.task_registration import GROUPED, register_family, register_mixture
+from instructrec_jax.pipeline.task_registration import (
+    GROUPED,
+    num_training_examples,
+    register_family,
+    register_mixture,
+)
 from instructrec_jax.records import TaskForm
 from tasks import personalized_search, product_search, sequential
 
@@ -25,10 +30,17 @@ def register(dataset: str) -> None:
     for family, module in FAMILIES.items():
         register_family(dataset, family, config=module.CONFIG, templates=module.TEMPLATES)
     members = tuple(variants(TEMPLATES))
-    register_mixture(f"{dataset}.all", ((f"{dataset}.{v.name}", 1.0) for v in members))
-    ranking = (v for v in members if v.template.task_form is TaskForm.RERANKING)
+    names = [f"{dataset}.{variant.name}" for variant in members]
+    ranking = [
+        f"{dataset}.{variant.name}.{GROUPED}"
+        for variant in members
+        if variant.template.task_form is TaskForm.RERANKING
+    ]
+    # A product-search template has one example an item, the others one a user's position: at equal
+    # rates the few items would come round many times an epoch.
+    register_mixture(f"{dataset}.all", ((name, num_training_examples) for name in names))
     register_mixture(
-        f"{dataset}.all.{GROUPED}", ((f"{dataset}.{v.name}.{GROUPED}", 1.0) for v in ranking)
+        f"{dataset}.all.{GROUPED}", ((name, num_training_examples) for name in ranking)
     )
 
 

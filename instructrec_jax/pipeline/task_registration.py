@@ -5,7 +5,7 @@ item also gets "<task>.grouped", one row an example with its candidates side by 
 evaluation pool also "<task>.rank", SeqIO's rank classification with HR and NDCG as score metrics.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import seqio
@@ -68,7 +68,14 @@ def register_family(
         register_mixture(f"{dataset}.{family}.{GROUPED}", ranking)
 
 
-def register_mixture(name: str, tasks: Iterable[tuple[str, float]]) -> None:
+def num_training_examples(task: seqio.Task) -> float:
+    """Returns a task's mixing rate by the number of its training records, read when it is used."""
+    return float(task.num_input_examples("train"))
+
+
+def register_mixture(
+    name: str, tasks: Iterable[tuple[str, float | Callable[[seqio.Task], float]]]
+) -> None:
     """Registers a mixture of (task, rate) pairs; does nothing if the name is there."""
     if name not in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.add(name, list(tasks))
