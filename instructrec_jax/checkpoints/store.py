@@ -5,6 +5,7 @@ the one with the best validation metric. Arrays are stored under dotted names, s
 `model.encoder.layers.attention.query.kernel`.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ class CheckpointStore:
           best_metric: keep those with the highest value of this metric instead of the latest.
         """
         self.folder = Path(folder).resolve()
+        self._keep, self._best_metric = keep, best_metric
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -48,10 +50,22 @@ class CheckpointStore:
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
         """Saves a state; does nothing where the step is saved already or is not among the best."""
-        if step in self._manager.all_steps():
+        if step in self._manager.all_steps() or self._is_beaten(metrics):
             return
         arguments = ocp.args.PyTreeSave(named_arrays(state))
         self._manager.save(step, args=arguments, metrics=metrics and dict(metrics))
+
+    def _is_beaten(self, metrics: Mapping[str, float] | None) -> bool:
+        """Whether a checkpoint with these metrics would be deleted as soon as it is complete.
+
+        It must not even be written: a kill before the deletion would leave it as the newest.
+        """
+        kept = self._manager.all_steps()
+        if self._best_metric is None or metrics is None or len(kept) < self._keep:
+            return False
+        known = [self._manager.metrics(step) or {} for step in kept]
+        values = [found.get(self._best_metric, -math.inf) for found in known]
+        return metrics[self._best_metric] <= min(values)
 
     def restore(self, step: int, abstract: Any) -> Any:
         """Returns the state saved at `step`, placed as the shardings of `abstract` say."""
@@ -103,17 +117,20 @@ def restore(folder: Path, abstract: Any) -> Any:
     wanted = named_arrays(abstract)
     checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     path = folder / _ITEM
-    try:
-        found = checkpointer.metadata(path).item_metadata.tree
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"checkpoint {folder} cannot be read: {error}") from None
-    _check_same(folder, wanted, found)
+    hint = "remove that folder to go on with the one before it"
+    metadata = checkpointer.metadata(path).item_metadata if path.is_dir() else None
+    if metadata is None:
+        raise UserError(f"checkpoint {folder} cannot be read: its metadata is missing; {hint}")
+    _check_same(folder, wanted, metadata.tree)
     arguments = ocp.args.PyTreeRestore(
         item=wanted,
         restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
         partial_restore=True,
     )
-    arrays = checkpointer.restore(path, args=arguments)
+    try:
+        arrays = checkpointer.restore(path, args=arguments)
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint {folder} cannot be read: {error}; {hint}") from None
     return jax.tree.structure(abstract).unflatten([arrays[name] for name in wanted])
 
 
