@@ -53,7 +53,8 @@ class Actions:
     Attributes:
       place: moves a numpy batch onto the devices.
       evaluate: measures a model on validation data, by metric name.
-      save: keeps a state, with its evaluation if it has one.
+      save: keeps a state, with its evaluation if it has one; nothing where the step is kept
+        already.
     """
 
     place: Callable[[NumpyBatch], dict[str, jax.Array]]
@@ -84,7 +85,7 @@ def run_loop(
       The last state, saved.
 
     Raises:
-      UserError: if the loss is not finite; the state before it is what the last checkpoint holds.
+      UserError: if loss or gradient is not finite; the last checkpoint holds a state before it.
     """
     first_step, step = int(state.step), int(state.step)
     progress = Progress(first_step=first_step, last_step=periods.train_steps)
@@ -97,20 +98,27 @@ def run_loop(
             # The previous step's loss is looked at while this one runs: no waiting.
             _check_finite(unchecked)
             unchecked = _Unchecked(step, metrics, batch)
-            is_last = step == periods.train_steps or stop.is_asked
+            is_last = step == periods.train_steps
+            is_measured = step % periods.evaluate == 0 or is_last
+            is_saved = step % periods.checkpoint == 0 or is_measured
             if step % periods.log == 0 or is_last or step == first_step + 1:
+                _check_finite(unchecked)
                 values = {name: float(value) for name, value in metrics.items()}
                 log.write(step, values)
                 logger.info(progress.line(step, values))
-            if step % periods.evaluate == 0 or step % periods.checkpoint == 0 or is_last:
+            if is_saved:
                 _check_finite(unchecked)
                 measured = None
-                if step % periods.evaluate == 0 or is_last:
+                if is_measured:
                     measured = actions.evaluate(state.model)
                     log.write(step, measured)
                     logger.info("step %d  %s", step, _spell(measured))
                 actions.save(step, state, measured)
         if stop.is_asked:
+            # No evaluation: a machine about to be taken away leaves seconds, and one more than an
+            # uninterrupted run has could make another checkpoint the best.
+            _check_finite(unchecked)
+            actions.save(step, state, None)
             logger.info(
                 "stopped on SIGTERM after step %d; the same command goes on from there", step
             )
@@ -132,14 +140,16 @@ class _Stop:
 
 
 def _check_finite(taken: _Unchecked | None) -> None:
-    if taken is None or math.isfinite(loss := float(taken.metrics["loss"])):
-        return
-    ids = [str(name) for name in taken.batch.get("example_id", ())]
-    named = f"; examples of that batch: {', '.join(ids[:20])}" if ids else ""
-    raise UserError(
-        f"the loss of step {taken.step} is {loss}; training stops here and the last checkpoint "
-        f"is kept. Lower the learning rate, or look at the data{named}"
-    )
+    """Raises where a step's loss, or the gradient that made its parameters, is not finite."""
+    for name in ("loss", "gradient_norm"):
+        if taken is None or math.isfinite(value := float(taken.metrics[name])):
+            continue
+        ids = [str(example) for example in taken.batch.get("example_id", ()) if example]
+        named = f"; examples of that batch: {', '.join(ids[:20])}" if ids else ""
+        raise UserError(
+            f"the {name.replace('_', ' ')} of step {taken.step} is {value}; training stops here "
+            "and the last checkpoint is kept. Lower the learning rate, or look at the data" + named
+        )
 
 
 def _spell(values: Mapping[str, float]) -> str:
