@@ -131,7 +131,7 @@ def restore(folder: Path, abstract: Any) -> Any:
         arrays = checkpointer.restore(path, args=arguments)
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint {folder} cannot be read: {error}; {hint}") from None
-    return jax.tree.structure(abstract).unflatten([arrays[name] for name in wanted])
+    return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
 
 
 def named_arrays(tree: Any) -> Arrays:

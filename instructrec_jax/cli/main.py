@@ -98,7 +98,7 @@ def _run(arguments: list[str]) -> int:
 
 def _start_logging() -> None:
     """Shows the project's messages as plain lines, and of other packages only warnings."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # tensorflow's C++ notes on start-up
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # tensorflow's C++ notes on start-up
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -2,17 +2,17 @@
 
 import optax
 
-Schedule = optax.Schedule
 
-
-def constant(*, learning_rate: float, warmup_steps: int = 0) -> Schedule:
+def constant(*, learning_rate: float, warmup_steps: int = 0) -> optax.Schedule:
     """Returns a constant rate after a linear warm-up from 0."""
     if warmup_steps == 0:
         return optax.constant_schedule(learning_rate)
     return optax.linear_schedule(0.0, learning_rate, warmup_steps)
 
 
-def linear_decay(*, learning_rate: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
+def linear_decay(
+    *, learning_rate: float, total_steps: int, warmup_steps: int = 0
+) -> optax.Schedule:
     """Returns a linear warm-up from 0, then a linear decay to 0 at `total_steps`."""
     return optax.join_schedules(
         [
@@ -23,23 +23,9 @@ def linear_decay(*, learning_rate: float, total_steps: int, warmup_steps: int = 
     )
 
 
-def cosine_decay(*, learning_rate: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
-    """Returns a linear warm-up from 0, then a half cosine down to 0 at `total_steps`."""
-    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, total_steps)
-
-
-def rsqrt_decay(*, learning_rate: float, warmup_steps: int) -> Schedule:
-    """Returns `learning_rate` up to `warmup_steps`, then decay with 1/sqrt(step), as T5's."""
-
-    def schedule(step: optax.ScalarOrSchedule) -> optax.ScalarOrSchedule:
-        return learning_rate * (warmup_steps**0.5) / (step.clip(min=warmup_steps) ** 0.5)
-
-    return schedule
-
-
 def adafactor(
     *,
-    learning_rate: Schedule,
+    learning_rate: optax.Schedule,
     decay_rate: float = 0.8,
     clipping_threshold: float = 1.0,
     multiply_by_parameter_scale: bool = True,
@@ -57,7 +43,7 @@ def adafactor(
 
 def adamw(
     *,
-    learning_rate: Schedule,
+    learning_rate: optax.Schedule,
     b1: float = 0.9,
     b2: float = 0.999,
     weight_decay: float = 0.0,

@@ -15,12 +15,12 @@ class TrainState(NamedTuple):
     """Everything that a training step changes.
 
     Attributes:
-      step: int32 scalar, number of steps taken.
+      step: int32 scalar, number of steps taken; None where only the model is meant.
       model: the model, a pytree of its parameters.
       optimizer_state: optax's state.
     """
 
-    step: jax.Array | None
+    step: Any
     model: T5
     optimizer_state: Any
 
