@@ -178,7 +178,9 @@ def test_two_axes_of_one_array_on_one_mesh_axis_are_refused():
 
 def test_a_batch_that_does_not_divide_is_refused():
     batch = {"encoder_input_tokens": np.zeros((6, 4), np.int32)}
-    with pytest.raises(UserError, match=r"batch of 6 rows.*data x fsdp = 4.*BATCH_SIZE"):
+    with pytest.raises(
+        UserError, match=r"BATCH_SIZE .*is 6; expected a multiple of data x fsdp = 4"
+    ):
         place_batch(batch, make_mesh(MESHES["2x2x2"]))
 
 

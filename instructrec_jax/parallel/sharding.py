@@ -49,6 +49,25 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition_spec(("batch",)))
 
 
+def check_rows(num_rows: int, mesh: Mesh, *, name: str) -> None:
+    """Raises where a batch cannot be split evenly over the mesh.
+
+    Args:
+      num_rows: rows of the batch over all processes.
+      mesh: the device mesh.
+      name: what the user calls the number of rows.
+
+    Raises:
+      UserError: if the rows do not divide.
+    """
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    if num_rows < 1 or num_rows % shares:
+        raise UserError(
+            f"{name} is {num_rows}; expected a multiple of data x fsdp = {shares}, the devices "
+            "that share the rows of a batch"
+        )
+
+
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Moves the numeric arrays of a numpy batch onto the mesh; text stays behind.
 
@@ -61,13 +80,8 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     """
     sharding = batch_sharding(mesh)
     numeric = {k: v for k, v in batch.items() if np.issubdtype(v.dtype, np.number)}
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
     for name, value in numeric.items():
-        if value.shape[0] * jax.process_count() % shares:
-            raise UserError(
-                f"a batch of {value.shape[0] * jax.process_count()} rows ({name}) does not divide "
-                f"over data x fsdp = {shares}; choose BATCH_SIZE as a multiple of it"
-            )
+        check_rows(value.shape[0] * jax.process_count(), mesh, name=f"BATCH_SIZE (of {name})")
     return {
         name: jax.make_array_from_process_local_data(sharding, value)
         for name, value in numeric.items()

@@ -18,7 +18,7 @@ from instructrec_jax.checkpoints import store
 from instructrec_jax.models.objectives import Objective
 from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.parallel.sharding import place_batch
+from instructrec_jax.parallel.sharding import check_rows, place_batch
 from instructrec_jax.pipeline import loader, token_sequences
 from instructrec_jax.scoring.packing import pack_candidates
 from instructrec_jax.scoring.scorer import make_scorer
@@ -112,29 +112,36 @@ def train(
     """
     mesh = make_mesh(learning.mesh)
     abstract = abstract_state(learning.model, learning.optimizer, mesh)
+    # Mistakes come out before MODEL_DIR is claimed, and long before the first evaluation.
+    check_rows(run.batch_size, mesh, name="BATCH_SIZE")
+    check_rows(evaluation.batch_size, mesh, name="the evaluation's batch_size")
+    first_step = _first_step(run)
+    if run.steps_are_relative:
+        periods = dataclasses.replace(periods, train_steps=first_step + periods.train_steps)
     logger.info(_describe(abstract, mesh, run, periods))
     if dry_run:
         return
     data.open(run.mixture, vocab_size=learning.model.vocab_size)
-    _claim(learning, data, run)
+    _claim(learning, data, run, first_step)
     if config_text:
         files.write_text(Path(run.model_dir) / "config.gin", config_text)
     latest = store.CheckpointStore(Path(run.model_dir) / store.LATEST, keep=run.keep_checkpoints)
     best = store.CheckpointStore(
         Path(run.model_dir) / store.BEST, keep=1, best_metric=evaluation.headline
     )
-    state, periods = _initialise(learning, data, run, periods, latest=latest, abstract=abstract)
+    state = _initialise(learning, run, latest=latest, abstract=abstract)
     log = MetricsLog(run.model_dir, first_step=int(state.step))
 
     def save(step: int, state: TrainState, measured: Mapping[str, float] | None) -> None:
-        latest.save(step, state)
+        # The best first: a run killed in between takes these steps again and misses nothing.
         if measured is not None:
             best.save(step, state._replace(optimizer_state=None), measured)
+        latest.save(step, state)
 
     if int(state.step) < periods.train_steps:
         run_loop(
             state,
-            _batches(learning.objective, data, run, skip=int(state.step)),
+            _batches(learning.objective, data, run, skip=int(state.step) - first_step),
             train_step=make_train_step(
                 learning.objective,
                 learning.optimizer,
@@ -156,7 +163,14 @@ def train(
         closing.close()
 
 
-def _claim(learning: Learning, data: RunData, run: TrainSettings) -> None:
+def _first_step(run: TrainSettings) -> int:
+    """Returns the step that the run begins with: the initial checkpoint's own, else 0."""
+    if run.initial_checkpoint_path is None:
+        return 0
+    return store.checkpoint_step(store.resolve_checkpoint(run.initial_checkpoint_path))
+
+
+def _claim(learning: Learning, data: RunData, run: TrainSettings, first_step: int) -> None:
     """Refuses a MODEL_DIR that holds a run of another model, mixture or seed."""
     settings = {
         "model": dataclasses.asdict(learning.model),
@@ -164,8 +178,11 @@ def _claim(learning: Learning, data: RunData, run: TrainSettings) -> None:
         "mixture": run.mixture,
         "batch_size": run.batch_size,
         "seed": run.seed,
+        "pack": run.pack,
+        "num_candidates": run.num_candidates,
         "feature_lengths": dict(data.feature_lengths),
         "initial_checkpoint_path": run.initial_checkpoint_path,
+        "initial_step": first_step,
         "warm_start": run.warm_start,
     }
     planned = manifest.Manifest(
@@ -176,36 +193,28 @@ def _claim(learning: Learning, data: RunData, run: TrainSettings) -> None:
 
 def _initialise(
     learning: Learning,
-    data: RunData,
     run: TrainSettings,
-    periods: Periods,
     *,
     latest: store.CheckpointStore,
     abstract: TrainState,
-) -> tuple[TrainState, Periods]:
-    """Returns the state to start from, and the periods with train_steps counted from 0."""
-    path = run.initial_checkpoint_path
-    first_step = 0
-    if path is not None:
-        first_step = store.checkpoint_step(store.resolve_checkpoint(path))
-    if run.steps_are_relative:
-        periods = dataclasses.replace(periods, train_steps=first_step + periods.train_steps)
+) -> TrainState:
+    """Returns the state to start from."""
     # 1. The latest checkpoint in MODEL_DIR: an interrupted run goes on where it was.
     if (step := latest.latest_step()) is not None:
         logger.info("resuming from step %d in %s", step, latest.folder)
-        return latest.restore(step, abstract), periods
+        return latest.restore(step, abstract)
     mesh = abstract.step.sharding.mesh
     state = initial_state(learning.model, learning.optimizer, mesh, seed=run.seed)
     # 2. INITIAL_CHECKPOINT_PATH: its parameters and step; the optimizer starts afresh.
-    if path is not None:
-        folder = store.resolve_checkpoint(path)
+    if run.initial_checkpoint_path is not None:
+        folder = store.resolve_checkpoint(run.initial_checkpoint_path)
         logger.info("starting from the parameters of %s", folder)
         restored = store.restore(folder, abstract._replace(optimizer_state=None))
-        return state._replace(step=restored.step, model=restored.model), periods
+        return state._replace(step=restored.step, model=restored.model)
     # 3. Random, with token embeddings from co-occurrence where that is asked for.
     if run.warm_start:
         state = state._replace(model=_warm(state.model, learning.model, run))
-    return state, periods
+    return state
 
 
 def _warm(model: Any, config: T5Config, run: TrainSettings) -> Any:
@@ -219,7 +228,7 @@ def _warm(model: Any, config: T5Config, run: TrainSettings) -> Any:
 def _batches(
     objective: Objective, data: RunData, run: TrainSettings, *, skip: int
 ) -> Iterator[Mapping[str, np.ndarray]]:
-    """Returns the endless batches of this process from step `skip` on."""
+    """Returns the endless batches of this process without the first `skip`."""
     if objective.ranks_candidates:
         return loader.ranking_batches(
             run.mixture,

@@ -1,0 +1,290 @@
+"""Training runs through the real stage: they stop, go on, begin elsewhere, and are refused."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny_model import tiny_config
+from train_toy import MODEL, train_toy
+
+from instructrec_jax.checkpoints import store
+from instructrec_jax.errors import UserError
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.stages import train as stage
+from instructrec_jax.training import optimizers
+from instructrec_jax.training.metrics_log import FILE_NAME, read_metrics
+from instructrec_jax.training.state import abstract_state
+
+ADAMW = optimizers.adamw(learning_rate=optimizers.constant(learning_rate=1e-3))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_once(tmp_path_factory):
+    """Runs of the same shapes, also in processes of their own, compile once."""
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    del os.environ["JAX_COMPILATION_CACHE_DIR"]
+
+
+def steps_in(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def arrays_of(folder: Path) -> dict[str, np.ndarray]:
+    """Everything a checkpoint holds, as numpy arrays by name."""
+    mesh = make_mesh(MeshSettings())
+    wanted = abstract_state(MODEL, ADAMW, mesh)
+    if folder.parent.name == store.BEST:
+        wanted = wanted._replace(optimizer_state=None)
+    return jax.tree.map(np.asarray, store.named_arrays(store.restore(folder, wanted)))
+
+
+def assert_same_state(one: Path, other: Path):
+    left, right = arrays_of(one), arrays_of(other)
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def assert_same_run(one: Path, other: Path, last: int):
+    """Every bit: the last state, the best one, and every metric of every step."""
+    assert_same_state(one / store.LATEST / str(last), other / store.LATEST / str(last))
+    assert steps_in(one / store.BEST) == steps_in(other / store.BEST)
+    best = str(*steps_in(one / store.BEST))
+    assert_same_state(one / store.BEST / best, other / store.BEST / best)
+    metrics = [read_metrics(folder / FILE_NAME) for folder in (one, other)]
+    for line in (*metrics[0], *metrics[1]):
+        line.pop("time")
+    assert metrics[0] == metrics[1]
+    assert [line["step"] for line in metrics[0] if "loss" in line] == list(range(1, last + 1))
+
+
+@pytest.fixture(scope="module")
+def straight(toy_records, tmp_path_factory):
+    """Returns the folder of an uninterrupted run of six steps, made once for each objective."""
+    made = {}
+
+    def run(objective):
+        if objective not in made:
+            made[objective] = tmp_path_factory.mktemp("straight") / "run"
+            train_toy(toy_records, made[objective], 6, objective=objective, config_text="A = 1\n")
+        return made[objective]
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["packed text", "listwise"])
+def test_a_run_cut_in_two_equals_an_uninterrupted_one_bit_for_bit(
+    toy_records, straight, objective, tmp_path
+):
+    train_toy(toy_records, tmp_path, 3, objective=objective)
+    assert steps_in(tmp_path / store.LATEST) == [2, 3]
+    train_toy(toy_records, tmp_path, 6, objective=objective)
+    assert_same_run(tmp_path, straight(objective), 6)
+
+
+def test_steps_change_every_array(straight):
+    first, last = (arrays_of(straight("listwise") / store.LATEST / step) for step in ("4", "6"))
+    assert first["step"] == 4 and last["step"] == 6
+    assert [name for name in first if np.array_equal(first[name], last[name])] == []
+
+
+def test_a_finished_run_is_left_as_it_is(toy_records, straight, caplog):
+    folder = straight("listwise")
+    before = {path: path.stat().st_mtime_ns for path in (folder / store.LATEST).rglob("*")}
+    with caplog.at_level("INFO"):
+        train_toy(toy_records, folder, 6)
+    assert "nothing left to do" in caplog.text
+    after = {path: path.stat().st_mtime_ns for path in (folder / store.LATEST).rglob("*")}
+    assert after == before
+    assert (folder / "config.gin").read_text() == "A = 1\n"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_its_checkpoint(toy_records, tmp_path):
+    periods = {"log": 1, "evaluate": 3, "checkpoint": 3}
+    train_toy(toy_records, tmp_path, 3, periods=periods)
+    message = r"of step \d is (nan|inf).*examples of that batch: \w+:\d"
+    with pytest.raises(UserError, match=message):
+        train_toy(toy_records, tmp_path, 6, periods=periods, learning_rate=1e30)
+    assert steps_in(tmp_path / store.LATEST) == [3]
+    assert all(np.isfinite(array).all() for array in arrays_of(tmp_path / "checkpoints/3").values())
+
+
+def test_the_best_checkpoint_is_the_one_with_the_highest_validation_ndcg_at_5(
+    toy_records, tmp_path, monkeypatch
+):
+    values = iter([0.2, 0.6, 0.4, 0.6])
+    evaluate = lambda model: {"validation/ndcg@5": next(values)}  # noqa: E731
+    monkeypatch.setattr(stage, "make_evaluate", lambda *_: evaluate)
+    train_toy(toy_records, tmp_path, 4, periods={"evaluate": 1, "log": 1})
+    assert steps_in(tmp_path / store.BEST) == [2]
+    assert store.resolve_checkpoint(tmp_path).name == "2"
+    assert "model.token_embedder.embedding" in arrays_of(tmp_path / store.BEST / "2")
+
+
+def test_a_best_checkpoint_survives_a_kill_before_the_latest_is_saved(
+    toy_records, tmp_path, monkeypatch
+):
+    class Killed(BaseException):
+        pass
+
+    save = store.CheckpointStore.save
+
+    def killed(self, step, *arguments):
+        if self.folder.name == store.LATEST and step == 2:
+            raise Killed
+        save(self, step, *arguments)
+
+    values = iter([0.2, 0.6, 0.6, 0.4])
+    evaluate = lambda model: {"validation/ndcg@5": next(values)}  # noqa: E731
+    monkeypatch.setattr(stage, "make_evaluate", lambda *_: evaluate)
+    monkeypatch.setattr(store.CheckpointStore, "save", killed)
+    with pytest.raises(Killed):
+        train_toy(toy_records, tmp_path, 3, periods={"evaluate": 1, "log": 1})
+    monkeypatch.setattr(store.CheckpointStore, "save", save)
+    train_toy(toy_records, tmp_path, 3, periods={"evaluate": 1, "log": 1})
+    assert steps_in(tmp_path / store.BEST) == [2]
+
+
+def test_a_run_begins_with_the_parameters_and_the_step_of_an_initial_checkpoint(
+    toy_records, straight, tmp_path, monkeypatch, caplog
+):
+    initial = straight("listwise") / store.LATEST / "6"
+    skipped = []
+    ranking_batches = stage.loader.ranking_batches
+
+    def noting(name, **settings):
+        if settings["split"] == "train":
+            skipped.append(settings["skip_batches"])
+        return ranking_batches(name, **settings)
+
+    monkeypatch.setattr(stage.loader, "ranking_batches", noting)
+    start = {"initial_checkpoint_path": str(initial), "learning_rate": 0.0}
+    with caplog.at_level("INFO"):
+        train_toy(toy_records, tmp_path / "absolute", 8, **start)
+    assert f"starting from the parameters of {initial}" in caplog.text
+    train_toy(toy_records, tmp_path / "relative", 2, steps_are_relative=True, **start)
+    for name in ("absolute", "relative"):
+        found = arrays_of(tmp_path / name / store.LATEST / "8")
+        for array, value in arrays_of(initial).items():
+            if array.startswith("model."):  # at rate 0 nothing but the start decides
+                np.testing.assert_array_equal(found[array], value)
+        lines = read_metrics(tmp_path / name / FILE_NAME)
+        assert [line["step"] for line in lines if "loss" in line] == [7, 8]
+    assert skipped == [0, 0], "the data begins with its first batch, whatever the step"
+    train_toy(toy_records, tmp_path / "relative", 3, steps_are_relative=True, **start)
+    assert skipped == [0, 0, 2]
+
+
+def test_an_initial_checkpoint_of_other_sizes_is_refused_with_names(
+    toy_records, straight, tmp_path
+):
+    other = tiny_config(vocab_size=600, num_encoder_layers=1, num_decoder_layers=1, mlp_dim=64)
+    with pytest.raises(UserError, match=r"model\.\w+\.layers\.mlp\.w\w+\.kernel is \("):
+        train_toy(
+            toy_records,
+            tmp_path / "run",
+            8,
+            model=other,
+            initial_checkpoint_path=str(straight("listwise")),
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 2}, r"settings\['seed'\] was 1 there and is 2 now"),
+        ({"batch_size": 16}, "batch_size"),
+        ({"objective": "packed text"}, "mixture|objective"),
+        ({"num_candidates": 5}, "num_candidates"),
+        ({"pack": False}, "pack"),
+        ({"model": tiny_config(vocab_size=600, mlp_dim=64)}, "model"),
+    ],
+)
+def test_the_folder_of_another_run_is_refused(toy_records, straight, change, named):
+    with pytest.raises(UserError, match=f"holds another run: .*({named})"):
+        train_toy(toy_records, straight("listwise"), 8, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"model": tiny_config(vocab_size=100)},
+            r"vocabulary .* has \d+ ids and the model only 100",
+        ),
+        ({"batch_size": 3}, r"BATCH_SIZE is 3; expected a multiple of data x fsdp = 8"),
+        ({"evaluation_batch_size": 3}, r"evaluation's batch_size is 3"),
+        ({"initial_checkpoint_path": "nowhere"}, "no finished checkpoint in nowhere"),
+    ],
+)
+def test_a_mistake_leaves_no_folder_behind_that_would_refuse_the_next_try(
+    toy_records, tmp_path, change, message
+):
+    with pytest.raises(UserError, match=message):
+        train_toy(toy_records, tmp_path / "run", 3, **change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        train_toy("no such folder", tmp_path / "run", 3, dry_run=True)
+    assert re.search(
+        r"toy\.A7\.grouped: [\d,]+ parameters, mesh data=8, fsdp=1, tensor=1, "
+        r"[\d.]+ MiB of state per device, 3 steps of 8 rows",
+        caplog.text,
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+STEPS = 160
+
+
+def start_process(records, folder):
+    """Starts the same run as a process of one device."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [sys.executable, str(Path(__file__).parent / "train_toy.py")]
+    with (folder.parent / f"{folder.name}.log").open("a") as log:
+        return subprocess.Popen(
+            [*command, str(records), str(folder), str(STEPS)],
+            env=environment,
+            cwd=Path(__file__).parents[1],
+            stdout=log,
+            stderr=log,
+        )
+
+
+def wait_for_step(process, folder, step):
+    while not any(line["step"] >= step for line in read_metrics(folder / FILE_NAME)):
+        assert process.poll() is None, (folder.parent / f"{folder.name}.log").read_text()[-3000:]
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(toy_records, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start_process(toy_records, whole).wait() == 0
+    rng = np.random.default_rng()  # another moment each time the test runs
+    for step, ending in ((15, signal.SIGKILL), (55, signal.SIGKILL), (90, signal.SIGTERM)):
+        process = start_process(toy_records, killed)
+        wait_for_step(process, killed, step)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(ending)
+        assert process.wait() == (0 if ending == signal.SIGTERM else -signal.SIGKILL)
+    last = max(steps_in(killed / store.LATEST))
+    assert 90 <= last < STEPS, "the run had ended before it was stopped"
+    assert start_process(toy_records, killed).wait() == 0
+    assert_same_run(killed, whole, STEPS)
