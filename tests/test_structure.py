@@ -272,26 +272,6 @@ def test_launch_scripts_hand_their_arguments_to_the_command(name, tmp_path):
     assert platform == {"local_cpu": "cpu", "gpu": "cuda", "tpu_vm": "tpu"}[name]
 
 
-def test_a_pod_gets_the_arguments_as_they_were_given(tmp_path):
-    fake = tmp_path / "gcloud"
-    fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
-    fake.chmod(0o755)
-    argument = "--gin.MODEL_DIR='\"a b\"'"
-    done = subprocess.run(
-        [ROOT / "launch" / "tpu_vm.sh", argument],
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "TPU_NAME": "pod", "ZONE": "z"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    command = done.stdout.splitlines()[-1].removeprefix("--command=")
-    words = command.removeprefix("cd instructrec && launch/tpu_vm.sh ")
-    echoed = subprocess.run(
-        ["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True, check=True
-    )
-    assert echoed.stdout.splitlines()[-1] == argument
-
-
 GIN_FILES = sorted((ROOT / "gin").rglob("*.gin"))
 
 

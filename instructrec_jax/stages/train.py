@@ -242,7 +242,7 @@ def _batches(
         )
     return loader.training_batches(
         run.mixture,
-        feature_lengths=data.feature_lengths,
+        feature_lengths={**data.feature_lengths, "candidates": run.num_candidates},
         batch_size=run.batch_size,
         seed=run.seed,
         pack=run.pack,
