@@ -33,7 +33,7 @@ from instructrec_jax.training.state import (
     num_parameters,
 )
 from instructrec_jax.training.step import make_train_step
-from instructrec_jax.training.warm_start import with_token_embeddings
+from instructrec_jax.training.warm_start import with_averaging_attention, with_token_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ class TrainSettings:
       initial_checkpoint_path: parameters to start from (INITIAL_CHECKPOINT_PATH).
       steps_are_relative: count train_steps from the initial checkpoint's own step on
         (TRAIN_STEPS_RELATIVE) instead of from 0 (TRAIN_STEPS).
-      warm_start: start token embeddings from co-occurrence in the training histories; for models
-        without pretraining.
+      warm_start: start from co-occurrence in the training histories, see `training.warm_start`; for
+        models without pretraining.
       keep_checkpoints: how many of the latest to keep, beside the best.
     """
 
@@ -211,18 +211,18 @@ def _initialise(
         logger.info("starting from the parameters of %s", folder)
         restored = store.restore(folder, abstract._replace(optimizer_state=None))
         return state._replace(step=restored.step, model=restored.model)
-    # 3. Random, with token embeddings from co-occurrence where that is asked for.
+    # 3. Random, or a start that the training histories suggest where that is asked for.
     if run.warm_start:
         state = state._replace(model=_warm(state.model, learning.model, run))
     return state
 
 
 def _warm(model: Any, config: T5Config, run: TrainSettings) -> Any:
-    """Returns the model with token embeddings from the training histories."""
+    """Returns the model with a start that the training histories suggest."""
     sequences = token_sequences.training_token_sequences(dataset_of(run.mixture))
     vectors = cooccurrence_embeddings(sequences, config.vocab_size, config.emb_dim, run.seed)
     logger.info("token embeddings start from co-occurrence in %d histories", len(sequences))
-    return with_token_embeddings(model, vectors)
+    return with_averaging_attention(with_token_embeddings(model, vectors), seed=run.seed)
 
 
 def _batches(
