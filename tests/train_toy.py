@@ -63,5 +63,5 @@ if __name__ == "__main__":
         sys.argv[1],
         sys.argv[2],
         int(sys.argv[3]),
-        periods={"log": 1, "evaluate": 40, "checkpoint": 10},
+        periods={"log": 1, "evaluate": 20, "checkpoint": 5},
     )

@@ -7,7 +7,7 @@ metric or tie rule can be computed later without a model.
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from instructrec_jax import files
+from instructrec_jax import files, manifest
 from instructrec_jax.errors import UserError
 
 SCHEMA = pa.schema(
@@ -74,7 +74,7 @@ def num_rows(folder: Path | str, template: str) -> int:
     """Returns how many rows the finished parts of a template hold together."""
     indices = range(num_finished_parts(folder, template))
     parts = [Path(folder) / part_name(template, index) for index in indices]
-    return sum(pq.read_metadata(path).num_rows for path in parts)
+    return sum(_readable(path, pq.read_metadata).num_rows for path in parts)
 
 
 def write_part(path: Path | str, rows: Sequence[Mapping[str, Any]], metadata: Mapping) -> None:
@@ -120,7 +120,7 @@ def read_scores(folder: Path | str) -> Scores:
     """Reads all parts of a finished scoring run, in the order of their names.
 
     Raises:
-      UserError: if there is no part, or one is not of this format.
+      UserError: if there is no part, one is not of this format, or rows are missing.
     """
     paths = sorted(Path(folder).glob("*.part-*.parquet"))
     if not paths:
@@ -128,6 +128,7 @@ def read_scores(folder: Path | str) -> Scores:
     tables = [_read_part(path) for path in paths]
     metadata = json.loads(tables[0].schema.metadata[_METADATA_KEY])
     table = pa.concat_tables(tables).combine_chunks()
+    _check_complete(Path(folder), table.num_rows)
     return Scores(
         example_id=table["example_id"].to_pylist(),
         template_id=table["template_id"].to_pylist(),
@@ -140,13 +141,30 @@ def read_scores(folder: Path | str) -> Scores:
     )
 
 
-def _read_part(path: Path) -> pa.Table:
+def _check_complete(folder: Path, num_found: int) -> None:
+    """Raises where the run counted other rows than its parts hold."""
+    if not (folder / manifest.FILE_NAME).exists():  # parts that someone copied
+        return
+    num_expected = sum(manifest.read_manifest(folder).counts.values())
+    if num_found != num_expected:
+        raise UserError(
+            f"{folder} holds {num_found} rows of {num_expected or 'a run that has not finished'}; "
+            "run `instructrec score` with the same settings again, it adds what is missing"
+        )
+
+
+def _readable(path: Path, read: Callable[[Path], Any]) -> Any:
+    """Reads a Parquet file, or names the one that cannot be read."""
     try:
-        table = pq.read_table(path)
+        return read(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
             f"{path} is not a readable Parquet file ({error}); delete it and score again"
         ) from None
+
+
+def _read_part(path: Path) -> pa.Table:
+    table = _readable(path, pq.read_table)
     if not table.schema.equals(SCHEMA) or _METADATA_KEY not in (table.schema.metadata or {}):
         raise UserError(f"{path} is not a part written by `instructrec score`")
     return table

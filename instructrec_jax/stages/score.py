@@ -10,12 +10,14 @@ from typing import Any
 
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints import store
+from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import T5, T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.parallel.sharding import check_rows
 from instructrec_jax.pipeline import loader, registry
 from instructrec_jax.scoring import scores
 from instructrec_jax.scoring.scorer import Scorer, make_scorer
-from instructrec_jax.stages.run_data import RunData
+from instructrec_jax.stages.run_data import RunData, dataset_of
 from instructrec_jax.training.state import abstract_model
 
 logger = logging.getLogger(__name__)
@@ -71,19 +73,19 @@ def score(
     logger.info("%s, split %s, by %s, into %s", tasks, run.split, checkpoint, run.output_dir)
     if dry_run:
         return
-    for task in run.tasks:
-        data.open(task, vocab_size=model.vocab_size)
-    run = dataclasses.replace(run, tasks=registry.evaluated_tasks(run.tasks))
+    device_mesh = make_mesh(mesh)
+    check_rows(run.batch_size, device_mesh, name="BATCH_SIZE")
+    run = _open(data, run, vocab_size=model.vocab_size)
     planned = _plan(model, data, run, checkpoint)
-    earlier = manifest.claim(run.output_dir, planned)
-    if earlier is not None and earlier.counts:
+    earlier = manifest.find_same_work(run.output_dir, planned)
+    if earlier is not None and _is_finished(earlier, run):
         logger.info("nothing left to do: %s holds all of it", run.output_dir)
         return
-    if config_text:
-        files.write_text(Path(run.output_dir) / "config.gin", config_text)
-    device_mesh = make_mesh(mesh)
     abstract = {"model": abstract_model(model, device_mesh)}
     restored = store.restore(checkpoint, abstract)["model"]
+    manifest.claim(run.output_dir, planned)  # only now: a mistake leaves no folder behind
+    if config_text:
+        files.write_text(Path(run.output_dir) / "config.gin", config_text)
     scorer = make_scorer(device_mesh)
     metadata = {
         **planned.inputs,
@@ -97,6 +99,20 @@ def score(
         for task in run.tasks
     }
     dataclasses.replace(planned, counts=counts).write(run.output_dir)
+
+
+def _open(data: RunData, run: ScoreSettings, *, vocab_size: int) -> ScoreSettings:
+    """Opens the data; returns the run with the evaluated tasks that its mixtures stand for."""
+    if len({dataset_of(task) for task in run.tasks}) != 1:
+        raise UserError(f"tasks to score are {list(run.tasks)}; expected some of one dataset")
+    data.open(run.tasks[0], vocab_size=vocab_size)
+    return dataclasses.replace(run, tasks=registry.evaluated_tasks(run.tasks))
+
+
+def _is_finished(earlier: manifest.Manifest, run: ScoreSettings) -> bool:
+    """Whether all rows that an earlier run counted are there still."""
+    rows = {task: scores.num_rows(run.output_dir, template_of(task)) for task in run.tasks}
+    return rows == earlier.counts
 
 
 def template_of(task: str) -> str:

@@ -1,0 +1,51 @@
+"""A scoring run of seconds on the invented data set, in this process or, to be killed, its own.
+
+As a program: `python tests/score_toy.py DATA_DIR CHECKPOINT OUTPUT_DIR`; it rests after
+each part.
+"""
+
+import dataclasses
+import sys
+import time
+
+from train_toy import LENGTHS, MODEL
+
+from instructrec_jax.parallel.mesh import MeshSettings
+from instructrec_jax.scoring import scores
+from instructrec_jax.stages.run_data import RunData
+from instructrec_jax.stages.score import ScoreSettings, score
+
+TASKS = ("toy.A7.grouped", "toy.C10.specific.grouped")
+
+
+def toy_data(data_dir) -> RunData:
+    return RunData(data_dir=str(data_dir), feature_lengths=LENGTHS)
+
+
+def score_toy(data_dir, checkpoint, output_dir, *, model=MODEL, dry_run=False, **run):
+    settings = ScoreSettings(
+        checkpoint_path=str(checkpoint),
+        output_dir=str(output_dir),
+        tasks=TASKS,
+        batch_size=8,
+        batches_per_part=2,
+    )
+    score(
+        model=model,
+        data=toy_data(data_dir),
+        run=dataclasses.replace(settings, **run),
+        mesh=MeshSettings(),
+        config_text="A = 1\n",
+        dry_run=dry_run,
+    )
+
+
+if __name__ == "__main__":
+    write_part = scores.write_part
+
+    def write_and_rest(*arguments):
+        write_part(*arguments)
+        time.sleep(0.2)
+
+    scores.write_part = write_and_rest
+    score_toy(*sys.argv[1:])
