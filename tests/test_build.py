@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from instructrec_jax import files
+from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import read_manifest
 from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
@@ -42,6 +43,21 @@ def test_no_record_shows_its_target_or_a_chosen_item_as_a_negative(toy_records):
             assert not set(history) & set(candidates)
             assert candidates.count(record["target"]) == 1
             assert len(set(candidates)) == len(candidates) == 10
+
+
+def test_product_search_training_never_shows_a_held_out_item(toy_prepared, toy_records):
+    """Not even as a negative: a model would learn that such items are never what is searched."""
+    data = read_prepared(toy_prepared)
+    held_out = {
+        item.item_id
+        for item, split in zip(data.items, data.search_splits, strict=True)
+        if split in ("validation", "test")
+    }
+    assert held_out
+    record_store.use_data_dir(toy_records)
+    source = record_store.RecordSource("toy", "product_search")
+    for record in source.get_dataset("train", shuffle=False).as_numpy_iterator():
+        assert not held_out & set(record["candidate_ids"].tolist())
 
 
 def test_building_again_reuses_what_is_there(toy_prepared, toy_records, caplog):

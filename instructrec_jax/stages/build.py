@@ -177,11 +177,18 @@ def _records(
 
 
 def _candidate_drawer(data: PreparedData, settings: BuildSettings) -> builder.DrawCandidates:
-    """Returns the drawing of training candidates, by the rule of the evaluation's."""
+    """Returns the drawing of training candidates, by the rule of the evaluation's.
+
+    Product search shows no held-out item, not even as a negative: a model would learn that such
+    items are never what is searched for.
+    """
     title_ids = titles.title_ids([item.title for item in data.items])
+    held_out = frozenset(
+        item for item, split in enumerate(data.search_splits) if split in builder.HELD_OUT
+    )
 
     def draw(example_id: str, target: int, user: int) -> tuple[int, ...]:
-        excluded = frozenset(data.seen_items[user].tolist()) if user >= 0 else frozenset()
+        excluded = frozenset(data.seen_items[user].tolist()) if user >= 0 else held_out
         return candidates.draw_candidates(
             title_ids,
             excluded=excluded,
