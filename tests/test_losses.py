@@ -130,15 +130,17 @@ def test_listwise_cross_entropy_is_a_softmax_over_the_candidates_that_are_there(
 
 
 @pytest.mark.parametrize("normaliser", ["sum", "mean"])
-def test_the_listwise_objective_is_what_its_formula_says(normaliser):
-    batch = packed_arrays(ranking_batch(0, rows=4), row_lengths=(32,))
-    values = np.asarray(score(tiny_model(), batch), np.float64)
-    means = values / batch["num_tokens"]
-    target, rows = batch["target_index"], np.arange(4)
+def test_the_listwise_objective_is_what_its_formula_says(normaliser, monkeypatch):
+    rng = np.random.default_rng(0)
+    values = -rng.exponential(5, (4, 3)).astype(np.float32)
+    monkeypatch.setattr(objectives, "candidate_log_likelihood", lambda *_: values)
+    num_tokens, target = rng.integers(1, 9, (4, 3)), np.array([2, 0, 1, 1])
+    batch = {"num_tokens": num_tokens, "target_index": target}
+    means = values / num_tokens
     chosen = means if normaliser == "mean" else values
     listwise = hand_made_listwise(3.0 * chosen, target, [True] * 4) / 4
-    nll = -means[rows, target].mean()
-    loss, metrics = Listwise(scale=3.0, nll_weight=0.2, normaliser=normaliser)(tiny_model(), batch)
+    nll = -means[np.arange(4), target].mean()
+    loss, metrics = Listwise(scale=3.0, nll_weight=0.2, normaliser=normaliser)(None, batch)
     assert float(loss) == pytest.approx(listwise + 0.2 * nll, rel=1e-5)
     assert float(metrics["listwise"]) == pytest.approx(listwise, rel=1e-5)
     assert float(metrics["nll_per_token"]) == pytest.approx(nll, rel=1e-5)
@@ -170,7 +172,7 @@ def test_padding_rows_and_candidates_change_neither_listwise_loss_nor_gradient()
     ]
     for own, other in zip(*results, strict=True):
         assert np.isfinite(other).all()
-        np.testing.assert_allclose(other, own, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(other, own, rtol=1e-4, atol=1e-4)
 
 
 def test_padding_changes_neither_negative_log_likelihood_nor_gradient():

@@ -91,6 +91,7 @@ def test_steps_on_many_devices_equal_those_on_one(run, mesh, on_one_device):
         assert difference.max() <= 4e-3 or is_close.all(), name
 
 
+@pytest.mark.slow
 def test_a_random_start_does_not_depend_on_the_mesh():
     config, optimizer = tiny_config(num_encoder_layers=1), optimizers.adamw(learning_rate=RATE)
     states = [

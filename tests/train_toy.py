@@ -17,6 +17,7 @@ from instructrec_jax.training.loop import Periods
 
 LENGTHS = {"inputs": 224, "targets": 24, "history": 4}
 MODEL = tiny_config(vocab_size=600, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.1)
+LONG_PERIODS = {"log": 1, "evaluate": 12, "checkpoint": 4}
 OBJECTIVES = {
     "packed text": (NegativeLogLikelihood(), "toy.A1"),
     "listwise": (Listwise(), "toy.A7.grouped"),
@@ -63,5 +64,5 @@ if __name__ == "__main__":
         sys.argv[1],
         sys.argv[2],
         int(sys.argv[3]),
-        periods={"log": 1, "evaluate": 20, "checkpoint": 5},
+        periods=LONG_PERIODS,
     )

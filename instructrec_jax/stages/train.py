@@ -113,31 +113,24 @@ def train(
     mesh = make_mesh(learning.mesh)
     abstract = abstract_state(learning.model, learning.optimizer, mesh)
     # Mistakes come out before MODEL_DIR is claimed, and long before the first evaluation.
-    check_rows(run.batch_size, mesh, name="BATCH_SIZE")
-    check_rows(evaluation.batch_size, mesh, name="the evaluation's batch_size")
-    first_step = _first_step(run)
-    if run.steps_are_relative:
-        periods = dataclasses.replace(periods, train_steps=first_step + periods.train_steps)
+    for rows, name in (
+        (run.batch_size, "BATCH_SIZE"),
+        (evaluation.batch_size, "evaluation batch size"),
+    ):
+        check_rows(rows, mesh, name=name)
+    first_step, periods = _count_steps(run, periods)
     logger.info(_describe(abstract, mesh, run, periods))
     if dry_run:
         return
     data.open(run.mixture, vocab_size=learning.model.vocab_size)
     _claim(learning, data, run, first_step)
+    folder = Path(run.model_dir)
     if config_text:
-        files.write_text(Path(run.model_dir) / "config.gin", config_text)
-    latest = store.CheckpointStore(Path(run.model_dir) / store.LATEST, keep=run.keep_checkpoints)
-    best = store.CheckpointStore(
-        Path(run.model_dir) / store.BEST, keep=1, best_metric=evaluation.headline
-    )
+        files.write_text(folder / "config.gin", config_text)
+    latest = store.CheckpointStore(folder / store.LATEST, keep=run.keep_checkpoints)
+    best = store.CheckpointStore(folder / store.BEST, keep=1, best_metric=evaluation.headline)
     state = _initialise(learning, run, latest=latest, abstract=abstract)
-    log = MetricsLog(run.model_dir, first_step=int(state.step))
-
-    def save(step: int, state: TrainState, measured: Mapping[str, float] | None) -> None:
-        # The best first: a run killed in between takes these steps again and misses nothing.
-        if measured is not None:
-            best.save(step, state._replace(optimizer_state=None), measured)
-        latest.save(step, state)
-
+    log = MetricsLog(folder, first_step=int(state.step))
     if int(state.step) < periods.train_steps:
         run_loop(
             state,
@@ -153,7 +146,7 @@ def train(
             actions=Actions(
                 place=_placer(learning.objective, mesh),
                 evaluate=make_evaluate(evaluation, data, make_scorer(mesh)),
-                save=save,
+                save=_saver(latest, best),
             ),
             log=log,
         )
@@ -163,11 +156,14 @@ def train(
         closing.close()
 
 
-def _first_step(run: TrainSettings) -> int:
-    """Returns the step that the run begins with: the initial checkpoint's own, else 0."""
-    if run.initial_checkpoint_path is None:
-        return 0
-    return store.checkpoint_step(store.resolve_checkpoint(run.initial_checkpoint_path))
+def _count_steps(run: TrainSettings, periods: Periods) -> tuple[int, Periods]:
+    """Returns the step the run begins with, and the periods with train_steps counted from 0."""
+    first_step = 0
+    if run.initial_checkpoint_path is not None:
+        first_step = store.checkpoint_step(store.resolve_checkpoint(run.initial_checkpoint_path))
+    if run.steps_are_relative:
+        periods = dataclasses.replace(periods, train_steps=first_step + periods.train_steps)
+    return first_step, periods
 
 
 def _claim(learning: Learning, data: RunData, run: TrainSettings, first_step: int) -> None:
@@ -223,6 +219,20 @@ def _warm(model: Any, config: T5Config, run: TrainSettings) -> Any:
     vectors = cooccurrence_embeddings(sequences, config.vocab_size, config.emb_dim, run.seed)
     logger.info("token embeddings start from co-occurrence in %d histories", len(sequences))
     return with_averaging_attention(with_token_embeddings(model, vectors), seed=run.seed)
+
+
+def _saver(
+    latest: store.CheckpointStore, best: store.CheckpointStore
+) -> Callable[[int, TrainState, Mapping[str, float] | None], None]:
+    """Returns what keeps a state with the latest ones and, where measured, with the best."""
+
+    def save(step: int, state: TrainState, measured: Mapping[str, float] | None) -> None:
+        # The best first: a run killed in between takes these steps again and misses nothing.
+        if measured is not None:
+            best.save(step, state._replace(optimizer_state=None), measured)
+        latest.save(step, state)
+
+    return save
 
 
 def _batches(
