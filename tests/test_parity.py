@@ -107,6 +107,15 @@ def test_candidate_log_likelihoods_equal_those_of_hugging_face(model, batch):
     np.testing.assert_allclose(log_likelihood, golden["sequence_scores"], rtol=1e-5, atol=1e-5)
 
 
+def test_optimised_code_gives_the_same_log_likelihoods(model, batch):
+    """The other tests run unoptimised code, for it compiles sooner (see conftest.py)."""
+    golden = np.load(GOLDEN / "hf_scores.npz")
+    options = {"xla_backend_optimization_level": 3}
+    score = jax.jit(candidate_log_likelihood, compiler_options=options)
+    found = score(model, pack_candidates(batch))
+    np.testing.assert_allclose(found, golden["sequence_scores"], rtol=1e-5, atol=1e-5)
+
+
 def test_token_log_likelihoods_equal_those_of_hugging_face(model, batch):
     golden = np.load(GOLDEN / "hf_scores.npz")["token_logprobs"]
     targets = batch["candidate_tokens"]

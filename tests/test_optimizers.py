@@ -1,0 +1,105 @@
+"""Schedules, optimizers, and the start of models without pretraining."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_model import tiny_config, tiny_model
+
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.parallel.sharding import state_shardings
+from instructrec_jax.training import optimizers, warm_start
+from instructrec_jax.training.state import TrainState
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        (optimizers.constant(learning_rate=0.5), {0: 0.5, 999: 0.5}),
+        (
+            optimizers.constant(learning_rate=0.5, warmup_steps=10),
+            {0: 0, 5: 0.25, 10: 0.5, 99: 0.5},
+        ),
+        (optimizers.linear_decay(learning_rate=1.0, total_steps=100), {0: 1, 50: 0.5, 100: 0}),
+        (
+            optimizers.linear_decay(learning_rate=1.0, total_steps=100, warmup_steps=20),
+            {0: 0, 10: 0.5, 20: 1, 60: 0.5, 100: 0, 200: 0},
+        ),
+    ],
+)
+def test_the_rate_follows_its_schedule(schedule, values):
+    for step, value in values.items():
+        assert float(schedule(jnp.int32(step))) == pytest.approx(value, abs=1e-6)
+
+
+def first_update(optimizer, parameter, gradient):
+    state = optimizer.init(parameter)
+    return np.asarray(optimizer.update(gradient, state, parameter)[0])
+
+
+def test_the_first_step_of_adamw_has_the_size_of_the_rate_and_decays_weights():
+    rate = optimizers.constant(learning_rate=0.1)
+    parameter, gradient = jnp.array([1.0, -2.0]), jnp.array([0.3, -0.001])
+    plain = first_update(optimizers.adamw(learning_rate=rate), parameter, gradient)
+    np.testing.assert_allclose(plain, [-0.1, 0.1], rtol=1e-4)
+    decayed = optimizers.adamw(learning_rate=rate, weight_decay=0.5)
+    np.testing.assert_allclose(
+        first_update(decayed, parameter, gradient) - plain, [-0.05, 0.1], rtol=1e-4
+    )
+
+
+def test_adamw_clips_the_gradient_unless_told_not_to():
+    rate = optimizers.constant(learning_rate=0.1)
+    gradient = jnp.array([3.0, 4.0])
+    moments = {}
+    for clip in (1.0, None):
+        optimizer = optimizers.adamw(learning_rate=rate, clip_norm=clip)
+        _, state = optimizer.update(gradient, optimizer.init(gradient), gradient)
+        moments[clip] = np.asarray(optax.tree.get(state, "mu"))
+    np.testing.assert_allclose(moments[None], [0.3, 0.4], rtol=1e-5)
+    np.testing.assert_allclose(moments[1.0], [0.06, 0.08], rtol=1e-5)
+
+
+def test_adafactor_keeps_rows_and_columns_of_large_matrices_only():
+    optimizer = optimizers.adafactor(learning_rate=optimizers.constant(learning_rate=0.1))
+    large, small = jnp.ones((128, 256)), jnp.ones((4, 4))
+    kept = [sum(a.size for a in jax.tree.leaves(optimizer.init(p))) for p in (large, small)]
+    assert kept[0] < 128 + 256 + 10 and kept[1] >= 16
+
+
+def placed(mesh, **changes):
+    model = jax.tree.map(np.array, tiny_model(**changes))
+    shardings = state_shardings(TrainState(None, model, None), mesh).model
+    return jax.device_put(model, shardings), shardings
+
+
+def test_known_tokens_begin_with_their_vectors_and_others_as_they_were():
+    mesh = make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
+    model, shardings = placed(mesh)
+    vectors = np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
+    vectors[7] = 0
+    warm = warm_start.with_token_embeddings(model, vectors)
+    old = tiny_model()
+    embedding, kernel = warm.token_embedder.embedding[...], warm.logits_dense.kernel[...]
+    known = np.arange(64) != 7
+    np.testing.assert_allclose(embedding[known], 4 * vectors[known], rtol=1e-6)
+    np.testing.assert_allclose(kernel[:, known], vectors[known].T, rtol=1e-6)
+    np.testing.assert_array_equal(embedding[7], old.token_embedder.embedding[7])
+    np.testing.assert_array_equal(kernel[:, 7], old.logits_dense.kernel[:, 7])
+    same = jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, warm, shardings)
+    assert all(jax.tree.leaves(same))
+
+
+def test_attention_that_begins_as_averaging_gives_back_what_it_attends_to():
+    mesh = make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
+    model, shardings = placed(mesh)
+    warm = warm_start.with_averaging_attention(model, seed=0)
+    width = tiny_config().emb_dim
+    for attention in (warm.encoder.layers.attention, warm.decoder.layers.encoder_decoder_attention):
+        value = np.asarray(attention.value.kernel[...]).reshape(2, width, -1)
+        out = np.asarray(attention.out.kernel[...]).reshape(2, -1, width)
+        np.testing.assert_allclose(value @ out, [np.eye(width)] * 2, atol=1e-5)
+        assert np.abs(value[0] - value[1]).max() > 0.1, "layers differ"
+    same = jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, warm, shardings)
+    assert all(jax.tree.leaves(same))
