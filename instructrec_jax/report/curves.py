@@ -70,7 +70,7 @@ def _draw_loss(axes: Axes, losses: Mapping[int, float]) -> None:
     """Draws the losses and, in front, their running mean."""
     steps = sorted(losses)
     values = [losses[step] for step in steps]
-    window = max(1, len(values) // 30)
+    window = min(len(values), max(5, len(values) // 30))
     smooth = [
         sum(part) / len(part)
         for part in (values[max(0, i + 1 - window) : i + 1] for i in range(len(values)))
