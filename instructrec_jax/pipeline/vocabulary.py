@@ -127,7 +127,9 @@ class CorpusVocabulary(seqio.SentencePieceVocabulary):
         return f"CorpusVocabulary(file={_choice.path}, extra_ids={_choice.extra_ids})"
 
 
-def train_vocabulary(lines: Iterable[str], path: Path | str, *, vocab_size: int) -> int:
+def train_vocabulary(
+    lines: Iterable[str], path: Path | str, *, vocab_size: int, is_limit: bool = False
+) -> int:
     """Trains a SentencePiece unigram model with pad 0, eos 1, unk 2 and writes it whole.
 
     Bytes stand in for characters that are too rare for a piece of their own, so that every title
@@ -137,6 +139,7 @@ def train_vocabulary(lines: Iterable[str], path: Path | str, *, vocab_size: int)
       lines: the corpus, one text each.
       path: the model file to write.
       vocab_size: number of pieces, the 3 special ones and 256 bytes included.
+      is_limit: take fewer pieces where the corpus cannot give so many.
 
     Returns:
       The number of pieces.
@@ -155,6 +158,7 @@ def train_vocabulary(lines: Iterable[str], path: Path | str, *, vocab_size: int)
                 model_type="unigram",
                 vocab_size=vocab_size,
                 character_coverage=0.9999,
+                hard_vocab_limit=not is_limit,
                 byte_fallback=True,
                 pad_id=PAD_ID,
                 eos_id=EOS_ID,
@@ -165,7 +169,7 @@ def train_vocabulary(lines: Iterable[str], path: Path | str, *, vocab_size: int)
             )
         except RuntimeError as error:
             raise _training_error(str(error), vocab_size, len(corpus)) from None
-    return vocab_size
+    return check_vocabulary(path).get_piece_size()
 
 
 def copy_vocabulary(source: Path | str, path: Path | str) -> int:

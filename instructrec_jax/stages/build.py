@@ -27,6 +27,7 @@ class BuildSettings:
     Attributes:
       vocabulary_path: a SentencePiece model to copy, such as T5's; None to train one.
       vocab_size: pieces of the vocabulary that is trained.
+      vocab_size_is_limit: train a smaller one where the texts cannot give so many pieces.
       num_train_negatives: negatives beside the target of a training record.
       max_train_positions: most recent training targets of each user; None for all.
       task_module: the module whose templates the vocabulary should know.
@@ -35,6 +36,7 @@ class BuildSettings:
 
     vocabulary_path: str | None = None
     vocab_size: int = 2000
+    vocab_size_is_limit: bool = False
     num_train_negatives: int = 9
     max_train_positions: int | None = None
     task_module: str = "tasks.mixtures"
@@ -100,7 +102,9 @@ def _write_vocabulary(path: Path, data: PreparedData, settings: BuildSettings) -
         return vocabulary.copy_vocabulary(settings.vocabulary_path, path)
     templates = registry.import_task_module(settings.task_module, data.dataset).TEMPLATES
     lines = vocabulary_lines(data, templates)
-    return vocabulary.train_vocabulary(lines, path, vocab_size=settings.vocab_size)
+    return vocabulary.train_vocabulary(
+        lines, path, vocab_size=settings.vocab_size, is_limit=settings.vocab_size_is_limit
+    )
 
 
 def vocabulary_lines(data: PreparedData, templates: Iterable[Template]) -> Iterator[str]:
