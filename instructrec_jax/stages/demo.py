@@ -23,7 +23,7 @@ TRAIN_FILE = "gin/runs/from_scratch.gin"
 SCORE_FILE = "gin/runs/score.gin"
 NORMALISERS = ("mean", "sum")  # the trained one first: it wins where validation sees no difference
 NUM_TRAIN_NEGATIVES = 49  # a pool to draw nine from, afresh each epoch
-SMOKE_MACROS = {"TRAIN_STEPS": 40, "EVAL_PERIOD": 20, "EVAL_STEPS": 2}
+SMOKE_MACROS = {"TRAIN_STEPS": 20, "LOG_PERIOD": 5, "EVAL_PERIOD": 20, "EVAL_STEPS": 2}
 # The user's own logs may hold longer titles than MovieLens.
 OWN_DATA_TITLE_CHARS = 60
 OWN_DATA_MACROS = {

@@ -46,7 +46,7 @@ def make_train_step(
         (loss, metrics), gradient = gradient_of(state.model, batch, dropout_key)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.model)
         model = optax.apply_updates(state.model, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradient), **metrics}
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), **metrics}
         return TrainState(state.step + 1, model, optimizer_state), metrics
 
     return jax.jit(
