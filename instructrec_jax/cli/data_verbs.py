@@ -116,6 +116,12 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         help="pieces of a vocabulary that is trained (default 2000)",
     )
     parser.add_argument(
+        "--vocab_size_is_limit",
+        action="store_true",
+        default=unset,
+        help="take fewer pieces where the texts cannot give so many (default False: an error)",
+    )
+    parser.add_argument(
         "--num_train_negatives",
         type=int,
         default=unset,
@@ -142,12 +148,14 @@ def _build(options: argparse.Namespace) -> None:
     with quiet_imports():
         from instructrec_jax.stages import build
 
-    names = ("vocabulary_path", "vocab_size", "num_train_negatives", "max_train_positions")
+    names = ("vocabulary_path", "vocab_size", "vocab_size_is_limit", "num_train_negatives")
     build.build(
         dataset=options.dataset,
         input_dir=options.input_dir,
         output_dir=options.output_dir,
-        settings=build.BuildSettings(**_given(options, *names, "task_module", "seed")),
+        settings=build.BuildSettings(
+            **_given(options, *names, "max_train_positions", "task_module", "seed")
+        ),
     )
 
 
