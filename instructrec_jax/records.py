@@ -51,15 +51,6 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Interaction:
-    """One event of the raw log; `time` in the log's own unit, its order is all that matters."""
-
-    user_id: str
-    raw_item_id: str
-    time: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class History:
     """One user's items, oldest first, cut to the most recent ones; the last is the test target."""
 
