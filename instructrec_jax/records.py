@@ -6,6 +6,8 @@ and a task form, and items are represented by their title alone.
 
 import dataclasses
 import enum
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 
 class Preference(enum.Enum):
@@ -42,20 +44,32 @@ class Item:
       raw_id: the id in the raw log.
       title: cleaned title, the only text the model ever sees of an item.
       category: path from broad to narrow, comma separated; the specific intention (I2). May be "".
+      brand: maker, author or artist; only a teacher reads it. May be "".
     """
 
     item_id: int
     raw_id: str
     title: str
     category: str = ""
+    brand: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class History:
-    """One user's items, oldest first, cut to the most recent ones; the last is the test target."""
+    """One user's items, oldest first, cut to the most recent ones; the last is the test target.
+
+    Attributes:
+      user_id: as in the raw log.
+      item_ids: [n].
+      times: [n] whole seconds since 1970; () where the log has no such times.
+      review_rows: [n] where the user's reviews of the items stand, -1 for none; () where the log
+        has no reviews.
+    """
 
     user_id: str
     item_ids: tuple[int, ...]
+    times: tuple[int, ...] = ()
+    review_rows: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,9 +104,12 @@ class InstructionRecord:
       user_id: "" in product search.
       position: index of the target in the user's history; -1 in product search.
       history: titles before the target, oldest first; () in product search.
-      preference: teacher texts on the user's taste (P2), any number.
+      preference: teacher texts on the user's taste (P2), any number, from the history alone.
       vague_intention: teacher texts on the wish behind the choice (I1), any number.
+      second_vague_intention: another rendering of the same wishes (I1*), any number.
       specific_intention: category path of the target (I2); "" where unknown or withheld.
+      context: time or place of the request; "" unless asked for.
+      teacher: name and version of who wrote the texts; "" if nobody did.
       target_id: the item to be found.
       target: its title.
       candidate_ids: the target among its negatives.
@@ -105,8 +122,44 @@ class InstructionRecord:
     history: tuple[str, ...]
     preference: tuple[str, ...] = ()
     vague_intention: tuple[str, ...] = ()
+    second_vague_intention: tuple[str, ...] = ()
     specific_intention: str = ""
+    context: str = ""
+    teacher: str = ""
     target_id: int
     target: str
     candidate_ids: tuple[int, ...]
     candidates: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Intentions:
+    """What a teacher made of one review: the wish behind the choice, twice.
+
+    Attributes:
+      vague: texts of I1, in the user's own voice; () where the review shows no wish.
+      second_vague: texts of I1*, seen from outside.
+      rejected: texts left out by reason, such as {"quotes_title": 1}.
+    """
+
+    vague: tuple[str, ...] = ()
+    second_vague: tuple[str, ...] = ()
+    rejected: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+class Teacher(Protocol):
+    """Who writes the texts of preferences and intentions (paper section 2.2.2).
+
+    Attributes:
+      name: name and version, written into every record.
+    """
+
+    name: str
+
+    def preferences(self, history: Sequence[Item]) -> tuple[str, ...]:
+        """Returns texts on the taste that a history shows, oldest item first; () for none."""
+        ...
+
+    def intentions(self, review: str, target: Item) -> Intentions:
+        """Returns the wishes that a review of the target tells of."""
+        ...

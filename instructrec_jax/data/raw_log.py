@@ -2,7 +2,7 @@
 
 import array
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,12 @@ from instructrec_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RawItem:
-    """An item as the file has it: title and category not yet cleaned, "" where absent."""
+    """An item as the file has it: texts not yet cleaned, "" where absent."""
 
     raw_id: str
     title: str
     category: str = ""
+    brand: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +35,9 @@ class RawLog:
       event_time: [events] float64 in the log's own unit; the event's number where there are none.
       has_times: whether `event_time` comes from the log.
       num_items_listed_again: later lines of an item already in the catalogue (the first counts).
+      reviews: reads the files again and yields (event number from 0, review as written) for every
+        event that has a text; None where the format has no reviews. Texts never stay in memory.
+      has_unix_times: whether `event_time` is in seconds since 1970 (the format says so).
     """
 
     users: Sequence[str]
@@ -44,6 +48,8 @@ class RawLog:
     event_time: npt.NDArray[np.float64]
     has_times: bool
     num_items_listed_again: int = 0
+    reviews: Callable[[], Iterator[tuple[int, str]]] | None = None
+    has_unix_times: bool = False
 
 
 class LogBuilder:
