@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from instructrec_jax.data import candidates, filtering, splits
+from instructrec_jax.data import candidates, catalogue, filtering, splits
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.data.raw_log import RawLog
-from instructrec_jax.data.titles import clean_text, cut_title, title_ids
+from instructrec_jax.data.readers import damage
+from instructrec_jax.data.titles import title_ids
 from instructrec_jax.errors import UserError
 from instructrec_jax.records import CandidateList, History, Item
 
@@ -28,6 +29,11 @@ class PrepareSettings:
       num_candidates: the target and its negatives.
       max_title_chars: longer titles are cut between words.
       allow_fewer_candidates: whether a small catalogue gives smaller candidate sets.
+      on_damage: "fail" refuses a log with a damaged line, "skip" leaves such lines out.
+      max_damaged: most lines that "skip" leaves out.
+      title_fallback: what becomes of items that cannot be told apart by their titles: "refuse", or
+        "category_asin" to name them by category and raw id.
+      max_same_title_share: largest share of the items that may have no title or another item's.
     """
 
     seed: int = 0
@@ -36,6 +42,10 @@ class PrepareSettings:
     num_candidates: int = 10
     max_title_chars: int = 200
     allow_fewer_candidates: bool = False
+    on_damage: str = damage.FAIL
+    max_damaged: int = damage.DEFAULT_MAX_DAMAGED
+    title_fallback: str = catalogue.REFUSE
+    max_same_title_share: float = 0.5
 
     def check(self) -> None:
         """Raises UserError if a value is out of range."""
@@ -44,11 +54,22 @@ class PrepareSettings:
             "max_history": MIN_HISTORY,
             "num_candidates": 2,
             "max_title_chars": 1,
+            "max_damaged": 0,
         }
         for name, bound in lowest.items():
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise UserError(f"--{name} is {value}, expected at least {bound}")
+        for name, choices in (
+            ("on_damage", damage.POLICIES),
+            ("title_fallback", catalogue.FALLBACKS),
+        ):
+            if getattr(self, name) not in choices:
+                value = getattr(self, name)
+                raise UserError(f"--{name} is {value!r}, expected {' or '.join(choices)}")
+        if not 0.0 <= self.max_same_title_share <= 1.0:
+            value = self.max_same_title_share
+            raise UserError(f"--max_same_title_share is {value}, expected a share from 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,8 +117,8 @@ def prepare_log(log: RawLog, dataset: str, settings: PrepareSettings) -> Prepara
     """
     counts: dict[str, int] = {}
     drops: dict[str, int] = {"items_listed_again": log.num_items_listed_again}
-    catalogue = _clean_catalogue(log, settings.max_title_chars, counts, drops)
-    events = _known_events(log, catalogue, drops)
+    listed = catalogue.clean_catalogue(log, settings, counts, drops)
+    events = _known_events(log, listed, drops)
     if log.has_times:
         drops["exact_repeats"] = events.take(
             filtering.drop_repeats(events.user, events.item, events.time)
@@ -107,7 +128,7 @@ def prepare_log(log: RawLog, dataset: str, settings: PrepareSettings) -> Prepara
     if not len(events.user):
         raise UserError(_nothing_left(drops))
     _order(events, log, counts)
-    items, new_ids = _renumber(catalogue, events, drops)
+    items, new_ids = _renumber(listed, events, drops)
     events.item = new_ids[events.item]
     histories, seen = _histories(log.users, events, settings.max_history, counts, drops)
     items_splits = splits.search_splits(items, dataset=dataset, seed=settings.seed)
@@ -124,29 +145,11 @@ def prepare_log(log: RawLog, dataset: str, settings: PrepareSettings) -> Prepara
     return Preparation(data=data, counts=counts, drops=drops)
 
 
-def _clean_catalogue(
-    log: RawLog, max_title_chars: int, counts: dict[str, int], drops: dict[str, int]
-) -> list[Item]:
-    """Cleans titles and categories; an item without title keeps its place with title ""."""
-    titles = [clean_text(item.title) for item in log.items]
-    counts["titles_cut"] = sum(len(title) > max_title_chars for title in titles)
-    drops["items_without_title"] = titles.count("")
-    return [
-        Item(
-            item_id=index,
-            raw_id=item.raw_id,
-            title=cut_title(title, max_title_chars),
-            category=clean_text(item.category),
-        )
-        for index, (item, title) in enumerate(zip(log.items, titles, strict=True))
-    ]
-
-
-def _known_events(log: RawLog, catalogue: Sequence[Item], drops: dict[str, int]) -> _Events:
+def _known_events(log: RawLog, listed: Sequence[Item], drops: dict[str, int]) -> _Events:
     """Returns the events whose item is in the catalogue and has a title."""
-    places = {item.raw_id: item.item_id for item in catalogue}
+    places = {item.raw_id: item.item_id for item in listed}
     place_of_code = np.array([places.get(raw_id, -1) for raw_id in log.event_items], dtype=np.int32)
-    has_title = np.array([bool(item.title) for item in catalogue])
+    has_title = np.array([bool(item.title) for item in listed])
     item = place_of_code[log.event_item]
     is_listed = item >= 0
     is_kept = is_listed & has_title[item]
@@ -155,7 +158,7 @@ def _known_events(log: RawLog, catalogue: Sequence[Item], drops: dict[str, int])
     if not is_kept.any():
         raise UserError(
             f"no interaction names an item of the catalogue that has a title: the log has item "
-            f"{log.event_items[0]!r}, the catalogue {catalogue[0].raw_id!r}; "
+            f"{log.event_items[0]!r}, the catalogue {listed[0].raw_id!r}; "
             "the two files do not belong together"
         )
     return _Events(user=log.event_user[is_kept], item=item[is_kept], time=log.event_time[is_kept])
@@ -195,16 +198,16 @@ def _order(events: _Events, log: RawLog, counts: dict[str, int]) -> None:
 
 
 def _renumber(
-    catalogue: Sequence[Item], events: _Events, drops: dict[str, int]
+    listed: Sequence[Item], events: _Events, drops: dict[str, int]
 ) -> tuple[tuple[Item, ...], npt.NDArray[np.int32]]:
     """Numbers the items that are left, in the catalogue's order; returns old number -> new."""
     left = np.unique(events.item)
     gone = drops["items_without_title"] + drops["items_below_k_core"]
-    drops["items_without_interactions"] = len(catalogue) - len(left) - gone
-    new_ids = np.full(len(catalogue), -1, dtype=np.int32)
+    drops["items_without_interactions"] = len(listed) - len(left) - gone
+    new_ids = np.full(len(listed), -1, dtype=np.int32)
     new_ids[left] = np.arange(len(left), dtype=np.int32)
     items = tuple(
-        dataclasses.replace(catalogue[old], item_id=new) for new, old in enumerate(left.tolist())
+        dataclasses.replace(listed[old], item_id=new) for new, old in enumerate(left.tolist())
     )
     return items, new_ids
 

@@ -38,6 +38,8 @@ class RawLog:
       reviews: reads the files again and yields (event number from 0, review as written) for every
         event that has a text; None where the format has no reviews. Texts never stay in memory.
       has_unix_times: whether `event_time` is in seconds since 1970 (the format says so).
+      default_category: what the files' name says of all items; it only names items that have
+        neither title nor category.
     """
 
     users: Sequence[str]
@@ -50,6 +52,7 @@ class RawLog:
     num_items_listed_again: int = 0
     reviews: Callable[[], Iterator[tuple[int, str]]] | None = None
     has_unix_times: bool = False
+    default_category: str = ""
 
 
 class LogBuilder:

@@ -1,0 +1,133 @@
+"""The catalogue that a log's items become: clean titles, each of which names its item."""
+
+import collections
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from instructrec_jax.data.raw_log import RawItem, RawLog
+from instructrec_jax.data.titles import clean_text, cut_title
+from instructrec_jax.errors import UserError
+from instructrec_jax.records import Item
+
+if TYPE_CHECKING:
+    from instructrec_jax.data.preparation import PrepareSettings
+
+REFUSE, CATEGORY_ASIN = "refuse", "category_asin"
+FALLBACKS = (REFUSE, CATEGORY_ASIN)
+_NO_CATEGORY = "Item"
+
+# Shop pages that were scraped badly leave markup or script where the title should be. Inline marks
+# that a shop may really print in a title (<b>, <i>, <br>) do not make it junk.
+_MARKUP = re.compile(
+    r"""<\s*(?:span|div|img|script|style|link|meta|table|t[dr]|ul|li|input|iframe|form)\b
+    | <\s*a\s+[a-z-]+\s*= | </\s*(?:span|div|a|script|style|table|t[dr]|ul|li|form)\s*>
+    | <!--""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_SCRIPT = re.compile(
+    r"""\bvar\s+\w+\s*= | \bfunction\s*\w*\s*\( | \.getTime\(\) | \b(?:document|window)\.\w+\s*[=(]
+    | ^\s*[.#@]?[\w.# -]+\s*\{[^}]*:[^}]*[;}]""",
+    re.VERBOSE,
+)
+
+
+def junk_kind(title: str) -> str:
+    """Tells why a cleaned title names nothing: "empty", "markup" or "script"; "" where it does.
+
+    Example:
+      '<span class="price">' -> "markup"; "var aPageStart = 1;" -> "script"; "Halo" -> "".
+    """
+    if not title:
+        return "empty"
+    if _MARKUP.search(title):
+        return "markup"
+    return "script" if _SCRIPT.search(title) else ""
+
+
+def clean_catalogue(
+    log: RawLog, settings: "PrepareSettings", counts: dict[str, int], drops: dict[str, int]
+) -> list[Item]:
+    """Cleans titles, categories and brands; an item that has no title keeps its place with "".
+
+    Args:
+      log: what a reader returned.
+      settings: `max_title_chars`, `title_fallback` and `max_same_title_share` are read.
+      counts: gets titles_cut, titles_empty, titles_of_markup, titles_of_script and
+        titles_from_category.
+      drops: gets items_without_title, those that no fallback named.
+
+    Returns:
+      One item for each of `log.items`, in that order, `item_id` counting from 0.
+
+    Raises:
+      UserError: if too many of the items that events name cannot be told apart by their title and
+        the settings name no fallback.
+    """
+    titles = [clean_text(item.title) for item in log.items]
+    kinds = collections.Counter(junk_kind(title) for title in titles)
+    counts["titles_empty"] = kinds["empty"]
+    counts["titles_of_markup"] = kinds["markup"]
+    counts["titles_of_script"] = kinds["script"]
+    if kinds.total() > kinds[""]:
+        titles = ["" if junk_kind(title) else title for title in titles]
+    nameless = _nameless(log, titles, settings)
+    names = {place: _fallback_title(log, log.items[place], settings) for place in nameless}
+    counts["titles_from_category"] = len(names)
+    counts["titles_cut"] = sum(len(title) > settings.max_title_chars for title in titles)
+    titles = [names.get(place, title) for place, title in enumerate(titles)]
+    drops["items_without_title"] = titles.count("")
+    return [
+        Item(
+            item_id=place,
+            raw_id=item.raw_id,
+            title=cut_title(title, settings.max_title_chars),
+            category=clean_text(item.category),
+            brand=clean_text(item.brand),
+        )
+        for place, (item, title) in enumerate(zip(log.items, titles, strict=True))
+    ]
+
+
+def _nameless(log: RawLog, titles: Sequence[str], settings: "PrepareSettings") -> list[int]:
+    """Returns the places of the items that the fallback names; none where it is "refuse"."""
+    named_by_events = set(log.event_items)
+    titles_of_events = [
+        title
+        for title, item in zip(titles, log.items, strict=True)
+        if item.raw_id in named_by_events
+    ]
+    groups = collections.Counter(title.casefold() for title in titles_of_events)
+    num_missing = groups.pop("", 0)
+    num_shared = sum(number for number in groups.values() if number > 1)
+    num_items = len(titles_of_events)
+    cannot_tell = num_missing + num_shared > settings.max_same_title_share * num_items
+    if settings.title_fallback == REFUSE:
+        if cannot_tell:
+            parts = [f"{num_missing} have no title"] if num_missing else []
+            if num_shared:
+                title, number = groups.most_common(1)[0]
+                example = f"{title[:60]!r} stands for {number}"
+                parts.append(f"{num_shared} share theirs with another item ({example})")
+            raise UserError(
+                f"{num_missing + num_shared} of the {num_items} items that the log's events name "
+                f"cannot be told apart by their titles: {', '.join(parts)}; more than "
+                f"max_same_title_share={settings.max_same_title_share} allows. Give the items "
+                "titles, name them by category and id with --title_fallback=category_asin, or "
+                "raise --max_same_title_share"
+            )
+        return []
+    all_groups = collections.Counter(title.casefold() for title in titles) if cannot_tell else {}
+    return [
+        place
+        for place, title in enumerate(titles)
+        if not title or all_groups.get(title.casefold(), 1) > 1
+    ]
+
+
+def _fallback_title(log: RawLog, item: RawItem, settings: "PrepareSettings") -> str:
+    """Names an item by the narrowest category and its raw id, which is never cut."""
+    category = clean_text(item.category or log.default_category).rsplit(", ", 1)[-1]
+    raw_id = clean_text(item.raw_id)
+    room = max(settings.max_title_chars - len(raw_id) - 1, 0)
+    return f"{cut_title(category or _NO_CATEGORY, room)} {raw_id}".strip()
