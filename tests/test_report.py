@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from instructrec_jax.data import prepared
+from instructrec_jax.data.columnar import Candidates, Histories, ItemSets
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, read_manifest
 from instructrec_jax.metrics.statistics import Interval
@@ -51,9 +52,13 @@ def search_list(item: int, split: str) -> CandidateList:
 
 def make_data() -> prepared.PreparedData:
     generator = np.random.default_rng(0)
-    histories = tuple(
-        History(user_id=str(user), item_ids=tuple(generator.permutation(NUM_ITEMS)[:8].tolist()))
-        for user in range(NUM_USERS)
+    histories = Histories.of(
+        [
+            History(
+                user_id=str(user), item_ids=tuple(generator.permutation(NUM_ITEMS)[:8].tolist())
+            )
+            for user in range(NUM_USERS)
+        ]
     )
     leave_one_out = [
         candidate_list(int(history.user_id), split, history.item_ids)
@@ -70,8 +75,8 @@ def make_data() -> prepared.PreparedData:
         ),
         search_splits=("train",) * NUM_ITEMS,
         histories=histories,
-        seen_items=tuple(np.sort(np.array(h.item_ids, dtype=np.int32)) for h in histories),
-        candidates=tuple(leave_one_out + search),
+        seen_items=ItemSets.of(sorted(h.item_ids) for h in histories),
+        candidates=Candidates.of(leave_one_out + search, histories),
     )
 
 

@@ -6,12 +6,11 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 import numpy.typing as npt
 
+from instructrec_jax.data.columnar import LEAVE_ONE_OUT, PRODUCT_SEARCH
 from instructrec_jax.data.splits import TEST, VALIDATION
 from instructrec_jax.errors import UserError
 from instructrec_jax.records import CandidateList, History
 from instructrec_jax.seeds import stable_seed
-
-LEAVE_ONE_OUT, PRODUCT_SEARCH = "leave_one_out", "product_search"
 
 
 def draw_negatives(

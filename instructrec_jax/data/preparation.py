@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from instructrec_jax.data import candidates, catalogue, filtering, splits
+from instructrec_jax.data.columnar import Candidates, Histories, ItemSets
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.data.raw_log import RawLog
 from instructrec_jax.data.readers import damage
@@ -138,9 +139,10 @@ def prepare_log(log: RawLog, dataset: str, settings: PrepareSettings) -> Prepara
         search_splits=items_splits,
         histories=histories,
         seen_items=seen,
-        candidates=(),
+        candidates=Candidates.of((), histories),
     )
-    data = dataclasses.replace(data, candidates=_candidates(data, settings))
+    drawn = Candidates.of(_candidates(data, settings), histories)
+    data = dataclasses.replace(data, candidates=drawn)
     _count_output(data, settings, counts)
     return Preparation(data=data, counts=counts, drops=drops)
 
@@ -218,7 +220,7 @@ def _histories(
     max_history: int,
     counts: dict[str, int],
     drops: dict[str, int],
-) -> tuple[tuple[History, ...], tuple[npt.NDArray[np.int32], ...]]:
+) -> tuple[Histories, ItemSets]:
     """Returns each user's last items, and all distinct items of the user."""
     starts, lengths = filtering.split_by_user(events.user)
     counts["interactions_before_cut"] = len(events.user)
@@ -228,7 +230,7 @@ def _histories(
         History(user_id=users[user], item_ids=tuple(sequence[-max_history:].tolist()))
         for user, sequence in zip(events.user[starts].tolist(), sequences, strict=True)
     )
-    return histories, tuple(np.unique(sequence) for sequence in sequences)
+    return Histories.of(histories), ItemSets.of(np.unique(sequence) for sequence in sequences)
 
 
 def _candidates(data: PreparedData, settings: PrepareSettings) -> tuple[CandidateList, ...]:

@@ -1,20 +1,37 @@
-"""Artefact A: the catalogue, the histories and the candidates, as Parquet files in a folder."""
+"""Artefact A: catalogue, histories and candidates as Parquet files, reviews as an Arrow file.
+
+Everything of which there is one an event stays in columns, in memory as on disk, and candidates
+and reviews are read when they are asked for: a log of 10^7 events opens in a moment.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from instructrec_jax.data.columnar import (
+    CandidateColumns,
+    Candidates,
+    Histories,
+    ItemSets,
+    starts_of,
+)
+from instructrec_jax.data.reviews import FILE_NAME as REVIEWS
+from instructrec_jax.data.reviews import Reviews
+from instructrec_jax.data.splits import TEST
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import read_manifest
-from instructrec_jax.records import CandidateList, History, Item
+from instructrec_jax.records import Item
 
 STAGE = "prepare"
+FORMAT = 2  # of the files below; part of the manifest, so that older output is not taken for new
+_ROWS_A_GROUP = 1 << 16  # read and written at a time
 _INTEGERS = pa.list_(pa.int32())
 _SCHEMAS = {
     "items": pa.schema(
@@ -23,11 +40,18 @@ _SCHEMAS = {
             "raw_id": pa.string(),
             "title": pa.string(),
             "category": pa.string(),
+            "brand": pa.string(),
             "search_split": pa.string(),
         }
     ),
     "histories": pa.schema(
-        {"user_id": pa.string(), "item_ids": _INTEGERS, "seen_item_ids": _INTEGERS}
+        {
+            "user_id": pa.string(),
+            "item_ids": _INTEGERS,
+            "seen_item_ids": _INTEGERS,
+            "times": pa.list_(pa.int64()),  # empty lists where the log has none; likewise:
+            "review_rows": _INTEGERS,
+        }
     ),
     "candidates": pa.schema(
         {
@@ -35,6 +59,7 @@ _SCHEMAS = {
             "protocol": pa.string(),
             "split": pa.string(),
             "user_id": pa.string(),
+            "history_row": pa.int32(),
             "position": pa.int32(),
             "target_id": pa.int32(),
             "candidate_ids": _INTEGERS,
@@ -54,38 +79,51 @@ class PreparedData:
       histories: [users], cut to the last items.
       seen_items: [users] int32 [distinct items], ascending: the items of the user's whole
         sequence, before the cut; they are never negatives of that user.
-      candidates: evaluation examples, leave-one-out first, then product search.
+      candidates: all evaluation examples, leave-one-out first, then product search.
+      reviews: [reviews] texts that the histories' `review_rows` count in; () for none.
     """
 
     dataset: str
     items: Sequence[Item]
     search_splits: Sequence[str]
-    histories: Sequence[History]
-    seen_items: Sequence[npt.NDArray[np.int32]]
-    candidates: Sequence[CandidateList]
+    histories: Histories
+    seen_items: ItemSets
+    candidates: Candidates
+    reviews: Sequence[str] = ()
+
+    def evaluation(self, protocol: str, split: str) -> Candidates:
+        """Returns the evaluation examples of one protocol and split.
+
+        Args:
+          protocol: "leave_one_out" or "product_search".
+          split: "validation" or "test".
+        """
+        return self.candidates.select(protocol=protocol, split=split)
 
 
 def write_prepared(folder: Path | str, data: PreparedData) -> None:
-    """Writes the three Parquet files into a folder that exists; the manifest is the stage's."""
-    tables = {
-        "items": {**_columns(data.items, Item), "search_split": list(data.search_splits)},
-        "histories": {
-            "user_id": [history.user_id for history in data.histories],
-            "item_ids": _lists([history.item_ids for history in data.histories]),
-            "seen_item_ids": _lists(data.seen_items),
-        },
-        "candidates": {
-            **_columns(data.candidates, CandidateList),
-            "candidate_ids": _lists([row.candidate_ids for row in data.candidates]),
-        },
+    """Writes the Parquet files into a folder that exists.
+
+    The manifest is the stage's, and the reviews' file, if any, stands there already.
+    """
+    groups: dict[str, tuple[int, Callable[[int, int], dict[str, Any]]]] = {
+        "items": (len(data.items), lambda begin, end: _item_columns(data, begin, end)),
+        "histories": (len(data.histories), lambda begin, end: _history_columns(data, begin, end)),
+        "candidates": (
+            len(data.candidates),
+            lambda begin, end: _candidate_columns(data.candidates, begin, end),
+        ),
     }
-    for name, columns in tables.items():
-        table = pa.table(columns, schema=_SCHEMAS[name])
-        pq.write_table(table, Path(folder) / f"{name}.parquet", compression="zstd")
+    for name, (num_rows, columns) in groups.items():
+        schema, path = _SCHEMAS[name], Path(folder) / f"{name}.parquet"
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for begin in range(0, num_rows, _ROWS_A_GROUP):
+                group = columns(begin, min(begin + _ROWS_A_GROUP, num_rows))
+                writer.write_table(pa.table(group, schema=schema))
 
 
 def read_prepared(folder: Path | str) -> PreparedData:
-    """Reads what `prepare` wrote.
+    """Reads what `prepare` wrote; candidates and reviews only when they are asked for.
 
     Args:
       folder: its output folder.
@@ -93,72 +131,201 @@ def read_prepared(folder: Path | str) -> PreparedData:
     Raises:
       UserError: if the folder holds no finished preparation or a damaged one.
     """
+    folder = Path(folder)
     manifest = read_manifest(folder)
     if manifest.stage != STAGE:
         raise UserError(
             f"{folder} holds the output of {manifest.stage!r}, expected that of {STAGE!r}; "
             "name the folder that `instructrec prepare` wrote"
         )
-    items = _read(folder, "items")
-    histories = _read(folder, "histories")
-    rows = _read(folder, "candidates")
-    candidate_ids = [tuple(ids.tolist()) for ids in rows.pop("candidate_ids")]
-    users = histories["user_id"]
+    items, search_splits = _read_items(folder / "items.parquet")
+    histories, seen_items = _read_histories(folder / "histories.parquet")
+    path = folder / "candidates.parquet"
+    _check(path)
     return PreparedData(
         dataset=str(manifest.settings["dataset"]),
-        search_splits=tuple(items.pop("search_split")),
-        items=tuple(_records(Item, items)),
-        histories=tuple(
-            History(user_id=user, item_ids=tuple(ids.tolist()))
-            for user, ids in zip(users, histories["item_ids"], strict=True)
+        items=items,
+        search_splits=search_splits,
+        histories=histories,
+        seen_items=seen_items,
+        candidates=Candidates(
+            histories, load=lambda protocol, split: _read_candidates(path, protocol, split)
         ),
-        seen_items=tuple(histories["seen_item_ids"]),
-        candidates=tuple(_records(CandidateList, {**rows, "candidate_ids": candidate_ids})),
+        reviews=Reviews(folder / REVIEWS) if (folder / REVIEWS).exists() else (),
     )
 
 
-def _columns(records: Sequence[Any], kind: type) -> dict[str, list[Any]]:
-    """Returns the records' fields as columns."""
-    names = [field.name for field in dataclasses.fields(kind)]
-    return {name: [getattr(record, name) for record in records] for name in names}
+def _item_columns(data: PreparedData, begin: int, end: int) -> dict[str, Any]:
+    """Returns the catalogue's rows `begin` .. `end` - 1 as columns."""
+    names = [field.name for field in dataclasses.fields(Item)]
+    items = data.items[begin:end]
+    columns: dict[str, Any] = {name: [getattr(item, name) for item in items] for name in names}
+    return {**columns, "search_split": list(data.search_splits[begin:end])}
 
 
-def _records(kind: Any, columns: dict[str, list[Any]]) -> list[Any]:
-    """Returns records from columns."""
-    rows = zip(*columns.values(), strict=True)
-    return [kind(**dict(zip(columns, row, strict=True))) for row in rows]
+def _history_columns(data: PreparedData, begin: int, end: int) -> dict[str, Any]:
+    """Returns the histories `begin` .. `end` - 1 as columns."""
+    histories, seen = data.histories, data.seen_items
+    nothing = np.zeros(len(histories) + 1, dtype=np.int64)
+
+    def lists(column: npt.NDArray) -> pa.Array:
+        return _lists(column, histories.starts if len(column) else nothing, begin, end)
+
+    return {
+        "user_id": histories.user_ids.slice(begin, end - begin),
+        "item_ids": lists(histories.item_ids),
+        "seen_item_ids": _lists(seen.item_ids, seen.starts, begin, end),
+        "times": lists(histories.times),
+        "review_rows": lists(histories.review_rows),
+    }
 
 
-def _lists(rows: Sequence[Sequence[int]] | Sequence[npt.NDArray[np.int32]]) -> pa.Array:
-    """Returns rows of integers as one list column."""
-    offsets = np.zeros(len(rows) + 1, dtype=np.int32)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    parts = [np.asarray(row, dtype=np.int32) for row in rows]
-    flat = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+def _candidate_columns(candidates: Candidates, begin: int, end: int) -> dict[str, Any]:
+    """Returns the candidate lists `begin` .. `end` - 1 as columns."""
+    columns = candidates.columns
+    records = candidates.block(begin, end)
+    return {
+        "example_id": [record.example_id for record in records],
+        "protocol": [record.protocol for record in records],
+        "split": [record.split for record in records],
+        "user_id": [record.user_id for record in records],
+        "history_row": columns.history_rows[begin:end],
+        "position": columns.positions[begin:end],
+        "target_id": columns.target_ids[begin:end],
+        "candidate_ids": _lists(columns.candidate_ids, columns.starts, begin, end),
+    }
 
 
-def _read(folder: Path | str, name: str) -> dict[str, list[Any]]:
-    """Reads a table; list columns become arrays that share one buffer."""
-    path = Path(folder) / f"{name}.parquet"
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(
-            f"cannot read {path} ({str(error).splitlines()[0]}); remove its folder and run "
-            "`instructrec prepare` again"
-        ) from None
-    if not table.schema.equals(_SCHEMAS[name]):
-        raise UserError(
-            f"{path} has the columns {', '.join(table.column_names)}, expected "
-            f"{', '.join(_SCHEMAS[name].names)}; run `instructrec prepare` again"
+def _lists(
+    flat: npt.NDArray[np.integer], starts: npt.NDArray[np.int64], begin: int, end: int
+) -> pa.Array:
+    """Returns the rows `begin` .. `end` - 1 of a flat column as one list column."""
+    first, last = int(starts[begin]), int(starts[end])
+    offsets = (starts[begin : end + 1] - first).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat[first:last]))
+
+
+def _read_items(path: Path) -> tuple[tuple[Item, ...], tuple[str, ...]]:
+    """Returns the catalogue and the items' product-search splits."""
+    items: list[Item] = []
+    splits: list[str] = []
+    for group in _groups(path):
+        columns = {name: group[name].to_pylist() for name in group.column_names}
+        splits += columns.pop("search_split")
+        for row in zip(*columns.values(), strict=True):
+            items.append(Item(**dict(zip(columns, row, strict=True))))
+    return tuple(items), tuple(splits)
+
+
+def _read_histories(path: Path) -> tuple[Histories, ItemSets]:
+    """Returns the histories and the users' distinct items."""
+    user_ids: list[pa.Array] = []
+    columns = {
+        name: _Flat(dtype)
+        for name, dtype in (
+            ("item_ids", np.int32),
+            ("seen_item_ids", np.int32),
+            ("times", np.int64),
+            ("review_rows", np.int32),
         )
-    return {column: _values(table[column].combine_chunks()) for column in table.column_names}
+    }
+    for group in _groups(path):
+        user_ids += group["user_id"].chunks
+        for name, column in columns.items():
+            column.add(group[name])
+    users = pa.concat_arrays(user_ids) if user_ids else pa.array([], type=pa.string())
+    histories = Histories(
+        users,
+        columns["item_ids"].values(),
+        columns["item_ids"].starts(),
+        times=columns["times"].values(),
+        review_rows=columns["review_rows"].values(),
+    )
+    seen = columns["seen_item_ids"]
+    return histories, ItemSets(seen.values(), seen.starts())
 
 
-def _values(column: pa.Array) -> list[Any]:
-    """Returns a column's values."""
-    if not pa.types.is_list(column.type):
-        return column.to_pylist()
-    flat = column.values.to_numpy()
-    return np.split(flat, column.offsets.to_numpy()[1:-1]) if len(column) else []
+def _read_candidates(path: Path, protocol: str | None, split: str | None) -> CandidateColumns:
+    """Reads the lists of a protocol and split, or all; the strings are made anew from numbers."""
+    names = ("history_row", "position", "target_id", "split", "candidate_ids")
+    parts = [_candidate_part(pa.table({name: [] for name in names}, _subschema(names)))]
+    for group in _groups(path, names):
+        part = _candidate_part(group)
+        if protocol is not None and split is not None:
+            part = part.where(protocol=protocol, split=split)
+        parts.append(part)
+    return CandidateColumns.joined(parts)
+
+
+def _candidate_part(group: pa.Table) -> CandidateColumns:
+    """Returns a row group as columns."""
+    lists = _Flat(np.int32)
+    lists.add(group["candidate_ids"])
+    return CandidateColumns(
+        history_rows=group["history_row"].to_numpy(),
+        positions=group["position"].to_numpy(),
+        target_ids=group["target_id"].to_numpy(),
+        is_test=pc.equal(group["split"], TEST).to_numpy(),
+        starts=lists.starts(),
+        candidate_ids=lists.values(),
+    )
+
+
+class _Flat:
+    """Collects list columns into one flat column."""
+
+    def __init__(self, dtype: Any) -> None:
+        self._values = [np.zeros(0, dtype=dtype)]
+        self._lengths = [np.zeros(0, dtype=np.int32)]
+
+    def add(self, column: pa.ChunkedArray) -> None:
+        """Adds the rows of a column."""
+        for chunk in column.chunks:
+            self._values.append(chunk.flatten().to_numpy())
+            self._lengths.append(np.diff(chunk.offsets.to_numpy()))
+
+    def values(self) -> Any:
+        """Returns all rows, one after the other."""
+        return np.concatenate(self._values)
+
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Returns where each row begins, and at last the end."""
+        return starts_of(np.concatenate(self._lengths))
+
+
+def _groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yields a file's row groups, which are of bounded size."""
+    _check(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            for number in range(file.num_row_groups):
+                yield file.read_row_group(number, columns=columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _damaged(path, error) from None
+
+
+def _check(path: Path) -> None:
+    """Raises UserError if a file is missing, damaged or has other columns."""
+    try:
+        found = pq.read_schema(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _damaged(path, error) from None
+    schema = _SCHEMAS[path.stem]
+    if not found.equals(schema):
+        raise UserError(
+            f"{path} has the columns {', '.join(found.names)}, expected "
+            f"{', '.join(schema.names)}; run `instructrec prepare` again"
+        )
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    """Returns the error for a file that cannot be read."""
+    return UserError(
+        f"cannot read {path} ({str(error).splitlines()[0]}); remove its folder and run "
+        "`instructrec prepare` again"
+    )
+
+
+def _subschema(names: Sequence[str]) -> pa.Schema:
+    """Returns the schema of some columns of the candidates' file."""
+    return pa.schema([_SCHEMAS["candidates"].field(name) for name in names])

@@ -1,0 +1,116 @@
+"""Review texts of artefact A: an Arrow file that is mapped, not read, so any text is near."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from instructrec_jax.data.columnar import Lazy
+from instructrec_jax.data.titles import clean_text, cut_title
+from instructrec_jax.errors import UserError
+
+FILE_NAME = "reviews.arrow"
+_SCHEMA = pa.schema({"text": pa.string()})
+_ROWS_A_BATCH = 4096  # all but the last batch hold so many, so a row's place is known
+
+
+class Reviews(Lazy[str]):
+    """Texts of a file, fetched from disk when asked for."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Opens the file.
+
+        Raises:
+          UserError: if it is damaged.
+        """
+        try:
+            self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+            num_batches = self._file.num_record_batches
+            self._batches: list[pa.StringArray | None] = [None] * num_batches
+            num_last = len(self._batch(num_batches - 1)) if num_batches else 0
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(
+                f"cannot read {path} ({str(error).splitlines()[0]}); remove its folder and run "
+                "`instructrec prepare` again"
+            ) from None
+        self._num_rows = max(num_batches - 1, 0) * _ROWS_A_BATCH + num_last
+
+    def __len__(self) -> int:
+        """Returns the number of texts."""
+        return self._num_rows
+
+    def block(self, begin: int, end: int) -> list[str]:
+        """Returns texts, from one batch or several."""
+        texts: list[str] = []
+        while begin < end:
+            number, place = divmod(begin, _ROWS_A_BATCH)
+            taken = min(end - begin, _ROWS_A_BATCH - place)
+            texts += self._batch(number).slice(place, taken).to_pylist()
+            begin += taken
+        return texts
+
+    def _batch(self, number: int) -> pa.StringArray:
+        """Returns a batch's texts; what is kept is the mapping alone."""
+        if (texts := self._batches[number]) is None:
+            texts = self._batches[number] = self._file.get_batch(number).column(0)
+        return texts
+
+
+def write_reviews(
+    path: Path | str,
+    reviews: Iterable[tuple[int, str]],
+    *,
+    is_kept: npt.NDArray[np.bool_],
+    max_chars: int,
+) -> tuple[npt.NDArray[np.int32], int]:
+    """Writes the texts of kept events, in the order they come.
+
+    Args:
+      path: file to write.
+      reviews: (event number, text as written), see `RawLog.reviews`.
+      is_kept: [events] whether the event's text is wanted.
+      max_chars: longer texts are cut between words.
+
+    Returns:
+      [events] int32, the row of each event's text or -1; and how many texts were cut.
+    """
+    row_of_event = np.full(len(is_kept), -1, dtype=np.int32)
+    num_cut = 0
+    options = pa.ipc.IpcWriteOptions(compression=None)
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, _SCHEMA, options=options) as file,
+    ):
+        for texts in _batches(_kept_texts(reviews, is_kept, row_of_event)):
+            num_cut += sum(len(text) > max_chars for text in texts)
+            cut = pa.array([cut_title(text, max_chars) for text in texts], type=pa.string())
+            file.write_batch(pa.record_batch([cut], schema=_SCHEMA))
+    return row_of_event, num_cut
+
+
+def _kept_texts(
+    reviews: Iterable[tuple[int, str]],
+    is_kept: npt.NDArray[np.bool_],
+    row_of_event: npt.NDArray[np.int32],
+) -> Iterator[str]:
+    """Yields the cleaned texts of kept events that say anything; notes the row of each."""
+    row = 0
+    for event, text in reviews:
+        if is_kept[event] and row_of_event[event] < 0 and (clean := clean_text(text)):
+            row_of_event[event] = row
+            row += 1
+            yield clean
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yields full batches, then what is left."""
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == _ROWS_A_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
