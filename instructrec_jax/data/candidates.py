@@ -1,16 +1,26 @@
 """Seeded candidates: the target among uniform negatives (the paper: one and nine)."""
 
-from collections.abc import Collection, Iterator, Sequence
+import dataclasses
+from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
 import numpy.typing as npt
 
-from instructrec_jax.data.columnar import LEAVE_ONE_OUT, PRODUCT_SEARCH
+from instructrec_jax.data.columnar import (
+    LEAVE_ONE_OUT,
+    PRODUCT_SEARCH,
+    CandidateColumns,
+    Candidates,
+    Histories,
+    ItemSets,
+    starts_of,
+)
 from instructrec_jax.data.splits import TEST, VALIDATION
 from instructrec_jax.errors import UserError
-from instructrec_jax.records import CandidateList, History
 from instructrec_jax.seeds import stable_seed
+
+__all__ = ["LEAVE_ONE_OUT", "PRODUCT_SEARCH"]  # of columnar, for those who draw by protocol
 
 
 def draw_negatives(
@@ -103,59 +113,95 @@ def draw_candidates(
     return tuple(rng.permutation(np.append(negatives, target)).tolist())
 
 
-def leave_one_out(
-    histories: Sequence[History],
-    seen_items: Sequence[npt.NDArray[np.int32]],
-) -> Iterator[tuple[CandidateList, frozenset[int]]]:
-    """Yields the evaluation examples of every user, still without candidates.
+def evaluation_targets(histories: Histories, search_splits: Sequence[str]) -> Candidates:
+    """Returns the evaluation examples, still with the target as their only candidate.
 
-    The last item is the test target, the one before the validation target.
+    In leave-one-out the last item is the test target and the one before the validation target, of
+    every user; in product search the targets are the held-out items.
 
     Args:
       histories: [users], each of at least 2 items.
-      seen_items: [users], items of the whole sequence, which are never negatives.
+      search_splits: [items], see `splits.search_splits`.
 
     Returns:
-      (example with the target alone, items excluded from its negatives).
+      Leave-one-out user by user, validation before test; then product search by item.
     """
-    for history, seen in zip(histories, seen_items, strict=True):
-        excluded = frozenset(seen.tolist())
-        for split, back in ((VALIDATION, 2), (TEST, 1)):
-            position = len(history.item_ids) - back
-            target = history.item_ids[position]
-            example = CandidateList(
-                example_id=f"{history.user_id}:{position}",
-                protocol=LEAVE_ONE_OUT,
-                split=split,
-                user_id=history.user_id,
-                position=position,
-                target_id=target,
-                candidate_ids=(target,),
-            )
-            yield example, excluded
+    num_users = len(histories)
+    lengths = np.diff(histories.starts)
+    positions = np.stack([lengths - 2, lengths - 1], axis=1).ravel()
+    rows = np.repeat(np.arange(num_users), 2)
+    items = [item for item, split in enumerate(search_splits) if split in (VALIDATION, TEST)]
+    none = np.full(len(items), -1)
+    of_users = histories.item_ids[histories.starts[rows] + positions]
+    targets = np.concatenate([of_users, items]).astype(np.int32)
+    columns = CandidateColumns(
+        history_rows=np.concatenate([rows, none]).astype(np.int32),
+        positions=np.concatenate([positions, none]).astype(np.int32),
+        target_ids=targets,
+        is_test=np.concatenate(
+            [
+                np.tile(np.array([False, True]), num_users),
+                np.array([search_splits[item] == TEST for item in items], dtype=np.bool_),
+            ]
+        ),
+        starts=np.arange(len(targets) + 1, dtype=np.int64),
+        candidate_ids=targets,
+    )
+    return Candidates(histories, columns)
 
 
-def product_search(splits: Sequence[str]) -> Iterator[tuple[CandidateList, frozenset[int]]]:
-    """Yields the evaluation examples of the held-out items, still without candidates.
+def draw_evaluation(
+    targets: Candidates,
+    seen_items: ItemSets,
+    *,
+    title_ids: Sequence[int] | npt.NDArray[np.int32],
+    num_candidates: int,
+    dataset: str,
+    seed: int,
+    allow_fewer: bool = False,
+) -> Candidates:
+    """Returns the evaluation examples with their candidates.
 
     Args:
-      splits: [items], see `splits.search_splits`.
+      targets: see `evaluation_targets`.
+      seen_items: [users], items of the whole sequence, which are never negatives; in product
+        search the whole catalogue may be drawn.
+      title_ids: [items], equal for items of equal title.
+      num_candidates: at least 2.
+      dataset: name of the data set.
+      seed: of the whole preparation.
+      allow_fewer: make smaller sets where the catalogue has too few items.
 
-    Returns:
-      (example with the target alone, no items: the whole catalogue may be drawn).
+    Raises:
+      UserError: if the catalogue has too few items of different titles.
     """
-    for item_id, split in enumerate(splits):
-        if split in (VALIDATION, TEST):
-            example = CandidateList(
-                example_id=f"item:{item_id}",
-                protocol=PRODUCT_SEARCH,
-                split=split,
-                user_id="",
-                position=-1,
-                target_id=item_id,
-                candidate_ids=(item_id,),
+    ids = list(map(int, title_ids))  # faster one by one than an array
+    rows = targets.columns.history_rows
+    drawn = np.zeros((len(targets), num_candidates), dtype=np.int32)
+    lengths = np.zeros(len(targets), dtype=np.int64)
+    nothing: frozenset[int] = frozenset()
+    for place, example in enumerate(targets):
+        row = rows[place]
+        rng = example_rng(example.example_id, dataset=dataset, split=example.split, seed=seed)
+        try:
+            one = draw_candidates(
+                ids,
+                excluded=frozenset(seen_items[row].tolist()) if row >= 0 else nothing,
+                target=example.target_id,
+                num_candidates=num_candidates,
+                rng=rng,
+                allow_fewer=allow_fewer,
             )
-            yield example, frozenset()
+        except UserError as error:
+            raise UserError(f"example {example.example_id!r}: {error}") from None
+        drawn[place, : len(one)] = one
+        lengths[place] = len(one)
+    columns = dataclasses.replace(
+        targets.columns,
+        starts=starts_of(lengths),
+        candidate_ids=drawn[np.arange(num_candidates) < lengths[:, None]],
+    )
+    return Candidates(targets.histories, columns)
 
 
 def example_rng(example_id: str, *, dataset: str, split: str, seed: int) -> np.random.Generator:

@@ -110,6 +110,12 @@ class Histories(Lazy[History]):
             review_rows=flatten((row.review_rows for row in rows), np.int32)[0],
         )
 
+    def with_review_rows(self, review_rows: npt.NDArray[np.int32]) -> "Histories":
+        """Returns the same histories with places of reviews, [total] int32."""
+        return Histories(
+            self.user_ids, self.item_ids, self.starts, times=self.times, review_rows=review_rows
+        )
+
     def __len__(self) -> int:
         """Returns the number of users."""
         return len(self.starts) - 1

@@ -55,10 +55,14 @@ def drop_repeats(user: Ints, item: Ints, time: npt.NDArray[np.float64]) -> Ints:
       user [0, 0, 0], item [4, 4, 4], time [1, 2, 1] -> [0, 1].
     """
     order = np.lexsort((time, item, user))  # stable: the first in the file leads its group
-    columns = [column[order] for column in (user, item, time)]
-    is_new = np.ones(len(order), dtype=bool)
-    is_new[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
-    return np.sort(order[is_new])
+    is_new = np.zeros(len(order), dtype=bool)
+    is_new[:1] = True
+    for column in (user, item, time):  # one sorted column at a time in memory
+        values = column[order]
+        is_new[1:] |= values[1:] != values[:-1]
+    is_kept = np.zeros(len(order), dtype=bool)
+    is_kept[order[is_new]] = True
+    return np.flatnonzero(is_kept)
 
 
 def k_core(user: Ints, item: Ints, k: int) -> Core:
@@ -75,12 +79,11 @@ def k_core(user: Ints, item: Ints, k: int) -> Core:
     Example:
       user [0, 0, 1, 1, 2], item [0, 1, 0, 1, 1] with k=2 -> kept [0, 1, 2, 3].
     """
-    kept = one_pass = np.arange(len(user))
+    kept = one_pass = np.arange(len(user), dtype=_index_type(len(user)))
     num_rounds = 0
     while True:
-        per_user = np.bincount(user[kept]) if len(kept) else np.zeros(0, dtype=np.int64)
-        per_item = np.bincount(item[kept]) if len(kept) else np.zeros(0, dtype=np.int64)
-        is_kept = (per_user[user[kept]] >= k) & (per_item[item[kept]] >= k)
+        users, items = user[kept], item[kept]
+        is_kept = (np.bincount(users) >= k)[users] & (np.bincount(items) >= k)[items]
         if is_kept.all():
             return Core(kept=kept, kept_after_one_pass=one_pass, num_rounds=num_rounds)
         kept = kept[is_kept]
@@ -129,5 +132,24 @@ def split_by_user(user: Ints) -> tuple[Ints, Ints]:
     Example:
       [3, 3, 8] -> ([0, 2], [2, 1]).
     """
-    _, starts, lengths = np.unique(user, return_index=True, return_counts=True)
-    return starts, lengths
+    is_start = np.ones(len(user), dtype=bool)
+    is_start[1:] = user[1:] != user[:-1]
+    starts = np.flatnonzero(is_start)
+    return starts, np.diff(starts, append=len(user))
+
+
+def count_distinct(ids: Ints) -> int:
+    """Returns how many different ids there are, without sorting them.
+
+    Args:
+      ids: numbers from 0.
+
+    Example:
+      [4, 0, 4] -> 2.
+    """
+    return int(np.count_nonzero(np.bincount(ids))) if len(ids) else 0
+
+
+def _index_type(size: int) -> type[np.signedinteger]:
+    """Returns the smaller of the types that can count so far."""
+    return np.int32 if size <= np.iinfo(np.int32).max else np.int64

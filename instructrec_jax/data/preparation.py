@@ -2,18 +2,20 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from instructrec_jax.data import candidates, catalogue, filtering, splits
-from instructrec_jax.data.columnar import Candidates, Histories, ItemSets
-from instructrec_jax.data.prepared import PreparedData
+from instructrec_jax.data import candidates, catalogue, filtering, reviews, splits
+from instructrec_jax.data.columnar import Histories, ItemSets, starts_of
+from instructrec_jax.data.prepared import PreparedData, write_prepared
 from instructrec_jax.data.raw_log import RawLog
 from instructrec_jax.data.readers import damage
 from instructrec_jax.data.titles import title_ids
 from instructrec_jax.errors import UserError
-from instructrec_jax.records import CandidateList, History, Item
+from instructrec_jax.records import Item
 
 MIN_HISTORY = 3  # one item to learn from, the validation target, the test target
 
@@ -29,6 +31,7 @@ class PrepareSettings:
       max_history: most recent items kept of each user.
       num_candidates: the target and its negatives.
       max_title_chars: longer titles are cut between words.
+      max_review_chars: longer reviews likewise.
       allow_fewer_candidates: whether a small catalogue gives smaller candidate sets.
       on_damage: "fail" refuses a log with a damaged line, "skip" leaves such lines out.
       max_damaged: most lines that "skip" leaves out.
@@ -42,6 +45,7 @@ class PrepareSettings:
     max_history: int = 20
     num_candidates: int = 10
     max_title_chars: int = 200
+    max_review_chars: int = 2000
     allow_fewer_candidates: bool = False
     on_damage: str = damage.FAIL
     max_damaged: int = damage.DEFAULT_MAX_DAMAGED
@@ -55,6 +59,7 @@ class PrepareSettings:
             "max_history": MIN_HISTORY,
             "num_candidates": 2,
             "max_title_chars": 1,
+            "max_review_chars": 1,
             "max_damaged": 0,
         }
         for name, bound in lowest.items():
@@ -75,11 +80,19 @@ class PrepareSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Preparation:
-    """Artefact A with what was counted on the way."""
+    """Artefact A with what was counted on the way.
+
+    Attributes:
+      data: all but the reviews.
+      counts: what is written, by name.
+      drops: what was left out, by reason.
+      event_numbers: [total] int32, for each entry of the histories its event's number in the log.
+    """
 
     data: PreparedData
     counts: dict[str, int]
     drops: dict[str, int]
+    event_numbers: npt.NDArray[np.int32]
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -89,20 +102,22 @@ class _Events:
     user: npt.NDArray[np.int32]
     item: npt.NDArray[np.int32]
     time: npt.NDArray[np.float64]
+    number: npt.NDArray[np.int32]  # of the event in the log
 
     def take(self, kept: npt.NDArray) -> int:
         """Keeps the events at `kept`, in that order; returns how many were left out."""
         num_left_out = len(self.user) - len(kept)
-        self.user, self.item, self.time = self.user[kept], self.item[kept], self.time[kept]
+        for column in dataclasses.fields(self):  # one at a time, to hold one more at most
+            setattr(self, column.name, getattr(self, column.name)[kept])
         return num_left_out
 
     def num_users(self) -> int:
         """Counts the users with an event."""
-        return len(np.unique(self.user))
+        return filtering.count_distinct(self.user)
 
     def num_items(self) -> int:
         """Counts the items with an event."""
-        return len(np.unique(self.item))
+        return filtering.count_distinct(self.item)
 
 
 def prepare_log(log: RawLog, dataset: str, settings: PrepareSettings) -> Preparation:
@@ -131,20 +146,64 @@ def prepare_log(log: RawLog, dataset: str, settings: PrepareSettings) -> Prepara
     _order(events, log, counts)
     items, new_ids = _renumber(listed, events, drops)
     events.item = new_ids[events.item]
-    histories, seen = _histories(log.users, events, settings.max_history, counts, drops)
+    seen = _seen_items(events, len(items))
+    event_numbers, histories = _histories(log, events, settings.max_history, counts, drops)
     items_splits = splits.search_splits(items, dataset=dataset, seed=settings.seed)
+    ids = title_ids([item.title for item in items])
     data = PreparedData(
         dataset=dataset,
         items=items,
         search_splits=items_splits,
         histories=histories,
         seen_items=seen,
-        candidates=Candidates.of((), histories),
+        candidates=candidates.draw_evaluation(
+            candidates.evaluation_targets(histories, items_splits),
+            seen,
+            title_ids=ids,
+            num_candidates=settings.num_candidates,
+            dataset=dataset,
+            seed=settings.seed,
+            allow_fewer=settings.allow_fewer_candidates,
+        ),
     )
-    drawn = Candidates.of(_candidates(data, settings), histories)
-    data = dataclasses.replace(data, candidates=drawn)
+    counts["items_beyond_one_a_title"] = len(items) - len(np.unique(ids))
     _count_output(data, settings, counts)
-    return Preparation(data=data, counts=counts, drops=drops)
+    return Preparation(data=data, counts=counts, drops=drops, event_numbers=event_numbers)
+
+
+def write_preparation(
+    folder: Path | str, preparation: Preparation, log: RawLog, settings: PrepareSettings
+) -> Preparation:
+    """Writes artefact A into a folder that exists, the reviews of the log streaming through.
+
+    Args:
+      folder: where the files go; the manifest is the stage's.
+      preparation: what `prepare_log` returned.
+      log: what it was made from; its reviews are read now, and those of cut histories are kept.
+      settings: `max_review_chars` is read.
+
+    Returns:
+      The preparation, with rows of reviews and their counts where the log has any.
+    """
+    if log.reviews is not None:
+        is_kept = np.zeros(len(log.event_user), dtype=np.bool_)
+        is_kept[preparation.event_numbers] = True
+        rows, num_cut = reviews.write_reviews(
+            Path(folder) / reviews.FILE_NAME,
+            log.reviews(),
+            is_kept=is_kept,
+            max_chars=settings.max_review_chars,
+        )
+        review_rows = rows[preparation.event_numbers]
+        histories = preparation.data.histories.with_review_rows(review_rows)
+        num_reviews = int(np.count_nonzero(review_rows >= 0))
+        preparation = dataclasses.replace(
+            preparation,
+            data=dataclasses.replace(preparation.data, histories=histories),
+            counts={**preparation.counts, "reviews": num_reviews, "reviews_cut": num_cut},
+        )
+    write_prepared(folder, preparation.data)
+    return preparation
 
 
 def _known_events(log: RawLog, listed: Sequence[Item], drops: dict[str, int]) -> _Events:
@@ -163,7 +222,12 @@ def _known_events(log: RawLog, listed: Sequence[Item], drops: dict[str, int]) ->
             f"{log.event_items[0]!r}, the catalogue {listed[0].raw_id!r}; "
             "the two files do not belong together"
         )
-    return _Events(user=log.event_user[is_kept], item=item[is_kept], time=log.event_time[is_kept])
+    return _Events(
+        user=log.event_user[is_kept],
+        item=item[is_kept],
+        time=log.event_time[is_kept],
+        number=np.flatnonzero(is_kept).astype(np.int32),
+    )
 
 
 def _keep_core(events: _Events, k: int, counts: dict[str, int], drops: dict[str, int]) -> None:
@@ -171,8 +235,8 @@ def _keep_core(events: _Events, k: int, counts: dict[str, int], drops: dict[str,
     core = filtering.k_core(events.user, events.item, k)
     one_pass = core.kept_after_one_pass
     counts["k_core_rounds"] = core.num_rounds
-    counts["one_pass_users"] = len(np.unique(events.user[one_pass]))
-    counts["one_pass_items"] = len(np.unique(events.item[one_pass]))
+    counts["one_pass_users"] = filtering.count_distinct(events.user[one_pass])
+    counts["one_pass_items"] = filtering.count_distinct(events.item[one_pass])
     counts["one_pass_interactions"] = len(one_pass)
     num_users, num_items = events.num_users(), events.num_items()
     drops["interactions_below_k_core"] = events.take(core.kept)
@@ -214,70 +278,62 @@ def _renumber(
     return items, new_ids
 
 
+def _seen_items(events: _Events, num_items: int) -> ItemSets:
+    """Returns the distinct items of every user; the events are in order of users."""
+    starts, lengths = filtering.split_by_user(events.user)
+    rows = np.repeat(np.arange(len(starts)), lengths)
+    pairs = rows * num_items + events.item
+    pairs.sort()
+    pairs = pairs[np.diff(pairs, prepend=-1) != 0]
+    per_user = np.bincount(pairs // num_items, minlength=len(starts))
+    return ItemSets((pairs % num_items).astype(np.int32), starts_of(per_user))
+
+
 def _histories(
-    users: Sequence[str],
+    log: RawLog,
     events: _Events,
     max_history: int,
     counts: dict[str, int],
     drops: dict[str, int],
-) -> tuple[Histories, ItemSets]:
-    """Returns each user's last items, and all distinct items of the user."""
+) -> tuple[npt.NDArray[np.int32], Histories]:
+    """Returns each user's last items, and the numbers of their events in the log."""
     starts, lengths = filtering.split_by_user(events.user)
+    users = events.user[starts]
     counts["interactions_before_cut"] = len(events.user)
-    drops["interactions_before_last_items"] = int(np.maximum(lengths - max_history, 0).sum())
-    sequences = np.split(events.item, starts[1:])
-    histories = tuple(
-        History(user_id=users[user], item_ids=tuple(sequence[-max_history:].tolist()))
-        for user, sequence in zip(events.user[starts].tolist(), sequences, strict=True)
+    num_cut = np.maximum(lengths - max_history, 0)
+    drops["interactions_before_last_items"] = int(num_cut.sum())
+    places = np.arange(len(events.user)) - np.repeat(starts, lengths)
+    events.take(np.flatnonzero(places >= np.repeat(num_cut, lengths)))
+    histories = Histories(
+        pa.array([log.users[user] for user in users.tolist()], type=pa.string()),
+        events.item,
+        starts_of(lengths - num_cut),
+        times=events.time.astype(np.int64) if log.has_unix_times else None,
     )
-    return Histories.of(histories), ItemSets.of(np.unique(sequence) for sequence in sequences)
-
-
-def _candidates(data: PreparedData, settings: PrepareSettings) -> tuple[CandidateList, ...]:
-    """Draws the candidates of every evaluation example."""
-    ids = title_ids([item.title for item in data.items]).tolist()
-    rows = []
-    for examples in (
-        candidates.leave_one_out(data.histories, data.seen_items),
-        candidates.product_search(data.search_splits),
-    ):
-        for example, excluded in examples:
-            rng = candidates.example_rng(
-                example.example_id, dataset=data.dataset, split=example.split, seed=settings.seed
-            )
-            try:
-                drawn = candidates.draw_candidates(
-                    ids,
-                    excluded=excluded,
-                    target=example.target_id,
-                    num_candidates=settings.num_candidates,
-                    rng=rng,
-                    allow_fewer=settings.allow_fewer_candidates,
-                )
-            except UserError as error:
-                raise UserError(f"example {example.example_id!r}: {error}") from None
-            rows.append(dataclasses.replace(example, candidate_ids=drawn))
-    return tuple(rows)
+    return events.number, histories
 
 
 def _count_output(data: PreparedData, settings: PrepareSettings, counts: dict[str, int]) -> None:
     """Counts what is written."""
-    counts["users"] = len(data.histories)
+    histories, lists = data.histories, data.candidates.columns
+    counts["users"] = len(histories)
     counts["items"] = len(data.items)
-    counts["interactions"] = sum(len(history.item_ids) for history in data.histories)
-    counts["users_whose_target_is_in_their_history"] = sum(
-        history.item_ids[-1] in history.item_ids[:-1] for history in data.histories
-    )
-    distinct = len(set(title_ids([item.title for item in data.items]).tolist()))
-    counts["items_beyond_one_a_title"] = len(data.items) - distinct
+    counts["interactions"] = len(histories.item_ids)
+    last = histories.item_ids[histories.starts[1:] - 1]
+    is_last = histories.item_ids == np.repeat(last, np.diff(histories.starts))
+    times_chosen = np.add.reduceat(is_last, histories.starts[:-1], dtype=np.int64)
+    counts["users_whose_target_is_in_their_history"] = int(np.count_nonzero(times_chosen > 1))
     for split in (splits.TRAIN, splits.VALIDATION, splits.TEST):
         counts[f"search_items_{split}"] = data.search_splits.count(split)
-    for row in data.candidates:
-        name = f"{row.protocol}_{row.split}"
-        counts[name] = counts.get(name, 0) + 1
-    counts["candidate_lists_with_fewer"] = sum(
-        len(row.candidate_ids) < settings.num_candidates for row in data.candidates
-    )
+    for protocol, is_of_it in (
+        (candidates.LEAVE_ONE_OUT, lists.history_rows >= 0),
+        (candidates.PRODUCT_SEARCH, lists.history_rows < 0),
+    ):
+        for split, is_in_it in ((splits.VALIDATION, ~lists.is_test), (splits.TEST, lists.is_test)):
+            if number := int(np.count_nonzero(is_of_it & is_in_it)):
+                counts[f"{protocol}_{split}"] = number
+    num_fewer = np.count_nonzero(np.diff(lists.starts) < settings.num_candidates)
+    counts["candidate_lists_with_fewer"] = int(num_fewer)
 
 
 def _nothing_left(drops: dict[str, int]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from instructrec_jax import files
 from instructrec_jax.data import prepared
-from instructrec_jax.data.preparation import PrepareSettings, prepare_log
+from instructrec_jax.data.preparation import PrepareSettings, prepare_log, write_preparation
 from instructrec_jax.data.readers.registry import recognise
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, find_same_work
@@ -63,16 +63,18 @@ def prepare(
             "format": form.name,
             **dataclasses.asdict(settings),
             "protocol": _PROTOCOL,
+            "prepared_format": prepared.FORMAT,
         },
     )
     manifest = find_same_work(output_dir, plan)
     if manifest is not None:
         _LOGGER.info("%s already holds this preparation: reused", output_dir)
     else:
-        result = prepare_log(form.read(paths), dataset, settings)
-        manifest = dataclasses.replace(plan, counts=result.counts, drops=result.drops)
+        log = form.read(paths)
+        result = prepare_log(log, dataset, settings)
         with files.atomic_directory(output_dir) as folder:
-            prepared.write_prepared(folder, result.data)
+            result = write_preparation(folder, result, log, settings)
+            manifest = dataclasses.replace(plan, counts=result.counts, drops=result.drops)
             manifest.write(folder)
         _LOGGER.info("wrote %s", output_dir)
     _report(manifest)
