@@ -25,6 +25,7 @@ class Manifest:
       settings: everything else that decides the output (seed included); JSON values only.
       counts: what was written, by name.
       drops: what was left out, by reason.
+      damage: places of damaged lines that were left out, the first few by reason.
       versions: versions of the packages that took part.
       command: the command line, to run it again.
     """
@@ -34,6 +35,7 @@ class Manifest:
     settings: Mapping[str, Any]
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     drops: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    damage: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=lambda: _versions())
     command: str = dataclasses.field(default_factory=lambda: " ".join(sys.argv))
 

@@ -48,7 +48,7 @@ def _fetch(options: argparse.Namespace) -> None:
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
     _add_folders(
         parser,
-        reads="folder with the raw logs: RecBole atomic files, TSV or JSONL",
+        reads="folder with the raw logs: RecBole atomic files, TSV, JSONL or Amazon reviews",
         writes="folder to write, which must be new, empty or hold the same work",
     )
     unset = argparse.SUPPRESS
@@ -80,18 +80,50 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         default=unset,
         help="let a small catalogue give smaller candidate sets instead of an error",
     )
+    parser.add_argument(
+        "--max_review_chars",
+        type=int,
+        default=unset,
+        help="longest review kept whole (default 2000)",
+    )
+    parser.add_argument(
+        "--on_damage",
+        default=unset,
+        metavar="POLICY",
+        help="fail or skip: what a damaged line or a cut file leads to (default fail)",
+    )
+    parser.add_argument(
+        "--max_damaged", type=int, default=unset, help="most lines that skip bears (default 1000)"
+    )
+    parser.add_argument(
+        "--title_fallback",
+        default=unset,
+        metavar="NAMES",
+        help="refuse or category_asin: what becomes of items without a title of their own, where "
+        "they are too many (default refuse)",
+    )
+    parser.add_argument(
+        "--max_same_title_share",
+        type=float,
+        default=unset,
+        help="share of items that may have no title or another item's (default 0.5)",
+    )
 
 
 def _prepare(options: argparse.Namespace) -> None:
     from instructrec_jax.data.preparation import PrepareSettings
     from instructrec_jax.stages import prepare
 
-    names = ("seed", "k_core", "max_history", "num_candidates", "max_title_chars")
+    names = (
+        *("seed", "k_core", "max_history", "num_candidates", "max_title_chars"),
+        *("allow_fewer_candidates", "max_review_chars", "on_damage", "max_damaged"),
+        *("title_fallback", "max_same_title_share"),
+    )
     prepare.prepare(
         dataset=options.dataset,
         input_dir=options.input_dir,
         output_dir=options.output_dir,
-        settings=PrepareSettings(**_given(options, *names, "allow_fewer_candidates")),
+        settings=PrepareSettings(**_given(options, *names)),
     )
 
 

@@ -1,12 +1,11 @@
 """The catalogue that a log's items become: clean titles, each of which names its item."""
 
 import collections
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from instructrec_jax.data.raw_log import RawItem, RawLog
-from instructrec_jax.data.titles import clean_text, cut_title
+from instructrec_jax.data.titles import clean_brand, clean_text, cut_title, junk_kind
 from instructrec_jax.errors import UserError
 from instructrec_jax.records import Item
 
@@ -16,33 +15,6 @@ if TYPE_CHECKING:
 REFUSE, CATEGORY_ASIN = "refuse", "category_asin"
 FALLBACKS = (REFUSE, CATEGORY_ASIN)
 _NO_CATEGORY = "Item"
-
-# Shop pages that were scraped badly leave markup or script where the title should be. Inline marks
-# that a shop may really print in a title (<b>, <i>, <br>) do not make it junk.
-_MARKUP = re.compile(
-    r"""<\s*(?:span|div|img|script|style|link|meta|table|t[dr]|ul|li|input|iframe|form)\b
-    | <\s*a\s+[a-z-]+\s*= | </\s*(?:span|div|a|script|style|table|t[dr]|ul|li|form)\s*>
-    | <!--""",
-    re.IGNORECASE | re.VERBOSE,
-)
-_SCRIPT = re.compile(
-    r"""\bvar\s+\w+\s*= | \bfunction\s*\w*\s*\( | \.getTime\(\) | \b(?:document|window)\.\w+\s*[=(]
-    | ^\s*[.#@]?[\w.# -]+\s*\{[^}]*:[^}]*[;}]""",
-    re.VERBOSE,
-)
-
-
-def junk_kind(title: str) -> str:
-    """Tells why a cleaned title names nothing: "empty", "markup" or "script"; "" where it does.
-
-    Example:
-      '<span class="price">' -> "markup"; "var aPageStart = 1;" -> "script"; "Halo" -> "".
-    """
-    if not title:
-        return "empty"
-    if _MARKUP.search(title):
-        return "markup"
-    return "script" if _SCRIPT.search(title) else ""
 
 
 def clean_catalogue(
@@ -83,7 +55,7 @@ def clean_catalogue(
             raw_id=item.raw_id,
             title=cut_title(title, settings.max_title_chars),
             category=clean_text(item.category),
-            brand=clean_text(item.brand),
+            brand=clean_brand(item.brand),
         )
         for place, (item, title) in enumerate(zip(log.items, titles, strict=True))
     ]
@@ -109,9 +81,10 @@ def _nameless(log: RawLog, titles: Sequence[str], settings: "PrepareSettings") -
                 title, number = groups.most_common(1)[0]
                 example = f"{title[:60]!r} stands for {number}"
                 parts.append(f"{num_shared} share theirs with another item ({example})")
+            where = "" if log.has_item_file else "the folder holds no file of items; "
             raise UserError(
-                f"{num_missing + num_shared} of the {num_items} items that the log's events name "
-                f"cannot be told apart by their titles: {', '.join(parts)}; more than "
+                f"{where}{num_missing + num_shared} of the {num_items} items that the log's "
+                f"events name cannot be told apart by their titles: {', '.join(parts)}; more than "
                 f"max_same_title_share={settings.max_same_title_share} allows. Give the items "
                 "titles, name them by category and id with --title_fallback=category_asin, or "
                 "raise --max_same_title_share"

@@ -1,4 +1,4 @@
-"""Titles and category paths as the model will see them: clean, one line, of bounded length."""
+"""Titles, category paths and brands: clean, one line, of bounded length, without shop junk."""
 
 import html
 import re
@@ -13,6 +13,23 @@ import numpy.typing as npt
 _ENTITY = re.compile(r"&(?:#[0-9]+;|#[xX][0-9a-fA-F]+;|[A-Za-z][A-Za-z0-9]*;|(?:amp|quot|lt|gt)\b)")
 _NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")
 
+# Shop pages that were scraped badly leave markup or script where the title should be. Inline marks
+# that a shop may really print in a title (<b>, <i>, <br>) do not make it junk.
+_MARKUP = re.compile(
+    r"""<\s*(?:span|div|img|script|style|link|meta|table|t[dr]|ul|li|input|iframe|form)\b
+    | <\s*a\s+[a-z-]+\s*= | </\s*(?:span|div|a|script|style|table|t[dr]|ul|li|form)\s*>
+    | <!--""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_SCRIPT = re.compile(
+    r"""\bvar\s+\w+\s*= | \bfunction\s*\w*\s*\( | \.getTime\(\) | \b(?:document|window)\.\w+\s*[=(]
+    | ^\s*[.#@]?[\w.# -]+\s*\{[^}]*:[^}]*[;}]""",
+    re.VERBOSE,
+)
+# What shops wrap around a maker's or an author's name.
+_BRAND_PAGE = re.compile(r"^Visit (?:Amazon's (?P<author>.+) Page|the (?P<shop>.+) Store)$")
+_BRAND_FORMAT = re.compile(r"\s+Format: [\w ,/-]+$")
+
 
 def clean_text(text: str) -> str:
     """Returns the text with HTML entities resolved and every run of blanks made one blank.
@@ -26,6 +43,53 @@ def clean_text(text: str) -> str:
     while (plain := _ENTITY.sub(_resolve, text)) != text:
         text = plain
     return " ".join(_NO_TEXT.sub(" ", text).split())
+
+
+def junk_kind(title: str) -> str:
+    """Tells why a cleaned title names nothing: "empty", "markup" or "script"; "" where it does.
+
+    Example:
+      '<span class="price">' -> "markup"; "var aPageStart = 1;" -> "script"; "Halo" -> "".
+    """
+    if not title:
+        return "empty"
+    if _MARKUP.search(title):
+        return "markup"
+    return "script" if _SCRIPT.search(title) else ""
+
+
+def category_path(parts: Sequence[str]) -> str:
+    """Joins a path from broad to narrow with ", ", as the specific intention (I2) has it.
+
+    Empty parts go, a part that repeats the one before goes, and a path ends where a part holds
+    markup: shops that were scraped badly go on with a product's features from there.
+
+    Example:
+      ["Gift Cards", "Gift Cards", "Food &amp; Drink", "</span>", "100% cotton"] ->
+      "Gift Cards, Food & Drink".
+    """
+    path: list[str] = []
+    for part in map(clean_text, parts):
+        if junk_kind(part) in ("markup", "script"):
+            break
+        if part and part not in path[-1:]:
+            path.append(part)
+    return ", ".join(path)
+
+
+def clean_brand(text: str) -> str:
+    """Returns a brand's bare name; "" where the text is markup or script.
+
+    Example:
+      "Visit Amazon's Ada Fenwick Page" -> "Ada Fenwick".
+    """
+    brand = clean_text(text)
+    if junk_kind(brand):
+        return ""
+    page = _BRAND_PAGE.match(brand)
+    if page:
+        brand = page["author"] or page["shop"]
+    return _BRAND_FORMAT.sub("", brand)
 
 
 def cut_title(title: str, max_chars: int) -> str:

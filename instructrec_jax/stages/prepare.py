@@ -8,6 +8,8 @@ from pathlib import Path
 from instructrec_jax import files
 from instructrec_jax.data import prepared
 from instructrec_jax.data.preparation import PrepareSettings, prepare_log, write_preparation
+from instructrec_jax.data.raw_log import count_log
+from instructrec_jax.data.readers.damage import Damage
 from instructrec_jax.data.readers.registry import recognise
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, find_same_work
@@ -70,11 +72,22 @@ def prepare(
     if manifest is not None:
         _LOGGER.info("%s already holds this preparation: reused", output_dir)
     else:
-        log = form.read(paths)
+        damage = Damage(on_damage=settings.on_damage, max_damaged=settings.max_damaged)
+        log = form.read(paths, damage)
+        read = count_log(log)
         result = prepare_log(log, dataset, settings)
         with files.atomic_directory(output_dir) as folder:
             result = write_preparation(folder, result, log, settings)
-            manifest = dataclasses.replace(plan, counts=result.counts, drops=result.drops)
+            manifest = dataclasses.replace(
+                plan,
+                counts={**read, **result.counts},
+                drops={
+                    **{f"damaged_lines_{reason}": n for reason, n in damage.counts.items()},
+                    "item_details_of_unknown_items": log.num_details_of_unknown_items,
+                    **result.drops,
+                },
+                damage=damage.examples,
+            )
             manifest.write(folder)
         _LOGGER.info("wrote %s", output_dir)
     _report(manifest)
@@ -84,12 +97,20 @@ def prepare(
 def _report(manifest: Manifest) -> None:
     """Logs the counts; other programs read the line `users=... items=... interactions=...`."""
     counts = manifest.counts
+    read = [f"{name}={n}" for name, n in counts.items() if name.startswith("log_")]
+    _LOGGER.info("read: %s", " ".join(read))
+    for reason, places in manifest.damage.items():
+        number = manifest.drops[f"damaged_lines_{reason}"]
+        more = " ..." if number > len(places) else ""
+        _LOGGER.warning("damaged, left out: %s %d (%s%s)", reason, number, ", ".join(places), more)
     _LOGGER.info(
         "users=%d items=%d interactions=%d",
         counts["users"],
         counts["items"],
         counts["interactions"],
     )
+    if counts["titles_from_category"]:
+        _LOGGER.info("items named by category and id: %d", counts["titles_from_category"])
     drops = ", ".join(f"{name}={number}" for name, number in manifest.drops.items() if number)
     _LOGGER.info("left out: %s", drops or "nothing")
     if counts["users_with_time_ties"]:

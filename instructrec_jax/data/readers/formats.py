@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from instructrec_jax.data.raw_log import RawLog
+from instructrec_jax.data.readers.damage import Damage
 from instructrec_jax.errors import UserError
 
 
@@ -16,14 +17,14 @@ class Format:
       name: short, for the manifest.
       understood: the files it consists of, as a message lists them.
       find: returns the files of this format in a folder, () if it is another format.
-      read: reads those files.
+      read: reads those files; damaged lines are left to the policy that it is given.
       default_k_core: what `--k_core` is where the user gives none; 1 keeps what the files hold.
     """
 
     name: str
     understood: str
     find: Callable[[Path], tuple[Path, ...]]
-    read: Callable[[Sequence[Path]], RawLog]
+    read: Callable[[Sequence[Path], Damage], RawLog]
     default_k_core: int = 5
 
 

@@ -6,40 +6,53 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NoReturn, cast
 
+from instructrec_jax.data.readers.damage import Damage, DamagedLineError, damaged
 from instructrec_jax.errors import UserError
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = "\ufeff"
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, damage: Damage | None = None) -> Iterator[tuple[int, str]]:
     r"""Yields (line number from 1, line without its end) for every line that is not empty.
 
     The first bytes of the file, not its name, decide whether it is gzip. Only "\n" and "\r\n"
-    end a line: other separators may stand inside a title.
+    end a line: other separators may stand inside a title. Of a gzip file that was cut, the whole
+    lines before the cut can be used; the cut itself counts as one damaged line.
 
     Args:
       path: the file.
+      damage: what happens to lines that are not UTF-8 and to a cut; by default they are errors.
 
     Raises:
-      UserError: if the file is missing, a folder, empty, cut in the middle or not UTF-8.
+      UserError: if the file is missing, a folder, empty, or damaged beyond what `damage` allows.
 
     Example:
       A file "a\tb\n\nc\td\n" yields (1, "a\tb") and (3, "c\td").
     """
+    damage = damage or Damage()
     number = 0
     try:
         with _open(path) as stream:
             for raw in stream:
                 number += 1
-                line = _decode(raw, path, number)
+                try:
+                    line = _decode(raw, path, number)
+                except DamagedLineError as error:
+                    damage.handle(error)
+                    continue
                 if line:
                     yield number, line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(
+        cut = DamagedLineError(
             f"{path} is damaged after line {number} ({error}): the gzip file was cut or changed; "
-            "obtain it again"
-        ) from None
+            "obtain it again",
+            reason="cut_gzip",
+            place=f"{path.name} line {number + 1}",
+        )
+        damage.handle(cut)
+        if number == 0:
+            raise UserError(str(cut)) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     if number == 0:
@@ -47,7 +60,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def fail(path: Path, line: int, problem: str) -> NoReturn:
-    """Raises the error for a damaged line, naming the file and the line."""
+    """Raises the error for a line without which the file means nothing, such as its header."""
     raise UserError(f"{path} line {line}: {problem}")
 
 
@@ -63,7 +76,8 @@ def _decode(raw: bytes, path: Path, number: int) -> str:
     try:
         line = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        fail(path, number, f"not UTF-8 ({error.reason} at byte {error.start}); convert the file")
+        problem = f"not UTF-8 ({error.reason} at byte {error.start}); convert the file"
+        damaged(path, number, "not_utf8", problem)
     if number == 1:
         line = line.removeprefix(_BYTE_ORDER_MARK)
     return line.removesuffix("\n").removesuffix("\r")

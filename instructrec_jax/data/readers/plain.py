@@ -1,11 +1,24 @@
 """Plain logs: `interactions` and `items`, each a TSV with a header or JSONL, plain or gzip."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from instructrec_jax.data.raw_log import LogBuilder, RawItem, RawLog
+from instructrec_jax.data.readers.damage import Damage
+from instructrec_jax.data.readers.events import RowEvents
 from instructrec_jax.data.readers.formats import Format, find_one, need_one
-from instructrec_jax.data.readers.rows import Column, as_id, as_path, as_text, as_time, read_rows
+from instructrec_jax.data.readers.rows import (
+    Column,
+    as_id,
+    as_path,
+    as_text,
+    read_rows,
+    tsv_rows,
+)
+from instructrec_jax.data.titles import category_path
+from instructrec_jax.errors import UserError
 
 ITEM_FILES = ("items.tsv", "items.jsonl")
 _INTERACTION_FILES = ("interactions.tsv", "interactions.jsonl")
@@ -13,55 +26,109 @@ _INTERACTION_COLUMNS = (
     Column(("user_id",)),
     Column(("item_id",)),
     Column(("timestamp",), is_required=False),
+    Column(("review",), is_required=False),
 )
 _ITEM_COLUMNS = (
     Column(("item_id",)),
     Column(("title",)),
     Column(("category",), is_required=False),
+    Column(("brand",), is_required=False),
+)
+_DETAIL_COLUMNS = (
+    Column(("item_id",)),
+    Column(("categories", "category"), is_required=False),
+    Column(("brand",), is_required=False),
 )
 
 
-def read_items(path: Path, builder: LogBuilder) -> None:
-    """Adds the catalogue of an `items` file (columns item_id, title, optionally category)."""
-    for line, (item, title, category) in read_rows(path, _ITEM_COLUMNS):
-        builder.add_item(
-            RawItem(
-                raw_id=as_id(item, path, line, "item_id"),
-                title=as_text(title, path, line, "title"),
-                category=as_path(category, path, line, "category"),
-            )
+def find_items(folder: Path, beside: Path) -> tuple[Path, ...]:
+    """Finds the `items` file, and `items_meta*.tsv` where some items have more to tell.
+
+    Raises:
+      UserError: if there is no `items` file, or several of a kind.
+    """
+    items = need_one(folder, ITEM_FILES, beside)
+    details = sorted(path for path in folder.iterdir() if _is_details(path.name))
+    if len(details) > 1:
+        raise UserError(
+            f"{folder} holds {' and '.join(path.name for path in details)}, of which one is read; "
+            "keep one of them there"
         )
+    return items, *details
+
+
+def read_items(paths: Sequence[Path], builder: LogBuilder, damage: Damage) -> None:
+    """Adds the catalogue.
+
+    Args:
+      paths: the `items` file (item_id, title, optionally category and brand), and where
+        `find_items` found one the file of details (item_id, brand, categories: one path, its parts
+        joined by commas).
+      builder: gets the items.
+      damage: what happens to damaged lines.
+    """
+    items, *details = paths
+
+    def parse_item(line: int, row: list[Any]) -> RawItem:
+        item, title, category, brand = row
+        return RawItem(
+            raw_id=as_id(item, items, line, "item_id"),
+            title=as_text(title, items, line, "title"),
+            category=as_path(category, items, line, "category"),
+            brand=as_text(brand, items, line, "brand"),
+        )
+
+    for item in damage.parsed(read_rows(items, _ITEM_COLUMNS, damage), parse_item):
+        builder.add_item(item)
+    for path in details:
+
+        def parse_details(line: int, row: list[Any], path: Path = path) -> RawItem:
+            item, categories, brand = row
+            return RawItem(
+                raw_id=as_id(item, path, line, "item_id"),
+                title="",
+                category=category_path((categories or "").split(",")),
+                brand=brand or "",
+            )
+
+        for item in damage.parsed(tsv_rows(path, _DETAIL_COLUMNS, damage), parse_details):
+            builder.add_details(item)
+
+
+def _is_details(name: str) -> bool:
+    """Tells whether a file's name is that of brands and categories."""
+    return name.startswith("items_meta") and name.removesuffix(".gz").endswith(".tsv")
 
 
 def _find(folder: Path) -> tuple[Path, ...]:
-    """Finds the two files."""
+    """Finds the files."""
     interactions = find_one(folder, _INTERACTION_FILES)
     if interactions is None:
         return ()
-    return interactions, need_one(folder, ITEM_FILES, interactions)
+    return interactions, *find_items(folder, interactions)
 
 
-def _read(paths: Sequence[Path]) -> RawLog:
+def _read(paths: Sequence[Path], damage: Damage) -> RawLog:
     """Reads interactions in file order, then the catalogue."""
-    interactions, items = paths
+    interactions, *items = paths
     builder = LogBuilder()
-    for line, (user, item, time) in read_rows(interactions, _INTERACTION_COLUMNS):
-        builder.add_event(
-            as_id(user, interactions, line, "user_id"),
-            as_id(item, interactions, line, "item_id"),
-            None if time is None else as_time(time, interactions, line),
-            path=interactions,
-            line=line,
-        )
-    read_items(items, builder)
+    again = functools.partial(_open_events, interactions)
+    builder.add_events(again(damage), again=again, damage=damage)
+    read_items(items, builder, damage)
     return builder.build()
+
+
+def _open_events(path: Path, damage: Damage) -> RowEvents:
+    """Begins a pass over the interactions."""
+    rows = read_rows(path, _INTERACTION_COLUMNS, damage)
+    return RowEvents(path=path, rows=rows, damage=damage)
 
 
 FORMAT = Format(
     name="plain",
     understood=(
-        "interactions.tsv or .jsonl (user_id, item_id, optionally timestamp) "
-        "with items.tsv or .jsonl (item_id, title, optionally category)"
+        "interactions.tsv or .jsonl (user_id, item_id, optionally timestamp, review) "
+        "with items.tsv or .jsonl (item_id, title, optionally category, brand)"
     ),
     find=_find,
     read=_read,

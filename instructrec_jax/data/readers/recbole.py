@@ -3,25 +3,23 @@
 `NAME.user` may stand beside them and is not read: no template speaks of age or address.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from instructrec_jax.data.raw_log import LogBuilder, RawItem, RawLog
+from instructrec_jax.data.readers.damage import Damage
+from instructrec_jax.data.readers.events import RowEvents
 from instructrec_jax.data.readers.formats import Format, find_one
-from instructrec_jax.data.readers.rows import (
-    Column,
-    as_id,
-    as_text,
-    as_time,
-    header_names,
-    tsv_rows,
-)
+from instructrec_jax.data.readers.rows import Column, as_id, as_text, header_names, tsv_rows
 from instructrec_jax.errors import UserError
 
 _EVENT_COLUMNS = (
     Column(("user_id",)),
     Column(("item_id",)),
     Column(("timestamp",), is_required=False),
+    Column(("review", "review_text"), is_required=False),
 )
 _TITLES = ("title", "movie_title", "item_name", "name")
 _PATHS = ("category", "categories")
@@ -65,36 +63,41 @@ def _find(folder: Path) -> tuple[Path, ...]:
     return tuple(path for path in found if path is not None)
 
 
-def _read(paths: Sequence[Path]) -> RawLog:
+def _read(paths: Sequence[Path], damage: Damage) -> RawLog:
     """Reads both files."""
     events, items = paths
     builder = LogBuilder()
-    for line, (user, item, time) in tsv_rows(events, _EVENT_COLUMNS, typed_header=True):
-        builder.add_event(
-            as_id(user, events, line, "user_id"),
-            as_id(item, events, line, "item_id"),
-            None if time is None else as_time(time, events, line),
-            path=events,
-            line=line,
-        )
-    _read_items(items, builder)
+    again = functools.partial(_open_events, events)
+    builder.add_events(again(damage), again=again, damage=damage)
+    _read_items(items, builder, damage)
     return builder.build()
 
 
-def _read_items(path: Path, builder: LogBuilder) -> None:
+def _open_events(path: Path, damage: Damage) -> RowEvents:
+    """Begins a pass over the interactions."""
+    rows = tsv_rows(path, _EVENT_COLUMNS, damage, typed_header=True)
+    return RowEvents(path=path, rows=rows, damage=damage)
+
+
+def _read_items(path: Path, builder: LogBuilder, damage: Damage) -> None:
     """Adds the catalogue; genres become a category path."""
-    has_path = any(name in _PATHS for name in header_names(path))
+    has_path = any(name in _PATHS for name in header_names(path, damage))
     category_column = Column(_PATHS if has_path else _GENRES, is_required=False)
-    columns = (Column(("item_id",)), Column(_TITLES), category_column)
-    for line, (item, title, category) in tsv_rows(path, columns, typed_header=True):
+    brand_column = Column(("brand",), is_required=False)
+    columns = (Column(("item_id",)), Column(_TITLES), category_column, brand_column)
+
+    def parse(line: int, row: list[Any]) -> RawItem:
+        item, title, category, brand = row
         category = as_text(category, path, line, "category")
-        builder.add_item(
-            RawItem(
-                raw_id=as_id(item, path, line, "item_id"),
-                title=title,
-                category=category if has_path else genres_path(category),
-            )
+        return RawItem(
+            raw_id=as_id(item, path, line, "item_id"),
+            title=title,
+            category=category if has_path else genres_path(category),
+            brand=as_text(brand, path, line, "brand"),
         )
+
+    for item in damage.parsed(tsv_rows(path, columns, damage, typed_header=True), parse):
+        builder.add_item(item)
 
 
 FORMAT = Format(

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from instructrec_jax.data.raw_log import RawLog
-from instructrec_jax.data.readers import plain, recbole, sequences
+from instructrec_jax.data.readers import amazon, plain, recbole, sequences
+from instructrec_jax.data.readers.damage import Damage
 from instructrec_jax.data.readers.formats import Format
 from instructrec_jax.errors import UserError
 
-FORMATS: tuple[Format, ...] = (recbole.FORMAT, plain.FORMAT, sequences.FORMAT)
+FORMATS: tuple[Format, ...] = (recbole.FORMAT, plain.FORMAT, sequences.FORMAT, amazon.FORMAT)
 
 
 def recognise(folder: Path | str) -> tuple[Format, tuple[Path, ...]]:
@@ -29,14 +30,18 @@ def recognise(folder: Path | str) -> tuple[Format, tuple[Path, ...]]:
     return found[0]
 
 
-def read_logs(folder: Path | str) -> RawLog:
+def read_logs(folder: Path | str, damage: Damage | None = None) -> RawLog:
     """Returns the logs in a folder, whatever their format.
+
+    Args:
+      folder: where they lie.
+      damage: what happens to damaged lines; by default the first one is an error.
 
     Raises:
       UserError: if they are not understood or damaged.
     """
     form, paths = recognise(folder)
-    return form.read(paths)
+    return form.read(paths, damage or Damage())
 
 
 def _not_understood(folder: Path) -> str:

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from instructrec_jax.data.readers.damage import Damage, DamagedLineError, damaged
 from instructrec_jax.data.readers.lines import fail, read_lines
+from instructrec_jax.data.titles import category_path
 from instructrec_jax.errors import UserError
 
 
@@ -22,35 +24,39 @@ class Column:
     is_required: bool = True
 
 
-def read_rows(path: Path, columns: Sequence[Column]) -> Iterator[tuple[int, list[Any]]]:
+def read_rows(
+    path: Path, columns: Sequence[Column], damage: Damage
+) -> Iterator[tuple[int, list[Any]]]:
     r"""Yields (line number, values in the order of `columns`); None where a value is absent.
 
     Args:
       path: a `.jsonl` file (values as JSON gives them) or else a TSV with a header (values str),
         either plain or gzip.
       columns: what to read; other columns are ignored.
+      damage: what happens to damaged lines.
 
     Raises:
-      UserError: on a damaged file or line, or a required column that is missing.
+      UserError: on a required column that is missing, or more damage than `damage` allows.
 
     Example:
       "item_id\tx\ttitle\n7\t-\tHalo\n" read for item_id and title yields (2, ["7", "Halo"]).
     """
     is_json = ".jsonl" in path.suffixes
-    yield from (_json_rows if is_json else tsv_rows)(path, columns)
+    yield from (_json_rows if is_json else tsv_rows)(path, columns, damage)
 
 
 def tsv_rows(
-    path: Path, columns: Sequence[Column], *, typed_header: bool = False
+    path: Path, columns: Sequence[Column], damage: Damage, *, typed_header: bool = False
 ) -> Iterator[tuple[int, list[Any]]]:
     """Yields the rows of a TSV file as `read_rows` does.
 
     Args:
       path: the file.
       columns: what to read.
+      damage: what happens to damaged lines.
       typed_header: the header's fields are `name:type`, as in RecBole's atomic files.
     """
-    lines = read_lines(path)
+    lines = read_lines(path, damage)
     number, header = next(lines, (1, ""))
     names = _names(path, number, header, typed_header)
     places = _places(path, names, columns)
@@ -58,21 +64,17 @@ def tsv_rows(
     for number, line in lines:
         fields = line.split("\t")
         if len(fields) != len(names):
-            fail(
-                path,
-                number,
-                f"{len(fields)} tab-separated fields, expected {len(names)} as in the header; "
-                "the line is half-written or holds a stray tab",
-            )
+            damage.handle(_wrong_fields(path, number, len(fields), len(names)))
+            continue
         num_rows += 1
         yield number, [None if place is None else fields[place] for place in places]
     if not num_rows:
-        raise UserError(f"{path} holds a header and no rows")
+        raise UserError(f"{path} holds a header and no rows that can be used")
 
 
-def header_names(path: Path) -> list[str]:
+def header_names(path: Path, damage: Damage) -> list[str]:
     """Returns the names in the header of a RecBole atomic file, without their types."""
-    number, header = next(read_lines(path), (1, ""))
+    number, header = next(read_lines(path, damage.afresh()), (1, ""))
     return _names(path, number, header, typed_header=True)
 
 
@@ -80,14 +82,15 @@ def as_id(value: Any, path: Path, line: int, column: str) -> str:
     """Returns a user's or item's id as text; whole numbers are taken as they are written.
 
     Raises:
-      UserError: if it is empty or neither text nor a whole number.
+      DamagedLineError: if it is empty or neither text nor a whole number.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        fail(path, line, f"{column} is {value!r}, expected text or a whole number")
+        problem = f"{column} is {value!r}, expected text or a whole number"
+        damaged(path, line, "bad_id", problem)
     if not value.strip():
-        fail(path, line, f"{column} is empty; the line is half-written or damaged")
+        damaged(path, line, "bad_id", f"{column} is empty; the line is half-written or damaged")
     if not value.isascii():
         _check_encodable(value, path, line, column)
     return value
@@ -97,14 +100,15 @@ def as_time(value: Any, path: Path, line: int) -> float:
     """Returns a time as a number of any unit; only its order matters.
 
     Raises:
-      UserError: if it is not a finite number.
+      DamagedLineError: if it is not a finite number.
     """
     try:
         time = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
     except (TypeError, ValueError, OverflowError):
         time = math.nan
     if not math.isfinite(time):
-        fail(path, line, f"timestamp is {value!r}, expected a number such as 881250949")
+        problem = f"timestamp is {value!r}, expected a number such as 881250949"
+        damaged(path, line, "bad_time", problem)
     return time
 
 
@@ -112,40 +116,45 @@ def as_text(value: Any, path: Path, line: int, column: str) -> str:
     """Returns a title as text, "" where it is absent.
 
     Raises:
-      UserError: if it is neither text nor a number.
+      DamagedLineError: if it is neither text nor a number.
     """
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        fail(path, line, f"{column} is {value!r}, expected text")
+        damaged(path, line, "bad_text", f"{column} is {value!r}, expected text")
     return str(value)
 
 
 def as_path(value: Any, path: Path, line: int, column: str) -> str:
-    """Returns a category path as text: a list from broad to narrow is joined with ", ".
+    """Returns a category path as text: a list from broad to narrow is cleaned and joined.
 
     Raises:
-      UserError: if it is neither text nor a list of text.
+      DamagedLineError: if it is neither text nor a list of text.
 
     Example:
-      ["Games", "PC", ""] -> "Games, PC".
+      ["Games", "PC", "PC", ""] -> "Games, PC".
     """
     if not isinstance(value, list):
         return as_text(value, path, line, column)
-    parts = [as_text(part, path, line, column).strip() for part in value]
-    return ", ".join(part for part in parts if part)
+    return category_path([as_text(part, path, line, column) for part in value])
 
 
-def _json_rows(path: Path, columns: Sequence[Column]) -> Iterator[tuple[int, list[Any]]]:
+def _json_rows(
+    path: Path, columns: Sequence[Column], damage: Damage
+) -> Iterator[tuple[int, list[Any]]]:
     """Yields the rows of a JSONL file."""
-    for number, line in read_lines(path):
+
+    def parse(number: int, line: str) -> tuple[int, list[Any]]:
         try:
             record = json.loads(line)
-        except ValueError as error:
-            fail(path, number, f"not JSON ({error}); the line is half-written or damaged")
+        except (ValueError, RecursionError) as error:
+            problem = f"not JSON ({error}); the line is half-written or damaged"
+            damaged(path, number, "not_json", problem)
         if not isinstance(record, dict):
-            fail(path, number, f"expected a JSON object, got {line[:40]!r}")
-        yield number, [_value(record, column, path, number) for column in columns]
+            damaged(path, number, "not_json", f"expected a JSON object, got {line[:40]!r}")
+        return number, [_value(record, column, path, number) for column in columns]
+
+    yield from damage.parsed(read_lines(path, damage), parse)
 
 
 def _value(record: dict[str, Any], column: Column, path: Path, number: int) -> Any:
@@ -154,8 +163,19 @@ def _value(record: dict[str, Any], column: Column, path: Path, number: int) -> A
         if name in record:
             return record[name]
     if column.is_required:
-        fail(path, number, f"no field {_either(column)}; the record has {_listed(list(record))}")
+        problem = f"no field {_either(column)}; the record has {_listed(list(record))}"
+        damaged(path, number, "missing_field", problem)
     return None
+
+
+def _wrong_fields(path: Path, line: int, number: int, expected: int) -> DamagedLineError:
+    """Returns the error of a line with more or fewer fields than the header."""
+    return DamagedLineError(
+        f"{path} line {line}: {number} tab-separated fields, expected {expected} as in the header; "
+        "the line is half-written or holds a stray tab",
+        reason="wrong_fields",
+        place=f"{path.name} line {line}",
+    )
 
 
 def _names(path: Path, number: int, header: str, typed_header: bool) -> list[str]:
@@ -188,7 +208,8 @@ def _check_encodable(value: str, path: Path, line: int, column: str) -> None:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        fail(path, line, f"{column} {value!r} holds half a surrogate pair, which is no text")
+        problem = f"{column} {value!r} holds half a surrogate pair, which is no text"
+        damaged(path, line, "bad_id", problem)
 
 
 def _either(column: Column) -> str:
