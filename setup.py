@@ -46,6 +46,7 @@ setup(
     ],
     extras_require={
         "test": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"],
+        "beam": ["apache-beam>=2.70"],  # `build --runner`: records by DirectRunner, Dataflow, Flink
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],
     },

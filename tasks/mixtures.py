@@ -1,47 +1,101 @@
-"""Registers every family for the shipped datasets, and mixtures over them.
+"""Registers every template for the shipped datasets, and mixtures over them.
 
 Importing this module registers; nothing is read until a task is opened. For data of your own call
-`register` with the name you gave it.
+`register` with the name you gave it. Tasks that a dataset has no texts for are left out of its
+mixtures when these are opened.
 """
 
-from instructrec_jax.instructions.language import Template, unique_templates, variants
-from instructrec_jax.pipeline.task_registration import (
-    GROUPED,
-    num_training_examples,
-    register_family,
-    register_mixture,
+from instructrec_jax.instructions.language import (
+    Kind,
+    Query,
+    Slot,
+    Template,
+    Variant,
+    unique_templates,
+    variants,
 )
-from instructrec_jax.records import TaskForm
-from tasks import personalized_search, product_search, sequential
+from instructrec_jax.pipeline.task_registration import register_family, register_mixture
+from tasks import (
+    chain_of_thought,
+    personalized_search,
+    product_search,
+    relatedness,
+    sequential,
+    task_reversal,
+)
 
 DATASETS = ("ml_100k", "amazon_games")
+# The paper's appendices A, B and C, and the records that each renders.
 FAMILIES = {
-    "sequential": sequential,
-    "product_search": product_search,
-    "personalized_search": personalized_search,
+    "sequential": (
+        *sequential.TEMPLATES,
+        *chain_of_thought.SEQUENTIAL,
+        *task_reversal.SEQUENTIAL,
+    ),
+    "product_search": (*product_search.TEMPLATES, *task_reversal.PRODUCT_SEARCH),
+    "personalized_search": (
+        *personalized_search.TEMPLATES,
+        *task_reversal.PERSONALIZED_SEARCH,
+        *relatedness.PERSONALIZED_SEARCH,
+    ),
 }
-TEMPLATES: tuple[Template, ...] = unique_templates(
-    *(module.TEMPLATES for module in FAMILIES.values()), where=__file__
+CONFIGS = {
+    "sequential": sequential.CONFIG,
+    "product_search": product_search.CONFIG,
+    "personalized_search": personalized_search.CONFIG,
+}
+KINDS = {
+    "task_reversal": task_reversal.TEMPLATES,
+    "relatedness": relatedness.TEMPLATES,
+    "chain_of_thought": chain_of_thought.TEMPLATES,
+}
+ABLATION_STEPS = (
+    "implicit_preference",
+    "explicit_preference",
+    "specific_intention",
+    "strategies",
+    "second_vague_intention",
 )
+TEMPLATES: tuple[Template, ...] = unique_templates(*FAMILIES.values(), where=__file__)
 
 
 def register(dataset: str) -> None:
     """Registers all tasks and mixtures of a dataset; does nothing for what is there already."""
-    for family, module in FAMILIES.items():
-        register_family(dataset, family, config=module.CONFIG, templates=module.TEMPLATES)
-    members = tuple(variants(TEMPLATES))
-    names = [f"{dataset}.{variant.name}" for variant in members]
-    ranking = [
-        f"{dataset}.{variant.name}.{GROUPED}"
-        for variant in members
-        if variant.template.task_form is TaskForm.RERANKING
-    ]
-    # A product-search template has one example an item, the others one a user's position: at equal
-    # rates the few items would come round many times an epoch.
-    register_mixture(f"{dataset}.all", ((name, num_training_examples) for name in names))
-    register_mixture(
-        f"{dataset}.all.{GROUPED}", ((name, num_training_examples) for name in ranking)
-    )
+    for family, templates in FAMILIES.items():
+        register_family(dataset, family, config=CONFIGS[family], templates=templates)
+    mixtures = {kind: variants(templates) for kind, templates in KINDS.items()}
+    for name, members in {**mixtures, **ablation_steps(), "all": variants(TEMPLATES)}.items():
+        register_mixture(f"{dataset}.{name}", [f"{dataset}.{member.name}" for member in members])
+
+
+def ablation_steps() -> dict[str, tuple[Variant, ...]]:
+    """Returns the mixtures of the paper's Figure 3, each with one type of instruction more.
+
+    The vague intention is in none of them: personalised search by it is what they are tested on.
+    The paper does not name the steps; these are our reading of "types of fine-grained
+    instructions". Optional preference clauses are of step 2: give step 1 a feature length of 0
+    for "preference".
+    """
+    return {
+        f"ablation.{number}_{name}": tuple(
+            variant for variant in variants(TEMPLATES) if 0 < _ablation_step(variant) <= number
+        )
+        for number, name in enumerate(ABLATION_STEPS, start=1)
+    }
+
+
+def _ablation_step(variant: Variant) -> int:
+    """Returns the number of the step that brings a variant in; 0 for the held-out ones."""
+    if variant.query is Query.VAGUE:
+        return 0
+    if variant.query is Query.SECOND_VAGUE:
+        return 5
+    if variant.template.kind is not Kind.PLAIN:
+        return 4
+    if variant.query is Query.SPECIFIC:
+        return 3
+    states = variant.query or Slot.PREFERENCE in variant.template.required_slots
+    return 2 if states else 1
 
 
 for _dataset in DATASETS:

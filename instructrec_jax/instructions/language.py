@@ -34,8 +34,11 @@ class Slot(enum.StrEnum):
     HISTORY = "history"
     CANDIDATES = "candidates"
     CANDIDATE = "candidate"
+    FIRST = "first"  # the target and a negative, in random order
+    SECOND = "second"
     QUERY = "query"
     PREFERENCE = "preference"
+    CONTEXT = "context"  # time or place of the request
     TARGET = "target"
     ANSWER = "answer"  # "Yes" or "No": whether `{candidate}` is the target
 
@@ -45,7 +48,13 @@ class Query(enum.StrEnum):
 
     PREFERENCE = "preference"
     VAGUE = "vague"
+    SECOND_VAGUE = "second_vague"
     SPECIFIC = "specific"
+
+
+# Wherever a vague intention may stand, its second rendering may.
+VAGUE_QUERIES = (Query.VAGUE, Query.SECOND_VAGUE)
+ANY_QUERY = (Query.PREFERENCE, *VAGUE_QUERIES, Query.SPECIFIC)
 
 
 class Kind(enum.Enum):
@@ -55,6 +64,25 @@ class Kind(enum.Enum):
     REVERSAL = "reversal"
     RELATEDNESS = "relatedness"
     CHAIN_OF_THOUGHT = "chain of thought"
+
+
+# The record field that fills a slot, where a record may lack it.
+RECORD_FIELDS = {
+    Slot.HISTORY: "history",
+    Slot.PREFERENCE: "preference",
+    Slot.CONTEXT: "context",
+}
+QUERY_FIELDS = {
+    Query.PREFERENCE: "preference",
+    Query.VAGUE: "vague_intention",
+    Query.SECOND_VAGUE: "second_vague_intention",
+    Query.SPECIFIC: "specific_intention",
+}
+_INTENTIONS = {
+    Query.VAGUE: Intention.VAGUE,
+    Query.SECOND_VAGUE: Intention.VAGUE,
+    Query.SPECIFIC: Intention.SPECIFIC,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +118,12 @@ Segments = tuple[Literal | Field | Clause, ...]
 class Template:
     """One coarse-grained instruction of the paper, in our own wording.
 
+    Its preference and intention follow from its slots, see `Variant.cell`.
+
     Attributes:
       template_id: the paper's place of it, such as "A7".
       inputs: wording of the instruction.
       targets: wording of the answer.
-      preference: P of its cell.
-      intention: I of its cell; None where the query decides it.
       task_form: T of its cell.
       kind: how input and output relate.
       is_evaluated: whether it belongs to the pool that rankings are evaluated with.
@@ -105,8 +133,6 @@ class Template:
     template_id: str
     inputs: str
     targets: str
-    preference: Preference
-    intention: Intention | None
     task_form: TaskForm
     kind: Kind = Kind.PLAIN
     is_evaluated: bool = False
@@ -137,6 +163,14 @@ class Template:
         return frozenset(part.slot for part in parts if isinstance(part, Field))
 
     @property
+    def has_optional_preference(self) -> bool:
+        """Whether a clause may state the preference ("(P2)" in the paper)."""
+        return (
+            Slot.PREFERENCE in slots_of(self.input_segments)
+            and Slot.PREFERENCE not in self.required_slots
+        )
+
+    @property
     def names_an_item(self) -> bool:
         """Whether its answer is the target's title, so that candidates can be ranked by it."""
         forms = (TaskForm.MATCHING, TaskForm.RERANKING)
@@ -156,6 +190,48 @@ class Variant:
         """The template's part of a task name: "A7", or "B7.specific"."""
         suffix = f".{self.query}" if self.query else ""
         return self.template.template_id + suffix
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether rankings are evaluated with it: I1* is there to be trained on (paper Fig. 3)."""
+        return self.template.is_evaluated and self.query is not Query.SECOND_VAGUE
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The fields of an instruction record without whose text it cannot be rendered."""
+        needed = {
+            RECORD_FIELDS[slot] for slot in self.template.required_slots & RECORD_FIELDS.keys()
+        }
+        if self.query and Slot.QUERY in self.template.required_slots:
+            needed.add(QUERY_FIELDS[self.query])
+        return frozenset(needed)
+
+    @property
+    def may_state_preference(self) -> bool:
+        """Whether its optional clause may appear: not where the query says the same already."""
+        return self.template.has_optional_preference and self.query is not Query.PREFERENCE
+
+    @property
+    def cell(self) -> str:
+        """The paper's cell, such as "<P1,(P2),I0,T3>", from the slots of the instruction.
+
+        The paper gives none to the templates that turn the task around; theirs tells what the
+        instruction shows all the same.
+        """
+        shown = slots_of(self.template.input_segments)
+        has_query = Slot.QUERY in shown
+        is_stated = Slot.PREFERENCE in shown or (has_query and self.query is Query.PREFERENCE)
+        parts = [Preference.IMPLICIT.value] if Slot.HISTORY in shown else []
+        if is_stated:
+            explicit = Preference.EXPLICIT.value
+            parts.append(f"({explicit})" if self.may_state_preference else explicit)
+        intention = (
+            _INTENTIONS.get(self.query, Intention.NONE)
+            if has_query and self.query
+            else Intention.NONE
+        )
+        parts = [*(parts or [Preference.NONE.value]), intention.value]
+        return f"<{','.join([*parts, self.template.task_form.value])}>"
 
 
 def variants(templates: Iterable[Template]) -> Iterator[Variant]:
@@ -262,6 +338,8 @@ def _problems(template: Template) -> Iterator[str]:
         yield "a reranking template needs the slot {candidates} in `inputs`"
     if template.task_form is TaskForm.POINTWISE and Slot.CANDIDATE not in in_input:
         yield "a pointwise template needs the slot {candidate} in `inputs`"
+    if template.task_form is TaskForm.PAIRWISE and not {Slot.FIRST, Slot.SECOND} <= in_input:
+        yield "a pairwise template needs the slots {first} and {second} in `inputs`"
     if template.is_evaluated and template.task_form is not TaskForm.RERANKING:
         yield "only reranking templates can be evaluated"
     if template.kind in (Kind.PLAIN, Kind.CHAIN_OF_THOUGHT) and Slot.TARGET in in_input:

@@ -1,13 +1,15 @@
 """Renders a template with a record, in plain Python.
 
 The pipeline renders in TensorFlow from the same parsed segments; this is its oracle, and what
-`inspect` and requests from files use.
+`lint` and requests from files use.
 """
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 
 from instructrec_jax.instructions.language import (
     LIST_SEPARATOR,
+    QUERY_FIELDS,
     Clause,
     Literal,
     Query,
@@ -20,6 +22,28 @@ from instructrec_jax.instructions.language import (
 from instructrec_jax.records import InstructionRecord
 
 YES, NO = "Yes", "No"
+# Titles of a history that is the answer: the last ones (PAPER section 7, reading 17).
+NUM_ANSWER_TITLES = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What is left to choose when a record is rendered.
+
+    Attributes:
+      candidate: place of the candidate that a pointwise or pairwise template asks about.
+      is_first: whether a pairwise template names that candidate first.
+      text: which of the teacher's texts fills a slot, counted around.
+      states_preference: whether the optional clause with the preference appears.
+    """
+
+    candidate: int = 0
+    is_first: bool = False
+    text: int = 0
+    states_preference: bool = False
+
+
+EVALUATION = Draw()
 
 
 def render(segments: Segments, values: Mapping[Slot, str]) -> str:
@@ -50,40 +74,52 @@ def join_titles(titles: Iterable[str]) -> str:
 
 
 def slot_values(
-    variant: Variant, record: InstructionRecord, *, candidate: int = 0, preference: int = -1
+    variant: Variant, record: InstructionRecord, draw: Draw = EVALUATION
 ) -> dict[Slot, str]:
     """Returns the text of every slot for one record.
 
     Args:
       variant: decides what the query is.
       record: what is known of the example.
-      candidate: place of the candidate that a pointwise template asks about.
-      preference: which of the record's preference texts fills `{preference}`; -1 for none.
+      draw: what is left to choose.
     """
-    is_target = record.candidate_ids[candidate] == record.target_id
+    is_required = Slot.PREFERENCE in variant.template.required_slots
+    states = is_required or (draw.states_preference and variant.may_state_preference)
+    asked, target = plain_title(record.candidates[draw.candidate]), plain_title(record.target)
+    first, second = (asked, target) if draw.is_first else (target, asked)
+    is_target = record.candidate_ids[draw.candidate] == record.target_id
     return {
         Slot.HISTORY: join_titles(record.history),
         Slot.CANDIDATES: join_titles(record.candidates),
-        Slot.CANDIDATE: plain_title(record.candidates[candidate]),
-        Slot.QUERY: _query_text(variant.query, record),
-        Slot.PREFERENCE: plain_text(record.preference[preference]) if preference >= 0 else "",
-        Slot.TARGET: plain_title(record.target),
+        Slot.CANDIDATE: asked,
+        Slot.FIRST: first,
+        Slot.SECOND: second,
+        Slot.QUERY: _query_text(variant.query, record, draw),
+        Slot.PREFERENCE: _one_of(record.preference, draw) if states else "",
+        Slot.CONTEXT: plain_text(record.context),
+        Slot.TARGET: target,
         Slot.ANSWER: YES if is_target else NO,
     }
 
 
 def render_record(
-    variant: Variant, record: InstructionRecord, *, candidate: int = 0, preference: int = -1
+    variant: Variant, record: InstructionRecord, draw: Draw = EVALUATION
 ) -> tuple[str, str]:
     """Returns the instruction and its answer for one record; arguments as in `slot_values`."""
-    values = slot_values(variant, record, candidate=candidate, preference=preference)
+    values = slot_values(variant, record, draw)
+    answer = {**values, Slot.HISTORY: join_titles(record.history[-NUM_ANSWER_TITLES:])}
     template = variant.template
-    return render(template.input_segments, values), render(template.target_segments, values)
+    return render(template.input_segments, values), render(template.target_segments, answer)
 
 
-def _query_text(query: Query | None, record: InstructionRecord) -> str:
-    """Returns the first text of the aspect that the query slot takes, or ""."""
-    if query is Query.SPECIFIC:
-        return plain_text(record.specific_intention)
-    texts = record.preference if query is Query.PREFERENCE else record.vague_intention
-    return plain_text(texts[0]) if query and texts else ""
+def _query_text(query: Query | None, record: InstructionRecord, draw: Draw) -> str:
+    """Returns a text of the aspect that the query slot takes, or ""."""
+    if query is None:
+        return ""
+    text = getattr(record, QUERY_FIELDS[query])
+    return plain_text(text) if isinstance(text, str) else _one_of(text, draw)
+
+
+def _one_of(texts: Sequence[str], draw: Draw) -> str:
+    """Returns the drawn one of several texts, "" if there is none."""
+    return plain_text(texts[draw.text % len(texts)]) if texts else ""

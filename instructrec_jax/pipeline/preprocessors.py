@@ -1,8 +1,9 @@
 """SeqIO preprocessors: instruction records to tokens, in the three forms of a task.
 
-Beside "inputs" and "targets", the feature lengths may hold "history" (most recent items to show)
-and "candidates" (how many to keep, the target among them): they reach the preprocessors with every
-run, while a task is registered once.
+Beside "inputs" and "targets", the feature lengths may hold "history" (most recent items to show),
+"candidates" (how many to keep, the target among them) and "preference" (1: the optional clause
+appears, 0: it does not; without it, half of the time in training and never in evaluation): they
+reach the preprocessors with every run, while a task is registered once.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,35 +11,26 @@ from collections.abc import Callable, Mapping
 import seqio
 import tensorflow as tf
 
-from instructrec_jax.instructions.language import Query, Slot, Variant
-from instructrec_jax.instructions.render import NO, YES
+from instructrec_jax.instructions.language import QUERY_FIELDS, Query, Slot, Variant
+from instructrec_jax.instructions.render import NO, NUM_ANSWER_TITLES, YES
 from instructrec_jax.pipeline import rendering
-from instructrec_jax.pipeline.token_budget import TokenBudget, assert_fits, with_eos
+from instructrec_jax.pipeline.token_budget import TokenBudget, assert_fits
 from instructrec_jax.pipeline.vocabulary import EOS_ID
 
 Record = dict[str, tf.Tensor]
 Lengths = Mapping[str, int] | None
 Preprocessor = Callable[..., tf.data.Dataset]
-
-QUERY_FIELDS = {
-    Query.PREFERENCE: "preference",
-    Query.VAGUE: "vague_intention",
-    Query.SPECIFIC: "specific_intention",
-}
+# One seed a purpose, so that no draw tells of another.
+_CANDIDATE, _IS_NEGATIVE, _IS_FIRST, _TEXT, _STATES_PREFERENCE = range(1, 6)
 
 
 def keep_renderable(variant: Variant) -> Preprocessor:
     """Returns the filter of records that have text for every required slot of the variant."""
-    required = variant.template.required_slots
 
     @tf.autograph.experimental.do_not_convert
     def has_text(record: Record) -> tf.Tensor:
-        checks = [tf.constant(True)]
-        if Slot.HISTORY in required:
-            checks.append(tf.size(record["history"]) > 0)
-        if Slot.QUERY in required:
-            checks.append(tf.strings.length(_query_text(variant.query, record)) > 0)
-        return tf.reduce_all(checks)
+        texts = [tf.strings.reduce_join(record[name]) for name in sorted(variant.needs)]
+        return tf.reduce_all([tf.constant(True), *(tf.strings.length(text) > 0 for text in texts)])
 
     return lambda dataset: dataset.filter(has_text)
 
@@ -60,20 +52,9 @@ def render_pair(variant: Variant, task: str) -> Preprocessor:
         lengths = sequence_length or {}
         vocabulary = output_features["inputs"].vocabulary
         record = arrange(record, lengths, tf.stack(seed))
-        values = slot_values(variant, record, tf.stack(seed))
+        values = slot_values(variant, record, lengths, tf.stack(seed))
         inputs, num_dropped = _inputs(variant, task, record, values, vocabulary, lengths)
-        text = rendering.render(variant.template.target_segments, values)
-        targets = with_eos(vocabulary.encode_tf(text))
-        check = assert_fits(
-            targets,
-            lengths.get("targets"),
-            feature="targets",
-            what="the answer",
-            task=task,
-            example_id=record["example_id"],
-        )
-        with tf.control_dependencies(check):
-            targets = tf.identity(targets)
+        targets = _targets(variant, task, record, values, vocabulary, lengths)
         return {
             "inputs": inputs,
             "targets": targets,
@@ -103,7 +84,7 @@ def render_group(variant: Variant, task: str) -> Preprocessor:
         lengths = sequence_length or {}
         vocabulary = output_features["inputs"].vocabulary
         record = arrange(record, lengths, tf.stack(seed))
-        values = slot_values(variant, record, tf.stack(seed))
+        values = slot_values(variant, record, lengths, tf.stack(seed))
         inputs, num_dropped = _inputs(variant, task, record, values, vocabulary, lengths)
         return {
             "inputs": inputs,
@@ -177,38 +158,64 @@ def arrange(record: Record, lengths: Mapping[str, int], seed: tf.Tensor) -> Reco
     }
 
 
-def slot_values(variant: Variant, record: Record, seed: tf.Tensor) -> dict[Slot, tf.Tensor]:
+def slot_values(
+    variant: Variant, record: Record, lengths: Mapping[str, int], seed: tf.Tensor
+) -> dict[Slot, tf.Tensor]:
     """Returns the scalar string of every slot but the history.
 
     Args:
       variant: decides what the query is.
       record: an arranged record.
-      seed: [2] integer; decides which candidate a pointwise template asks about.
+      lengths: "preference", where the run sets it.
+      seed: [2] integer; decides what `render.Draw` holds.
     """
+    required = variant.template.required_slots
     values = {
         Slot.CANDIDATES: rendering.join_titles(record["candidates"]),
-        Slot.QUERY: _query_text(variant.query, record),
+        Slot.QUERY: _query_text(variant.query, record, seed),
+        Slot.CONTEXT: rendering.plain_text(record["context"]),
         Slot.TARGET: record["target"],
     }
-    if Slot.CANDIDATE in variant.template.required_slots:
-        place = _asked_about(record, seed)
+    if Slot.PREFERENCE in required:
+        values[Slot.PREFERENCE] = _one_of(record["preference"], record, seed)
+    elif variant.may_state_preference:
+        text = _one_of(record["preference"], record, seed)
+        values[Slot.PREFERENCE] = tf.where(_states_preference(record, lengths, seed), text, "")
+    if Slot.CANDIDATE in required:
+        is_negative = _uniform(record, seed, _IS_NEGATIVE) < 0.5
+        place = tf.where(is_negative, _negative(record, seed), _target_index(record))
         values[Slot.CANDIDATE] = record["candidates"][place]
-        values[Slot.ANSWER] = tf.where(place == _target_index(record), YES, NO)
+        values[Slot.ANSWER] = tf.where(is_negative, NO, YES)
+    if Slot.FIRST in required:
+        pair = tf.stack([record["target"], record["candidates"][_negative(record, seed)]])
+        place = tf.cast(_uniform(record, seed, _IS_FIRST) < 0.5, tf.int32)
+        values[Slot.FIRST], values[Slot.SECOND] = pair[place], pair[1 - place]
     return values
 
 
-def _asked_about(record: Record, seed: tf.Tensor) -> tf.Tensor:
-    """Returns the place of the target or of a negative, one time in two each."""
+def _negative(record: Record, seed: tf.Tensor) -> tf.Tensor:
+    """Returns the place of a random candidate that is not the target."""
+    num_candidates = tf.size(record["candidate_ids"])
+    share = _uniform(record, seed, _CANDIDATE)
+    step = 1 + tf.cast(share * tf.cast(num_candidates - 1, tf.float32), tf.int32)
+    return (_target_index(record) + step) % num_candidates
+
+
+def _states_preference(
+    record: Record, lengths: Mapping[str, int], seed: tf.Tensor
+) -> tf.Tensor | bool:
+    """Returns whether the optional clause appears."""
+    if "preference" in lengths:
+        return bool(lengths["preference"])
+    return record["is_training"] & (_uniform(record, seed, _STATES_PREFERENCE) < 0.5)
+
+
+def _uniform(record: Record, seed: tf.Tensor, purpose: int) -> tf.Tensor:
+    """Returns a number in [0, 1): fresh each time in training, the example's own in evaluation."""
     example = tf.strings.to_hash_bucket_fast(record["example_id"], 2**31 - 1)
     fixed = tf.stack([example, tf.constant(0, tf.int64)])
     seed = tf.where(record["is_training"], tf.cast(seed, tf.int64), fixed)
-    is_negative = tf.random.stateless_uniform([], seed) < 0.5
-    num_candidates = tf.size(record["candidate_ids"])
-    step = tf.random.stateless_uniform(
-        [], seed, minval=1, maxval=tf.maximum(num_candidates, 2), dtype=tf.int32
-    )
-    step = tf.where(is_negative, step, 0)
-    return (_target_index(record) + step) % num_candidates
+    return tf.random.stateless_uniform([], tf.random.experimental.stateless_fold_in(seed, purpose))
 
 
 def _target_index(record: Record) -> tf.Tensor:
@@ -236,6 +243,25 @@ def _inputs(
     return budget.fit(values, record["history"], record["example_id"])
 
 
+def _targets(
+    variant: Variant,
+    task: str,
+    record: Record,
+    values: dict[Slot, tf.Tensor],
+    vocabulary: seqio.Vocabulary,
+    lengths: Mapping[str, int],
+) -> tf.Tensor:
+    """Returns the answer's tokens; a history in it holds the last titles, as many as fit."""
+    budget = TokenBudget(
+        segments=variant.template.target_segments,
+        vocabulary=vocabulary,
+        max_tokens=lengths.get("targets"),
+        task=task,
+        feature="targets",
+    )
+    return budget.fit(values, record["history"][-NUM_ANSWER_TITLES:], record["example_id"])[0]
+
+
 def _candidate_tokens(
     task: str, record: Record, vocabulary: seqio.Vocabulary, lengths: Mapping[str, int]
 ) -> tf.Tensor:
@@ -255,14 +281,21 @@ def _candidate_tokens(
         return tf.identity(tokens)
 
 
-def _query_text(query: Query | None, record: Record) -> tf.Tensor:
+def _query_text(query: Query | None, record: Record, seed: tf.Tensor) -> tf.Tensor:
     """Returns the text of the query slot, "" where the record has none."""
     if query is None:
         return tf.constant("")
-    text = record[QUERY_FIELDS[query]]
-    if query is not Query.SPECIFIC:
-        text = tf.strings.reduce_join(text[:1])  # the first of the teacher's texts, if any
-    return rendering.plain_text(text)
+    if query is Query.SPECIFIC:
+        return rendering.plain_text(record[QUERY_FIELDS[query]])
+    return _one_of(record[QUERY_FIELDS[query]], record, seed)
+
+
+def _one_of(texts: tf.Tensor, record: Record, seed: tf.Tensor) -> tf.Tensor:
+    """Returns one of [k] texts, the first in evaluation; "" if there is none."""
+    number = tf.cast(tf.size(texts), tf.float32)
+    place = tf.cast(_uniform(record, seed, _TEXT) * number, tf.int32)
+    place = tf.where(record["is_training"], place, 0)
+    return rendering.plain_text(tf.strings.reduce_join(texts[place : place + 1]))
 
 
 def _without_padding(row: Record) -> Record:

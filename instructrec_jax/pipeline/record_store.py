@@ -1,8 +1,7 @@
 """Instruction records (artefact C) as a TFDS dataset: written once, read by tfds and SeqIO."""
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,26 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from instructrec_jax import files
 from instructrec_jax.errors import UserError, unknown_name
+from instructrec_jax.instructions.coverage import num_renderable
 from instructrec_jax.manifest import read_manifest
 from instructrec_jax.records import InstructionRecord
 
 CONFIGS = ("leave_one_out", "product_search")
 SPLITS = ("train", "validation", "test")
-VERSION = "1.0.0"
+VERSION = "2.0.0"
 _SHUFFLE_BUFFER_SIZE = 1024  # the files are in random order already
 _FIELDS = tuple(field.name for field in dataclasses.fields(InstructionRecord))
 _INTEGERS = frozenset({"position", "target_id", "candidate_ids"})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardSize:
+    """What one file holds."""
+
+    num_records: int
+    num_bytes: int
 
 
 def features() -> tfds.features.FeaturesDict:
@@ -34,7 +43,10 @@ def features() -> tfds.features.FeaturesDict:
             "history": texts,
             "preference": texts,
             "vague_intention": texts,
+            "second_vague_intention": texts,
             "specific_intention": tfds.features.Text(),
+            "context": tfds.features.Text(),
+            "teacher": tfds.features.Text(),
             "target_id": np.int32,
             "target": tfds.features.Text(),
             "candidate_ids": tfds.features.Sequence(np.int32),
@@ -43,77 +55,59 @@ def features() -> tfds.features.FeaturesDict:
     )
 
 
-def write_records(
-    folder: Path | str,
-    *,
-    dataset: str,
-    splits: Mapping[str, Iterable[InstructionRecord]],
-    records_per_shard: int = 50_000,
-) -> dict[str, int]:
-    """Writes one TFDS config, in the order given; the same records give the same bytes.
+def shard_path(folder: Path, *, dataset: str, split: str, index: int, num_shards: int) -> Path:
+    """Returns where TFDS looks for a file of a split."""
+    return folder / f"{dataset}-{split}.tfrecord-{index:05d}-of-{num_shards:05d}"
+
+
+def write_shard(path: Path, records: Iterable[InstructionRecord]) -> ShardSize:
+    """Writes one file, whole or not at all; the same records give the same bytes.
 
     TFDS's own builders keep a split in memory and serialise fields in an order that changes from
-    process to process, so the files are written here and TFDS's metadata is put beside them.
+    process to process, so the files are written here and `write_metadata` puts TFDS's beside them.
+    """
+    num_records = num_bytes = 0
+    with files.atomic_file(path) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
+        for record in records:
+            serialized = serialize(record)
+            writer.write(serialized)
+            num_records, num_bytes = num_records + 1, num_bytes + len(serialized)
+    return ShardSize(num_records=num_records, num_bytes=num_bytes)
+
+
+def write_metadata(
+    folder: Path | str, *, dataset: str, shards: Mapping[str, Sequence[ShardSize]]
+) -> None:
+    """Writes what TFDS wants to know of a config, beside its files.
 
     Args:
-      folder: where the files go; below a TFDS data_dir it is `<dataset>/<config>/1.0.0`.
+      folder: where the files are; below a TFDS data_dir it is `<dataset>/<config>/<VERSION>`.
       dataset: name of the dataset.
-      splits: records of every split; they are consumed once, one after another.
-      records_per_shard: most records in a file.
-
-    Returns:
-      The number of records of every split that has any; the others are not written, and nothing
-      at all if no split has any.
+      shards: sizes of the files of every split that has any, in order.
     """
-    folder = Path(folder)
-    infos = []
-    for split, records in splits.items():
-        shards = _write_shards(folder / f"{dataset}-{split}.tfrecord", records, records_per_shard)
-        if shards:
-            template = tfds.core.ShardedFileTemplate(
-                data_dir=folder, dataset_name=dataset, split=split, filetype_suffix="tfrecord"
-            )
-            infos.append(
-                tfds.core.SplitInfo(
-                    name=split,
-                    shard_lengths=[number for number, _ in shards],
-                    num_bytes=sum(size for _, size in shards),
-                    filename_template=template,
-                )
-            )
-    if infos:
-        tfds.folder_dataset.write_metadata(
-            data_dir=folder,
-            features=features(),
-            split_infos=infos,
-            version=VERSION,
-            check_data=False,
-            description="Instruction records of instructrec-jax.",
-            disable_shuffling=True,  # file order is record order
+    infos = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[size.num_records for size in sizes],
+            num_bytes=sum(size.num_bytes for size in sizes),
+            filename_template=tfds.core.ShardedFileTemplate(
+                data_dir=Path(folder),
+                dataset_name=dataset,
+                split=split,
+                filetype_suffix="tfrecord",
+            ),
         )
-    return {info.name: info.num_examples for info in infos}
-
-
-def _write_shards(
-    stem: Path, records: Iterable[InstructionRecord], records_per_shard: int
-) -> list[tuple[int, int]]:
-    """Writes records to numbered files; returns the number of records and bytes of each."""
-    shards: list[tuple[int, int]] = []
-    iterator = iter(records)
-    while first := list(itertools.islice(iterator, 1)):
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        shard = itertools.chain(first, itertools.islice(iterator, records_per_shard - 1))
-        number = size = 0
-        with tf.io.TFRecordWriter(f"{stem}-{len(shards):05d}") as writer:
-            for record in shard:
-                serialized = serialize(record)
-                writer.write(serialized)
-                number, size = number + 1, size + len(serialized)
-        shards.append((number, size))
-    for index in range(len(shards)):  # the names hold the number of files, known only now
-        path = Path(f"{stem}-{index:05d}")
-        path.rename(f"{path}-of-{len(shards):05d}")
-    return shards
+        for split, sizes in shards.items()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=Path(folder),
+        features=features(),
+        split_infos=infos,
+        version=VERSION,
+        check_data=False,
+        description="Instruction records of instructrec-jax.",
+        disable_shuffling=True,  # file order is record order
+    )
 
 
 def serialize(record: InstructionRecord) -> bytes:
@@ -142,16 +136,23 @@ class RecordSource(seqio.TfdsDataSource):
     fixed in evaluation, and SeqIO does not tell preprocessors the split.
     """
 
-    def __init__(self, dataset: str, config: str, *, needs: str = "") -> None:
+    def __init__(self, dataset: str, config: str, *, needs: Collection[str] = ()) -> None:
         """Names the records, and reads nothing.
 
         Args:
           dataset: name of the dataset.
           config: "leave_one_out" or "product_search".
-          needs: a field without whose text no record is of use, such as "specific_intention".
+          needs: fields without whose text no record is of use, such as "specific_intention".
         """
         super().__init__(tfds_name=f"{dataset}/{config}:{VERSION}", splits=SPLITS, read_only=True)
-        self._dataset, self._config, self._needs = dataset, config, needs
+        self._dataset, self._config, self._needs = dataset, config, frozenset(needs)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits with a record that has all that is needed; all before a data_dir is chosen."""
+        if not is_data_dir_chosen():
+            return SPLITS
+        return tuple(split for split in SPLITS if self.num_input_examples(split))
 
     def get_dataset(
         self,
@@ -193,36 +194,33 @@ class RecordSource(seqio.TfdsDataSource):
         return True
 
     def num_input_examples(self, split: str) -> int:
-        """Returns the number of records of a split."""
-        return self._open(split).info.splits[split].num_examples
+        """Returns the number of records of a split that have all that is needed.
+
+        Raises:
+          UserError: if the data_dir holds no such dataset.
+        """
+        check_dataset(self._dataset)
+        return num_renderable(
+            read_manifest(data_dir_in_use() / self._dataset).counts,
+            config=self._config,
+            split=split.split("[")[0],
+            needs=self._needs,
+        )
 
     def _open(self, split: str) -> tfds.core.DatasetBuilder:
         """Returns the builder of this config, having checked that it can serve the split."""
-        data_dir = data_dir_in_use()
-        folder = data_dir / self._dataset / self._config / VERSION
-        if not folder.is_dir():
-            check_dataset(self._dataset)
+        name = split.split("[")[0]
+        if name not in SPLITS:
+            raise UserError(f"no split {split!r}; expected one of {', '.join(SPLITS)}")
+        if not self.num_input_examples(name):
+            lacking = " and ".join(sorted(self._needs)) or "title"
             raise UserError(
-                f"dataset {self._dataset!r} in {data_dir} has no {self._config} records (product "
-                f"search needs items with a category); use {self._dataset}.sequential"
+                f"no {name} record of {self._dataset!r} in its {self._config} records has a "
+                f"{lacking}, so there is nothing to render; `instructrec lint --dataset="
+                f"{self._dataset} --data_dir={data_dir_in_use()}` shows what it has texts for"
             )
-        builder = tfds.builder_from_directory(str(folder))
-        if split.split("[")[0] not in builder.info.splits:
-            raise UserError(
-                f"{folder} has no split {split!r}, only {', '.join(builder.info.splits)}"
-            )
-        if self._needs:
-            self._check_need(data_dir / self._dataset, split.split("[")[0])
-        return builder
-
-    def _check_need(self, folder: Path, split: str) -> None:
-        """Raises where no record of the split has the text that the task is about."""
-        count = read_manifest(folder).counts.get(f"{self._config}/{split}/{self._needs}")
-        if count == 0:
-            raise UserError(
-                f"no {split} record of {self._dataset!r} has a {self._needs}: the items have no "
-                f"category; use a mixture that needs none, such as {self._dataset}.sequential"
-            )
+        folder = data_dir_in_use() / self._dataset / self._config / VERSION
+        return tfds.builder_from_directory(str(folder))
 
 
 def check_dataset(dataset: str) -> None:
@@ -237,16 +235,26 @@ def check_dataset(dataset: str) -> None:
         )
 
 
+def is_data_dir_chosen() -> bool:
+    """Returns whether this process has a TFDS data_dir."""
+    return _chosen_data_dir() is not None
+
+
 def data_dir_in_use() -> Path:
     """Returns the TFDS data_dir of this process.
 
     Raises:
       UserError: if none was chosen.
     """
-    loader = seqio.utils.LazyTfdsLoader("any:1.0.0")  # a fresh one knows the latest override
-    if loader.data_dir is None:
+    chosen = _chosen_data_dir()
+    if chosen is None:
         raise UserError("no data folder is chosen; give --data_dir, or the gin macro DATA_DIR")
-    return Path(loader.data_dir)
+    return Path(chosen)
+
+
+def _chosen_data_dir() -> str | None:
+    """Returns what SeqIO was last told; a fresh loader knows the latest override."""
+    return seqio.utils.LazyTfdsLoader("any:1.0.0").data_dir
 
 
 def _rotated(split: str, seed: int) -> str:

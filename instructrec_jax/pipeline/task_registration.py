@@ -5,13 +5,13 @@ item also gets "<task>.grouped", one row an example with its candidates side by 
 evaluation pool also "<task>.rank", SeqIO's rank classification with HR and NDCG as score metrics.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import seqio
 import tensorflow as tf
 
-from instructrec_jax.instructions.language import Query, Slot, Template, Variant, variants
+from instructrec_jax.instructions.language import Template, Variant, variants
 from instructrec_jax.pipeline import preprocessors, score_metrics
 from instructrec_jax.pipeline.record_store import RecordSource
 from instructrec_jax.pipeline.vocabulary import CorpusVocabulary
@@ -19,6 +19,8 @@ from instructrec_jax.records import TaskForm
 from instructrec_jax.seeds import stable_seed
 
 GROUPED, RANK = "grouped", "rank"
+MAX_RATE = 2**16  # training examples that a task's mixing rate counts at most
+Rate = float | Callable[[seqio.Task], float]
 # What the grouped form holds beside its output features; a mixture has to be told to keep it.
 GROUP_FIELDS = (
     "candidate_ids",
@@ -30,11 +32,23 @@ GROUP_FIELDS = (
 
 
 class InstructionTask(seqio.Task):
-    """A task that shuffles in an order of its own.
+    """A task that renders one variant, and shuffles in an order of its own.
 
     SeqIO gives every task of a mixture the same seed, so that all templates would show the same
     users at the same time.
+
+    Attributes:
+      variant: what it renders.
     """
+
+    def __init__(self, name: str, *, variant: Variant, **kwargs: Any) -> None:
+        super().__init__(name, **kwargs)
+        self.variant = variant
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """The splits in which some record can be rendered; mixtures leave the others out."""
+        return self.source.splits
 
     def get_dataset(self, *args: Any, seed: int | None = None, **kwargs: Any) -> tf.data.Dataset:
         """Returns the dataset as `seqio.Task` does, with the seed salted by the task's name."""
@@ -57,28 +71,42 @@ def register_family(
     """
     members = tuple(variants(templates))
     names = [_register_task(dataset, config, variant) for variant in members]
-    rates = [1.0 / len(variant.template.queries or (None,)) for variant in members]
-    register_mixture(f"{dataset}.{family}", zip(names, rates, strict=True))
-    ranking = [
-        (f"{name}.{GROUPED}", rate)
-        for name, rate, variant in zip(names, rates, members, strict=True)
-        if variant.template.task_form is TaskForm.RERANKING
-    ]
-    if ranking:
-        register_mixture(f"{dataset}.{family}.{GROUPED}", ranking)
+    register_mixture(f"{dataset}.{family}", names)
 
 
-def num_training_examples(task: seqio.Task) -> float:
-    """Returns a task's mixing rate by the number of its training records, read when it is used."""
-    return float(task.num_input_examples("train"))
+def register_mixture(name: str, tasks: Iterable[str | tuple[str, Rate]]) -> None:
+    """Registers a mixture, and one of its reranking templates' grouped forms, "<name>.grouped".
+
+    A task without a rate is mixed by its number of training examples, see `mixing_rate`. SeqIO
+    tasks from elsewhere may be among them, if they have the features of `pair_features`. Does
+    nothing if the name is there.
+
+    Args:
+      name: of the mixture.
+      tasks: names of registered tasks, or (name, rate) pairs.
+    """
+    if name in seqio.MixtureRegistry.names():
+        return
+    rated = [(task, mixing_rate) if isinstance(task, str) else task for task in tasks]
+    seqio.MixtureRegistry.add(name, rated)
+    if grouped := [(f"{task}.{GROUPED}", rate) for task, rate in rated if _is_reranking(task)]:
+        seqio.MixtureRegistry.add(f"{name}.{GROUPED}", grouped)
 
 
-def register_mixture(
-    name: str, tasks: Iterable[tuple[str, float | Callable[[seqio.Task], float]]]
-) -> None:
-    """Registers a mixture of (task, rate) pairs; does nothing if the name is there."""
-    if name not in seqio.MixtureRegistry.names():
-        seqio.MixtureRegistry.add(name, list(tasks))
+def mixing_rate(task: seqio.Task, *, maximum: int = MAX_RATE) -> float:
+    """Returns the number of a task's training examples, at most `maximum`.
+
+    A product-search template has one example an item, the others one a user's position: at equal
+    rates the few items would come round many times an epoch, and at rates without a bound they
+    would hardly come.
+    """
+    return float(min(task.num_input_examples("train"), maximum))
+
+
+def _is_reranking(task: str) -> bool:
+    """Returns whether a task of ours chooses among candidates."""
+    variant = getattr(seqio.TaskRegistry.get(task), "variant", None)
+    return variant is not None and variant.template.task_form is TaskForm.RERANKING
 
 
 def _register_task(dataset: str, config: str, variant: Variant) -> str:
@@ -87,18 +115,20 @@ def _register_task(dataset: str, config: str, variant: Variant) -> str:
     if name in seqio.TaskRegistry.names():
         return name
     template = variant.template
-    source = RecordSource(dataset, config, needs=_needed_field(variant))
+    source = RecordSource(dataset, config, needs=variant.needs)
     renderable = preprocessors.keep_renderable(variant)
-    _add(name, source, [renderable, preprocessors.render_pair(variant, name)], pair_features())
+    pair = [renderable, preprocessors.render_pair(variant, name)]
+    _add(name, source, pair, pair_features(), variant=variant)
     group = [renderable, preprocessors.render_group(variant, name)]
     if template.names_an_item:
-        _add(f"{name}.{GROUPED}", source, group, group_features())
-    if template.is_evaluated:
+        _add(f"{name}.{GROUPED}", source, group, group_features(), variant=variant)
+    if variant.is_evaluated:
         _add(
             f"{name}.{RANK}",
             source,
             [*group, preprocessors.one_row_per_candidate],
             pair_features(),
+            variant=variant,
             postprocess_fn=score_metrics.candidate_label,
             metric_fns=[score_metrics.hit_rate_and_ndcg],
         )
@@ -133,10 +163,3 @@ def _add(
         shuffle_buffer_size=None,  # the source shuffles
         **more,
     )
-
-
-def _needed_field(variant: Variant) -> str:
-    """Returns the record field without which no record can be rendered, or ""."""
-    is_specific = variant.query is Query.SPECIFIC
-    needs_query = Slot.QUERY in variant.template.required_slots
-    return "specific_intention" if is_specific and needs_query else ""

@@ -17,6 +17,11 @@ from instructrec_jax.pipeline.vocabulary import EOS_ID
 # Begins and ends our message inside the text of a TensorFlow error; the loader takes it out.
 ERROR_BEGIN, ERROR_END = "[[instructrec: ", " :instructrec]]"
 
+_WHAT = {
+    "inputs": "the instruction without all history that may go",
+    "targets": "the answer",
+}
+
 Values = dict[Slot, tf.Tensor]
 
 
@@ -25,16 +30,18 @@ class TokenBudget:
     """Renders one wording within a number of tokens.
 
     Attributes:
-      segments: the parsed wording of the instruction.
+      segments: the parsed wording of the instruction or of the answer.
       vocabulary: how to tokenise.
       max_tokens: EOS included; None for no limit.
       task: name for messages.
+      feature: "inputs" or "targets", whose length `max_tokens` is.
     """
 
     segments: Segments
     vocabulary: seqio.Vocabulary
     max_tokens: int | None
     task: str
+    feature: str = "inputs"
 
     def fit(
         self, values: Values, history: tf.Tensor, example_id: tf.Tensor
@@ -62,8 +69,8 @@ class TokenBudget:
         check = assert_fits(
             tokens,
             self.max_tokens,
-            feature="inputs",
-            what="the instruction without all history that may go",
+            feature=self.feature,
+            what=_WHAT[self.feature],
             task=self.task,
             example_id=example_id,
         )

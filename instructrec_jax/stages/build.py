@@ -1,64 +1,103 @@
 """The stage `build`: artefact A to instruction records (C) and a vocabulary, ready for SeqIO."""
 
-import collections
 import dataclasses
+import hashlib
+import itertools
+import json
 import logging
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from instructrec_jax import files
-from instructrec_jax.data import candidates, titles
+from instructrec_jax.data.columnar import LEAVE_ONE_OUT
 from instructrec_jax.data.prepared import PreparedData, read_prepared
+from instructrec_jax.data.splits import TRAIN
 from instructrec_jax.errors import UserError
-from instructrec_jax.instructions import builder
+from instructrec_jax.instructions.builder import RecordSettings
 from instructrec_jax.instructions.language import Literal, Template, plain_text, plain_title
 from instructrec_jax.manifest import Manifest, find_same_work
-from instructrec_jax.pipeline import record_store, registry, vocabulary
+from instructrec_jax.pipeline import registry, vocabulary
 from instructrec_jax.records import InstructionRecord
+from instructrec_jax.stages import build_beam, build_shards
+from instructrec_jax.stages.build_shards import Shard, Work
 from instructrec_jax.stages.run_data import VOCABULARY_FILE
 
 logger = logging.getLogger(__name__)
+_NUM_SAMPLE_RECORDS = 3000  # whose teacher texts the vocabulary learns from
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BuildSettings:
-    """What decides the records beside the prepared data.
+class BuildSettings(RecordSettings):
+    """What decides the records and the vocabulary beside the prepared data.
 
     Attributes:
       vocabulary_path: a SentencePiece model to copy, such as T5's; None to train one.
       vocab_size: pieces of the vocabulary that is trained.
       vocab_size_is_limit: train a smaller one where the texts cannot give so many pieces.
-      num_train_negatives: negatives beside the target of a training record.
-      max_train_positions: most recent training targets of each user; None for all.
       task_module: the module whose templates the vocabulary should know.
-      seed: of the negatives and of the order of training records.
+      teacher: who writes preferences and intentions: "extractive", or "none" for no such texts.
+      records_per_shard: most records in a file.
     """
 
     vocabulary_path: str | None = None
     vocab_size: int = 2000
     vocab_size_is_limit: bool = False
-    num_train_negatives: int = 9
-    max_train_positions: int | None = None
     task_module: str = "tasks.mixtures"
-    seed: int = 0
+    teacher: str = "extractive"
+    records_per_shard: int = 20_000
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "num_train_negatives", "max_train_positions"):
+        for name in (
+            "vocab_size",
+            "num_train_negatives",
+            "max_train_positions",
+            "records_per_shard",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}={value}; it must be at least 1")
+        build_shards.make_teacher(self.teacher)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Where the files are written, which decides nothing of what is in them.
+
+    Attributes:
+      num_workers: processes of this machine.
+      runner: an Apache Beam runner instead, such as "DirectRunner".
+      beam_options: further flags of that runner.
+    """
+
+    num_workers: int = 1
+    runner: str | None = None
+    beam_options: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise UserError(f"num_workers={self.num_workers}; it must be at least 1")
 
 
 def build(
-    *, dataset: str, input_dir: Path | str, output_dir: Path | str, settings: BuildSettings
+    *,
+    dataset: str,
+    input_dir: Path | str,
+    output_dir: Path | str,
+    settings: BuildSettings,
+    execution: Execution | None = None,
 ) -> Manifest:
     """Writes `output_dir/<dataset>`: the TFDS configs, the vocabulary and the manifest.
+
+    It streams, and files that an interrupted run has finished are kept and not written again; the
+    folder appears under its name when all is there.
 
     Args:
       dataset: its name; tasks bear it.
       input_dir: output folder of `prepare`.
       output_dir: the TFDS data_dir, which may hold other datasets too.
       settings: what else decides the records.
+      execution: where the work is done; None for this process.
 
     Returns:
       The manifest; that of the earlier run where the same work is done already.
@@ -72,16 +111,24 @@ def build(
         logger.info("build: %s is up to date", folder)
         return earlier
     data = read_prepared(input_dir)
-    if data.dataset != dataset:
-        raise UserError(f"{input_dir} holds dataset {data.dataset!r}, not {dataset!r}")
-    with files.atomic_directory(folder) as temporary:
-        pieces = _write_vocabulary(temporary / VOCABULARY_FILE, data, settings)
-        counts = _write_configs(temporary, data, settings)
-        manifest = dataclasses.replace(planned, counts={**counts, "vocabulary": pieces})
-        manifest.write(temporary)
-    for name, count in manifest.counts.items():
-        logger.info("build: %s=%d", name, count)
-    logger.info("build: wrote %s", folder)
+    _check(data, dataset, Path(input_dir), settings)
+    partial = _partial_folder(folder, planned)
+    work = Work(
+        input_dir=str(input_dir),
+        output_dir=str(partial),
+        dataset=dataset,
+        teacher=settings.teacher,
+        settings=settings,
+    )
+    shards = build_shards.plan_shards(work, settings.records_per_shard)
+    pieces = _write_vocabulary(partial / VOCABULARY_FILE, data, work, settings)
+    _write_shards(work, shards, execution or Execution())
+    counts, drops = build_shards.finish(work, shards)
+    manifest = dataclasses.replace(planned, counts={**counts, "vocabulary": pieces}, drops=drops)
+    manifest.write(partial)
+    partial.rename(folder)
+    _remove_other_partial_folders(folder)
+    _report(manifest, folder)
     return manifest
 
 
@@ -89,6 +136,8 @@ def _plan(dataset: str, input_dir: Path, settings: BuildSettings) -> Manifest:
     """Returns the manifest of the work, without what it will count."""
     plain = dataclasses.asdict(settings)
     path = plain.pop("vocabulary_path")
+    teacher = build_shards.make_teacher(settings.teacher)
+    plain["teacher"] = teacher.name if teacher else "none"  # its version decides the texts
     inputs = {"prepared": files.sha256(input_dir / "manifest.json")} if input_dir.exists() else {}
     if path is not None:
         vocabulary.check_vocabulary(path)
@@ -96,15 +145,66 @@ def _plan(dataset: str, input_dir: Path, settings: BuildSettings) -> Manifest:
     return Manifest(stage="build", inputs=inputs, settings={"dataset": dataset, **plain})
 
 
-def _write_vocabulary(path: Path, data: PreparedData, settings: BuildSettings) -> int:
+def _check(data: PreparedData, dataset: str, input_dir: Path, settings: BuildSettings) -> None:
+    """Raises where the prepared data are not what is asked for."""
+    if data.dataset != dataset:
+        raise UserError(f"{input_dir} holds dataset {data.dataset!r}, not {dataset!r}")
+    if settings.states_time and not len(data.histories.times):
+        raise UserError(
+            f"states_time is set, and {input_dir} has no times in seconds since 1970; leave it out"
+        )
+
+
+def _partial_folder(folder: Path, planned: Manifest) -> Path:
+    """Returns where the work is done until it is complete; equal work finds the same folder."""
+    work = json.dumps([dict(planned.inputs), dict(planned.settings)], sort_keys=True)
+    name = f".{folder.name}.{hashlib.sha256(work.encode()).hexdigest()[:12]}.partial"
+    partial = folder.with_name(name)
+    partial.mkdir(parents=True, exist_ok=True)
+    for left in partial.rglob(".*.tmp"):  # half-written by a run that was killed
+        left.unlink()
+    return partial
+
+
+def _remove_other_partial_folders(folder: Path) -> None:
+    """Removes what interrupted runs with other settings left, now that the dataset is there."""
+    for other in folder.parent.glob(f".{folder.name}.*.partial"):
+        shutil.rmtree(other)
+
+
+def _write_shards(work: Work, shards: Sequence[Shard], execution: Execution) -> None:
+    """Writes what is missing, wherever it is to be done."""
+    if execution.runner is not None:
+        build_beam.run_on_beam(
+            work, shards, runner=execution.runner, options=execution.beam_options
+        )
+        return
+    written = build_shards.write_all(work, shards, num_workers=execution.num_workers)
+    for number, shard in enumerate(written, start=1):
+        logger.info("build: %s %s, file %d of %d", shard.config, shard.split, number, len(shards))
+
+
+def _write_vocabulary(path: Path, data: PreparedData, work: Work, settings: BuildSettings) -> int:
     """Copies or trains the vocabulary; returns its number of pieces."""
+    if path.exists():
+        return vocabulary.check_vocabulary(path).get_piece_size()
     if settings.vocabulary_path is not None:
         return vocabulary.copy_vocabulary(settings.vocabulary_path, path)
     templates = registry.import_task_module(settings.task_module, data.dataset).TEMPLATES
-    lines = vocabulary_lines(data, templates)
+    builder = build_shards.record_builder(work)
+    num_sampled = min(_NUM_SAMPLE_RECORDS, builder.num_records(LEAVE_ONE_OUT, TRAIN))
+    sample = builder.records(LEAVE_ONE_OUT, TRAIN, range(num_sampled), build_shards.Tally())
+    lines = itertools.chain(vocabulary_lines(data, templates), teacher_lines(sample))
     return vocabulary.train_vocabulary(
         lines, path, vocab_size=settings.vocab_size, is_limit=settings.vocab_size_is_limit
     )
+
+
+def _report(manifest: Manifest, folder: Path) -> None:
+    """Logs what was written and left out."""
+    for name, count in {**manifest.counts, **manifest.drops}.items():
+        logger.info("build: %s=%d", name, count)
+    logger.info("build: wrote %s, texts by the teacher %s", folder, manifest.settings["teacher"])
 
 
 def vocabulary_lines(data: PreparedData, templates: Iterable[Template]) -> Iterator[str]:
@@ -122,86 +222,15 @@ def vocabulary_lines(data: PreparedData, templates: Iterable[Template]) -> Itera
             yield plain_text(item.category)
 
 
+def teacher_lines(records: Iterable[InstructionRecord]) -> Iterator[str]:
+    """Yields the teacher's texts of records, the first of each aspect."""
+    for record in records:
+        for texts in (record.preference, record.vague_intention, record.second_vague_intention):
+            yield from (plain_text(text) for text in texts[:1])
+
+
 def _literals(template: Template) -> Iterator[str]:
     """Yields the fixed texts of a template."""
     for segment in template.input_segments + template.target_segments:
         parts = getattr(segment, "segments", (segment,))
         yield from (part.text for part in parts if isinstance(part, Literal))
-
-
-def _write_configs(folder: Path, data: PreparedData, settings: BuildSettings) -> dict[str, int]:
-    """Writes the TFDS configs into `folder`; returns counts by config, split and field."""
-    counts: collections.Counter[str] = collections.Counter()
-    for config in record_store.CONFIGS:
-        splits = {
-            split: _counted(records, f"{config}/{split}", counts)
-            for split, records in _records(data, config, settings).items()
-        }
-        record_store.write_records(
-            folder / config / record_store.VERSION, dataset=data.dataset, splits=splits
-        )
-    if not any(counts.values()):
-        raise UserError(f"dataset {data.dataset!r} gives no record at all; check `prepare`")
-    return dict(counts)
-
-
-def _counted(
-    records: Iterable[InstructionRecord], name: str, counts: collections.Counter[str]
-) -> Iterator[InstructionRecord]:
-    """Yields the records, counting them and those with a specific intention."""
-    counts[f"{name}/specific_intention"] += 0
-    for record in records:
-        counts[name] += 1
-        counts[f"{name}/specific_intention"] += bool(record.specific_intention)
-        yield record
-
-
-def _records(
-    data: PreparedData, config: str, settings: BuildSettings
-) -> dict[str, Iterator[InstructionRecord]]:
-    """Returns the records of every split of a config, as generators."""
-    catalogue = builder.Catalogue(items=data.items, search_splits=data.search_splits)
-    draw = _candidate_drawer(data, settings)
-    if config == candidates.LEAVE_ONE_OUT:
-        positions = builder.training_positions(
-            data.histories, max_positions=settings.max_train_positions, seed=settings.seed
-        )
-        train = builder.leave_one_out_training(catalogue, data.histories, positions, draw=draw)
-    else:
-        train = builder.product_search_training(catalogue, draw=draw, seed=settings.seed)
-    held_out = {
-        split: builder.evaluation_records(
-            catalogue,
-            data.histories,
-            [row for row in data.candidates if (row.protocol, row.split) == (config, split)],
-        )
-        for split in builder.HELD_OUT
-    }
-    return {"train": train, **held_out}
-
-
-def _candidate_drawer(data: PreparedData, settings: BuildSettings) -> builder.DrawCandidates:
-    """Returns the drawing of training candidates, by the rule of the evaluation's.
-
-    Product search shows no held-out item, not even as a negative: a model would learn that such
-    items are never what is searched for.
-    """
-    title_ids = titles.title_ids([item.title for item in data.items])
-    held_out = frozenset(
-        item for item, split in enumerate(data.search_splits) if split in builder.HELD_OUT
-    )
-
-    def draw(example_id: str, target: int, user: int) -> tuple[int, ...]:
-        excluded = frozenset(data.seen_items[user].tolist()) if user >= 0 else held_out
-        return candidates.draw_candidates(
-            title_ids,
-            excluded=excluded,
-            target=target,
-            num_candidates=settings.num_train_negatives + 1,
-            rng=candidates.example_rng(
-                example_id, dataset=data.dataset, split="train", seed=settings.seed
-            ),
-            allow_fewer=True,
-        )
-
-    return draw
