@@ -314,7 +314,9 @@ def test_games_gives_the_counts_of_the_paper(tmp_path):
     data = read_prepared(tmp_path / "o")
     assert [item.raw_id for item in data.items] == [str(number) for number in range(16859)]
     assert data.histories[0].item_ids == tuple(range(15))
-    assert len(data.candidates) == 2 * 50546
+    assert counts["search_items_train"] + counts["product_search_test"] > 0  # items_meta_sample
+    for split in ("validation", "test"):
+        assert len(data.evaluation("leave_one_out", split)) == 50546
     assert not any("&amp;" in item.title for item in data.items)
 
 

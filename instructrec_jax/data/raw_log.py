@@ -150,8 +150,12 @@ class LogBuilder:
           again: begins another pass, for the reviews.
           damage: the policy of the passes.
         """
-        for user, item, time, _ in events:
-            self.add_event(user, item, time)
+        users, items, times = self._users, self._event_items, self._time
+        for user, item, time, _ in events:  # add_event written out: logs have 10^7 events
+            self._user.append(users.setdefault(user, len(users)))
+            self._item.append(items.setdefault(item, len(items)))
+            times.append(float(len(times)) if time is None else time)
+            self._has_times = time is not None
         self._events = events
         if events.has_reviews:
             self._reviews = functools.partial(
