@@ -321,6 +321,5 @@ def test_the_truncated_files_give_their_whole_lines_only_when_asked():
         read_logs(folder / "truncated")
     damage = Damage(on_damage="skip")
     log = read_logs(folder / "truncated", damage)
-    whole = read_logs(folder)
     assert damage.counts == {"cut_gzip": 2}
-    assert log.items == whole.items and events(log) == events(whole)
+    assert tuple(count_log(log).values()) == README_COUNTS[folder.name]

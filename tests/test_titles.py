@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructrec_jax.data.titles import clean_text, cut_title, title_ids
+from instructrec_jax.data.titles import (
+    category_path,
+    clean_brand,
+    clean_text,
+    cut_title,
+    junk_kind,
+    title_ids,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +66,58 @@ def test_a_cut_title_is_short_a_prefix_and_not_empty(text, limit):
 
 def test_titles_that_differ_in_case_alone_share_a_number():
     assert title_ids(["Halo", "Chess", "HALO", "chess "]).tolist() == [0, 1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("title", "kind"),
+    [
+        ("", "empty"),
+        ('<span class="a-size-medium">', "markup"),
+        ("Kite</div>", "markup"),
+        ('<a href="/x">Kite', "markup"),
+        ('<img src="x.png" />', "markup"),
+        ("<!-- kite -->", "markup"),
+        ("var aPageStart = (new Date()).getTime();", "script"),
+        ("(function(f) {var x})", "script"),
+        (".a-box-inner{background:#fff}", "script"),
+        ("Kite", ""),
+        ("I <3 Kites", ""),
+        ("A < B > C", ""),
+        ("The <i>Best</i> Kite<br>of All", ""),
+        ("<A Kite>", ""),
+        ("Functional (Deluxe) {2 Pack: Red}", ""),
+        ("Var and Function: The Document", ""),
+        ("{Curly}: A Novel", ""),
+        ("Windows 7 (Home)", ""),
+    ],
+)
+def test_titles_of_markup_and_script_are_junk_and_odd_ones_are_not(title, kind):
+    assert junk_kind(title) == kind
+
+
+@pytest.mark.parametrize(
+    ("parts", "path"),
+    [
+        ([], ""),
+        (["Gift Cards", "Gift Cards"], "Gift Cards"),
+        (["Toys", "", " Air &amp; Wind ", "Toys"], "Toys, Air & Wind, Toys"),
+        (["Shoes", "Boots", "</span></span>", "100% rubber"], "Shoes, Boots"),
+    ],
+)
+def test_a_path_has_no_empty_parts_repeats_or_markup(parts, path):
+    assert category_path(parts) == path
+
+
+@pytest.mark.parametrize(
+    ("text", "brand"),
+    [
+        ("Fenwick &amp; Sons", "Fenwick & Sons"),
+        ("Visit Amazon's Ada Fenwick Page", "Ada Fenwick"),
+        ("Visit the Fenwick Store", "Fenwick"),
+        ("Ada Fenwick Format: Audio CD", "Ada Fenwick"),
+        ('<span class="x">', ""),
+        ("", ""),
+    ],
+)
+def test_a_brand_is_a_bare_name(text, brand):
+    assert clean_brand(text) == brand
