@@ -9,34 +9,40 @@ import pytest
 from instructrec_jax import files
 from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.errors import UserError
+from instructrec_jax.instructions import builder
+from instructrec_jax.instructions.coverage import num_renderable
 from instructrec_jax.manifest import read_manifest
 from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
 from instructrec_jax.stages.build import BuildSettings, build
 from instructrec_jax.stages.inspect import inspect
 from instructrec_jax.stages.prepare import prepare
 
-SETTINGS = BuildSettings(vocab_size=600)
+SETTINGS = BuildSettings(vocab_size=800, records_per_shard=100)
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def test_counts_are_those_of_the_files(toy_records):
     counts = read_manifest(toy_records / "toy").counts
-    for config in record_store.CONFIGS:
+    for config in builder.CONFIGS:
         source = record_store.RecordSource("toy", config)
         record_store.use_data_dir(toy_records)
-        for split in record_store.SPLITS:
+        for split in builder.SPLITS:
             found = list(source.get_dataset(split, shuffle=False).as_numpy_iterator())
             assert counts[f"{config}/{split}"] == len(found) > 0
-            with_category = sum(bool(record["specific_intention"]) for record in found)
-            assert counts[f"{config}/{split}/specific_intention"] == with_category
-    assert counts["leave_one_out/train/specific_intention"] < counts["leave_one_out/train"]
+            for needs in (("specific_intention",), ("history", "preference")):
+                having = sum(all(len(record[name]) for name in needs) for record in found)
+                renderable = num_renderable(counts, config=config, split=split, needs=needs)
+                assert renderable == having
+    needs = ("specific_intention",)
+    with_category = num_renderable(counts, config="leave_one_out", split="train", needs=needs)
+    assert with_category < counts["leave_one_out/train"]
     assert counts["vocabulary"] == 600
 
 
 def test_no_record_shows_its_target_or_a_chosen_item_as_a_negative(toy_records):
     record_store.use_data_dir(toy_records)
     source = record_store.RecordSource("toy", "leave_one_out")
-    for split in record_store.SPLITS:
+    for split in builder.SPLITS:
         for record in source.get_dataset(split, shuffle=False).as_numpy_iterator():
             history, candidates = record["history"].tolist(), record["candidates"].tolist()
             assert record["target"] not in history
@@ -70,7 +76,7 @@ def test_building_again_reuses_what_is_there(toy_prepared, toy_records, caplog):
 
 def test_building_elsewhere_gives_the_same_bytes(toy_prepared, toy_records, tmp_path):
     build(dataset="toy", input_dir=toy_prepared, output_dir=tmp_path, settings=SETTINGS)
-    for name in (*record_store.CONFIGS, "vocabulary"):
+    for name in (*builder.CONFIGS, "vocabulary"):
         assert files.sha256(tmp_path / "toy" / name) == files.sha256(toy_records / "toy" / name)
 
 

@@ -1,74 +1,178 @@
 """Instruction records: which positions, what each may say, and nothing of the target before it."""
 
+import collections
+
+import numpy as np
+import pytest
+
+from instructrec_jax.data.columnar import Candidates, Histories, ItemSets
+from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.instructions import builder
-from instructrec_jax.records import CandidateList, History, Item
+from instructrec_jax.instructions.builder import RecordBuilder, RecordSettings
+from instructrec_jax.records import CandidateList, History, Intentions, Item
 
 ITEMS = [
     Item(item_id=n, raw_id=f"r{n}", title=f"T{n}", category="" if n == 3 else f"C{n}")
     for n in range(8)
 ]
 SPLITS = ("train", "test", "train", "", "validation", "train", "train", "train")
-CATALOGUE = builder.Catalogue(items=ITEMS, search_splits=SPLITS)
 HISTORIES = [
-    History(user_id="a", item_ids=(0, 1, 2, 3, 4)),
-    History(user_id="b", item_ids=(5, 4, 3, 2, 1, 0)),
+    History(
+        user_id="a",
+        item_ids=(0, 1, 2, 3, 4),
+        times=(0, 1, 2, 3, 4),
+        review_rows=(0, 1, 2, 3, 4),
+    ),
+    History(
+        user_id="b",
+        item_ids=(5, 4, 3, 2, 1, 0),
+        times=(10, 11, 12, 1_418_000_000, 14, 15),
+        review_rows=(5, 6, 7, 8, 9, -1),
+    ),
 ]
+REVIEWS = [f"review {n}" for n in range(10)]
+EVALUATION = [
+    CandidateList(
+        example_id="b:5", protocol="leave_one_out", split="test", user_id="b", position=5,
+        target_id=0, candidate_ids=(6, 0, 7),
+    ),
+    CandidateList(
+        example_id="item:1", protocol="product_search", split="test", user_id="",
+        position=-1, target_id=1, candidate_ids=(1, 2),
+    ),
+]  # fmt: skip
 
 
-def draw(example_id: str, target: int, user: int) -> tuple[int, ...]:
-    return (7, target)
+class Recorder:
+    """A teacher whose texts tell what it was shown."""
+
+    name = "recorder-1"
+
+    def preferences(self, history):
+        return (" ".join(item.title for item in history), "second")
+
+    def intentions(self, review, target):
+        if review == "review 7":
+            return Intentions(rejected={"quotes_title": 1})
+        return Intentions(vague=(f"{review} {target.title}",), second_vague=(f"they {review}",))
+
+
+def make(teacher=None, **settings) -> RecordBuilder:
+    histories = Histories.of(HISTORIES)
+    data = PreparedData(
+        dataset="toy",
+        items=ITEMS,
+        search_splits=SPLITS,
+        histories=histories,
+        seen_items=ItemSets.of([[0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]]),
+        candidates=Candidates.of(EVALUATION, histories),
+        reviews=REVIEWS,
+    )
+    return RecordBuilder(data, RecordSettings(**settings), teacher)
+
+
+def all_records(made: RecordBuilder, config: str, split: str, tally=None) -> dict:
+    tally = collections.Counter() if tally is None else tally
+    numbers = range(made.num_records(config, split))
+    return {r.example_id: r for r in made.records(config, split, numbers, tally)}
+
+
+def positions_of(lengths, **options) -> list:
+    options = {"max_positions": None, "seed": 0, **options}
+    return builder.training_positions(np.array(lengths), **options).tolist()
 
 
 def test_training_targets_lie_between_the_first_item_and_the_last_two():
-    positions = builder.training_positions(HISTORIES, max_positions=None, seed=0)
-    assert sorted(map(tuple, positions.tolist())) == [(0, 1), (0, 2), (1, 1), (1, 2), (1, 3)]
+    assert sorted(positions_of([5, 6, 3])) == [[0, 1], [0, 2], [1, 1], [1, 2], [1, 3]]
+    assert sorted(positions_of([3, 2, 1])) == []
 
 
 def test_the_most_recent_targets_are_kept_when_their_number_is_limited():
-    positions = builder.training_positions(HISTORIES, max_positions=1, seed=0)
-    assert sorted(map(tuple, positions.tolist())) == [(0, 2), (1, 3)]
+    assert sorted(positions_of([5, 6], max_positions=1)) == [[0, 2], [1, 3]]
 
 
 def test_the_order_is_random_and_depends_on_the_seed_alone():
-    histories = [History(user_id=str(n), item_ids=(0, 1, 2, 3, 4)) for n in range(50)]
-    first, again, other = (
-        builder.training_positions(histories, max_positions=None, seed=seed).tolist()
-        for seed in (1, 1, 2)
-    )
+    first, again, other = (positions_of([5] * 50, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
     assert first != sorted(first)
 
 
 def test_a_training_record_shows_only_what_came_before():
-    (record,) = builder.leave_one_out_training(CATALOGUE, HISTORIES, [(1, 3)], draw=draw)
-    assert record.example_id == "b:3"
+    record = all_records(make(), "leave_one_out", "train")["b:3"]
     assert record.history == ("T5", "T4", "T3")
     assert (record.target_id, record.target) == (2, "T2")
-    assert record.candidates == ("T7", "T2")
+    assert set(record.candidates) == {"T2", "T6", "T7"}, "the user's other items are no negatives"
     assert record.specific_intention == "C2"
+    assert (record.preference, record.vague_intention, record.teacher) == ((), (), "")
 
 
 def test_pairs_held_out_for_product_search_are_never_trained_on():
-    pairs = [(0, 1), (1, 1), (0, 2)]  # targets 1 (test), 4 (validation), 2 (train)
-    records = builder.leave_one_out_training(CATALOGUE, HISTORIES, pairs, draw=draw)
-    assert [record.specific_intention for record in records] == ["", "", "C2"]
-    searched = builder.product_search_training(CATALOGUE, draw=draw, seed=0)
-    assert {record.target_id for record in searched} == {0, 2, 5, 6, 7}
+    records = all_records(make(), "leave_one_out", "train")
+    intentions = {name: record.specific_intention for name, record in records.items()}
+    # Targets 1 (held out for test), 2 (train), 4 (held out for validation), 3 (no category).
+    assert intentions == {"a:1": "", "a:2": "C2", "b:1": "", "b:2": "", "b:3": "C2"}
+    searched = all_records(make(), "product_search", "train")
+    assert {record.target_id for record in searched.values()} == {0, 2, 5, 6, 7}
+    assert not {1, 4} & {c for record in searched.values() for c in record.candidate_ids}
 
 
 def test_evaluation_takes_the_frozen_candidates_and_their_order():
-    rows = [
-        CandidateList(
-            example_id="b:5", protocol="leave_one_out", split="test", user_id="b", position=5,
-            target_id=0, candidate_ids=(6, 0, 7),
-        ),
-        CandidateList(
-            example_id="item:1", protocol="product_search", split="test", user_id="",
-            position=-1, target_id=1, candidate_ids=(1, 2),
-        ),
-    ]  # fmt: skip
-    user, item = builder.evaluation_records(CATALOGUE, HISTORIES, rows)
+    (user,) = all_records(make(), "leave_one_out", "test").values()
+    (item,) = all_records(make(), "product_search", "test").values()
     assert user.history == ("T5", "T4", "T3", "T2", "T1")
     assert user.candidates == ("T6", "T0", "T7")
-    assert item.history == ()
-    assert item.specific_intention == "C1"
+    assert (item.history, item.specific_intention) == ((), "C1")
+    assert not all_records(make(), "leave_one_out", "validation")
+
+
+def test_the_teacher_reads_the_history_and_the_review_of_the_target():
+    tally = collections.Counter()
+    records = all_records(make(Recorder()), "leave_one_out", "train", tally)
+    assert records["b:3"].preference == ("T5 T4 T3", "second")
+    assert records["b:3"].vague_intention == ("review 8 T2",)
+    assert records["b:3"].second_vague_intention == ("they review 8",)
+    assert records["b:3"].teacher == "recorder-1"
+    assert records["b:2"].vague_intention == ()
+    assert tally == {"intentions_quotes_title": 1}
+
+
+def test_an_event_without_review_has_no_vague_intention():
+    (record,) = all_records(make(Recorder()), "leave_one_out", "test").values()
+    assert record.vague_intention == record.second_vague_intention == ()
+    assert record.preference
+
+
+def test_the_texts_of_a_search_come_from_events_of_its_own_split():
+    """A text that is trained on is never a held-out query."""
+    made = make(Recorder())
+    trained = all_records(made, "product_search", "train")
+    assert trained["item:2"].vague_intention in (
+        ("review 2 T2", "review 8 T2"),
+        ("review 8 T2", "review 2 T2"),
+    )
+    assert set(trained["item:2"].preference) == {"T0 T1", "T5 T4 T3"}
+    assert trained["item:0"].vague_intention == ("review 0 T0",), "not the test event of b"
+    assert trained["item:7"].vague_intention == (), "nobody chose it"
+    (held_out,) = all_records(made, "product_search", "test").values()
+    assert held_out.vague_intention == (), "item 1 is nobody's last item"
+
+
+def test_any_range_gives_what_the_whole_gives():
+    made = make(Recorder())
+    whole = list(all_records(made, "leave_one_out", "train").values())
+    parts = [
+        record
+        for numbers in (range(3, 5), range(3))
+        for record in make(Recorder()).records("leave_one_out", "train", numbers, made_tally())
+    ]
+    assert parts == whole[3:] + whole[:3]
+
+
+def made_tally() -> collections.Counter:
+    return collections.Counter()
+
+
+@pytest.mark.parametrize(("states_time", "context"), [(True, "December 2014"), (False, "")])
+def test_the_context_is_the_month_of_the_target_where_asked_for(states_time, context):
+    records = all_records(make(states_time=states_time), "leave_one_out", "train")
+    assert records["b:3"].context == context

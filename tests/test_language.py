@@ -1,7 +1,6 @@
 """The template language: what parses, what is refused, and the templates that are shipped."""
 
 import dataclasses
-import string
 
 import pytest
 from hypothesis import given, settings
@@ -17,15 +16,15 @@ from instructrec_jax.instructions.language import (
     Query,
     Slot,
     Template,
+    Variant,
     parse,
     plain_text,
     plain_title,
     unique_templates,
     variants,
 )
-from instructrec_jax.instructions.render import join_titles, render, render_record
-from instructrec_jax.records import InstructionRecord, Intention, Preference, TaskForm
-from tasks import mixtures, personalized_search, product_search, sequential
+from instructrec_jax.instructions.render import Draw, join_titles, render, render_record
+from instructrec_jax.records import InstructionRecord, TaskForm
 
 TITLES = st.text(alphabet="ab{}[];,: \n\t\x00\x85\u3000é漢\u0308", min_size=1, max_size=12)
 RECORD = InstructionRecord(
@@ -46,8 +45,6 @@ def make(**changes) -> Template:
         "template_id": "A1",
         "inputs": "After {history}?",
         "targets": "{target}",
-        "preference": Preference.IMPLICIT,
-        "intention": Intention.NONE,
         "task_form": TaskForm.MATCHING,
     }
     return Template(**{**fields, **changes})
@@ -84,6 +81,7 @@ def test_a_clause_appears_only_when_its_slot_has_text():
         ({"queries": (Query.SPECIFIC,)}, "queries"),
         ({"task_form": TaskForm.RERANKING}, "{candidates}"),
         ({"task_form": TaskForm.POINTWISE}, "{candidate}"),
+        ({"task_form": TaskForm.PAIRWISE}, "{first}"),
         ({"is_evaluated": True}, "evaluated"),
         ({"inputs": "{history} {target}"}, "gives the answer away"),
     ],
@@ -135,65 +133,41 @@ def test_nothing_in_a_title_changes_the_structure(title):
     assert inputs == f"<{plain_title(title)}|T>"
 
 
-def test_the_families_of_this_stage_are_complete():
-    families = {
-        sequential: ["A1", *(f"A{n}" for n in range(4, 14))],
-        product_search: ["B2", "B3", *(f"B{n}" for n in range(5, 10))],
-        personalized_search: ["C4", "C5", "C10", "C11", "C12", "C13"],
-    }
-    for module, ids in families.items():
-        assert [template.template_id for template in module.TEMPLATES] == ids
-    evaluated = {t.template_id for t in mixtures.TEMPLATES if t.is_evaluated}
-    assert evaluated == {"A7", "A8", "A9", "A10", "A13", "B7", "B8", "B9"} | {
-        "C10", "C11", "C12", "C13",
-    }  # fmt: skip
+def test_the_cell_follows_from_the_slots():
+    def cell(inputs, query=None, form=TaskForm.MATCHING):
+        queries = () if query is None else (query,)
+        return Variant(make(inputs=inputs, queries=queries, task_form=form), query).cell
+
+    assert cell("{history}") == "<P1,I0,T2>"
+    assert cell("{history}[ {preference}]") == "<P1,(P2),I0,T2>"
+    assert cell("{preference}") == "<P2,I0,T2>"
+    assert cell("{query}", Query.SPECIFIC) == "<P0,I2,T2>"
+    assert cell("{query}", Query.PREFERENCE) == "<P2,I0,T2>"
+    assert cell("{history} {query}[ {preference}]", Query.PREFERENCE) == "<P1,P2,I0,T2>"
+    assert cell("{history} {query}[ {preference}]", Query.VAGUE) == "<P1,(P2),I1,T2>"
+    assert cell("{query} {candidates}", Query.SECOND_VAGUE, TaskForm.RERANKING) == "<P0,I1,T3>"
 
 
-def test_every_cell_of_the_paper_is_as_listed():
-    cells = {t.template_id: (t.preference.value, t.task_form.value) for t in mixtures.TEMPLATES}
-    for template_id, (preference, form) in cells.items():
-        assert preference == ("P0" if template_id.startswith("B") else "P1")
-        if template_id in ("A11", "A12"):
-            assert form == "T0"
-        else:
-            evaluated = next(t for t in mixtures.TEMPLATES if t.template_id == template_id)
-            assert form == ("T3" if evaluated.is_evaluated else "T2")
+def test_a_query_that_is_the_preference_silences_the_clause_that_repeats_it():
+    template = make(inputs="{query}[ Taste: {preference}]", queries=(Query.PREFERENCE, Query.VAGUE))
+    record = dataclasses.replace(RECORD, preference=("tea",), vague_intention=("a cup",))
+    draw = Draw(states_preference=True)
+    said = [render_record(variant, record, draw)[0] for variant in variants([template])]
+    assert said == ["tea", "a cup Taste: tea"]
 
 
-@pytest.mark.parametrize("variant", list(variants(mixtures.TEMPLATES)), ids=lambda v: v.name)
-def test_every_template_renders_all_of_its_slots(variant):
-    inputs, targets = render_record(variant, RECORD)
-    slots = variant.template.required_slots
-    said = inputs + " => " + targets
-    assert ("Chess; Halo {target}" in inputs) == (Slot.HISTORY in slots)
-    assert ("Pong, Deluxe; Tetris" in inputs) == (Slot.CANDIDATES in slots)
-    assert ("Games, Puzzle" in said) == (Slot.QUERY in slots)
-    assert targets in ("Tetris", "Games, Puzzle", "No")
-    assert "preference" not in said
+def test_needs_are_the_fields_of_required_slots():
+    template = make(
+        inputs="{history} {query}[ {preference}][ {context}]", queries=(Query.SECOND_VAGUE,)
+    )
+    (variant,) = variants([template])
+    assert variant.needs == {"history", "second_vague_intention"}
+    reversal = make(targets="{preference}")
+    assert Variant(reversal).needs == {"history", "preference"}
 
 
-def test_the_preference_clause_is_written_into_the_sequential_templates():
-    with_taste = dataclasses.replace(RECORD, preference=("loves puzzles",))
-    droppable = {
-        v.template.template_id
-        for v in variants(mixtures.TEMPLATES)
-        if "loves puzzles" in render_record(v, with_taste, preference=0)[0]
-    }
-    assert droppable == {f"A{n}" for n in range(4, 14)} | {"C10", "C11", "C12", "C13"}
-
-
-def test_wordings_differ_and_keep_to_characters_that_t5_knows():
-    known = set(string.ascii_letters + " .,:;?'-")
-    wordings = [template.inputs for template in mixtures.TEMPLATES]
-    assert len(set(wordings)) == len(wordings)
-    for template in mixtures.TEMPLATES:
-        for part in template.input_segments + template.target_segments:
-            for leaf in getattr(part, "segments", (part,)):
-                assert set(getattr(leaf, "text", "")) <= known, template.template_id
-
-
-def test_the_pointwise_answer_tells_whether_the_candidate_is_the_target():
-    (variant,) = (v for v in variants(mixtures.TEMPLATES) if v.name == "A11")
-    assert "Pong, Deluxe" in render_record(variant, RECORD, candidate=0)[0]
-    assert render_record(variant, RECORD, candidate=0)[1] == "No"
-    assert render_record(variant, RECORD, candidate=1)[1] == "Yes"
+def test_several_texts_are_drawn_from():
+    (variant,) = variants([make(inputs="{preference}")])
+    record = dataclasses.replace(RECORD, preference=("tea", "jam"))
+    said = [render_record(variant, record, Draw(text=number))[0] for number in range(3)]
+    assert said == ["tea", "jam", "tea"]

@@ -1,8 +1,10 @@
 """Records as TFDS files: read back whole by tfds and by SeqIO, in order, and always the same."""
 
+import collections
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from test_language import RECORD
 
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
+from instructrec_jax.instructions.coverage import aspects_of
 from instructrec_jax.manifest import Manifest
 from instructrec_jax.pipeline import record_store
 from instructrec_jax.records import InstructionRecord
@@ -28,16 +31,33 @@ RECORDS = [
 ]
 
 
+def write(folder: Path, splits: dict[str, list[InstructionRecord]], *, in_shard: int = 3) -> None:
+    """Writes a config as `build` does, with files of a few records."""
+    sizes = {}
+    for split, records in splits.items():
+        starts = range(0, len(records), in_shard)
+        sizes[split] = [
+            record_store.write_shard(
+                record_store.shard_path(
+                    folder, dataset="own", split=split, index=index, num_shards=len(starts)
+                ),
+                iter(records[start : start + in_shard]),
+            )
+            for index, start in enumerate(starts)
+        ]
+    record_store.write_metadata(folder, dataset="own", shards=sizes)
+
+
 @pytest.fixture
 def folder(tmp_path):
-    record_store.write_records(
-        tmp_path / "own" / "leave_one_out" / "1.0.0",
-        dataset="own",
-        splits={"train": iter(RECORDS), "validation": iter(()), "test": iter(RECORDS[:2])},
-        records_per_shard=3,
+    path = tmp_path / "own" / "leave_one_out" / record_store.VERSION
+    write(path, {"train": RECORDS, "test": RECORDS[:2]})
+    counts = collections.Counter(
+        f"leave_one_out/{split}/{aspects_of(record)}"
+        for split, number in (("train", 7), ("test", 2))
+        for record in RECORDS[:number]
     )
-    counts = {"leave_one_out/train/vague_intention": 0}
-    Manifest(stage="build", inputs={}, settings={}, counts=counts).write(tmp_path / "own")
+    Manifest(stage="build", inputs={}, settings={}, counts=dict(counts)).write(tmp_path / "own")
     record_store.use_data_dir(tmp_path)
     return tmp_path
 
@@ -58,12 +78,12 @@ def as_records(dataset) -> list:
 
 
 def test_tfds_reads_every_field_in_order(folder):
-    found = tfds.load("own/leave_one_out:1.0.0", data_dir=str(folder), split="train")
+    found = tfds.load("own/leave_one_out:2.0.0", data_dir=str(folder), split="train")
     assert as_records(found) == RECORDS
 
 
 def test_seqio_reads_every_field_in_order(folder):
-    source = seqio.TfdsDataSource("own/leave_one_out:1.0.0", tfds_data_dir=str(folder))
+    source = seqio.TfdsDataSource("own/leave_one_out:2.0.0", tfds_data_dir=str(folder))
     assert as_records(source.get_dataset("train", shuffle=False)) == RECORDS
 
 
@@ -88,46 +108,59 @@ def test_shuffled_records_are_the_same_ones_in_another_order(folder):
 
 
 def test_shards_hold_a_bounded_number_of_records(folder):
-    names = sorted(path.name for path in (folder / "own/leave_one_out/1.0.0").glob("*train*"))
+    names = sorted(path.name for path in (folder / "own/leave_one_out/2.0.0").glob("*train*"))
     assert names == [f"own-train.tfrecord-0000{n}-of-00003" for n in range(3)]
 
 
 def test_another_process_writes_the_same_bytes(tmp_path):
     """The hash of a field's name differs between processes; the files must not."""
     program = (
-        "import sys; from test_record_store import *; record_store.write_records("
-        "sys.argv[1], dataset='own', splits={'train': RECORDS})"
+        "import sys, pathlib; from test_record_store import *; "
+        "write(pathlib.Path(sys.argv[1]), {'train': RECORDS})"
     )
     subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "there")],
         check=True,
         env={"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "7"},
     )
-    record_store.write_records(tmp_path / "here", dataset="own", splits={"train": RECORDS})
+    write(tmp_path / "here", {"train": RECORDS})
     assert files.sha256(tmp_path / "here") == files.sha256(tmp_path / "there")
 
 
-def test_a_config_without_records_is_not_written(tmp_path):
-    counts = record_store.write_records(
-        tmp_path / "none", dataset="own", splits={"train": iter(()), "test": iter(())}
-    )
-    assert counts == {}
-    assert not (tmp_path / "none").exists()
+def test_a_file_that_cannot_be_finished_is_not_there(tmp_path):
+    def records():
+        yield RECORDS[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record_store.write_shard(tmp_path / "own-train.tfrecord-00000-of-00001", records())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("dataset", "config", "split", "needs", "message"),
     [
-        ("own", "product_search", "train", "", r"has no product_search records.*own\.sequential"),
-        ("owm", "leave_one_out", "train", "", r"unknown dataset 'owm'; the nearest known: own"),
-        ("own", "leave_one_out", "validation", "", r"no split 'validation', only train, test"),
-        ("own", "leave_one_out", "train", "vague_intention", r"no train record .* vague_intention"),
+        ("own", "product_search", "train", (), "no train record of 'own' in its product_search"),
+        ("owm", "leave_one_out", "train", (), r"unknown dataset 'owm'; the nearest known: own"),
+        ("own", "leave_one_out", "validation", (), "no validation record of 'own'"),
+        ("own", "leave_one_out", "tests", (), "no split 'tests'"),
+        ("own", "leave_one_out", "train", ("vague_intention",), "has a vague_intention"),
     ],
 )
 def test_what_is_not_there_is_named(folder, dataset, config, split, needs, message):
     source = record_store.RecordSource(dataset, config, needs=needs)
     with pytest.raises(UserError, match=message):
         source.get_dataset(split)
+
+
+def test_a_source_counts_the_records_that_have_what_it_needs(folder):
+    every = record_store.RecordSource("own", "leave_one_out")
+    assert every.splits == ("train", "test")
+    wordy = record_store.RecordSource("own", "leave_one_out", needs=("history", "preference"))
+    having = [record for record in RECORDS if record.history and record.preference]
+    assert wordy.num_input_examples("train") == len(having) == 4
+    vague = record_store.RecordSource("own", "leave_one_out", needs=("vague_intention",))
+    assert vague.splits == ()
 
 
 def test_a_source_follows_the_data_dir_of_the_run(folder, tmp_path):

@@ -10,7 +10,13 @@ from test_language import RECORD, TITLES
 
 from instructrec_jax.instructions import language
 from instructrec_jax.instructions.language import Slot, variants
-from instructrec_jax.instructions.render import join_titles, render, render_record
+from instructrec_jax.instructions.render import (
+    NUM_ANSWER_TITLES,
+    Draw,
+    join_titles,
+    render,
+    render_record,
+)
 from instructrec_jax.pipeline import preprocessors, rendering
 from instructrec_jax.records import InstructionRecord
 from tasks import mixtures
@@ -19,6 +25,10 @@ VARIANTS = list(variants(mixtures.TEMPLATES))
 RECORDS = st.builds(
     lambda history, candidates, target, query: dataclasses.replace(
         RECORD,
+        preference=(query, "likes maps"),
+        vague_intention=(query,),
+        second_vague_intention=() if len(query) % 2 else (query,),
+        context=query,
         history=tuple(history),
         candidates=tuple(candidates),
         candidate_ids=tuple(range(len(candidates))),
@@ -59,17 +69,23 @@ def test_titles_and_lists_are_spelt_alike(titles):
 @given(RECORDS)
 def test_every_template_is_rendered_alike(record):
     tensors = preprocessors.arrange(as_tensors(record), {}, tf.constant([1, 2], tf.int64))
-    history = rendering.join_titles(tensors["history"])
+    places = range(len(record.candidates))
     for variant in VARIANTS:
-        values = preprocessors.slot_values(variant, tensors, tf.constant([1, 2], tf.int64))
-        values[Slot.HISTORY] = history
+        values = preprocessors.slot_values(variant, tensors, {}, tf.constant([1, 2], tf.int64))
+        template = variant.template
+        shown, answered = tensors["history"], tensors["history"][-NUM_ANSWER_TITLES:]
         found = tuple(
-            rendering.render(segments, values).numpy().decode()
-            for segments in (variant.template.input_segments, variant.template.target_segments)
+            rendering.render(segments, {**values, Slot.HISTORY: rendering.join_titles(history)})
+            .numpy()
+            .decode()
+            for segments, history in (
+                (template.input_segments, shown),
+                (template.target_segments, answered),
+            )
         )
-        is_pointwise = Slot.CANDIDATE in variant.template.required_slots
-        places = range(len(record.candidates)) if is_pointwise else [0]
-        assert found in [render_record(variant, record, candidate=place) for place in places]
+        is_pointwise = Slot.CANDIDATE in template.required_slots
+        draws = [Draw(candidate=place) for place in (places if is_pointwise else [0])]
+        assert found in [render_record(variant, record, draw) for draw in draws]
 
 
 @pytest.mark.parametrize("preference", ["", "likes maps"])

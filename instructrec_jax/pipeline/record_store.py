@@ -12,12 +12,11 @@ import tensorflow_datasets as tfds
 
 from instructrec_jax import files
 from instructrec_jax.errors import UserError, unknown_name
+from instructrec_jax.instructions.builder import SPLITS
 from instructrec_jax.instructions.coverage import num_renderable
 from instructrec_jax.manifest import read_manifest
 from instructrec_jax.records import InstructionRecord
 
-CONFIGS = ("leave_one_out", "product_search")
-SPLITS = ("train", "validation", "test")
 VERSION = "2.0.0"
 _SHUFFLE_BUFFER_SIZE = 1024  # the files are in random order already
 _FIELDS = tuple(field.name for field in dataclasses.fields(InstructionRecord))
