@@ -1,6 +1,7 @@
 """Readers: every format gives the same log, and every kind of damage is named by file and line."""
 
 import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import write_logs
 
+from instructrec_jax.data.raw_log import count_log
 from instructrec_jax.data.readers.recbole import genres_path
 from instructrec_jax.data.readers.registry import read_logs, recognise
 from instructrec_jax.errors import UserError
@@ -133,6 +135,57 @@ def test_the_first_line_of_an_item_counts(tmp_path):
     log = read_logs(tmp_path)
     assert log.num_items_listed_again == 1
     assert [item.title for item in log.items] == ["Red Kite", "Blue Kite"]
+
+
+def test_brands_and_categories_beside_the_items_fill_what_the_items_leave_open(tmp_path):
+    details = (
+        "item_id\tasin\tbrand\tcategories\n"
+        "i2\tB2\tFenwick\tToys,Air &amp; Wind,Air &amp; Wind\n"
+        "i1\tB1\tOther\tIgnored\n"
+        "i9\tB9\tNobody\tToys\n"
+    )
+    put(tmp_path, interactions__tsv=INTERACTIONS, items__tsv=ITEMS)
+    put(tmp_path, items_meta_sample__tsv__gz=gzip.compress(details.encode()))
+    log = read_logs(tmp_path)
+    assert [(item.title, item.category, item.brand) for item in log.items] == [
+        ("Red Kite", "Toys", "Other"),
+        ("Blue Kite", "Toys, Air & Wind", "Fenwick"),
+    ]
+    assert log.num_details_of_unknown_items == 1
+    put(tmp_path, items_meta__tsv="item_id\tbrand\ni1\tX\n")
+    with pytest.raises(UserError, match=r"items_meta\.tsv and items_meta_sample\.tsv\.gz"):
+        recognise(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["tsv", "jsonl", "recbole"])
+def test_a_review_column_is_read_again_when_asked_for(tmp_path, form):
+    rows = [("u1", "i1", 3, "for rain"), ("u1", "i2", 1, " "), ("u2", "i1", 2, "a gift")]
+    names = ("user_id", "item_id", "timestamp", "review")
+    if form == "jsonl":
+        lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+        put(tmp_path, interactions__jsonl="\n".join(lines), items__tsv=ITEMS)
+    else:
+        lines = ["\t".join(map(str, row)) for row in (names, *rows)]
+        text = "\n".join(lines)
+        if form == "tsv":
+            put(tmp_path, interactions__tsv=text, items__tsv=ITEMS)
+        else:
+            header = "\t".join(f"{name}:token" for name in names)
+            put(tmp_path, toy__inter=text.replace(lines[0], header))
+            put(tmp_path, toy__item="item_id:token\ttitle:token\ni1\tA\ni2\tB\n")
+    log = read_logs(tmp_path)
+    assert list(log.reviews()) == [(0, "for rain"), (2, "a gift")]
+    assert log.num_without_text == 1
+
+
+def test_a_log_without_reviews_has_none(tmp_path):
+    put(tmp_path, interactions__tsv=INTERACTIONS, items__tsv=ITEMS)
+    log = read_logs(tmp_path)
+    assert log.reviews is None
+    assert set(count_log(log)) == {
+        *("log_interactions", "log_users", "log_items", "log_pairs"),
+        *("log_items_listed", "log_items_without_title"),
+    }
 
 
 TEXT = st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=("Cs",)), min_size=1)
