@@ -1,26 +1,12 @@
-"""`instructrec data fetch`, `prepare`, `build` and `inspect`: from raw logs to instructions."""
+"""`instructrec data`, `prepare` and `inspect`: from raw logs to instructions."""
 
 import argparse
 from typing import Any
 
 from instructrec_jax.cli.quiet import quiet_imports
-from instructrec_jax.cli.verb import Verb
+from instructrec_jax.cli.verb import Verb, add_folders, given
 
 _FOLDER = "DIR"
-
-
-def _add_folders(parser: argparse.ArgumentParser, *, reads: str, writes: str) -> None:
-    """Adds the three flags that every data verb takes."""
-    parser.add_argument(
-        "--dataset", required=True, metavar="NAME", help="name of the dataset, such as ml_100k"
-    )
-    parser.add_argument("--input_dir", required=True, metavar=_FOLDER, help=reads)
-    parser.add_argument("--output_dir", required=True, metavar=_FOLDER, help=writes)
-
-
-def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Returns those options that the user gave; the others keep the settings' own defaults."""
-    return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
 def _add_fetch(parser: argparse.ArgumentParser) -> None:
@@ -37,16 +23,67 @@ def _add_fetch(parser: argparse.ArgumentParser) -> None:
     fetch.add_argument(
         "--cache_dir", metavar=_FOLDER, help="cache folder (default ~/.cache/instructrec_jax)"
     )
+    _add_synthesize(actions)
 
 
-def _fetch(options: argparse.Namespace) -> None:
-    from instructrec_jax.stages import fetch
+def _add_synthesize(actions: Any) -> None:
+    synthesize = actions.add_parser(
+        "synthesize",
+        help="write an invented log of any size",
+        description=(
+            "Writes an invented log in which users keep to a favourite kind and brand of item.\n"
+            "The same flags write the same bytes. The folder is the --input_dir of `prepare`."
+        ),
+        epilog=(
+            "example:\n  instructrec data synthesize --output_dir=logs/invented \\\n"
+            "      --num_users=1000 --num_interactions=12000"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    synthesize.add_argument(
+        "--output_dir", required=True, metavar=_FOLDER, help="folder to write, new or empty"
+    )
+    unset = argparse.SUPPRESS
+    for name, kind, text in (
+        ("num_users", int, "users"),
+        ("num_interactions", int, "interactions, exactly so many"),
+        ("num_items", int, "items (default one in 100 interactions)"),
+        ("seed", int, "of everything (default 0)"),
+        ("zipf_exponent", float, "how steeply popularity falls with rank (default 1.0)"),
+        ("favourite_share", float, "how often users keep to their favourite kind (default 0.8)"),
+        ("format", str, "plain, jsonl, recbole or amazon_2018 (default plain)"),
+    ):
+        is_required = name in ("num_users", "num_interactions")
+        synthesize.add_argument(
+            f"--{name}", type=kind, required=is_required, default=unset, help=text
+        )
+    for name, text in (
+        ("is_gzip", "compress the files"),
+        ("has_reviews", "give events a review that tells a wish (amazon_2018 only)"),
+    ):
+        synthesize.add_argument(f"--{name}", action="store_true", default=unset, help=text)
 
-    print(fetch.fetch(name=options.name, cache_dir=options.cache_dir))
+
+def _obtain(options: argparse.Namespace) -> None:
+    """Fetches or synthesizes; the last line printed is the folder."""
+    if options.action == "fetch":
+        from instructrec_jax.stages import fetch
+
+        print(fetch.fetch(name=options.name, cache_dir=options.cache_dir))
+        return
+    from instructrec_jax.data.synthetic import SyntheticSettings
+    from instructrec_jax.stages import synthesize
+
+    names = ("num_users", "num_interactions", "num_items", "seed", "zipf_exponent")
+    more = ("favourite_share", "format", "is_gzip", "has_reviews")
+    settings = SyntheticSettings(**given(options, *names, *more))
+    synthesize.synthesize(output_dir=options.output_dir, settings=settings)
+    print(options.output_dir)
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
-    _add_folders(
+    add_folders(
         parser,
         reads="folder with the raw logs: RecBole atomic files, TSV, JSONL or Amazon reviews",
         writes="folder to write, which must be new, empty or hold the same work",
@@ -123,71 +160,7 @@ def _prepare(options: argparse.Namespace) -> None:
         dataset=options.dataset,
         input_dir=options.input_dir,
         output_dir=options.output_dir,
-        settings=PrepareSettings(**_given(options, *names)),
-    )
-
-
-def _add_build(parser: argparse.ArgumentParser) -> None:
-    _add_folders(
-        parser,
-        reads="folder that `instructrec prepare` wrote",
-        writes="folder for instruction records; it may hold several datasets",
-    )
-    unset = argparse.SUPPRESS
-    parser.add_argument(
-        "--vocabulary",
-        dest="vocabulary_path",
-        default=unset,
-        metavar="FILE",
-        help="SentencePiece model to use, such as T5's (default: train one on the titles)",
-    )
-    parser.add_argument(
-        "--vocab_size",
-        type=int,
-        default=unset,
-        help="pieces of a vocabulary that is trained (default 2000)",
-    )
-    parser.add_argument(
-        "--vocab_size_is_limit",
-        action="store_true",
-        default=unset,
-        help="take fewer pieces where the texts cannot give so many (default False: an error)",
-    )
-    parser.add_argument(
-        "--num_train_negatives",
-        type=int,
-        default=unset,
-        help="negatives beside the target of a training record (default 9)",
-    )
-    parser.add_argument(
-        "--max_train_positions",
-        type=int,
-        default=unset,
-        help="most recent training targets of each user (default: all)",
-    )
-    parser.add_argument(
-        "--task_module",
-        default=unset,
-        metavar="MODULE",
-        help="module that registers the tasks (default tasks.mixtures)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=unset, help="of negatives and record order (default 0)"
-    )
-
-
-def _build(options: argparse.Namespace) -> None:
-    with quiet_imports():
-        from instructrec_jax.stages import build
-
-    names = ("vocabulary_path", "vocab_size", "vocab_size_is_limit", "num_train_negatives")
-    build.build(
-        dataset=options.dataset,
-        input_dir=options.input_dir,
-        output_dir=options.output_dir,
-        settings=build.BuildSettings(
-            **_given(options, *names, "max_train_positions", "task_module", "seed")
-        ),
+        settings=PrepareSettings(**given(options, *names)),
     )
 
 
@@ -216,17 +189,20 @@ def _inspect(options: argparse.Namespace) -> None:
     inspect.inspect(
         task=options.task,
         data_dir=options.data_dir,
-        **_given(options, "split", "num_examples", "module"),
+        **given(options, "split", "num_examples", "module"),
     )
 
 
 DATA = Verb(
     name="data",
-    summary="obtain a public dataset",
-    description="Obtains public datasets. The folder it names is the --input_dir of `prepare`.",
+    summary="obtain a public dataset, or an invented one",
+    description=(
+        "Obtains public datasets, or invents one of any size. The folder it names is the\n"
+        "--input_dir of `prepare`."
+    ),
     example="instructrec data fetch ml-100k",
     add_arguments=_add_fetch,
-    run=_fetch,
+    run=_obtain,
 )
 PREPARE = Verb(
     name="prepare",
@@ -242,20 +218,6 @@ PREPARE = Verb(
     ),
     add_arguments=_add_prepare,
     run=_prepare,
-)
-BUILD = Verb(
-    name="build",
-    summary="prepared data -> instruction records and a vocabulary",
-    description=(
-        "Turns prepared data into instruction records (a TFDS dataset that SeqIO reads), and\n"
-        "trains a SentencePiece vocabulary on the training texts or copies the one given."
-    ),
-    example=(
-        "instructrec build --dataset=ml_100k --input_dir=runs/prepared \\\n"
-        "    --output_dir=runs/records"
-    ),
-    add_arguments=_add_build,
-    run=_build,
 )
 INSPECT = Verb(
     name="inspect",

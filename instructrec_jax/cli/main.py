@@ -12,14 +12,14 @@ import sys
 from collections.abc import Sequence
 
 from instructrec_jax import __version__
-from instructrec_jax.cli import data_verbs, demo_verb, report_verb, run_verbs
+from instructrec_jax.cli import build_verb, data_verbs, demo_verb, report_verb, run_verbs
 from instructrec_jax.cli.verb import Verb
 from instructrec_jax.errors import UserError, unknown_name
 
 VERBS: tuple[Verb, ...] = (
     data_verbs.DATA,
     data_verbs.PREPARE,
-    data_verbs.BUILD,
+    build_verb.BUILD,
     data_verbs.INSPECT,
     run_verbs.TRAIN,
     run_verbs.SCORE,

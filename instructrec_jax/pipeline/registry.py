@@ -1,13 +1,18 @@
 """Finds tasks and mixtures by name, after importing the module that registers them."""
 
 import importlib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 
 import seqio
 
+from instructrec_jax import instructions
 from instructrec_jax.errors import UserError, unknown_name
-from instructrec_jax.pipeline.task_registration import GROUPED, RANK
+from instructrec_jax.pipeline.task_registration import GROUPED, RANK, InstructionTask
+
+_LANGUAGE = Path(instructions.__file__).parent  # where templates are checked, not declared
 
 
 def import_task_module(module: str, dataset: str) -> ModuleType:
@@ -21,10 +26,12 @@ def import_task_module(module: str, dataset: str) -> ModuleType:
       The module.
 
     Raises:
-      UserError: if there is no such module.
+      UserError: if there is no such module, or one of its templates contradicts itself.
     """
     try:
         found = importlib.import_module(module)
+    except UserError as error:
+        raise UserError(f"{_where(error)}: {error}") from None
     except ModuleNotFoundError as error:
         if error.name is None or not (module + ".").startswith(error.name + "."):
             raise  # the module exists and misses something itself
@@ -37,6 +44,14 @@ def import_task_module(module: str, dataset: str) -> ModuleType:
     return found
 
 
+def _where(error: UserError) -> str:
+    """Returns file and line of the declaration that an error comes from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if _LANGUAGE not in Path(frame.filename).parents]
+    named = [frame for frame in outside if Path(frame.filename).is_file()]
+    return f"{named[-1].filename} line {named[-1].lineno}"
+
+
 def get(name: str) -> seqio.Task | seqio.Mixture:
     """Returns the task or mixture of a name.
 
@@ -47,6 +62,23 @@ def get(name: str) -> seqio.Task | seqio.Mixture:
     if name not in known:
         raise unknown_name("task or mixture", name, known)
     return seqio.get_mixture_or_task(name)
+
+
+def instruction_tasks(dataset: str | None = None) -> list[InstructionTask]:
+    """Returns the tasks that render a template to `inputs` and `targets`, A2 before A10.
+
+    Args:
+      dataset: whose tasks; None for one task of each variant, whichever dataset's it is.
+    """
+    found: dict[str, InstructionTask] = {}
+    for name in sorted(seqio.TaskRegistry.names()):
+        task = seqio.TaskRegistry.get(name)
+        if not isinstance(task, InstructionTask):
+            continue
+        owner, _, rest = name.partition(".")
+        if rest == task.variant.name and dataset in (None, owner):
+            found.setdefault(rest, task)
+    return sorted(found.values(), key=_place)
 
 
 def evaluated_tasks(names: Iterable[str]) -> tuple[str, ...]:
@@ -74,3 +106,11 @@ def evaluated_tasks(names: Iterable[str]) -> tuple[str, ...]:
             )
         found |= dict.fromkeys(f"{task}.{GROUPED}" for task in ranking)
     return tuple(found)
+
+
+def _place(task: InstructionTask) -> tuple[str, int, int]:
+    """Returns what tasks are sorted by: letters, number and place of the query."""
+    template = task.variant.template
+    letters, number = re.fullmatch(r"(.*?)(\d*)", template.template_id).groups("")
+    queries = (None, *template.queries)
+    return letters, int(number or 0), queries.index(task.variant.query)

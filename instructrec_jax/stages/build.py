@@ -121,8 +121,12 @@ def build(
         settings=settings,
     )
     shards = build_shards.plan_shards(work, settings.records_per_shard)
-    pieces = _write_vocabulary(partial / VOCABULARY_FILE, data, work, settings)
-    _write_shards(work, shards, execution or Execution())
+    try:
+        pieces = _write_vocabulary(partial / VOCABULARY_FILE, data, work, settings)
+        _write_shards(work, shards, execution or Execution())
+    except UserError:
+        _remove_if_nothing_is_there(partial)
+        raise
     counts, drops = build_shards.finish(work, shards)
     manifest = dataclasses.replace(planned, counts={**counts, "vocabulary": pieces}, drops=drops)
     manifest.write(partial)
@@ -160,10 +164,15 @@ def _partial_folder(folder: Path, planned: Manifest) -> Path:
     work = json.dumps([dict(planned.inputs), dict(planned.settings)], sort_keys=True)
     name = f".{folder.name}.{hashlib.sha256(work.encode()).hexdigest()[:12]}.partial"
     partial = folder.with_name(name)
-    partial.mkdir(parents=True, exist_ok=True)
     for left in partial.rglob(".*.tmp"):  # half-written by a run that was killed
         left.unlink()
     return partial
+
+
+def _remove_if_nothing_is_there(partial: Path) -> None:
+    """Removes the folder of a run that could not begin."""
+    if not any(path.is_file() for path in partial.rglob("*")):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _remove_other_partial_folders(folder: Path) -> None:
