@@ -1,6 +1,7 @@
 """Finds tasks and mixtures by name, after importing the module that registers them."""
 
 import importlib
+import re
 import traceback
 from collections.abc import Iterable
 from pathlib import Path

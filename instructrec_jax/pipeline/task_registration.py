@@ -39,11 +39,15 @@ class InstructionTask(seqio.Task):
 
     Attributes:
       variant: what it renders.
+      family: name of the family it was registered with.
+      config: the records it renders, "leave_one_out" or "product_search".
     """
 
-    def __init__(self, name: str, *, variant: Variant, **kwargs: Any) -> None:
+    def __init__(
+        self, name: str, *, variant: Variant, family: str, config: str, **kwargs: Any
+    ) -> None:
         super().__init__(name, **kwargs)
-        self.variant = variant
+        self.variant, self.family, self.config = variant, family, config
 
     @property
     def splits(self) -> Sequence[str]:
@@ -70,7 +74,7 @@ def register_family(
       templates: its templates.
     """
     members = tuple(variants(templates))
-    names = [_register_task(dataset, config, variant) for variant in members]
+    names = [_register_task(dataset, family, config, variant) for variant in members]
     register_mixture(f"{dataset}.{family}", names)
 
 
@@ -109,7 +113,7 @@ def _is_reranking(task: str) -> bool:
     return variant is not None and variant.template.task_form is TaskForm.RERANKING
 
 
-def _register_task(dataset: str, config: str, variant: Variant) -> str:
+def _register_task(dataset: str, family: str, config: str, variant: Variant) -> str:
     """Registers the forms of one variant and returns the name of the first."""
     name = f"{dataset}.{variant.name}"
     if name in seqio.TaskRegistry.names():
@@ -117,18 +121,19 @@ def _register_task(dataset: str, config: str, variant: Variant) -> str:
     template = variant.template
     source = RecordSource(dataset, config, needs=variant.needs)
     renderable = preprocessors.keep_renderable(variant)
+    same = {"variant": variant, "family": family, "config": config}
     pair = [renderable, preprocessors.render_pair(variant, name)]
-    _add(name, source, pair, pair_features(), variant=variant)
+    _add(name, source, pair, pair_features(), **same)
     group = [renderable, preprocessors.render_group(variant, name)]
     if template.names_an_item:
-        _add(f"{name}.{GROUPED}", source, group, group_features(), variant=variant)
+        _add(f"{name}.{GROUPED}", source, group, group_features(), **same)
     if variant.is_evaluated:
         _add(
             f"{name}.{RANK}",
             source,
             [*group, preprocessors.one_row_per_candidate],
             pair_features(),
-            variant=variant,
+            **same,
             postprocess_fn=score_metrics.candidate_label,
             metric_fns=[score_metrics.hit_rate_and_ndcg],
         )
