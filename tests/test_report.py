@@ -112,7 +112,12 @@ def write_scores(folder, data, split, bonuses, *, step=30, change=None):
         if change:
             change(rows)
         total += len(rows)
-        metadata = {"checkpoint_step": step, "checkpoint": f"hash of {step}", "split": split}
+        metadata = {
+            "checkpoint_step": step,
+            "checkpoint": f"hash of {step}",
+            "split": split,
+            "teacher": "extractive-1",
+        }
         scores.write_part(folder / scores.part_name(template, 0), rows, metadata)
     Manifest(stage="score", inputs={}, settings={}, counts={"rows": total}).write(folder)
 
@@ -159,11 +164,11 @@ def test_validation_chooses_the_template_even_where_test_would_choose_another(fo
 
 def test_every_scenario_has_its_systems_and_their_intervals(folders, tmp_path):
     found = run(folders, tmp_path / "out")["scenarios"]
-    assert list(found) == ["sequential", "product_search", "personalized_search"]
+    assert list(found) == ["sequential", "product_search.specific", "personalized_search.specific"]
     with_history = ["random", "popularity", "cooccurrence", "model"]
     assert list(found["sequential"]["test"]) == with_history
-    assert list(found["personalized_search"]["test"]) == with_history
-    assert list(found["product_search"]["test"]) == ["random", "popularity", "model"]
+    assert list(found["personalized_search.specific"]["test"]) == with_history
+    assert list(found["product_search.specific"]["test"]) == ["random", "popularity", "model"]
     for result in found.values():
         for metrics in result["test"].values():
             assert list(metrics) == ["hr@1", "hr@3", "hr@5", "ndcg@3", "ndcg@5"]
@@ -184,6 +189,7 @@ def test_every_number_carries_its_protocol(folders, tmp_path):
     for result in run(folders, tmp_path / "out")["scenarios"].values():
         protocol = result["protocol"]
         assert protocol["dataset"] == "toy" and protocol["split"] == "test"
+        assert protocol["teacher"] == "extractive-1"
         assert protocol["checkpoint_step"] == 30 and protocol["num_candidates"] == 10
         assert protocol["num_examples"] in (NUM_USERS, 10)
         assert protocol["normaliser"] in ("sum", "mean")
@@ -351,8 +357,8 @@ def test_nothing_to_choose_from_is_an_error():
     [
         ("A7", "sequential"),
         ("ml_100k.A13", "sequential"),
-        ("B7.specific", "product_search"),
-        ("my_B2_shop.C10.specific", "personalized_search"),
+        ("B7.specific", "product_search.specific"),
+        ("my_B2_shop.C10.vague", "personalized_search.vague"),
     ],
 )
 def test_the_family_letter_names_the_scenario(template_id, scenario):

@@ -267,6 +267,7 @@ def test_every_example_of_the_split_is_scored_once_by_every_template(finished, t
         assert found.candidate_ids[index].tolist() == list(wanted.candidate_ids)
         assert found.candidate_ids[index][found.target_index[index]] == wanted.target_id
         assert np.isfinite(found.log_likelihood[index]).all()
+    assert found.metadata["teacher"] == "extractive-1"
     assert found.metadata["checkpoint_step"] == 5 and found.metadata["split"] == "test"
     assert sum(manifest.read_manifest(finished).counts.values()) == len(pairs)
     assert (finished / "config.gin").read_text() == "A = 1\n"

@@ -46,7 +46,7 @@ class ScenarioResult:
     """Everything reported of one scenario.
 
     Attributes:
-      scenario: "sequential", "product_search" or "personalized_search".
+      scenario: such as "sequential" or "personalized_search.vague".
       chosen: the template and normaliser whose test result is reported.
       choices: all that validation chose among.
       rows: the systems, ours last.

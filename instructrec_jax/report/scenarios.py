@@ -1,15 +1,19 @@
-"""The three scenarios that the paper evaluates, told apart by the template's family letter."""
+"""The scenarios that the paper evaluates: a family of templates, by the kind of its query.
+
+The paper's Table 7 is three of them: personalised search by preference, vague and specific
+intention, each with the best template of its own.
+"""
 
 import re
 
 from instructrec_jax.errors import UserError
 
-SCENARIOS = {"A": "sequential", "B": "product_search", "C": "personalized_search"}
-_TEMPLATE = re.compile(r"(?:^|\.)([ABC])(\d+)(?=\.|$)")
+FAMILIES = {"A": "sequential", "B": "product_search", "C": "personalized_search"}
+_TEMPLATE = re.compile(r"(?:^|\.)([ABC])(\d+)(?=\.|$)(\.\w+)?")
 
 
 def scenario_of(template_id: str) -> str:
-    """Returns the scenario of a template.
+    """Returns the scenario of a template: its family and, where it has one, its kind of query.
 
     Args:
       template_id: family letter and number, with or without dataset and query kind.
@@ -18,9 +22,10 @@ def scenario_of(template_id: str) -> str:
       UserError: if the id names no family.
 
     Example:
-      `scenario_of("ml_100k.B7.specific")` is "product_search".
+      `scenario_of("ml_100k.B7.specific")` is "product_search.specific".
     """
-    return SCENARIOS[_match(template_id).group(1)]
+    letter, _, query = _match(template_id).groups()
+    return FAMILIES[letter] + (query or "")
 
 
 def template_order(template_id: str) -> tuple[str, int, str]:

@@ -119,6 +119,7 @@ def _protocol(
         "candidates_sha256": planned.inputs["candidates"],
         "checkpoint_step": steps["test"],
         "checkpoint_sha256": scores["test"].metadata["checkpoint"],
+        "teacher": scores["test"].metadata["teacher"],
         "ties": "against the target",
         "interval": f"percentile bootstrap, {statistics.CONFIDENCE:.0%}, "
         f"{statistics.NUM_RESAMPLES} resamples of examples",
@@ -143,14 +144,13 @@ def _make_report(
     for template_id in sorted(validation.rows, key=scenarios.template_order):
         templates.setdefault(scenarios.scenario_of(template_id), []).append(template_id)
     results = []
-    for scenario in scenarios.SCENARIOS.values():
+    for scenario, members in templates.items():
         choices = [
             evaluation.evaluate_choice(template_id, name, validation.rank(template_id, name))
-            for template_id in templates.get(scenario, ())
+            for template_id in members
             for name in names
         ]
-        if choices:
-            results.append(_scenario(scenario, choices, test, baselines, protocol))
+        results.append(_scenario(scenario, choices, test, baselines, protocol))
     return Report(dataset=data.dataset, scenarios=results)
 
 

@@ -61,6 +61,11 @@ class RunData:
             "vocabulary": files.sha256(self._vocabulary_path(task)),
         }
 
+    def teacher(self, task: str) -> str:
+        """Returns who wrote the records' preferences and intentions, "none" if nobody did."""
+        built = manifest.read_manifest(Path(self.data_dir) / dataset_of(task))
+        return str(built.settings["teacher"])
+
     def _vocabulary_path(self, task: str) -> Path:
         if self.vocabulary is not None:
             return Path(self.vocabulary)

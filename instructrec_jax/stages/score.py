@@ -90,6 +90,7 @@ def score(
     metadata = {
         **planned.inputs,
         "split": run.split,
+        "teacher": data.teacher(run.tasks[0]),
         "checkpoint_step": store.checkpoint_step(checkpoint),
         "versions": planned.versions,
         "command": planned.command,
