@@ -1,0 +1,267 @@
+"""Invented logs of any size with a taste planted in them, for tests and for measuring.
+
+Items are chosen by a Zipf law; each user keeps to a favourite kind of item and a favourite brand,
+which titles, categories and brands show, so that a model can learn what a user takes next. All
+names are invented. Events are made and written block by block: only what there is one a user or
+one an item stays in memory.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from instructrec_jax.data import synthetic_files
+from instructrec_jax.data.synthetic_files import FORMATS, EventRow, ItemRow
+from instructrec_jax.errors import UserError
+from instructrec_jax.seeds import stable_seed
+
+KINDS = ("Lamps", "Kettles", "Kites", "Drums", "Boots", "Tents")
+_STYLES = ("Plain", "Fancy")
+_NUM_BRANDS = 8  # of each kind
+_ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "st", "tr")
+_SYLLABLES = tuple(onset + vowel for onset in _ONSETS for vowel in "aeiou")
+_WISHES = (
+    "I was looking for {kind} for my {who}.",
+    "Bought these {kind} as a gift for my {who}.",
+    "I needed {style} {kind} for {when}.",
+    "We wanted {kind} that last longer than {when}.",
+)
+_OPINIONS = ("Works as it should.", "My {who} loves it.", "Would buy again.", "Arrived in time.")
+_PEOPLE = ("sister", "father", "neighbour", "daughter", "uncle", "class")
+_OCCASIONS = ("the winter", "our holidays", "a long trip", "the garden", "rainy days")
+_FIRST_DAY, _NUM_DAYS, _DAY = 15_000, 2_000, 86_400  # days since 1970, seconds
+_MIN_LENGTH = 5  # of a user's sequence, where the average allows it
+_BLOCK = 1 << 16  # events made at a time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SyntheticSettings:
+    """What decides an invented log.
+
+    Attributes:
+      num_users: at least 1.
+      num_interactions: exactly so many events are written, at least one a user.
+      num_items: size of the catalogue; None for one item in 100 events, at least 60.
+      seed: the same settings write the same bytes.
+      zipf_exponent: the item of popularity rank r is chosen in proportion to r ** -zipf_exponent.
+      favourite_share: how often a user keeps to the favourite kind.
+      format: "plain", "jsonl", "recbole" or "amazon_2018".
+      is_gzip: whether the files are compressed.
+      has_reviews: whether events of "amazon_2018" carry a text that tells a wish.
+    """
+
+    num_users: int
+    num_interactions: int
+    num_items: int | None = None
+    seed: int = 0
+    zipf_exponent: float = 1.0
+    favourite_share: float = 0.8
+    format: str = "plain"
+    is_gzip: bool = False
+    has_reviews: bool = False
+
+    @property
+    def catalogue_size(self) -> int:
+        """The number of items."""
+        return self.num_items or max(60, self.num_interactions // 100)
+
+    def check(self) -> None:
+        """Raises UserError if a value is out of range."""
+        for name, bound in (("num_users", 1), ("num_items", len(KINDS)), ("zipf_exponent", 0)):
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise UserError(f"--{name} is {value}, expected at least {bound}")
+        most = self.num_users * self.catalogue_size
+        if not self.num_users <= self.num_interactions <= most:
+            raise UserError(
+                f"--num_interactions is {self.num_interactions}, expected {self.num_users} to "
+                f"{most}: each of {self.num_users} users takes one item at least, and none of the "
+                f"{self.catalogue_size} items twice"
+            )
+        if not 0 <= self.favourite_share <= 1:
+            raise UserError(f"--favourite_share is {self.favourite_share}, expected 0 to 1")
+        if self.format not in FORMATS:
+            raise UserError(f"--format is {self.format!r}, expected {', '.join(FORMATS)}")
+        if self.has_reviews and self.format != "amazon_2018":
+            raise UserError(f"the format {self.format!r} has no reviews; use amazon_2018 for them")
+
+
+def write_log(folder: Path | str, settings: SyntheticSettings) -> dict[str, int]:
+    """Writes an invented log into a folder, which is made if missing.
+
+    Args:
+      folder: where the files go.
+      settings: what decides them.
+
+    Returns:
+      Counts: users, items, interactions.
+
+    Raises:
+      UserError: if a setting is out of range.
+    """
+    settings.check()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    form, is_gzip = settings.format, settings.is_gzip
+    synthetic_files.write_items(folder, form, _items(settings), is_gzip=is_gzip)
+    synthetic_files.write_events(folder, form, _events(settings), is_gzip=is_gzip)
+    return {
+        "users": settings.num_users,
+        "items": settings.catalogue_size,
+        "interactions": settings.num_interactions,
+    }
+
+
+def _rng(settings: SyntheticSettings, *purpose: str | int) -> np.random.Generator:
+    """Returns the generator for one purpose."""
+    return np.random.default_rng(stable_seed(settings.seed, "synthetic", *purpose))
+
+
+def _items(settings: SyntheticSettings) -> Iterator[ItemRow]:
+    """Yields the catalogue; an item's number decides kind, style and brand."""
+    rng = _rng(settings, "items")
+    words = [[_word(rng.integers(len(_SYLLABLES), size=3)) for _ in range(6)] for _ in KINDS]
+    brands = [
+        [_word(rng.integers(len(_SYLLABLES), size=2)).title() for _ in range(_NUM_BRANDS)]
+        for _ in KINDS
+    ]
+    for begin in range(0, settings.catalogue_size, _BLOCK):
+        numbers = range(begin, min(begin + _BLOCK, settings.catalogue_size))
+        drawn = rng.integers(len(_SYLLABLES), size=(len(numbers), 3))
+        first = rng.integers(6, size=len(numbers)).tolist()
+        second = rng.integers(1, 6, size=len(numbers)).tolist()
+        for index, own, a, step in zip(numbers, drawn, first, second, strict=True):
+            kind, rank = index % len(KINDS), index // len(KINDS)
+            of_kind = words[kind]
+            yield ItemRow(
+                number=index,
+                title=f"{of_kind[a].title()} {of_kind[(a + step) % 6]} {_word(own)} {index}",
+                path=("Bazaar", KINDS[kind], _STYLES[rank % len(_STYLES)]),
+                brand=brands[kind][rank % _NUM_BRANDS],
+            )
+
+
+def _word(syllables: npt.NDArray[np.int64]) -> str:
+    """Returns an invented word."""
+    return "".join(_SYLLABLES[place] for place in syllables)
+
+
+def _events(settings: SyntheticSettings) -> Iterator[EventRow]:
+    """Yields the events; users of one block follow each other in a shuffled order."""
+    lengths = _lengths(settings)
+    ends = np.cumsum(lengths)
+    popularity = _Popularity(settings)
+    begin = 0
+    while begin < settings.num_users:
+        before = int(ends[begin - 1]) if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, before + _BLOCK, side="right")))
+        rng = _rng(settings, "events", begin)
+        user = np.repeat(np.arange(begin, end), lengths[begin:end])
+        item = popularity.choose(user - begin, rng)
+        time = _times(user, rng)
+        texts = _texts(item, rng) if settings.has_reviews else [""] * len(item)
+        for place in rng.permutation(len(user)).tolist():
+            yield EventRow(int(user[place]), int(item[place]), int(time[place]), texts[place])
+        begin = end
+
+
+def _lengths(settings: SyntheticSettings) -> npt.NDArray[np.int64]:
+    """Returns [users] how many events each has: skewed, in sum exactly what is asked for."""
+    least = min(_MIN_LENGTH, settings.num_interactions // settings.num_users)
+    rest = settings.num_interactions - least * settings.num_users
+    shares = np.cumsum(_rng(settings, "lengths").lognormal(sigma=0.8, size=settings.num_users))
+    bounds = np.floor(rest * (shares / shares[-1])).astype(np.int64)
+    lengths = least + np.diff(bounds, prepend=0)
+    average = -(-settings.num_interactions // settings.num_users)
+    most = max(settings.catalogue_size // 2, average)  # negatives must be left for every user
+    num_over = int(np.maximum(lengths - most, 0).sum())
+    lengths = np.minimum(lengths, most)
+    while num_over:  # what one user may not take goes to those who may
+        room = np.flatnonzero(lengths < most)[:num_over]
+        lengths[room] += 1
+        num_over -= len(room)
+    return lengths
+
+
+class _Popularity:
+    """Draws items: the favourite ones of each kind stand anywhere in the catalogue."""
+
+    def __init__(self, settings: SyntheticSettings) -> None:
+        self._num_items = settings.catalogue_size
+        self._favourite_share = settings.favourite_share
+        largest = -(-self._num_items // len(KINDS))
+        weights = np.arange(1, largest + 1, dtype=np.float64) ** -settings.zipf_exponent
+        self._bounds = np.cumsum(weights)
+        rng = _rng(settings, "popularity")
+        self._sizes = -(-(self._num_items - np.arange(len(KINDS))) // len(KINDS))
+        self._places = np.zeros((len(KINDS), largest), dtype=np.int64)  # of each rank in its kind
+        for kind, size in enumerate(self._sizes.tolist()):
+            self._places[kind, :size] = rng.permutation(size)
+
+    def choose(
+        self, user: npt.NDArray[np.int64], rng: np.random.Generator
+    ) -> npt.NDArray[np.int64]:
+        """Returns [events] items, none twice for the same user.
+
+        Args:
+          user: [events], numbers from 0, ascending.
+          rng: of this block.
+        """
+        num_users, num_kinds = int(user[-1]) + 1, len(KINDS)
+        favourite = rng.integers(num_kinds, size=num_users)[user]
+        brand = rng.integers(_NUM_BRANDS, size=num_users)[user]
+        is_favourite = rng.random(len(user)) < self._favourite_share
+        is_loyal = is_favourite & (rng.random(len(user)) < 0.5)
+        kind = np.where(is_favourite, favourite, rng.integers(num_kinds, size=len(user)))
+        sizes = self._sizes[kind]
+        drawn = rng.random(len(user)) * self._bounds[sizes - 1]
+        rank = np.minimum(np.searchsorted(self._bounds, drawn, side="right"), sizes - 1)
+        place = self._places[kind, rank]
+        of_brand = place // _NUM_BRANDS * _NUM_BRANDS + brand
+        place = np.where(is_loyal & (of_brand < sizes), of_brand, place)
+        item = place * num_kinds + kind
+        return self._distinct(user, item)
+
+    def _distinct(
+        self, user: npt.NDArray[np.int64], item: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Moves items that a user has already to the next one of their kind, till none is left."""
+        while True:
+            pairs = user * self._num_items + item
+            order = np.argsort(pairs, kind="stable")
+            again = order[1:][pairs[order[1:]] == pairs[order[:-1]]]
+            if not len(again):
+                return item
+            item[again] += len(KINDS)
+            # Past the kind's last item the next kind begins, so no user ever runs out of items.
+            beyond = again[item[again] >= self._num_items]
+            item[beyond] = (item[beyond] + 1) % len(KINDS)
+
+
+def _times(user: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Returns [events] seconds since 1970; a user's events ascend, a few days apart."""
+    first = rng.integers(_FIRST_DAY, _FIRST_DAY + _NUM_DAYS, size=int(user[-1] - user[0]) + 1)
+    gaps = rng.integers(600, 20 * _DAY, size=len(user))
+    since = np.cumsum(gaps)
+    starts = np.flatnonzero(np.diff(user, prepend=-1))
+    lengths = np.diff(starts, append=len(user))
+    return np.repeat(first * _DAY - since[starts], lengths) + since
+
+
+def _texts(item: npt.NDArray[np.int64], rng: np.random.Generator) -> list[str]:
+    """Returns [events] a review of each: a wish and an opinion."""
+    draws = rng.integers(1 << 16, size=(len(item), 4)).tolist()
+    texts = []
+    for number, (wish, opinion, who, when) in zip(item.tolist(), draws, strict=True):
+        text = f"{_WISHES[wish % len(_WISHES)]} {_OPINIONS[opinion % len(_OPINIONS)]}"
+        texts.append(
+            text.format(
+                kind=KINDS[number % len(KINDS)].lower(),
+                style=_STYLES[number // len(KINDS) % len(_STYLES)].lower(),
+                who=_PEOPLE[who % len(_PEOPLE)],
+                when=_OCCASIONS[when % len(_OCCASIONS)],
+            )
+        )
+    return texts
