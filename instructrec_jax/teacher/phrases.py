@@ -1,0 +1,148 @@
+"""Phrases cut out of sentences: whole to the ear, short, and free of complaint."""
+
+import re
+
+MAX_CHARS = 160
+
+# Where a new thought starts: what follows is no part of the wish.
+_NEW_THOUGHT = re.compile(
+    r"(?:,|\s-+|\s\u2013|:)?\s(?:and|but|so|then|however|though|although|as|because|since|while"
+    r"|yet)"
+    r"(?: then| so| now| also)?\s(?:it|its|it's|they|he|she|I|I'm|I've|we|this|that's|that is"
+    r"|these|those"
+    r"|everyone|everybody|the \w+ (?:is|was|are|were|did|does|loved?)|you|your|my \w+ (?:loved?"
+    r"|loves|is"
+    r"|was)|there|there's|was|were|is|am|had|couldn't|can't|what|if|not|got|thought|received"
+    r"|arrived|would"
+    r"|works?|sings?|plays|makes|gets?|takes?|gives?|goes|can|really|just|still|came"
+    r"|will|has|buy|get|pick|check|don't|only)\b.*"
+    r"|\s(?:but|however|although|yet)\s.*"
+    r"|(?:,|\s-+|\s\u2013|:)\s?(?:it|it's|they|he|she|I|I'm|I've|I'd|we|this|that's|these|those"
+    r"|you|you'll|you'd"
+    r"|your|there|there's|then|check|get|buy|pick|don't|do|however|worth|loved?|loves|very|thanks?"
+    r"|thank"
+    r"|great|perfect|pick|grab|look|give|go|try|read|no|yes|not|which is|which was|highly|must"
+    r"|best|the \w+"
+    r" (?:is|was|are|were))\b.*"
+    r"|\s(?:I|we|you) (?:highly |would |strongly |definitely |can |will |must |should |also |may )*"
+    r"(?:recommend|suggest|must|should|ll|need to (?:get|buy|have|own|hear))\b.*"
+    r"|\s(?:this|it)(?: \w+){0,2} (?:is|was|will|would|has|does|did|makes?|works?|worked|delivers"
+    r"|should)\b.*"
+    r"|\s(?:I am|I'm|I was|I know|I think|I've|I bought|I got|I had|I will|I would|you're|you'll"
+    r"|you will|you"
+    r" are gonna|you would|you can't|you need|you must|you have to|they are|they will|he will"
+    r"|she will)\s.*"
+    r"|\s(?:he|she|they) (?:loves?|loved|likes?|was|were|is|are|really|said|can|just|absolutely"
+    r"|thought|enjoys?"
+    r"|used|use|uses|has|have)\b.*"
+    r"|,\s(?:the|everyone|all|who|which|and|so|as) \w+ (?:\w+ed|said|had|got|loves?)\b.*"
+    r"|\s(?:you are|look (?:at|no)|buy this|or (?:even )?if|do yourself|take some time)\s.*"
+    r"|,\s(?:if|when|and) .*|\s(?:at all|due to|named|thanks|thank you|do yourself|there's"
+    r"|yesterday|last (?:week|month|year)|today)\b.*"
+    r"|\s(?:then|this is|it is|it's|it was|that's)\s.*"
+    r"|\s[-\u2013|]+\s.*",
+    re.IGNORECASE,
+)
+_ASIDE = re.compile(r"\s*[(\[][^()\[\]]*[)\]]")
+_OPEN = re.compile(r"\s*[(\[].*|[)\]].*")
+_DANGLING = re.compile(
+    r"(?:[\s,:]+(?:a|an|the|and|or|but|of|to|for|with|in|on|at|by|from|as|that|which|who|is|are"
+    r"|was|were"
+    r"|this|so|if|my|our|your|his|her|their|because|than|too|very|like|when|where|about|into|such"
+    r"|also|be"
+    r"|then|can|will|would|just|not|has|have|had|its|these|those|some|any|each|i|we|they|he|she"
+    r"|you|over"
+    r"|after|before|while|how|what|up to|even|do|more|most|really|well|s|still|already|again|here"
+    r"|now|either|anyway|today|though|ever|a few times|and also))+$",
+    re.IGNORECASE,
+)
+_COMPLAINT = re.compile(
+    r"\b(?:not|never|no|nothing|nobody|none|neither|nor|without|hardly|barely|won't|cannot|\w+n't"
+    r"|cant|dont"
+    r"|didnt|doesnt|isnt|wont|wasnt|bad|worse|worst|terrible|horrible|awful|poor|poorly|boring"
+    r"|dull|weak|lame"
+    r"|annoying|disappoint\w*|problems?|issues?|complain\w*|refund\w*|return(?:ed|ing)?|broken?"
+    r"|empty|expired"
+    r"|fraud|scam|useless|waste|wasted|avoid|hate[ds]?|sucks?|garbage|trash|crap|mediocre"
+    r"|overrated|forgettable"
+    r"|fail(?:s|ed|ure)?|lack(?:s|ed|ing)?|unfortunately|sadly|pity|shame|wrong|error|wish|however"
+    r"|except"
+    r"|skip|stupid|ridiculous|filler|dated|angry|frustrat\w*|less than|too \w+|f[u*@#$%]+\w*k\w*"
+    r"|shit\w*|bitch\w*|nigg\w*|ass|damn\w*)\b|[*@#$%]+[a-z]",
+    re.IGNORECASE,
+)
+# Phrases that hold one of these words and complain of nothing.
+_NO_COMPLAINT = re.compile(
+    r"\b(?:(?:can't|cannot|can not|can never|never|couldn't|cant|can t|won't|don't|can) (?:go "
+    r"|be )?wrong"
+    r"|nothing wrong|no (?:fuss|hassle|muss|doubt|problems?|issues?|worries|complaints|fees?|mess"
+    r"|wrapping)"
+    r"|not only|never (?:gets? old|disappoint\w*|fails?|tire)|(?:does not|doesn't|don't|won't"
+    r"|will not|not) "
+    r"(?:be )?(?:disappoint\w*|let (?:you|me) down|expire)|not too|can't (?:wait|get enough"
+    r"|live without|stop)"
+    r"|not expensive|(?:don't|do not|didn't|not|never|dont) (?:know|sure)(?: \w+)? (?:what|which"
+    r"|how|where"
+    r"|size|to)|hard to (?:please|buy for|shop for)|no (?:one|matter)|no shipping|too well|why not"
+    r"|without (?:having|the hassle|leaving|going|a doubt)|who (?:don't|doesn't|can't|cannot)"
+    r"|too much trouble"
+    r"|don't have to|not have to|didn't have to|didn't want to (?:drive|go|leave)|needs? no)\b",
+    re.IGNORECASE,
+)
+
+
+def tidied(phrase: str) -> str:
+    """Returns a phrase up to where its thought ends, without asides, open quotes or loose ends.
+
+    Example:
+      "my son (he is 9), and he loved it" -> "my son".
+    """
+    return trimmed(_NEW_THOUGHT.sub("", without_asides(phrase), count=1))
+
+
+def without_asides(text: str) -> str:
+    """Returns a text without what stands in brackets, and without a quotation left open.
+
+    Example: 'a harp (old) of "Wood' -> "a harp of".
+    """
+    text = _OPEN.sub("", _ASIDE.sub("", text))
+    if text.count('"') % 2:
+        text = text[: text.rindex('"')]
+    return trimmed(text)
+
+
+def trimmed(text: str) -> str:
+    """Returns a text without marks at its end and without words there that lead nowhere.
+
+    Example: "a card for the" -> "a card".
+    """
+    while (shorter := _DANGLING.sub("", text.rstrip(" .,:!?-\u2013\u2014/&+*'(")) or "") != text:
+        text = shorter
+    return text
+
+
+def cut(text: str, max_chars: int = MAX_CHARS) -> str:
+    """Returns at most `max_chars` characters of a text.
+
+    It is cut where a part of the sentence ends, if that keeps half of the length, else between
+    words.
+
+    Example:
+      ("a small harp, an old drum and more", 20) -> "a small harp".
+    """
+    if len(text) <= max_chars:
+        return text
+    head = text[: max_chars + 1].rpartition(" ")[0] or text[:max_chars]
+    for mark in (", ", " and ", " that ", " which "):
+        place = head.rfind(mark)
+        if place >= max_chars // 2:
+            return trimmed(head[:place])
+    return trimmed(head)
+
+
+def complains(text: str) -> bool:
+    """Tells whether a text denies or blames: what somebody did not get is no wish.
+
+    Example: "the sound is weak" -> True; "you can't go wrong with it" -> False.
+    """
+    return _COMPLAINT.search(_NO_COMPLAINT.sub("", text)) is not None
