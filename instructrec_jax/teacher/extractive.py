@@ -19,8 +19,7 @@ Intentions (I1, I1*), from the review of the target:
    It is cut where a part of the sentence ends, else between words.
 4. The same wishes in the third person are the second rendering, in the same order.
 5. A text that gives the title away by `quotation.quotes_title` is left out and counted, and the
-next
-   best wish of the sentence, then the next sentence, takes its place.
+   next best wish of the sentence, then the next sentence, takes its place.
 6. Complaints are no wishes: "the sound is weak" says what somebody did not get.
 """
 

@@ -24,7 +24,7 @@ _WORDS = {
 _VERBS = {"am": "are", "'m": "are", "was": "were", "wasn't": "weren't"}
 _SHORT = {"'ve": "have", "'d": "would", "'ll": "will", "'re": "are"}
 # "I" with the verb right after it, then every other word that speaks of the user. "US", "MY" and
-the  # like are left: in capitals they are a country or part of a name.
+# the like are left: in capitals they are a country or part of a name.
 _FIRST = re.compile(
     r"\b(?:I(?:(?P<short>'(?:m|ve|d|ll))|(?P<verb>\s+(?:am|was|wasn't))\b)?"
     r"|(?P<us>^We|we|us)(?P<plural>'(?:re|ve|d|ll))?"

@@ -103,8 +103,7 @@ def plain_wish(sentence: str) -> Wish | None:
 
 
 def with_article(phrase: str) -> str:
-    """Returns a phrase with "a" or "an" where its noun, the last word before a preposition, asks
-    it.
+    """Returns a phrase with "a" where its noun, the last word before a preposition, asks for it.
 
     Example: "great gift for a boss" -> "a great gift for a boss"; "great songs" stays.
     """

@@ -64,7 +64,7 @@ STOP_WORDS = frozenset(
 )
 
 # Words of the trade say of what kind an item is, never which item it is. A text may use them
-(freely,)  # so they are counted out before a text is compared with a title.
+# freely, so they are counted out before a text is compared with a title.
 TRADE_WORDS = frozenset(
     words(
         """accessory accessories album amazon asin audio author bag band best birthday book bonus
