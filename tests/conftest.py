@@ -34,13 +34,21 @@ def clean_seqio() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def toy_prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Artefact A of an invented data set named "toy", made once."""
-    from synthetic import write_logs
-
+    """Artefact A of an invented data set named "toy", reviews included, made once."""
+    from instructrec_jax.data.synthetic import SyntheticSettings, write_log
     from instructrec_jax.stages.prepare import prepare
 
     root = tmp_path_factory.mktemp("toy")
-    write_logs(root / "logs", num_users=60, num_items=48, seed=7)
+    settings = SyntheticSettings(
+        num_users=60,
+        num_items=48,
+        num_interactions=720,
+        seed=7,
+        zipf_exponent=0.5,
+        format="amazon_2018",
+        has_reviews=True,
+    )
+    write_log(root / "logs", settings)
     prepare(dataset="toy", input_dir=root / "logs", output_dir=root / "prepared")
     return root / "prepared"
 
@@ -50,7 +58,7 @@ def toy_records(toy_prepared: Path) -> Path:
     """Artefact C of the data set "toy": a TFDS data_dir, made once."""
     from instructrec_jax.stages.build import BuildSettings, build
 
-    settings = BuildSettings(vocab_size=600)
+    settings = BuildSettings(vocab_size=600, records_per_shard=100)
     folder = toy_prepared.parent / "records"
     build(dataset="toy", input_dir=toy_prepared, output_dir=folder, settings=settings)
     return folder

@@ -17,7 +17,7 @@ from instructrec_jax.stages.build import BuildSettings, build
 from instructrec_jax.stages.inspect import inspect
 from instructrec_jax.stages.prepare import prepare
 
-SETTINGS = BuildSettings(vocab_size=800, records_per_shard=100)
+SETTINGS = BuildSettings(vocab_size=600, records_per_shard=100)
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from test_rendering import as_tensors
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.instructions.language import Kind, Slot, variants
+from instructrec_jax.instructions.language import Kind, Slot, slots_of, variants
 from instructrec_jax.pipeline import loader, preprocessors, registry, vocabulary
 from instructrec_jax.records import InstructionRecord, TaskForm
 from tasks import mixtures
@@ -22,6 +22,9 @@ RECORD = InstructionRecord(
     user_id="u1",
     position=3,
     history=("Kite red", "Kite blue", "Kite green"),
+    preference=("likes kites",),
+    vague_intention=("a present",),
+    second_vague_intention=("they want a present",),
     specific_intention="Bazaar, Lamps",
     target_id=1,
     target=CANDIDATES[1],
@@ -33,10 +36,10 @@ RECORD = InstructionRecord(
 def inputs_of(variant, record, *, is_training, seed=(3, 4), lengths=LENGTHS) -> list[int]:
     seed = tf.constant(seed, tf.int64)
     tensors = preprocessors.arrange(as_tensors(record, is_training=is_training), lengths, seed)
-    values = preprocessors.slot_values(variant, tensors, seed)
+    values = preprocessors.slot_values(variant, tensors, lengths, seed)
     words = vocabulary.CorpusVocabulary()
-    tokens, _ = preprocessors._inputs(variant, "task", tensors, values, words, lengths)
-    return tokens.numpy().tolist()
+    fitted = preprocessors._inputs(variant, "task", tensors, values, words, lengths)
+    return fitted.tokens.numpy().tolist()
 
 
 def with_target(index: int) -> InstructionRecord:
@@ -53,17 +56,18 @@ def test_registration_again_changes_nothing(toy):
     mixtures.register("toy")
     assert tasks == set(seqio.TaskRegistry.names())
     assert mixes == set(seqio.MixtureRegistry.names())
-    for family in (*mixtures.FAMILIES, "all"):
+    for family in (*mixtures.FAMILIES, "all", "ablation.1_implicit_preference"):
         assert {f"toy.{family}", f"toy.{family}.grouped"} <= mixes
+    assert {f"toy.{kind}" for kind in mixtures.KINDS} <= mixes
 
 
 def test_mixtures_hold_their_family_and_grouped_ones_the_reranking_templates(toy):
     found = {task.name for task in seqio.get_mixture_or_task("toy.sequential").tasks}
-    assert found == {f"toy.A{n}" for n in (1, *range(4, 14))}
+    assert found == {f"toy.A{n}" for n in range(1, 18)}
     grouped = {task.name for task in seqio.get_mixture_or_task("toy.all.grouped").tasks}
     reranking = [v for v in VARIANTS if v.template.task_form is TaskForm.RERANKING]
     assert grouped == {f"toy.{variant.name}.grouped" for variant in reranking}
-    assert len(seqio.get_mixture_or_task("toy.all").tasks) == len(VARIANTS) == 24
+    assert len(seqio.get_mixture_or_task("toy.all").tasks) == len(VARIANTS) == 76
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
@@ -76,7 +80,7 @@ def test_every_task_gives_examples_in_each_of_its_forms(toy, variant):
         assert 0 < len(row["inputs"]) <= 400
     names = seqio.TaskRegistry.names()
     assert (f"{name}.grouped" in names) == variant.template.names_an_item
-    assert (f"{name}.rank" in names) == variant.template.is_evaluated
+    assert (f"{name}.rank" in names) == variant.is_evaluated
     if variant.template.names_an_item:
         (batch,) = list(
             loader.ranking_batches(name, split="test", feature_lengths=LENGTHS, batch_size=128)
@@ -105,9 +109,11 @@ def test_the_target_appears_in_a_prompt_only_as_a_candidate(toy):
     for variant in VARIANTS:
         text = words.decode(inputs_of(variant, secret, is_training=False))
         is_shown = Slot.CANDIDATES in variant.template.required_slots
-        is_reversal = variant.template.kind is Kind.REVERSAL
+        is_turned = variant.template.names_an_item is False
         if variant.template.task_form is not TaskForm.POINTWISE:
-            assert text.count("Zubrek only") == int(is_shown or is_reversal), variant.name
+            said = Slot.TARGET in slots_of(variant.template.input_segments)
+            assert not said or (is_turned and variant.template.kind is not Kind.PLAIN)
+            assert text.count("Zubrek only") == int(is_shown or said), variant.name
 
 
 def test_training_shuffles_candidates_by_seed_and_evaluation_keeps_their_order(toy):
@@ -151,7 +157,7 @@ def test_pointwise_labels_are_balanced_and_true(toy):
     for number in range(200):
         seed = tf.constant([number, 11], tf.int64)
         record = preprocessors.arrange(as_tensors(RECORD, is_training=True), {}, seed)
-        values = preprocessors.slot_values(variant, record, seed)
+        values = preprocessors.slot_values(variant, record, {}, seed)
         answers.append(values[Slot.ANSWER].numpy().decode())
         is_target = values[Slot.CANDIDATE].numpy().decode() == RECORD.target
         assert is_target == (answers[-1] == "Yes")

@@ -11,9 +11,9 @@ from test_rendering import as_tensors
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Slot, plain_title, variants
-from instructrec_jax.instructions.render import render, slot_values
+from instructrec_jax.instructions.render import render, render_record, slot_values
 from instructrec_jax.pipeline import preprocessors, vocabulary
-from instructrec_jax.pipeline.token_budget import TokenBudget
+from instructrec_jax.pipeline.token_budget import Fitted, TokenBudget
 from instructrec_jax.records import InstructionRecord
 from tasks import mixtures
 
@@ -50,16 +50,16 @@ def longest_that_fits(variant, record: InstructionRecord, budget: int):
 
 
 def fitted(variant, record: InstructionRecord, budget: int):
-    tensors = preprocessors.arrange(as_tensors(record), {}, tf.constant([1, 2], tf.int64))
-    tokens, dropped = preprocessors._inputs(
-        variant,
-        "toy.task",
-        tensors,
-        preprocessors.slot_values(variant, tensors, tf.constant([1, 2], tf.int64)),
-        vocabulary.CorpusVocabulary(),
-        {"inputs": budget},
-    )
-    return tokens.numpy().tolist(), int(dropped)
+    found = fit_side(preprocessors._inputs, variant, record, {"inputs": budget})
+    return found.tokens.numpy().tolist(), int(found.num_history_dropped)
+
+
+def fit_side(side, variant, record: InstructionRecord, lengths: dict) -> Fitted:
+    """Fits the instruction or the answer of a record."""
+    seed = tf.constant([1, 2], tf.int64)
+    tensors = preprocessors.arrange(as_tensors(record), lengths, seed)
+    values = preprocessors.slot_values(variant, tensors, lengths, seed)
+    return side(variant, "toy.task", tensors, values, vocabulary.CorpusVocabulary(), lengths)
 
 
 @settings(deadline=None, max_examples=150)
@@ -105,9 +105,9 @@ def test_without_lengths_nothing_is_dropped():
         segments=segments, vocabulary=vocabulary.CorpusVocabulary(), max_tokens=None, task="t"
     )
     history = tf.constant(record.history)
-    tokens, dropped = budget.fit({}, history, tf.constant("id"))
-    assert int(dropped) == 0
-    assert len(tokens) > 600
+    found = budget.fit({}, history, tf.constant("id"))
+    assert int(found.num_history_dropped) == int(found.num_words_cut) == 0
+    assert len(found.tokens) > 600
 
 
 def test_a_prompt_without_history_that_is_too_long_names_example_and_tokens():
@@ -119,11 +119,51 @@ def test_a_prompt_without_history_that_is_too_long_names_example_and_tokens():
         assert part in str(caught.value)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(TITLES, min_size=1, max_size=7),
+    st.text(alphabet="ab ", min_size=1, max_size=60),
+    st.sampled_from(["A3", "A14", "C5.vague", "C7.vague", "C8.vague", "C9.vague"]),
+    st.integers(30, 80),
+)
+def test_an_answer_keeps_its_budget_and_its_item(history, text, name, budget):
+    """Its history loses the oldest titles, then the teacher's text its last words."""
+    taught = "x" + text
+    record = dataclasses.replace(
+        RECORD, history=tuple(history), preference=(taught,), vague_intention=(taught,)
+    )
+    variant = VARIANTS[name]
+    whole = [*vocabulary.CorpusVocabulary().encode(render_record(variant, record)[1]), 1]
+    try:
+        found = fit_side(preprocessors._targets, variant, record, {"targets": budget})
+    except tf.errors.InvalidArgumentError as error:
+        assert "the answer needs" in str(error)
+        assert len(whole) > budget
+        return
+    tokens = found.tokens.numpy().tolist()
+    assert len(tokens) <= budget
+    if len(whole) <= budget:
+        assert tokens == whole
+        assert int(found.num_words_cut) == int(found.num_history_dropped) == 0
+    if Slot.TARGET in variant.template.required_slots and name in ("A3", "C8.vague", "C9.vague"):
+        assert vocabulary.CorpusVocabulary().decode(tokens).endswith("Tetris")
+
+
+def test_a_long_text_in_an_answer_loses_its_last_words():
+    taste = " ".join(f"word{number}" for number in range(40))
+    record = dataclasses.replace(RECORD, preference=(taste,))
+    found = fit_side(preprocessors._targets, VARIANTS["A3"], record, {"targets": 60})
+    text = vocabulary.CorpusVocabulary().decode(found.tokens.numpy().tolist())
+    assert text.startswith("The preference: word0 word1 ")
+    assert text.endswith(". So the recommendation: Tetris")
+    assert 0 < int(found.num_words_cut) < 40
+
+
 def test_a_candidate_that_does_not_fit_reaches_the_user_as_one_message(toy):
     from instructrec_jax.pipeline import loader
 
     batches = loader.ranking_batches(
         "toy.A7", split="test", feature_lengths={"inputs": 400, "targets": 4}, batch_size=4
     )
-    with pytest.raises(UserError, match=r"^task toy\.A7, example u\d+:\d+: a candidate needs"):
+    with pytest.raises(UserError, match=r"^task toy\.A7, example \w+:\d+: a candidate needs"):
         list(batches)

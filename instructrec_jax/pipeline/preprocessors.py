@@ -14,7 +14,7 @@ import tensorflow as tf
 from instructrec_jax.instructions.language import QUERY_FIELDS, Query, Slot, Variant
 from instructrec_jax.instructions.render import NO, NUM_ANSWER_TITLES, YES
 from instructrec_jax.pipeline import rendering
-from instructrec_jax.pipeline.token_budget import TokenBudget, assert_fits
+from instructrec_jax.pipeline.token_budget import Fitted, TokenBudget, assert_fits
 from instructrec_jax.pipeline.vocabulary import EOS_ID
 
 Record = dict[str, tf.Tensor]
@@ -38,7 +38,7 @@ def keep_renderable(variant: Variant) -> Preprocessor:
 def render_pair(variant: Variant, task: str) -> Preprocessor:
     """Returns the preprocessor to `inputs` and `targets`, both [length] int32 ending in EOS.
 
-    Beside them it keeps `example_id` and `num_history_dropped`, for inspection.
+    Beside them it keeps `example_id`, `num_history_dropped` and `num_words_cut`, for inspection.
     """
 
     @seqio.map_over_dataset(num_seeds=1)
@@ -53,12 +53,13 @@ def render_pair(variant: Variant, task: str) -> Preprocessor:
         vocabulary = output_features["inputs"].vocabulary
         record = arrange(record, lengths, tf.stack(seed))
         values = slot_values(variant, record, lengths, tf.stack(seed))
-        inputs, num_dropped = _inputs(variant, task, record, values, vocabulary, lengths)
+        inputs = _inputs(variant, task, record, values, vocabulary, lengths)
         targets = _targets(variant, task, record, values, vocabulary, lengths)
         return {
-            "inputs": inputs,
-            "targets": targets,
-            "num_history_dropped": num_dropped,
+            "inputs": inputs.tokens,
+            "targets": targets.tokens,
+            "num_history_dropped": inputs.num_history_dropped,
+            "num_words_cut": inputs.num_words_cut + targets.num_words_cut,
             "example_id": record["example_id"],
         }
 
@@ -85,14 +86,14 @@ def render_group(variant: Variant, task: str) -> Preprocessor:
         vocabulary = output_features["inputs"].vocabulary
         record = arrange(record, lengths, tf.stack(seed))
         values = slot_values(variant, record, lengths, tf.stack(seed))
-        inputs, num_dropped = _inputs(variant, task, record, values, vocabulary, lengths)
+        inputs = _inputs(variant, task, record, values, vocabulary, lengths)
         return {
-            "inputs": inputs,
+            "inputs": inputs.tokens,
             "candidates": _candidate_tokens(task, record, vocabulary, lengths),
             "candidate_ids": record["candidate_ids"],
             "candidate_num_chars": tf.strings.length(record["candidates"], unit="UTF8_CHAR"),
             "target_index": _target_index(record),
-            "num_history_dropped": num_dropped,
+            "num_history_dropped": inputs.num_history_dropped,
             "example_id": record["example_id"],
         }
 
@@ -232,8 +233,8 @@ def _inputs(
     values: dict[Slot, tf.Tensor],
     vocabulary: seqio.Vocabulary,
     lengths: Mapping[str, int],
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the instruction's tokens and the number of history items dropped for them."""
+) -> Fitted:
+    """Returns the instruction within its budget."""
     budget = TokenBudget(
         segments=variant.template.input_segments,
         vocabulary=vocabulary,
@@ -250,8 +251,8 @@ def _targets(
     values: dict[Slot, tf.Tensor],
     vocabulary: seqio.Vocabulary,
     lengths: Mapping[str, int],
-) -> tf.Tensor:
-    """Returns the answer's tokens; a history in it holds the last titles, as many as fit."""
+) -> Fitted:
+    """Returns the answer within its budget; a history in it holds the last titles."""
     budget = TokenBudget(
         segments=variant.template.target_segments,
         vocabulary=vocabulary,
@@ -259,7 +260,7 @@ def _targets(
         task=task,
         feature="targets",
     )
-    return budget.fit(values, record["history"][-NUM_ANSWER_TITLES:], record["example_id"])[0]
+    return budget.fit(values, record["history"][-NUM_ANSWER_TITLES:], record["example_id"])
 
 
 def _candidate_tokens(

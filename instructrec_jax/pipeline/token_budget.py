@@ -2,10 +2,13 @@
 
 SeqIO would cut the tail of a prompt, where the candidates stand. Here the oldest history items are
 dropped whole, as few as possible, and the newest is kept; then its title is shortened by whole
-words. Nothing else is ever cut: what still does not fit is an error that names the example.
+words. In an answer, a teacher's text or a query is shortened next. Nothing else is ever cut: what
+still does not fit is an error that names the example.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
 import seqio
 import tensorflow as tf
@@ -23,6 +26,20 @@ _WHAT = {
 }
 
 Values = dict[Slot, tf.Tensor]
+
+
+class Fitted(NamedTuple):
+    """A rendering within its budget.
+
+    Attributes:
+      tokens: [length] int32, EOS included.
+      num_history_dropped: history items left out, scalar int32.
+      num_words_cut: words taken from the end of a title or a text, scalar int32.
+    """
+
+    tokens: tf.Tensor
+    num_history_dropped: tf.Tensor
+    num_words_cut: tf.Tensor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,29 +60,22 @@ class TokenBudget:
     task: str
     feature: str = "inputs"
 
-    def fit(
-        self, values: Values, history: tf.Tensor, example_id: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the instruction's tokens and how many history items had to go.
+    def fit(self, values: Values, history: tf.Tensor, example_id: tf.Tensor) -> Fitted:
+        """Returns the longest rendering that fits.
 
         Args:
           values: scalar strings of all slots but the history.
           history: [n] plain titles, oldest first.
           example_id: scalar string, for messages.
-
-        Returns:
-          tokens [length] int32, EOS included, of the longest rendering that fits; number of
-          history items dropped, scalar int32.
         """
-        tokens = self._tokens(values, history)
-        num_dropped = tf.constant(0)
-        if self.max_tokens is not None and Slot.HISTORY in slots_of(self.segments):
-            tokens, num_dropped = tf.cond(
-                self._fits(tokens) | (tf.size(history) == 0),
-                lambda: (tokens, num_dropped),
-                lambda: self._shorten(values, history, tf.size(tokens)),
+        fitted = Fitted(self._tokens(values, history), tf.constant(0), tf.constant(0))
+        if self.max_tokens is not None and (self._shows_history or self._texts):
+            fitted = tf.cond(
+                self._fits(fitted.tokens),
+                lambda: fitted,
+                lambda: self._shorten(values, history, tf.size(fitted.tokens)),
             )
-        tokens = with_eos(tokens)
+        tokens = with_eos(fitted.tokens)
         check = assert_fits(
             tokens,
             self.max_tokens,
@@ -75,33 +85,71 @@ class TokenBudget:
             example_id=example_id,
         )
         with tf.control_dependencies(check):
-            return tf.identity(tokens), num_dropped
+            return fitted._replace(tokens=tf.identity(tokens))
 
-    def _shorten(
-        self, values: Values, history: tf.Tensor, num_tokens: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Drops history items from the oldest on, then words of the newest title."""
-        dropped = self._estimated_drops(history, num_tokens)
-        one_row = tf.TensorShape([None])
-        tokens, dropped = tf.while_loop(
-            lambda tokens, dropped: ~self._fits(tokens) & (dropped < tf.size(history) - 1),
-            lambda _, dropped: (self._tokens(values, history[dropped + 1 :]), dropped + 1),
-            (self._tokens(values, history[dropped:]), dropped),
-            shape_invariants=(one_row, dropped.shape),
+    @property
+    def _shows_history(self) -> bool:
+        return Slot.HISTORY in slots_of(self.segments)
+
+    @property
+    def _texts(self) -> list[Slot]:
+        """The slots whose text may be shortened after the history: those of an answer alone."""
+        texts = (Slot.PREFERENCE, Slot.QUERY) if self.feature == "targets" else ()
+        return [slot for slot in texts if slot in slots_of(self.segments)]
+
+    def _shorten(self, values: Values, history: tf.Tensor, num_tokens: tf.Tensor) -> Fitted:
+        """Shortens what may be, in the order of the module's head."""
+        values = dict(values)
+        num_dropped = num_cut = tf.constant(0)
+        tokens = tf.zeros([0], tf.int32)
+        if self._shows_history:
+            num_dropped = self._num_to_drop(values, history, num_tokens)
+            history = history[num_dropped:]
+            newest = tf.strings.reduce_join(history[-1:])
+            older = history[:-1]  # only where all of the history fits
+
+            def with_newest(title: tf.Tensor) -> tf.Tensor:
+                titles = tf.concat([older, title[tf.newaxis]], axis=0)
+                return self._tokens(values, titles[: tf.size(history)])
+
+            tokens, newest, num_cut = self._cut_words(newest, with_newest)
+            history = tf.concat([older, newest[tf.newaxis]], axis=0)[: tf.size(history)]
+        for slot in self._texts:
+            tokens, values[slot], more = self._cut_words(
+                values[slot],
+                lambda text, slot=slot: self._tokens({**values, slot: text}, history),
+            )
+            num_cut += more
+        return Fitted(tokens, num_dropped, num_cut)
+
+    def _num_to_drop(self, values: Values, history: tf.Tensor, num_tokens: tf.Tensor) -> tf.Tensor:
+        """Returns how many of the oldest history items must go; the newest stays."""
+        (num_dropped,) = tf.while_loop(
+            lambda dropped: (
+                (dropped < tf.size(history) - 1)
+                & ~self._fits(self._tokens(values, history[dropped:]))
+            ),
+            lambda dropped: (dropped + 1,),
+            (tf.maximum(self._estimated_drops(history, num_tokens), 0),),
         )
-        words = tf.strings.split(history[-1], " ")
+        return num_dropped
 
-        def cut_a_word(_: tf.Tensor, num_words: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            title = tf.strings.reduce_join(words[: num_words - 1], separator=" ")
-            return self._tokens(values, title[tf.newaxis]), num_words - 1
+    def _cut_words(
+        self, text: tf.Tensor, tokens_with: Callable[[tf.Tensor], tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns tokens, text and number of words cut; one word at least is kept."""
+        words = tf.strings.split(text, " ")
 
-        tokens, _ = tf.while_loop(
+        def shortened(num_words: tf.Tensor) -> tf.Tensor:
+            return tf.strings.reduce_join(words[:num_words], separator=" ")
+
+        tokens, num_words = tf.while_loop(
             lambda tokens, num_words: ~self._fits(tokens) & (num_words > 1),
-            cut_a_word,
-            (tokens, tf.size(words)),
-            shape_invariants=(one_row, tf.TensorShape([])),
+            lambda _, num_words: (tokens_with(shortened(num_words - 1)), num_words - 1),
+            (tokens_with(text), tf.size(words)),
+            shape_invariants=(tf.TensorShape([None]), tf.TensorShape([])),
         )
-        return tokens, dropped
+        return tokens, shortened(num_words), tf.size(words) - num_words
 
     def _estimated_drops(self, history: tf.Tensor, num_tokens: tf.Tensor) -> tf.Tensor:
         """Returns how many items must go, from the tokens that each of them takes.
