@@ -1,7 +1,8 @@
 """Seeded candidates: the target among uniform negatives (the paper: one and nine)."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
@@ -16,10 +17,13 @@ from instructrec_jax.data.columnar import (
     ItemSets,
     starts_of,
 )
+from instructrec_jax.data.reseeding import generators
 from instructrec_jax.data.splits import TEST, VALIDATION
 from instructrec_jax.errors import UserError
+from instructrec_jax.records import CandidateList
 from instructrec_jax.seeds import stable_seed
 
+_BLOCK = 4096  # examples whose seeds are computed at a time
 __all__ = ["LEAVE_ONE_OUT", "PRODUCT_SEARCH"]  # of columnar, for those who draw by protocol
 
 
@@ -52,6 +56,29 @@ def draw_negatives(
     Example:
       title_ids [0, 1, 0, 2, 3], excluded {3}, target 0, number 2 -> [1, 4] or [4, 1].
     """
+    return np.array(
+        _choose_negatives(
+            title_ids,
+            excluded=excluded,
+            target=target,
+            number=number,
+            rng=rng,
+            allow_fewer=allow_fewer,
+        ),
+        dtype=np.int32,
+    )
+
+
+def _choose_negatives(
+    title_ids: Sequence[int] | npt.NDArray[np.int32],
+    *,
+    excluded: AbstractSet[int],
+    target: int,
+    number: int,
+    rng: np.random.Generator,
+    allow_fewer: bool,
+) -> list[int]:
+    """Does what `draw_negatives` does; one by one, numbers in a list are faster."""
     chosen: list[int] = []
     used_titles = {int(title_ids[target])}
 
@@ -77,7 +104,7 @@ def draw_negatives(
                 f"{len(excluded)} items of the user; lower --num_candidates, {advice}or use a "
                 "larger catalogue (a lower --k_core keeps more items)"
             )
-    return np.array(chosen, dtype=np.int32)
+    return chosen
 
 
 def draw_candidates(
@@ -102,7 +129,7 @@ def draw_candidates(
     Raises:
       UserError: if the catalogue has too few items of different titles.
     """
-    negatives = draw_negatives(
+    candidates = _choose_negatives(
         title_ids,
         excluded=excluded,
         target=target,
@@ -110,7 +137,9 @@ def draw_candidates(
         rng=rng,
         allow_fewer=allow_fewer,
     )
-    return tuple(rng.permutation(np.append(negatives, target)).tolist())
+    candidates.append(target)
+    rng.shuffle(candidates)
+    return tuple(candidates)
 
 
 def evaluation_targets(histories: Histories, search_splits: Sequence[str]) -> Candidates:
@@ -176,17 +205,20 @@ def draw_evaluation(
       UserError: if the catalogue has too few items of different titles.
     """
     ids = list(map(int, title_ids))  # faster one by one than an array
-    rows = targets.columns.history_rows
     drawn = np.zeros((len(targets), num_candidates), dtype=np.int32)
     lengths = np.zeros(len(targets), dtype=np.int64)
-    nothing: frozenset[int] = frozenset()
-    for place, example in enumerate(targets):
-        row = rows[place]
-        rng = example_rng(example.example_id, dataset=dataset, split=example.split, seed=seed)
+    streams = example_rngs(targets, dataset=dataset, seed=seed)
+    rows = zip(targets.columns.history_rows.tolist(), streams, strict=True)
+    excluded: frozenset[int] = frozenset()
+    last_row = -1
+    for place, (row, (example, rng)) in enumerate(rows):
+        if row != last_row:  # a user's examples stand side by side
+            excluded = frozenset(seen_items[row].tolist()) if row >= 0 else frozenset()
+            last_row = row
         try:
             one = draw_candidates(
                 ids,
-                excluded=frozenset(seen_items[row].tolist()) if row >= 0 else nothing,
+                excluded=excluded,
                 target=example.target_id,
                 num_candidates=num_candidates,
                 rng=rng,
@@ -207,3 +239,16 @@ def draw_evaluation(
 def example_rng(example_id: str, *, dataset: str, split: str, seed: int) -> np.random.Generator:
     """Returns the generator of one example: a stable hash of (seed, dataset, split, id)."""
     return np.random.default_rng(stable_seed(seed, dataset, split, example_id))
+
+
+def example_rngs(
+    examples: Iterable[CandidateList], *, dataset: str, seed: int
+) -> Iterator[tuple[CandidateList, np.random.Generator]]:
+    """Yields each example with what `example_rng` returns for it, many times as fast.
+
+    The generator is one object, set anew each time: draw from it before asking for the next.
+    """
+    examples = iter(examples)
+    while block := list(itertools.islice(examples, _BLOCK)):
+        seeds = [stable_seed(seed, dataset, row.split, row.example_id) for row in block]
+        yield from zip(block, generators(np.array(seeds, dtype=np.uint64)), strict=True)
