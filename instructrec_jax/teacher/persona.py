@@ -56,7 +56,7 @@ _UNCHANGED = frozenset(
 _ADVERBS = r"(?:really|also|just|always|still|absolutely|truly|only|often|usually|never|ever|\w+ly)"
 _SUBJECT = re.compile(
     rf"I(?P<short>'(?:m|ve|d|ll))?(?P<adverbs>(?:\s+{_ADVERBS})*)"
-    r"(?:\s+(?P<verb>[a-z]+(?:n't)?))?(?P<rest>(?:\W.*)?)$",
+    r"(?:\s+(?P<verb>[a-z]+(?:n't)?))?(?P<rest>(?:[^\w'].*)?)$",
     re.DOTALL,
 )
 

@@ -12,9 +12,9 @@ name the answer (docs: ambiguity 24). The rule, on words as `teacher.words` spel
 4. The same holds for each part of the title between dashes, colons, brackets, commas or bars
    that has two telling words or more: the name of an artist or of a series before its subtitle.
    Parts of one telling word are left out, else "Story: Deluxe" would forbid the word "story".
-5. A title without telling words is quoted where all its words, two or more, stand in the text in
-   a row as they are: "Gift Card" by "a gift card" would forbid all speech of the trade, so only
-   titles with a word that is not of the trade can be quoted so ("The Who" by "the who").
+5. A title of stop words alone, two or more, is quoted where they stand in the text in a row ("So
+   What" by "so what"). Other titles without a telling word ("Gift Card", "Best Of", "1984") are
+   never quoted: that would forbid all speech of the trade.
 
 Rule 3 is strict on titles of one everyday word, on purpose: a text rejected in vain costs one
 sentence of a review, a title let through gives the answer away.
@@ -57,9 +57,8 @@ def _title_phrases(title: str) -> tuple[bool, tuple[tuple[str, ...], ...]]:
     spelt = words(title)
     telling = [word for word in spelt if _is_telling(word)]
     if not telling:
-        is_name = len(spelt) >= 2 and any(
-            word not in GENERIC_WORDS and not _NUMBER.fullmatch(word) for word in spelt
-        )
+        is_name = len(spelt) >= 2 and GENERIC_WORDS.isdisjoint(spelt)
+        is_name = is_name and not any(_NUMBER.fullmatch(word) for word in spelt)
         return False, (tuple(spelt),) if is_name else ()
     phrases = {tuple(telling)}
     phrases.update(tuple(telling[i : i + LONG_RUN]) for i in range(len(telling) - LONG_RUN + 1))

@@ -21,8 +21,8 @@ MIN_CONTENT = 3
 
 # Words that praise. A plain sentence without one describes nothing that somebody could wish for.
 GOOD_WORDS = frozenset(
-    words("""great good nice excellent beautiful strong wonderful amazing awesome fantastic fine
-    cool solid catchy smooth fresh soulful lovely superb brilliant fun funky perfect classic rich
+    words("""great good nice excellent beautiful strong wonderful amazing awesome fantastic fine cool
+    solid catchy smooth fresh soulful lovely superb brilliant fun funky perfect classic rich
     sweet powerful gorgeous incredible easy quick ideal thoughtful cute simple convenient soft
     warm clean clever deep mellow upbeat raw melodic tight pure unique cheap handy safe
     practical fast happy stunning magical haunting lush energetic memorable timeless essential
@@ -109,7 +109,7 @@ _ASPECT = (
     r"|instrumentation|singing|playing|musicianship|box|size|colou?rs?|taste|food)"
 )
 _GIFT = r"(?:gifts?|presents?|(?:stocking )?stuffers?)"
-_NO_CARD = r"(?! (?:cards?|box|bag|certif\w*|tins?)\b)"
+_NO_CARD = r"(?! (?:cards?|recipient|giving|box|bag|certif\w*|tins?)\b)"
 
 RULES = (
     Rule(
@@ -125,7 +125,8 @@ RULES = (
         8.5,
         ("need", "want"),
         _pattern(
-            rf"\b(?:I|we) {_VERY}(?:needed|need|wanted|want) (?P<x>(?:an? |some |more |to (?:have"
+            rf"\b(?:I|we) {_VERY}(?:needed|need|wanted|want) (?P<x>(?:an? |some |more (?!of )"
+            rf"|to (?:have"
             rf"|own"
             r"|hear|play|find|try|get|give|send|buy|use|learn|surprise|treat|replace|complete|add"
             r"|go"
@@ -272,7 +273,7 @@ RULES = (
             r"\b(?:for|all|any|every|true|most|a|an|must for|as an?|are an?) (?P<x>(?!(?:all|any"
             r"|every"
             r"|the|true|big|huge|great|real|most|long|longtime|a|an|his|her|their|old|major|new"
-            r"|other"
+            r"|other|previous|first"
             r"|this|that|recall|casual|die-hard|hardcore|debut)\b)(?:[\w&'/-]+ ){1,3}?"
             r"(?:fan|lover|collector|buff|enthusiast))s?\b(?! of)"
         ),
@@ -309,7 +310,8 @@ RULES = (
         _pattern(
             rf"\bI {_VERY}(?P<verb>love|like|enjoy|adore|prefer|appreciate)d? (?!(?:{_POINTER}"
             rf"|(?:to"
-            r"|every|each|all|most|and|or|but|is|was|my)\b))(?P<x>\w.+)"
+            r"|every|each|all|most|and|or|but|is|was|my|what|when|about|very|being"
+            r"|the fact)\b))(?P<x>\w.+)"
         ),
         "I {verb} {x}",
         2,

@@ -21,6 +21,7 @@ _THING_WEIGHT, _BEING_WEIGHT, _PLAIN_WEIGHT, _PRAISE_BONUS = 1.4, 1.4, 0.8, 0.1
 _PLAIN_FRAME = 'I want something of which people say "{x}"'
 # A name in a phrase makes it less of a wish: each counts this much.
 _NAME_PENALTY = 0.1
+MAX_NAMES = 2
 # Up to this weight a rule has found a description, of which examples and names are no part.
 _DESCRIPTION = 5.0
 
@@ -81,7 +82,8 @@ def plain_wish(sentence: str) -> Wish | None:
 
     Returns:
       None where fewer than `MIN_CONTENT` content words tell something, no word praises, the
-      sentence complains, tells a story of the user, or speaks of the review or the order.
+      sentence complains, tells a story of the user, speaks of the review or the order, or has
+      more than `MAX_NAMES` names: it is then on songs or people and not on a wish.
     """
     if _STORY.search(sentence) or complains(sentence):
         return None
@@ -90,12 +92,14 @@ def plain_wish(sentence: str) -> Wish | None:
     if len(telling) < MIN_CONTENT or GOOD_WORDS.isdisjoint(telling):
         return None
     text = lowered(text)
-    if _THING.match(text) and not _VERB.search(text):
+    if _THING.match(text) and not _VERB.search(text) and not _ONE_SONG.search(text):
         return _wish(f"I am looking for {with_article(text)}", _THING_WEIGHT)
     if match := _BEING.match(text):
         text = tidied(f"the {match['x']}")
         if len(content_words(text)) >= MIN_CONTENT and _BEING.match(text):
             return _wish(f"I would like something where {_in_present(text)}", _BEING_WEIGHT)
+    if len(_NAME.findall(text)) > MAX_NAMES or text.startswith(("'", '"')):
+        return None
     text = cut(text.replace('"', "'"), MAX_CHARS - len(_PLAIN_FRAME) - 10)
     praise = sum(word in GOOD_WORDS for word in telling)
     weight = _PLAIN_WEIGHT + _PRAISE_BONUS * praise - _NAME_PENALTY * len(_NAME.findall(text))
@@ -185,6 +189,7 @@ _HIS_HEAD = re.compile(r"^(?:his|her|their|its)\b")
 _THING = re.compile(
     rf"(?:an? |some |the most |one of |very |truly )*(?:{'|'.join(GOOD_WORDS)}),? [^\"]+$"
 )
+_ONE_SONG = re.compile(r"\b(?:track|song|tune|single|ballad|review)\b")
 _HIS = re.compile(r"\b(?:his|her)\b")
 _NAME = re.compile(r"(?<=\s)(?!I\b|Christmas|R&B)\"?[A-Z]")
 _AFTER_NOUN = re.compile(r" (?:for|to|of|in|on|with|from|by|that|who|if|when|at|as|and)\b|[,:]")
@@ -227,7 +232,7 @@ _STORY = re.compile(
     r"|described|seller|happy with|pleased|satisfied|purchased?|shipper|thanks?|recommend\w*"
     r"|what can"
     r"|thumbs|probably|seem\w*|could have|would have|supposed|could've|deal|worth|received?|came"
-    r"|same|another|again|anyway|here)\b|\d[/.]\d|(?-i:[a-z]{3}[A-Z][a-z])"
+    r"|worked|buy|same|another|again|anyway|here)\b|\d[/.]\d|(?-i:[a-z]{3}[A-Z][a-z])"
     r"|^(?:and|but|so|or|if|when|because|also|then|which) ",
     re.IGNORECASE,
 )

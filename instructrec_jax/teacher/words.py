@@ -51,7 +51,7 @@ STOP_WORDS = frozenset(
         don't done down each either else enough etc even ever every everybody everyone
         everything few for from get getting give go goes going gone got had has hasn't have
         haven't having he her here hers herself him himself his how however i i'd i'll i'm i've
-        if in into is isn't it itself just let like made make making many may maybe me might
+        if in into is isn't it its itself just let like made make making many may maybe me might
         mine more most much must my myself never no nobody none nor not nothing now of off often
         oh ok okay on once one only onto or other our ours out over own per perhaps put quite
         rather really said same say see seen shall she should since so some somebody someone
