@@ -1,9 +1,8 @@
-"""`instructrec data`, `prepare` and `inspect`: from raw logs to instructions."""
+"""`instructrec data` and `prepare`: from public or own logs to prepared data."""
 
 import argparse
 from typing import Any
 
-from instructrec_jax.cli.quiet import quiet_imports
 from instructrec_jax.cli.verb import Verb, add_folders, given
 
 _FOLDER = "DIR"
@@ -164,35 +163,6 @@ def _prepare(options: argparse.Namespace) -> None:
     )
 
 
-def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", metavar="TASK", help="such as ml_100k.A7 or ml_100k.all")
-    parser.add_argument(
-        "--data_dir", required=True, metavar=_FOLDER, help="folder that `instructrec build` wrote"
-    )
-    unset = argparse.SUPPRESS
-    parser.add_argument("--split", default=unset, help="train, validation or test (default train)")
-    parser.add_argument(
-        "--num_examples", type=int, default=unset, help="examples to show (default 3)"
-    )
-    parser.add_argument(
-        "--module",
-        default=unset,
-        metavar="MODULE",
-        help="module that registers the tasks (default tasks.mixtures)",
-    )
-
-
-def _inspect(options: argparse.Namespace) -> None:
-    with quiet_imports():
-        from instructrec_jax.stages import inspect
-
-    inspect.inspect(
-        task=options.task,
-        data_dir=options.data_dir,
-        **given(options, "split", "num_examples", "module"),
-    )
-
-
 DATA = Verb(
     name="data",
     summary="obtain a public dataset, or an invented one",
@@ -218,12 +188,4 @@ PREPARE = Verb(
     ),
     add_arguments=_add_prepare,
     run=_prepare,
-)
-INSPECT = Verb(
-    name="inspect",
-    summary="show what a task asks and what it wants to hear",
-    description="Shows examples of a task or mixture as text, with their lengths in tokens.",
-    example="instructrec inspect ml_100k.A7 --data_dir=runs/records",
-    add_arguments=_add_inspect,
-    run=_inspect,
 )

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from instructrec_jax import __version__
-from instructrec_jax.cli import build_verb, data_verbs, demo_verb, report_verb, run_verbs
+from instructrec_jax.cli import build_verb, data_verbs, demo_verb, lint_verb, report_verb, run_verbs
 from instructrec_jax.cli.verb import Verb
 from instructrec_jax.errors import UserError, unknown_name
 
@@ -20,7 +20,9 @@ VERBS: tuple[Verb, ...] = (
     data_verbs.DATA,
     data_verbs.PREPARE,
     build_verb.BUILD,
-    data_verbs.INSPECT,
+    lint_verb.TEMPLATES,
+    lint_verb.INSPECT,
+    lint_verb.LINT,
     run_verbs.TRAIN,
     run_verbs.SCORE,
     report_verb.REPORT,
@@ -37,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments after the command's name; those of the process if None.
 
     Returns:
-      The exit code: 0, 2 for a mistake that the user can mend, 130 for an interruption. Errors of
-      the program keep their traceback.
+      The exit code: 0, 1 where `lint` finds an error, 2 for a mistake that the user can mend, 130
+      for an interruption. Errors of the program keep their traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _start_logging()
@@ -92,8 +94,7 @@ def _run(arguments: list[str]) -> int:
     if bindings and not options.takes_gin:
         raise UserError(f"`instructrec {options.verb}` takes no gin binding: --gin.{bindings[0]}")
     options.bindings = bindings
-    options.run(options)
-    return 0
+    return options.run(options) or 0
 
 
 def _start_logging() -> None:

@@ -16,7 +16,7 @@ class Verb:
       description: what it reads, does and writes.
       example: a command that can be copied.
       add_arguments: adds the verb's flags to its parser.
-      run: does the work; imports its stage only then.
+      run: does the work; imports its stage only then. Returns the exit code, None for 0.
       takes_gin: whether `--gin.NAME=VALUE` is allowed.
     """
 
@@ -25,7 +25,7 @@ class Verb:
     description: str
     example: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
+    run: Callable[[argparse.Namespace], int | None]
     takes_gin: bool = False
 
 

@@ -4,6 +4,7 @@ Everything is a function of its arguments: the same call gives the same batches,
 gives the tail of the uninterrupted stream.
 """
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from instructrec_jax.pipeline.token_budget import ERROR_BEGIN, ERROR_END
 Batch = dict[str, np.ndarray]
 _OUR_ERROR = re.compile(re.escape(ERROR_BEGIN) + "(.*?)" + re.escape(ERROR_END), re.DOTALL)
 _NUM_THREADS = 2
+# What an example tells of itself beside its features, where it is no example of ours.
+_UNKNOWN = {"num_history_dropped": 0, "example_id": ""}
 
 
 def training_batches(
@@ -58,7 +61,7 @@ def training_batches(
     lengths = {name: feature_lengths[name] for name in ("inputs", "targets")}
     ds = seqio.EncDecFeatureConverter(pack=pack)(ds, lengths)
     ds = ds.batch(batch_size, drop_remainder=True).skip(skip_batches)
-    return _numpy_batches(ds)
+    return numpy_batches(ds)
 
 
 def ranking_batches(
@@ -110,7 +113,7 @@ def ranking_batches(
     ds = _padded_groups(ds, feature_lengths, batch_size, num_candidates).skip(skip_batches)
     return (
         _contract_batch(batch, batch_size=batch_size, buckets=buckets)
-        for batch in _numpy_batches(ds)
+        for batch in numpy_batches(ds)
     )
 
 
@@ -131,26 +134,76 @@ def examples(
 
     Returns:
       `inputs`, `targets` [length] int32, ending in EOS and not padded; `num_history_dropped`
-      int32; `example_id` bytes.
+      int32; `example_id` bytes. Those of SeqIO tasks from elsewhere have no id: b"".
     """
     hide_accelerators()
-    ds = _dataset(
-        task_or_mixture,
-        feature_lengths and dict(feature_lengths),
-        ("num_history_dropped", "example_id"),
-        split=split,
-        shuffle=seed is not None,
-        seed=0 if seed is None else seed,
-        num_epochs=1,
-    )
-    return _numpy_batches(ds)
+    return numpy_batches(_examples(task_or_mixture, split, feature_lengths, seed))
+
+
+def numpy_batches(ds: tf.data.Dataset) -> Iterator[Batch]:
+    """Yields the dataset's elements as numpy dictionaries, a few ahead of the reader.
+
+    Args:
+      ds: a dataset of dictionaries.
+
+    Raises:
+      UserError: where an example does not fit, as `token_budget` says it.
+    """
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.private_threadpool_size = _NUM_THREADS
+    options.threading.max_intra_op_parallelism = 1
+    options.autotune.enabled = False  # measured: a quarter of the processor time went to tuning
+    misfit = tf.errors.InvalidArgumentError  # a name of its own: modules go first at exit
+    try:
+        yield from ds.with_options(options).prefetch(4).as_numpy_iterator()
+    except misfit as error:
+        if found := _OUR_ERROR.search(str(error)):
+            escaped = found[1].encode("ascii", "backslashreplace")  # TensorFlow escapes the rest
+            text = escaped.decode("unicode_escape").encode("latin-1", "replace")
+            raise UserError(text.decode("utf-8", "replace")) from None
+        raise
+
+
+def _examples(
+    name: str, split: str, feature_lengths: Mapping[str, int] | None, seed: int | None
+) -> tf.data.Dataset:
+    """Returns the single examples of a task or mixture, with what there is to know of them."""
+    provider = registry.get_for(split, name)
+    options: dict[str, Any] = {
+        "split": split,
+        "shuffle": seed is not None,
+        "seed": 0 if seed is None else seed,
+        "num_epochs": 1,
+    }
+    if isinstance(provider, seqio.Mixture):
+        provider = _filled(provider)
+        options["passthrough_features"] = tuple(_UNKNOWN)
+    ds = provider.get_dataset(feature_lengths and dict(feature_lengths), **options)
+    names = (*provider.output_features, *_UNKNOWN)
+    return ds.map(lambda example: {name: ({**_UNKNOWN, **example})[name] for name in names})
+
+
+def _filled(mixture: seqio.Mixture) -> seqio.Mixture:
+    """Returns a mixture whose tasks all tell what ours do, so that SeqIO can mix them.
+
+    Those of tasks from elsewhere tell that it is unknown.
+    """
+    filled = copy.copy(mixture)
+
+    def get_task_dataset(*args: Any, **kwargs: Any) -> tf.data.Dataset:
+        ds = mixture.get_task_dataset(*args, **kwargs)
+        return ds.map(lambda example: {**_UNKNOWN, **example})
+
+    filled.get_task_dataset = get_task_dataset
+    return filled
 
 
 def _dataset(
     name: str, lengths: Mapping[str, int] | None, extra_fields: Sequence[str], **options: Any
 ) -> tf.data.Dataset:
     """Returns the dataset of a task or mixture, which keeps the extra fields too."""
-    provider = registry.get(name)
+    provider = registry.get_for(options["split"], name)
     if isinstance(provider, seqio.Mixture):
         options["passthrough_features"] = extra_fields
     return provider.get_dataset(lengths, **options)
@@ -213,28 +266,6 @@ def _trimmed(tokens: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
     longest = int(used[-1]) + 1 if len(used) else 0
     fitting = [bucket for bucket in buckets if longest <= bucket < tokens.shape[1]]
     return tokens[:, : min(fitting)] if fitting else tokens
-
-
-def _numpy_batches(ds: tf.data.Dataset) -> Iterator[Batch]:
-    """Yields the dataset's elements as numpy dictionaries, a few ahead of the reader.
-
-    Raises:
-      UserError: where an example does not fit, as `token_budget` says it.
-    """
-    options = tf.data.Options()
-    options.deterministic = True
-    options.threading.private_threadpool_size = _NUM_THREADS
-    options.threading.max_intra_op_parallelism = 1
-    options.autotune.enabled = False  # measured: a quarter of the processor time went to tuning
-    misfit = tf.errors.InvalidArgumentError  # a name of its own: modules go first at exit
-    try:
-        yield from ds.with_options(options).prefetch(4).as_numpy_iterator()
-    except misfit as error:
-        if found := _OUR_ERROR.search(str(error)):
-            escaped = found[1].encode("ascii", "backslashreplace")  # TensorFlow escapes the rest
-            text = escaped.decode("unicode_escape").encode("latin-1", "replace")
-            raise UserError(text.decode("utf-8", "replace")) from None
-        raise
 
 
 def hide_accelerators() -> None:

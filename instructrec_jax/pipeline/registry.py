@@ -1,7 +1,6 @@
 """Finds tasks and mixtures by name, after importing the module that registers them."""
 
 import importlib
-import re
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -82,12 +81,29 @@ def instruction_tasks(dataset: str | None = None) -> list[InstructionTask]:
     return sorted(found.values(), key=_place)
 
 
-def evaluated_tasks(names: Iterable[str]) -> tuple[str, ...]:
+def get_for(split: str, name: str) -> seqio.Task | seqio.Mixture:
+    """Returns the task or mixture of a name, having checked that it has examples in a split.
+
+    Raises:
+      UserError: if it is not registered, or no record of the split can be said in it.
+    """
+    provider = get(name)
+    base = split.split("[")[0]
+    if isinstance(provider, seqio.Mixture) and base not in provider.splits:
+        raise UserError(
+            f"{name} has no {base} examples: no {base} record has the texts that its templates "
+            "need; `instructrec lint` shows what the dataset has texts for"
+        )
+    return provider
+
+
+def evaluated_tasks(names: Iterable[str], *, split: str) -> tuple[str, ...]:
     """Returns the grouped ranking tasks that tasks and mixtures stand for, each once.
 
     Args:
       names: a ranking task stands for itself, with or without ".grouped"; a mixture for those of
-        its tasks that are in the evaluation pool.
+        its tasks that are in the evaluation pool and have examples in the split.
+      split: "validation" or "test".
 
     Raises:
       UserError: if a name is not registered, or stands for no ranking task.
@@ -97,7 +113,11 @@ def evaluated_tasks(names: Iterable[str]) -> tuple[str, ...]:
     """
     found: dict[str, None] = {}
     for name in names:
-        tasks = [task.name for task in seqio.get_subtasks(get(name))]
+        provider = get(name)
+        members = seqio.get_subtasks(provider)
+        if isinstance(provider, seqio.Mixture):
+            members = [task for task in members if split in task.splits]
+        tasks = [task.name for task in members]
         plain = [task.removesuffix(f".{GROUPED}") for task in tasks]
         ranking = [task for task in plain if f"{task}.{RANK}" in seqio.TaskRegistry.names()]
         if not ranking:
@@ -112,6 +132,6 @@ def evaluated_tasks(names: Iterable[str]) -> tuple[str, ...]:
 def _place(task: InstructionTask) -> tuple[str, int, int]:
     """Returns what tasks are sorted by: letters, number and place of the query."""
     template = task.variant.template
-    letters, number = re.fullmatch(r"(.*?)(\d*)", template.template_id).groups("")
-    queries = (None, *template.queries)
-    return letters, int(number or 0), queries.index(task.variant.query)
+    letters = template.template_id.rstrip("0123456789")
+    number = int(template.template_id.removeprefix(letters) or 0)
+    return letters, number, (None, *template.queries).index(task.variant.query)

@@ -3,8 +3,10 @@
 import dataclasses
 import itertools
 import logging
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
@@ -12,6 +14,7 @@ from instructrec_jax.pipeline.task_registration import GROUPED, RANK
 from instructrec_jax.stages.run_data import VOCABULARY_FILE, dataset_of
 
 logger = logging.getLogger(__name__)
+_WIDTH, _INDENT = 100, "    "
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +22,7 @@ class RenderedExample:
     """One example of a task.
 
     Attributes:
-      example_id: of its record.
+      example_id: of its record; "" where a SeqIO task from elsewhere has none.
       inputs: the instruction, decoded from its tokens.
       targets: the answer, decoded from its tokens.
       num_input_tokens: EOS included.
@@ -41,43 +44,58 @@ def inspect(
     data_dir: Path | str,
     split: str = "train",
     num_examples: int = 3,
-    feature_lengths: Mapping[str, int] | None = None,
-    module: str = "tasks.mixtures",
+    input_tokens: int | None = None,
+    target_tokens: int | None = None,
+    task_module: str = "tasks.mixtures",
 ) -> list[RenderedExample]:
     """Shows the first examples of a task or mixture.
 
     Args:
-      task: its name, such as "ml_100k.A7"; the other forms of a task show the same text.
+      task: its name, such as "ml_100k.A7"; the other forms of a task show the same text. A mixture
+        may hold SeqIO tasks from elsewhere.
       data_dir: output folder of `build`.
       split: "train", "validation" or "test".
       num_examples: how many, at least 1.
-      feature_lengths: tokens of "inputs" and "targets"; None for no limit.
-      module: module that registers the tasks.
+      input_tokens: most tokens of an instruction; None for no limit.
+      target_tokens: most tokens of an answer; None for no limit.
+      task_module: module that registers the tasks.
 
     Returns:
       The examples, which are also shown.
 
     Raises:
-      UserError: if the task, its data or the split is missing.
+      UserError: if the task, its data or the split is missing, or a number is impossible.
     """
-    if num_examples < 1:
-        raise UserError(f"num_examples={num_examples}; ask for at least 1")
+    lengths = {"inputs": input_tokens, "targets": target_tokens}
+    for name, value in (
+        ("num_examples", num_examples),
+        ("input_tokens", input_tokens),
+        ("target_tokens", target_tokens),
+    ):
+        if value is not None and value < 1:
+            raise UserError(f"{name}={value}; ask for at least 1")
     dataset = dataset_of(task)
-    registry.import_task_module(module, dataset)
+    registry.import_task_module(task_module, dataset)
     record_store.use_data_dir(data_dir)
     record_store.check_dataset(dataset)
     vocabulary.use_vocabulary(Path(data_dir) / dataset / VOCABULARY_FILE)
     name = task.removesuffix(f".{GROUPED}").removesuffix(f".{RANK}")
-    stream = loader.examples(name, split=split, feature_lengths=feature_lengths)
-    found = [_rendered(example) for example in itertools.islice(stream, num_examples)]
-    for example in found:
-        _show(task, split, example)
+    words = registry.get(name).output_features["inputs"].vocabulary
+    stream = loader.examples(
+        name,
+        split=split,
+        feature_lengths={side: n for side, n in lengths.items() if n is not None} or None,
+    )
+    found = []
+    for number, example in enumerate(itertools.islice(stream, num_examples), start=1):
+        found.append(_rendered(example, words))
+        _show(f"{task} {split}, example {found[-1].example_id or number}", found[-1])
+    _show_counts(found)
     return found
 
 
-def _rendered(example: loader.Batch) -> RenderedExample:
+def _rendered(example: loader.Batch, words: Any) -> RenderedExample:
     """Returns an example in words."""
-    words = vocabulary.CorpusVocabulary()
     return RenderedExample(
         example_id=bytes(example["example_id"]).decode(),
         inputs=words.decode(example["inputs"].tolist()),
@@ -88,13 +106,46 @@ def _rendered(example: loader.Batch) -> RenderedExample:
     )
 
 
-def _show(task: str, split: str, example: RenderedExample) -> None:
+def _show(name: str, example: RenderedExample) -> None:
     """Logs an example as a person reads it."""
-    logger.info("%s %s, example %s", task, split, example.example_id)
+    dropped = example.num_history_dropped
+    note = f", {dropped} history items dropped" if dropped else ""
+    for line in (
+        name,
+        f"  instruction ({example.num_input_tokens} tokens{note}):",
+        _wrapped(example.inputs),
+        f"  answer ({example.num_target_tokens} tokens):",
+        _wrapped(example.targets),
+    ):
+        logger.info("%s", line)
+
+
+def _show_counts(examples: Sequence[RenderedExample]) -> None:
+    """Logs what was read, in one line."""
+    if not examples:
+        logger.info("no example")
+        return
+    dropped = [e.num_history_dropped for e in examples if e.num_history_dropped]
     logger.info(
-        "  inputs  (%d tokens, %d history items dropped): %s",
-        example.num_input_tokens,
-        example.num_history_dropped,
-        example.inputs,
+        "%d examples: instructions of %d to %d tokens, answers of %d to %d; %d with dropped "
+        "history (%d items)",
+        len(examples),
+        min(example.num_input_tokens for example in examples),
+        max(example.num_input_tokens for example in examples),
+        min(example.num_target_tokens for example in examples),
+        max(example.num_target_tokens for example in examples),
+        len(dropped),
+        sum(dropped),
     )
-    logger.info("  targets (%d tokens): %s", example.num_target_tokens, example.targets)
+
+
+def _wrapped(text: str) -> str:
+    """Returns a text in indented lines that fit a terminal, broken at blanks alone."""
+    return textwrap.fill(
+        text,
+        _WIDTH,
+        initial_indent=_INDENT,
+        subsequent_indent=_INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,315 @@
+"""What `lint` found in a dataset, as JSON, Markdown and tables for a terminal of 100 columns."""
+
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from instructrec_jax.instructions.language import Kind
+from instructrec_jax.instructions.lint import Finding, Severity
+from instructrec_jax.instructions.render import NUM_ANSWER_TITLES
+
+WIDTH = 100
+_HISTORY = "history"
+_Section = tuple[str, str, Sequence[str], Sequence[Sequence[str]]]  # title, note, header, rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CoverageRow:
+    """How many examples a dataset has for one variant of a template.
+
+    Attributes:
+      task: name of the variant, such as "B7.specific".
+      template_id: its template.
+      cell: the paper's cell.
+      kind: how input and output relate.
+      family: the family it was registered with.
+      is_evaluated: whether it belongs to the evaluation pool.
+      needs: fields of a record without whose text it cannot be rendered.
+      counts: examples by split.
+      reason: what the dataset has none of, so that there can be no example; else "".
+    """
+
+    task: str
+    template_id: str
+    cell: str
+    kind: str
+    family: str
+    is_evaluated: bool
+    needs: Sequence[str]
+    counts: Mapping[str, int]
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenSummary:
+    """What a sample of a task's examples holds.
+
+    Attributes:
+      task: the task's name without its dataset.
+      is_grouped: whether it is the form that candidates are ranked in: they are its targets.
+      split: split of the sample.
+      slots: slots of its instruction.
+      num_examples: examples of the sample.
+      inputs: tokens of the instruction, EOS included: median, 95th percentile, longest.
+      targets: tokens of the answer or of a candidate, likewise.
+      num_truncated: examples whose instruction had to be shortened.
+      num_history: history items of the sample's records, as far as the template shows them.
+      num_history_dropped: how many of them were left out. No other slot is ever shortened.
+      num_tokens: tokens of instructions and answers.
+      num_unknown: how many of them stand for something the vocabulary does not know.
+      num_whole_targets: examples whose answer reads back as it was rendered.
+      num_duplicates: examples whose instruction and answer an earlier one has.
+      misfit: what did not fit into the feature lengths, which ended the sample; "" if all did.
+    """
+
+    task: str
+    is_grouped: bool = False
+    split: str
+    slots: tuple[str, ...] = ()
+    num_examples: int = 0
+    inputs: tuple[int, ...] = (0, 0, 0)
+    targets: tuple[int, ...] = (0, 0, 0)
+    num_truncated: int = 0
+    num_history: int = 0
+    num_history_dropped: int = 0
+    num_tokens: int = 0
+    num_unknown: int = 0
+    num_whole_targets: int = 0
+    num_duplicates: int = 0
+    misfit: str = ""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The counts as shares of what they could be at most, 0 of nothing."""
+        return {
+            "truncated": _share(self.num_truncated, self.num_examples),
+            "history_dropped": _share(self.num_history_dropped, self.num_history),
+            "unknown_tokens": _share(self.num_unknown, self.num_tokens),
+            "whole_targets": _share(self.num_whole_targets, self.num_examples),
+            "duplicates": _share(self.num_duplicates, self.num_examples),
+        }
+
+    @property
+    def drop_rates(self) -> dict[str, float]:
+        """The share of each slot's items that was left out: only a history is ever shortened."""
+        dropped = self.shares["history_dropped"]
+        return {slot: dropped if slot == _HISTORY else 0.0 for slot in self.slots}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LintReport:
+    """Everything that was found.
+
+    Attributes:
+      dataset: its name.
+      protocol: what decides the numbers: teacher, feature lengths, size of the samples.
+      coverage: one row a variant.
+      samples: one row a task and form.
+      records: number of records by what was found in them, see `stages.lint_leaks`.
+      findings: what is wrong.
+    """
+
+    dataset: str
+    protocol: Mapping[str, Any]
+    coverage: Sequence[CoverageRow]
+    samples: Sequence[TokenSummary]
+    records: Mapping[str, int]
+    findings: Sequence[Finding]
+
+    @property
+    def num_errors(self) -> int:
+        """How many findings fail the check."""
+        return sum(finding.severity is Severity.ERROR for finding in self.findings)
+
+    @property
+    def num_warnings(self) -> int:
+        """How many findings do not."""
+        return len(self.findings) - self.num_errors
+
+
+def as_json(report: LintReport) -> dict[str, Any]:
+    """Returns the report as plain JSON values."""
+    return {
+        "dataset": report.dataset,
+        "protocol": dict(report.protocol),
+        "coverage": [dataclasses.asdict(row) for row in report.coverage],
+        "cells": [
+            dict(zip(("cell", "kind", "tasks", "counts"), row, strict=True))
+            for row in _cells(report.coverage)
+        ],
+        "samples": [
+            {**dataclasses.asdict(row), "shares": row.shares, "drop_rates": row.drop_rates}
+            for row in report.samples
+        ],
+        "records": dict(report.records),
+        "findings": [dataclasses.asdict(finding) for finding in report.findings],
+        "num_errors": report.num_errors,
+        "num_warnings": report.num_warnings,
+    }
+
+
+def as_text(report: LintReport) -> str:
+    """Returns the report as plain text that fits 100 columns and needs no terminal."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=WIDTH, color_system=None, force_terminal=False)
+    for title, note, header, rows in _tables(report):
+        console.print(f"{title}\n{note}", highlight=False, markup=False)
+        table = Table(box=box.ASCII2, show_edge=False, pad_edge=False)
+        for place, name in enumerate(header):
+            is_number = all(_is_number(row[place]) for row in rows)
+            table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+    for finding in report.findings:
+        line = f"{finding.severity} {finding.subject}: {finding.message}"
+        console.print(line, highlight=False, markup=False)
+    console.print(summary_line(report), highlight=False, markup=False)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def as_markdown(report: LintReport) -> str:
+    """Returns the report as Markdown."""
+    lines = [f"# lint of {report.dataset}", "", summary_line(report), ""]
+    lines += [
+        f"* **{finding.severity}** {finding.subject}: {finding.message}"
+        for finding in report.findings
+    ]
+    for title, note, header, rows in _tables(report):
+        lines += ["", f"## {title}", "", note, ""]
+        lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", "Protocol:", ""]
+    lines += [f"* {name}: `{value}`" for name, value in report.protocol.items()]
+    return "\n".join([*lines, ""])
+
+
+def summary_line(report: LintReport) -> str:
+    """Returns the verdict in one line."""
+    templates = {row.template_id for row in report.coverage}
+    return (
+        f"{report.dataset}: {len(templates)} templates, {len(report.coverage)} tasks, "
+        f"{report.records['records']} records: "
+        f"{_number(report.num_errors, 'error')}, {_number(report.num_warnings, 'warning')}"
+    )
+
+
+def _tables(report: LintReport) -> list[_Section]:
+    """Returns (title, note, header, rows) of every table."""
+    splits = list(report.coverage[0].counts) if report.coverage else []
+    cells = [
+        (cell, kind, str(len(tasks)), *map(str, counts.values()))
+        for cell, kind, tasks, counts in _cells(report.coverage)
+    ]
+    records = [(name.replace("_", " "), str(number)) for name, number in report.records.items()]
+    return [
+        (
+            "Coverage",
+            "Examples of every template, by query where it takes one.",
+            ("task", "cell", "kind", "evaluated", *splits),
+            [_coverage_row(row) for row in report.coverage],
+        ),
+        (
+            "Cells",
+            "Examples of every cell of the paper, over all templates.",
+            ("cell", "kind", "tasks", *splits),
+            cells,
+        ),
+        *_token_tables(report),
+        (
+            "Records",
+            "How many there are, and in how many of them something was found.",
+            ("found", "records"),
+            records,
+        ),
+    ]
+
+
+def _token_tables(report: LintReport) -> Iterator[_Section]:
+    """Yields the tables of the samples, one for each form and split."""
+    lengths = "{input_tokens} input and {target_tokens} target tokens".format(**report.protocol)
+    forms = dict.fromkeys((row.is_grouped, row.split) for row in report.samples)
+    for is_grouped, split in forms:
+        what = "candidates, as they are ranked" if is_grouped else "answers, as they are trained on"
+        yield (
+            f"Tokens of instructions and {what} ({split})",
+            f"Of {report.protocol['sample']} a task, within {lengths}. Tokens: median/95th "
+            "percentile/longest. cut: instructions that had to be shortened; dropped: history "
+            "items left out for it; unknown: tokens; whole: answers that read back as written (a "
+            f"history as an answer: its last {NUM_ANSWER_TITLES} titles); repeated: examples.",
+            (*("task", "examples", "inputs", "targets"), *_SHARES.values()),
+            [
+                _sample_row(row)
+                for row in report.samples
+                if (row.is_grouped, row.split) == (is_grouped, split)
+            ],
+        )
+
+
+_SHARES = {
+    "truncated": "cut",
+    "history_dropped": "dropped",
+    "unknown_tokens": "unknown",
+    "whole_targets": "whole",
+    "duplicates": "repeated",
+}
+
+
+def _coverage_row(row: CoverageRow) -> Sequence[str]:
+    """Returns the texts of a row; where there can be no example it says why."""
+    counts = [
+        str(count) if count or not row.reason else row.reason for count in row.counts.values()
+    ]
+    return (row.task, row.cell, row.kind, "yes" if row.is_evaluated else "", *counts)
+
+
+def _sample_row(row: TokenSummary) -> Sequence[str]:
+    """Returns the texts of a row."""
+    lengths = ["/".join(map(str, values)) for values in (row.inputs, row.targets)]
+    shares = [_percent(row.shares[name]) for name in _SHARES]
+    return (row.task, str(row.num_examples), *lengths, *shares)
+
+
+def _cells(
+    rows: Sequence[CoverageRow],
+) -> list[tuple[str, str, list[str], dict[str, int]]]:
+    """Returns (cell, kind, tasks, examples by split) of every cell."""
+    found: dict[tuple[str, str], tuple[list[str], dict[str, int]]] = {}
+    for row in rows:
+        tasks, counts = found.setdefault((row.kind, row.cell), ([], dict.fromkeys(row.counts, 0)))
+        tasks.append(row.task)
+        for split, count in row.counts.items():
+            counts[split] += count
+    kinds = [kind.value for kind in Kind]
+    order = sorted(found, key=lambda key: (kinds.index(key[0]), key[1]))
+    return [(cell, kind, *found[kind, cell]) for kind, cell in order]
+
+
+def _is_number(text: str) -> bool:
+    """Returns whether a column of such texts is aligned to the right."""
+    return not text.strip("0123456789./%<>") or text.startswith("no ")
+
+
+def _number(number: int, name: str) -> str:
+    """Returns such as '1 error', '2 errors'."""
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
+
+def _percent(share: float) -> str:
+    """Returns a share such as '1.5%'; a share that is not 0 or 1 never looks so."""
+    if 0 < share < 0.0005:
+        return "<.1%"
+    if 0.9995 <= share < 1:
+        return ">99.9%"
+    return f"{share:.1%}" if 0 < share < 1 else f"{share:.0%}"
+
+
+def _share(number: int, total: int) -> float:
+    """Returns a share, 0 of nothing."""
+    return number / total if total else 0.0
