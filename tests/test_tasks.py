@@ -10,12 +10,19 @@ from test_rendering import as_tensors
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Kind, Slot, slots_of, variants
-from instructrec_jax.pipeline import loader, preprocessors, registry, vocabulary
+from instructrec_jax.manifest import read_manifest
+from instructrec_jax.pipeline import loader, preprocessors, record_store, registry, vocabulary
+from instructrec_jax.pipeline.task_registration import (
+    mixing_rate,
+    pair_features,
+    register_mixture,
+)
 from instructrec_jax.records import InstructionRecord, TaskForm
+from instructrec_jax.stages.build import BuildSettings, build
 from tasks import mixtures
 
 VARIANTS = list(variants(mixtures.TEMPLATES))
-LENGTHS = {"inputs": 400, "targets": 32}
+LENGTHS = {"inputs": 400, "targets": 48}
 CANDIDATES = tuple(f"Lamp {word}" for word in ("one", "two", "three", "four", "five"))
 RECORD = InstructionRecord(
     example_id="u1:3",
@@ -73,20 +80,20 @@ def test_mixtures_hold_their_family_and_grouped_ones_the_reranking_templates(toy
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
 def test_every_task_gives_examples_in_each_of_its_forms(toy, variant):
     name = f"toy.{variant.name}"
-    for split in ("train", "validation"):
-        (row,) = rows(name, split, 1)
-        assert row["inputs"].dtype == row["targets"].dtype == np.int32
-        assert row["inputs"][-1] == row["targets"][-1] == 1
-        assert 0 < len(row["inputs"]) <= 400
+    (row,) = rows(name, "train", 1)
+    assert row["inputs"].dtype == row["targets"].dtype == np.int32
+    assert row["inputs"][-1] == row["targets"][-1] == 1
+    assert 0 < len(row["inputs"]) <= LENGTHS["inputs"]
+    assert 1 < len(row["targets"]) <= LENGTHS["targets"]
     names = seqio.TaskRegistry.names()
     assert (f"{name}.grouped" in names) == variant.template.names_an_item
     assert (f"{name}.rank" in names) == variant.is_evaluated
-    if variant.template.names_an_item:
+    if variant.is_evaluated:
         (batch,) = list(
             loader.ranking_batches(name, split="test", feature_lengths=LENGTHS, batch_size=128)
         )[:1]
-        assert batch["encoder_input_tokens"].shape == (128, 400)
-        assert batch["candidate_tokens"].shape == (128, 10, 32)
+        assert batch["encoder_input_tokens"].shape == (128, LENGTHS["inputs"])
+        assert batch["candidate_tokens"].shape == (128, 10, LENGTHS["targets"])
 
 
 @pytest.mark.parametrize("is_training", [True, False])
@@ -217,3 +224,125 @@ def test_a_module_that_misses_something_itself_says_what(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
         registry.import_task_module("broken_tasks", "toy")
+
+
+def test_a_mixture_leaves_out_what_the_records_have_no_text_for(toy_prepared, tmp_path):
+    settings = BuildSettings(vocab_size=600, teacher="none", max_train_positions=1)
+    build(dataset="toy", input_dir=toy_prepared, output_dir=tmp_path, settings=settings)
+    registry.import_task_module("tasks.mixtures", "toy")
+    record_store.use_data_dir(tmp_path)
+    vocabulary.use_vocabulary(tmp_path / "toy" / "vocabulary" / "sentencepiece.model")
+    mixture = seqio.get_mixture_or_task("toy.personalized_search")
+    fillable = {task.name for task in mixture.tasks if "train" in task.splits}
+    assert fillable == {
+        f"toy.{name}.specific" for name in ("C4", "C5", "C8", "C10", "C11", "C12", "C13")
+    }
+    evaluated = registry.evaluated_tasks([mixture.name], split="validation")
+    assert set(evaluated) == {
+        f"toy.{name}.specific.grouped" for name in ("C10", "C11", "C12", "C13")
+    }
+    lengths = {"inputs": 400, "targets": 60}
+    stream = loader.training_batches(
+        "toy.personalized_search", feature_lengths=lengths, batch_size=4, seed=0, pack=False
+    )
+    assert next(stream)["encoder_input_tokens"].shape == (4, 400)
+    with pytest.raises(UserError, match=r"toy\.chain_of_thought has no train examples"):
+        next(
+            loader.training_batches(
+                "toy.chain_of_thought", feature_lengths=lengths, batch_size=4, seed=0, pack=False
+            )
+        )
+
+
+def test_rates_are_numbers_of_examples_up_to_a_bound(toy):
+    counts = read_manifest(toy / "toy").counts
+    task = seqio.get_mixture_or_task("toy.A1")
+    assert mixing_rate(task) == counts["leave_one_out/train"]
+    assert mixing_rate(task, maximum=100) == 100
+    vague = seqio.get_mixture_or_task("toy.C10.vague")
+    assert 0 < mixing_rate(vague) < counts["leave_one_out/train"]
+    assert seqio.get_mixture_or_task("toy.all").get_rate(vague) == mixing_rate(vague)
+
+
+def test_seqio_tasks_from_elsewhere_join_a_mixture_by_name(toy):
+    greeting = seqio.FunctionDataSource(
+        lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensors(
+            {"inputs": "Say hello.", "targets": "hello"}
+        ),
+        splits=["train"],
+        num_input_examples={"train": 1},
+    )
+    seqio.TaskRegistry.add(
+        "greeting",
+        greeting,
+        output_features=pair_features(),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+    )
+    register_mixture("toy.with_greeting", [("greeting", 1.0), ("toy.A1", 1.0)])
+    lengths = {"inputs": 400, "targets": 40}
+    stream = loader.training_batches(
+        "toy.with_greeting", feature_lengths=lengths, batch_size=32, seed=0, pack=False
+    )
+    words = vocabulary.CorpusVocabulary()
+    answers = [words.decode(row.tolist()) for row in next(stream)["decoder_target_tokens"]]
+    assert 6 < answers.count("hello") < 26
+
+
+def test_the_preference_clause_is_drawn_in_training_and_fixed_in_evaluation(toy):
+    (variant,) = (v for v in VARIANTS if v.name == "A7")
+    words = vocabulary.CorpusVocabulary()
+
+    def share_stated(lengths, *, is_training):
+        texts = [
+            words.decode(
+                inputs_of(variant, RECORD, is_training=is_training, seed=(n, 1), lengths=lengths)
+            )
+            for n in range(60)
+        ]
+        return sum("likes kites" in text for text in texts) / len(texts)
+
+    assert 0.3 < share_stated(LENGTHS, is_training=True) < 0.7
+    assert share_stated(LENGTHS, is_training=False) == 0
+    for number in (0, 1):
+        for is_training in (True, False):
+            lengths = {**LENGTHS, "preference": number}
+            assert share_stated(lengths, is_training=is_training) == number
+
+
+def test_training_draws_one_of_several_texts_and_evaluation_takes_the_first(toy):
+    record = dataclasses.replace(RECORD, vague_intention=("a present", "a surprise"))
+    (variant,) = (v for v in VARIANTS if v.name == "C2.vague")
+    words = vocabulary.CorpusVocabulary()
+    for is_training, expected in ((True, {"present", "surprise"}), (False, {"present"})):
+        said = set()
+        for n in range(20):
+            text = words.decode(inputs_of(variant, record, is_training=is_training, seed=(n, 5)))
+            said |= {word for word in ("present", "surprise") if f"a {word}" in text}
+        assert said == expected
+
+
+def test_the_pairwise_extension_is_off_until_its_module_is_named(toy):
+    assert "toy.X1" not in seqio.TaskRegistry.names()
+    registry.import_task_module("tasks.pairwise", "toy")
+    words = vocabulary.CorpusVocabulary()
+    orders = set()
+    for row in rows("toy.X1", "train", 12):
+        asked = words.decode(row["inputs"].tolist()).split("Which comes next: ")[1]
+        target = words.decode(row["targets"].tolist())
+        first, second = asked.removesuffix("?").split(" or ")
+        assert target in (first, second)
+        assert first != second
+        orders.add(target == first)
+    assert orders == {True, False}
+
+
+def test_a_template_that_contradicts_itself_is_named_with_its_file(tmp_path, monkeypatch):
+    (tmp_path / "odd_tasks.py").write_text(
+        "from instructrec_jax.instructions.language import Template\n"
+        "from instructrec_jax.records import TaskForm\n"
+        "ODD = Template(template_id='Z1', inputs='{histroy}', targets='{target}',\n"
+        "               task_form=TaskForm.MATCHING)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"odd_tasks\.py line 3: template Z1: unknown slot"):
+        registry.import_task_module("odd_tasks", "toy")

@@ -1,6 +1,7 @@
 """Finds tasks and mixtures by name, after importing the module that registers them."""
 
 import importlib
+import itertools
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,10 +47,11 @@ def import_task_module(module: str, dataset: str) -> ModuleType:
 
 def _where(error: UserError) -> str:
     """Returns file and line of the declaration that an error comes from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if _LANGUAGE not in Path(frame.filename).parents]
-    named = [frame for frame in outside if Path(frame.filename).is_file()]
-    return f"{named[-1].filename} line {named[-1].lineno}"
+    files = [(Path(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    is_inside = (_LANGUAGE in path.parents for path, _ in files)
+    callers = itertools.takewhile(lambda pair: not pair[1], zip(files, is_inside, strict=True))
+    *_, (path, line) = (place for place, _ in callers if place[0].is_file())
+    return f"{path} line {line}"
 
 
 def get(name: str) -> seqio.Task | seqio.Mixture:

@@ -107,7 +107,7 @@ def _open(data: RunData, run: ScoreSettings, *, vocab_size: int) -> ScoreSetting
     if len({dataset_of(task) for task in run.tasks}) != 1:
         raise UserError(f"tasks to score are {list(run.tasks)}; expected some of one dataset")
     data.open(run.tasks[0], vocab_size=vocab_size)
-    return dataclasses.replace(run, tasks=registry.evaluated_tasks(run.tasks))
+    return dataclasses.replace(run, tasks=registry.evaluated_tasks(run.tasks, split=run.split))
 
 
 def _is_finished(earlier: manifest.Manifest, run: ScoreSettings) -> bool:
