@@ -88,15 +88,15 @@ class TestIntentions:
                 "The user would like something where the sound is warm and clear in every room",
             ),
             (
-                "Fine wood, warm strings and a beautiful case.",
-                "I am looking for a fine wood, warm strings and a beautiful case",
-                "The user is looking for a fine wood, warm strings and a beautiful case",
+                "Fine harp, warm strings and a beautiful case.",
+                "I am looking for a fine harp, warm strings and a beautiful case",
+                "The user is looking for a fine harp, warm strings and a beautiful case",
             ),
             (
-                "The strings always stay wonderful in cold churches.",
-                'I want something of which people say "the strings always stay wonderful in cold churches"',
+                "The strings stay wonderful in cold rooms.",
+                'I want something of which people say "the strings stay wonderful in cold rooms"',
                 "The user wants something of which people say "
-                '"the strings always stay wonderful in cold churches"',
+                '"the strings stay wonderful in cold rooms"',
             ),
         ],
     )
@@ -181,10 +181,10 @@ class TestIntentions:
 _SCRAPS = st.sampled_from(
     re.split(
         r"\s*\|\s*",
-        """I bought this for my son | as a gift for | looking for a | If you like | The sound was | great |
-    soft folk songs | zindel | harp | Pack of 2 | and | , | . | ! | ; | {history} | [x] | "quoted |
-    \n | &amp; | <b> | I'm | we | our | my own | not | he loves it | to be | a | the | REALLY LOUD |
-    :) | 5/5 | I | i | this album | (open | with great""",
+        """I bought this for my son | as a gift for | looking for a | If you like | The sound was
+        | great | soft folk songs | zindel | harp | Pack of 2 | and | , | . | ! | ; | {history} | [x]
+        | "quoted | &amp; | <b> | I'm | we | our | my own | not | he loves it | to be | a | the
+        | REALLY LOUD | :) | 5/5 | I | i | this album | (open | with great""",
     )
 )
 _REVIEWS = st.one_of(st.text(max_size=300), st.lists(_SCRAPS, max_size=40).map(" ".join))

@@ -36,6 +36,7 @@ _NEW_THOUGHT = re.compile(
     r"|thought|enjoys?"
     r"|used|use|uses|has|have)\b.*"
     r"|,\s(?:the|everyone|all|who|which|and|so|as) \w+ (?:\w+ed|said|had|got|loves?)\b.*"
+    r"|\s(?:recipient|receiver)s? (?:seem|was|were|is|loved?)\b.*"
     r"|\s(?:you are|look (?:at|no)|buy this|or (?:even )?if|do yourself|take some time)\s.*"
     r"|,\s(?:if|when|and) .*|\s(?:at all|due to|named|thanks|thank you|do yourself|there's"
     r"|yesterday|last (?:week|month|year)|today)\b.*"

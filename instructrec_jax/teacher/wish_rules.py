@@ -21,8 +21,8 @@ MIN_CONTENT = 3
 
 # Words that praise. A plain sentence without one describes nothing that somebody could wish for.
 GOOD_WORDS = frozenset(
-    words("""great good nice excellent beautiful strong wonderful amazing awesome fantastic fine cool
-    solid catchy smooth fresh soulful lovely superb brilliant fun funky perfect classic rich
+    words("""great good nice excellent beautiful strong wonderful amazing awesome fantastic fine
+    cool solid catchy smooth fresh soulful lovely superb brilliant fun funky perfect classic rich
     sweet powerful gorgeous incredible easy quick ideal thoughtful cute simple convenient soft
     warm clean clever deep mellow upbeat raw melodic tight pure unique cheap handy safe
     practical fast happy stunning magical haunting lush energetic memorable timeless essential
@@ -102,6 +102,7 @@ _NO_DESCRIPTION = (
     r"|favou?rites?|way|point|path|number|idea|tale|thing|change|anticipation|deal|hearts?|taste"
     r"|success|effect|pleasure|respect|care|memor(?:y|ies)|wallet|luck)s?\b)"
 )
+_NO_ALBUM = r"(?!(?:[\w'-]+ ){0,3}?(?:release|album|cd|record|effort|product|item|book|game)s?\b)"
 _ASPECT = (
     r"(?:sound|music|voices?|vocals?|lyrics|beats?|price|production|songs|tracks|melodies|melody"
     r"|guitars?|drums|drumming|bass|rhythms?|story|quality|graphics|gameplay|controls|characters"
@@ -337,7 +338,8 @@ RULES = (
         _pattern(
             r"\b(?:with|has|have|had|features?|contains?|includes?|offers|full of) (?P<x>(?:an? "
             r"|some "
-            rf"|many |lots of |plenty of |such |so many )?{_NO_DESCRIPTION}(?:very |really "
+            rf"|many |lots of |plenty of |such |so many )?{_NO_DESCRIPTION}{_NO_ALBUM}"
+            r"(?:very |really "
             rf"|truly )?"
             rf"{_GOOD},? (?:and )?\w.+)"
         ),
@@ -350,6 +352,7 @@ RULES = (
         _pattern(
             r"\b(?P<x>(?:the|his|her|their) (?:(?!bonus|title|other|last|first)[\w-]+ )?"
             rf"{_ASPECT} (?:is|are|was|were) (?!(?:the|not|a|an|that|what|to|on|in|by|as|off|even"
+            r"|released"
             r"|alternate|included|listed|handled|concerned|used|done|constructed|ruined|dealt"
             r"|written by|produced by)\b|\d)\w.+)"
         ),

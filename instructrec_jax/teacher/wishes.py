@@ -83,7 +83,7 @@ def plain_wish(sentence: str) -> Wish | None:
     Returns:
       None where fewer than `MIN_CONTENT` content words tell something, no word praises, the
       sentence complains, tells a story of the user, speaks of the review or the order, or has
-      more than `MAX_NAMES` names: it is then on songs or people and not on a wish.
+      more than `MAX_NAMES` names or one at its head: it is then on songs or people and no wish.
     """
     if _STORY.search(sentence) or complains(sentence):
         return None
@@ -98,7 +98,7 @@ def plain_wish(sentence: str) -> Wish | None:
         text = tidied(f"the {match['x']}")
         if len(content_words(text)) >= MIN_CONTENT and _BEING.match(text):
             return _wish(f"I would like something where {_in_present(text)}", _BEING_WEIGHT)
-    if len(_NAME.findall(text)) > MAX_NAMES or text.startswith(("'", '"')):
+    if len(_NAME.findall(text)) > MAX_NAMES or not text[:1].islower() or _TALE.search(text):
         return None
     text = cut(text.replace('"', "'"), MAX_CHARS - len(_PLAIN_FRAME) - 10)
     praise = sum(word in GOOD_WORDS for word in telling)
@@ -226,6 +226,9 @@ _BEING = re.compile(
     r"(?:the|this|these|those|her|his|their) (?P<x>(?:[\w'-]+ ){1,3}(?:is|are|was|were) (?!the\b"
     r"|not\b|a\b|an\b"
     r"|that\b|what\b|to\b|on\b|in\b|by\b|\d).+)"
+)
+_TALE = re.compile(
+    r"\b(?:was|were|had|did)\b|^(?:while|although|though|despite|after|before|since|there|as|he|she)\b"
 )
 _STORY = re.compile(
     r"\b(?:I|me|we|my|i'm|i've)\b|\b(?:reviews?|reviewers?|stars?|rating|arrived|advertised"
