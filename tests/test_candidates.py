@@ -7,10 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructrec_jax.data.candidates import draw_candidates, draw_negatives, example_rng
+from instructrec_jax.data.candidates import (
+    draw_candidates,
+    draw_evaluation,
+    draw_negatives,
+    evaluation_targets,
+    example_rng,
+)
+from instructrec_jax.data.columnar import Histories, ItemSets
+from instructrec_jax.data.reseeding import generators
 from instructrec_jax.data.splits import search_split, search_splits
 from instructrec_jax.errors import UserError
-from instructrec_jax.records import Item
+from instructrec_jax.records import History, Item
 
 
 @settings(deadline=None)
@@ -76,6 +84,48 @@ def test_draws_depend_on_seed_dataset_split_and_example_alone():
     assert draw() == draw()
     changed = [{"example_id": "u1:3"}, {"dataset": "toys"}, {"split": "validation"}, {"seed": 1}]
     assert len({int(draw(**change)) for change in [{}, *changed]}) == 5
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, (1 << 64) - 1), max_size=5))
+def test_a_generator_set_to_a_seed_draws_what_a_new_one_would(seeds):
+    for seed, generator in zip(seeds, generators(np.array(seeds, dtype=np.uint64)), strict=True):
+        new = np.random.default_rng(seed)
+        assert generator.integers(9, size=3).tolist() == new.integers(9, size=3).tolist()
+        assert generator.random() == new.random()
+        assert generator.permutation(5).tolist() == new.permutation(5).tolist()
+
+
+def test_evaluation_draws_each_example_by_its_own_seed():
+    title_ids = [*range(30), 3, 4]
+    rows = [History(user_id=f"u{n}", item_ids=(n, n + 1, n + 2, n + 3)) for n in range(9)]
+    seen = [sorted({*row.item_ids, 20}) for row in rows]
+    targets = evaluation_targets(Histories.of(rows), ["train", "test", "validation", *[""] * 29])
+    drawn = draw_evaluation(
+        targets, ItemSets.of(seen), title_ids=title_ids, num_candidates=6, dataset="toy", seed=3
+    )
+    assert [(row.protocol, row.split) for row in drawn[-4:]] == [
+        ("leave_one_out", "validation"),
+        ("leave_one_out", "test"),
+        ("product_search", "test"),
+        ("product_search", "validation"),
+    ]
+    for target, row in zip(targets, drawn, strict=True):
+        user = int(row.user_id[1:]) if row.user_id else None
+        assert target.candidate_ids == (row.target_id,)
+        assert row.candidate_ids == draw_candidates(
+            title_ids,
+            excluded=frozenset() if user is None else frozenset(seen[user]),
+            target=row.target_id,
+            num_candidates=6,
+            rng=example_rng(row.example_id, dataset="toy", split=row.split, seed=3),
+        )
+
+
+def test_drawn_candidates_are_those_of_earlier_releases():
+    rng = example_rng("u1:4", dataset="toy", split="test", seed=0)
+    drawn = draw_candidates(range(1000), excluded={7}, target=7, num_candidates=10, rng=rng)
+    assert drawn == (91, 7, 429, 641, 497, 991, 323, 130, 838, 646)
 
 
 def items(titles, category="Toys"):
