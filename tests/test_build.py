@@ -1,7 +1,9 @@
 """The stages `build` and `inspect` on an invented data set, and on the real ones."""
 
 import dataclasses
+import itertools
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from instructrec_jax.instructions import builder
 from instructrec_jax.instructions.coverage import num_renderable
 from instructrec_jax.manifest import read_manifest
 from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
-from instructrec_jax.stages.build import BuildSettings, build
+from instructrec_jax.stages import build_shards
+from instructrec_jax.stages.build import BuildSettings, Execution, build
 from instructrec_jax.stages.inspect import inspect
 from instructrec_jax.stages.prepare import prepare
 
@@ -76,8 +79,104 @@ def test_building_again_reuses_what_is_there(toy_prepared, toy_records, caplog):
 
 def test_building_elsewhere_gives_the_same_bytes(toy_prepared, toy_records, tmp_path):
     build(dataset="toy", input_dir=toy_prepared, output_dir=tmp_path, settings=SETTINGS)
+    assert_same_records(tmp_path, toy_records)
+
+
+def assert_same_records(found: Path, expected: Path) -> None:
     for name in (*builder.CONFIGS, "vocabulary"):
-        assert files.sha256(tmp_path / "toy" / name) == files.sha256(toy_records / "toy" / name)
+        assert files.sha256(found / "toy" / name) == files.sha256(expected / "toy" / name)
+
+
+def test_beam_writes_the_same_bytes(toy_prepared, toy_records, tmp_path):
+    execution = Execution(runner="DirectRunner")
+    build(
+        dataset="toy",
+        input_dir=toy_prepared,
+        output_dir=tmp_path,
+        settings=SETTINGS,
+        execution=execution,
+    )
+    assert_same_records(tmp_path, toy_records)
+
+
+def test_several_processes_write_the_same_bytes(toy_prepared, toy_records, tmp_path):
+    build(
+        dataset="toy",
+        input_dir=toy_prepared,
+        output_dir=tmp_path,
+        settings=SETTINGS,
+        execution=Execution(num_workers=2),
+    )
+    assert_same_records(tmp_path, toy_records)
+
+
+def test_an_interrupted_build_goes_on_with_the_next_file(
+    toy_prepared, toy_records, tmp_path, monkeypatch
+):
+    begun = []
+    write = build_shards.record_store.write_shard
+
+    def write_shard(path, records):
+        if len(begun) == 3:
+            begun.append("interrupted")
+            write(path, itertools.chain(itertools.islice(records, 5), interrupted()))
+        begun.append(path.name)
+        return write(path, records)
+
+    def interrupted():
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(build_shards.record_store, "write_shard", write_shard)
+    arguments = {
+        "dataset": "toy",
+        "input_dir": toy_prepared,
+        "output_dir": tmp_path,
+        "settings": SETTINGS,
+    }
+    with pytest.raises(KeyboardInterrupt):
+        build(**arguments)
+    assert not (tmp_path / "toy").exists()
+    before = begun[:3]
+    build(**arguments)
+    assert not set(before) & set(begun[4:]), "no finished file is written again"
+    assert_same_records(tmp_path, toy_records)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+    assert not list(tmp_path.rglob("*.summary.json"))
+
+
+def test_a_runner_that_beam_does_not_know_is_named(toy_prepared, tmp_path):
+    with pytest.raises(UserError, match=r"Beam cannot start with --runner=NoRunner"):
+        build(
+            dataset="toy",
+            input_dir=toy_prepared,
+            output_dir=tmp_path,
+            settings=SETTINGS,
+            execution=Execution(runner="NoRunner"),
+        )
+
+
+def test_without_beam_the_user_is_told_what_to_install(toy_prepared, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(UserError, match=r"pip install .*\[beam\]"):
+        build(
+            dataset="toy",
+            input_dir=toy_prepared,
+            output_dir=tmp_path,
+            settings=SETTINGS,
+            execution=Execution(runner="DirectRunner"),
+        )
+
+
+def test_records_name_their_teacher_and_the_manifest_counts_what_it_left_out(toy_records):
+    found = read_manifest(toy_records / "toy")
+    assert found.settings["teacher"] == "extractive-1"
+    record_store.use_data_dir(toy_records)
+    source = record_store.RecordSource("toy", "leave_one_out")
+    for record in source.get_dataset("train", shuffle=False).as_numpy_iterator():
+        is_taught = len(record["preference"]) + len(record["vague_intention"]) > 0
+        assert record["teacher"] == (b"extractive-1" if is_taught else b"")
+        assert len(record["vague_intention"]) == len(record["second_vague_intention"])
 
 
 def test_another_setting_does_not_overwrite(toy_prepared, toy_records):
@@ -101,6 +200,7 @@ def test_a_vocabulary_that_is_given_is_copied(toy_prepared, toy_records, tmp_pat
         ("toys", SETTINGS, "holds dataset 'toy', not 'toys'"),
         ("toy", BuildSettings(vocab_size=50_000), "vocab_size=50000 is too large"),
         ("toy", BuildSettings(vocabulary_path="missing.model"), r"missing\.model does not exist"),
+        ("toy", BuildSettings(states_time=True, vocab_size=50), "vocab_size=50 is too small"),
         ("toy", BuildSettings(task_module="tasks.none"), "'tasks.none' cannot be imported"),
     ],
 )
@@ -108,6 +208,11 @@ def test_a_mistake_is_named_and_leaves_nothing(toy_prepared, tmp_path, dataset, 
     with pytest.raises(UserError, match=message):
         build(dataset=dataset, input_dir=toy_prepared, output_dir=tmp_path, settings=settings)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_teacher_is_named():
+    with pytest.raises(UserError, match="unknown teacher 'extractve'; the nearest known"):
+        BuildSettings(teacher="extractve")
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "num_train_negatives", "max_train_positions"])

@@ -115,10 +115,11 @@ class TokenBudget:
             tokens, newest, num_cut = self._cut_words(newest, with_newest)
             history = tf.concat([older, newest[tf.newaxis]], axis=0)[: tf.size(history)]
         for slot in self._texts:
-            tokens, values[slot], more = self._cut_words(
-                values[slot],
-                lambda text, slot=slot: self._tokens({**values, slot: text}, history),
-            )
+
+            def with_text(text: tf.Tensor, slot: Slot = slot) -> tf.Tensor:
+                return self._tokens({**values, slot: text}, history)
+
+            tokens, values[slot], more = self._cut_words(values[slot], with_text)
             num_cut += more
         return Fitted(tokens, num_dropped, num_cut)
 
