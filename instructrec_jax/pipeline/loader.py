@@ -22,7 +22,7 @@ Batch = dict[str, np.ndarray]
 _OUR_ERROR = re.compile(re.escape(ERROR_BEGIN) + "(.*?)" + re.escape(ERROR_END), re.DOTALL)
 _NUM_THREADS = 2
 # What an example tells of itself beside its features, where it is no example of ours.
-_UNKNOWN = {"num_history_dropped": 0, "example_id": ""}
+_UNKNOWN = {"num_history_dropped": 0, "num_words_cut": 0, "example_id": ""}
 
 
 def training_batches(
@@ -133,8 +133,8 @@ def examples(
       seed: of order and draws; None for file order.
 
     Returns:
-      `inputs`, `targets` [length] int32, ending in EOS and not padded; `num_history_dropped`
-      int32; `example_id` bytes. Those of SeqIO tasks from elsewhere have no id: b"".
+      `inputs`, `targets` [length] int32, ending in EOS and not padded; `num_history_dropped`,
+      `num_words_cut` int32; `example_id` bytes, b"" for those of SeqIO tasks from elsewhere.
     """
     hide_accelerators()
     return numpy_batches(_examples(task_or_mixture, split, feature_lengths, seed))

@@ -71,7 +71,8 @@ def render_group(variant: Variant, task: str) -> Preprocessor:
 
     It makes `inputs` [length] and `candidates` [c, length], int32, every row ending in EOS and
     padded with 0; `candidate_ids` and `candidate_num_chars` [c] int32; `target_index` int32, -1
-    where the target is not among them; `num_history_dropped` int32; `example_id` string.
+    where the target is not among them; `num_history_dropped`, `num_words_cut` int32; `example_id`
+    string.
     """
 
     @seqio.map_over_dataset(num_seeds=1)
@@ -94,6 +95,7 @@ def render_group(variant: Variant, task: str) -> Preprocessor:
             "candidate_num_chars": tf.strings.length(record["candidates"], unit="UTF8_CHAR"),
             "target_index": _target_index(record),
             "num_history_dropped": inputs.num_history_dropped,
+            "num_words_cut": inputs.num_words_cut,
             "example_id": record["example_id"],
         }
 

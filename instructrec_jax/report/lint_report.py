@@ -57,9 +57,10 @@ class TokenSummary:
       num_examples: examples of the sample.
       inputs: tokens of the instruction, EOS included: median, 95th percentile, longest.
       targets: tokens of the answer or of a candidate, likewise.
-      num_truncated: examples whose instruction had to be shortened.
+      num_truncated: examples of which something had to go.
       num_history: history items of the sample's records, as far as the template shows them.
-      num_history_dropped: how many of them were left out. No other slot is ever shortened.
+      num_history_dropped: how many of them were left out. No other slot loses a whole item.
+      num_words_cut: words taken from the newest title, or in answers from a teacher's text.
       num_tokens: tokens of instructions and answers.
       num_unknown: how many of them stand for something the vocabulary does not know.
       num_whole_targets: examples whose answer reads back as it was rendered.
@@ -77,6 +78,7 @@ class TokenSummary:
     num_truncated: int = 0
     num_history: int = 0
     num_history_dropped: int = 0
+    num_words_cut: int = 0
     num_tokens: int = 0
     num_unknown: int = 0
     num_whole_targets: int = 0
@@ -184,7 +186,7 @@ def as_markdown(report: LintReport) -> str:
     for title, note, header, rows in _tables(report):
         lines += ["", f"## {title}", "", note, ""]
         lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines += ["| " + " | ".join(map(_code, row)) + " |" for row in rows]
     lines += ["", "Protocol:", ""]
     lines += [f"* {name}: `{value}`" for name, value in report.protocol.items()]
     return "\n".join([*lines, ""])
@@ -240,9 +242,10 @@ def _token_tables(report: LintReport) -> Iterator[_Section]:
         yield (
             f"Tokens of instructions and {what} ({split})",
             f"Of {report.protocol['sample']} a task, within {lengths}. Tokens: median/95th "
-            "percentile/longest. cut: instructions that had to be shortened; dropped: history "
-            "items left out for it; unknown: tokens; whole: answers that read back as written (a "
-            f"history as an answer: its last {NUM_ANSWER_TITLES} titles); repeated: examples.",
+            "percentile/longest. cut: examples of which something had to go; dropped: history "
+            "items left out; unknown: tokens that the vocabulary lacks; whole: answers that read back as "
+            f"rendered (a history as an answer: its last {NUM_ANSWER_TITLES} titles); repeated: "
+            "examples with the instruction and the answer of an earlier one.",
             (*("task", "examples", "inputs", "targets"), *_SHARES.values()),
             [
                 _sample_row(row)
@@ -294,6 +297,11 @@ def _cells(
 def _is_number(text: str) -> bool:
     """Returns whether a column of such texts is aligned to the right."""
     return not text.strip("0123456789./%<>") or text.startswith("no ")
+
+
+def _code(text: str) -> str:
+    """Returns a table's text for Markdown, which takes a cell of the paper for HTML."""
+    return f"`{text}`" if text.startswith("<P") else text
 
 
 def _number(number: int, name: str) -> str:

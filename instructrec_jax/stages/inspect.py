@@ -28,6 +28,7 @@ class RenderedExample:
       num_input_tokens: EOS included.
       num_target_tokens: EOS included.
       num_history_dropped: history items left out to keep the token budget.
+      num_words_cut: words taken from a title or a text to keep it.
     """
 
     example_id: str
@@ -36,6 +37,7 @@ class RenderedExample:
     num_input_tokens: int
     num_target_tokens: int
     num_history_dropped: int
+    num_words_cut: int
 
 
 def inspect(
@@ -103,16 +105,20 @@ def _rendered(example: loader.Batch, words: Any) -> RenderedExample:
         num_input_tokens=len(example["inputs"]),
         num_target_tokens=len(example["targets"]),
         num_history_dropped=int(example["num_history_dropped"]),
+        num_words_cut=int(example["num_words_cut"]),
     )
 
 
 def _show(name: str, example: RenderedExample) -> None:
     """Logs an example as a person reads it."""
-    dropped = example.num_history_dropped
-    note = f", {dropped} history items dropped" if dropped else ""
+    note = f"{example.num_input_tokens} tokens"
+    if example.num_history_dropped:
+        note += f", {example.num_history_dropped} of the oldest history items dropped"
+    if example.num_words_cut:
+        note += f", {example.num_words_cut} words cut"
     for line in (
         name,
-        f"  instruction ({example.num_input_tokens} tokens{note}):",
+        f"  instruction ({note}):",
         _wrapped(example.inputs),
         f"  answer ({example.num_target_tokens} tokens):",
         _wrapped(example.targets),
@@ -125,17 +131,18 @@ def _show_counts(examples: Sequence[RenderedExample]) -> None:
     if not examples:
         logger.info("no example")
         return
-    dropped = [e.num_history_dropped for e in examples if e.num_history_dropped]
+    inputs = [example.num_input_tokens for example in examples]
+    targets = [example.num_target_tokens for example in examples]
+    dropped = [example.num_history_dropped for example in examples]
     logger.info(
         "%d examples: instructions of %d to %d tokens, answers of %d to %d; %d with dropped "
-        "history (%d items)",
+        "history (%d items), %d with words cut",
         len(examples),
-        min(example.num_input_tokens for example in examples),
-        max(example.num_input_tokens for example in examples),
-        min(example.num_target_tokens for example in examples),
-        max(example.num_target_tokens for example in examples),
-        len(dropped),
+        *(min(inputs), max(inputs)),
+        *(min(targets), max(targets)),
+        sum(number > 0 for number in dropped),
         sum(dropped),
+        sum(example.num_words_cut > 0 for example in examples),
     )
 
 

@@ -116,7 +116,7 @@ class _Tally:
         self._counts = dict.fromkeys(
             (
                 *("num_truncated", "num_history", "num_history_dropped", "num_tokens"),
-                *("num_unknown", "num_whole_targets"),
+                *("num_unknown", "num_whole_targets", "num_words_cut"),
             ),
             0,
         )
@@ -133,11 +133,11 @@ class _Tally:
         counts["num_tokens"] += len(tokens)
         counts["num_unknown"] += int((tokens == vocabulary.UNK_ID).sum())
         counts["num_whole_targets"] += self._is_target_whole(record, example, answers)
-        if self._shows_history:
-            num_dropped = int(example["num_history_dropped"])
-            counts["num_history"] += len(record.history)
-            counts["num_history_dropped"] += num_dropped
-            counts["num_truncated"] += num_dropped > 0 or self._is_title_cut(record, inputs)
+        counts["num_history"] += len(record.history) if self._shows_history else 0
+        num_dropped, num_cut = int(example["num_history_dropped"]), int(example["num_words_cut"])
+        counts["num_history_dropped"] += num_dropped
+        counts["num_words_cut"] += num_cut
+        counts["num_truncated"] += num_dropped + num_cut > 0
 
     def summary(self, split: str, misfit: str) -> TokenSummary:
         """Returns what was counted."""
@@ -153,13 +153,6 @@ class _Tally:
             misfit=misfit,
             **self._counts,
         )
-
-    def _is_title_cut(self, record: InstructionRecord, inputs: np.ndarray) -> bool:
-        """Returns whether words of the newest title are missing, given that no item is."""
-        if len(record.history) != 1:  # a title is cut where it is the last that is left
-            return False
-        title = self._words.decode(self._words.encode(plain_title(record.history[-1])))
-        return title not in self._words.decode(inputs.tolist())
 
     def _is_target_whole(
         self, record: InstructionRecord, example: Batch, answers: list[np.ndarray]
