@@ -135,7 +135,7 @@ class TestIntentions:
             ("Five stars. Nice.", "too_short"),
             ("The strings broke after two days and sound awful", "complaint"),
             ("It stood beside the window all winter long", "no_wish"),
-            ("Zindel harp lovers know: great, warm, soft wood", "quotes_title"),
+            ("A great, warm zindel harp sound", "quotes_title"),
         ],
     )
     def test_what_gives_nothing_is_counted_by_reason(self, review, reason):
@@ -182,9 +182,9 @@ _SCRAPS = st.sampled_from(
     re.split(
         r"\s*\|\s*",
         """I bought this for my son | as a gift for | looking for a | If you like | The sound was
-        | great | soft folk songs | zindel | harp | Pack of 2 | and | , | . | ! | ; | {history} | [x]
-        | "quoted | &amp; | <b> | I'm | we | our | my own | not | he loves it | to be | a | the
-        | REALLY LOUD | :) | 5/5 | I | i | this album | (open | with great""",
+        | great | soft folk songs | zindel | harp | Pack of 2 | and | , | . | ! | ; | {history}
+        | [x] | "quoted | &amp; | <b> | I'm | we | our | my own | not | he loves it | to be | a
+        | the | REALLY LOUD | :) | 5/5 | I | i | this album | (open | with great""",
     )
 )
 _REVIEWS = st.one_of(st.text(max_size=300), st.lists(_SCRAPS, max_size=40).map(" ".join))

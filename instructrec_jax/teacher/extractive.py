@@ -14,13 +14,16 @@ Intentions (I1, I1*), from the review of the target:
    weights (`wish_rules`). The `MAX_INTENTIONS` = 2 best sentences by weight, the earlier first
    among equals, give one text each; two show most reviews' wish and its detail, later ones repeat.
 2. Where no rule finds a wish, the plain sentence that describes best gives one, if it has three
-   content words or more (`MIN_CONTENT`; "great album" has two and could be said of anything).
+   content words or more (`MIN_CONTENT`; "great album" has two and could be said of anything) and
+   praises; a plain tale ("it stood by the window") gives none.
 3. A text has at most 160 characters (`MAX_CHARS`): two lines of a prompt, twice the paper's mean.
    It is cut where a part of the sentence ends, else between words.
 4. The same wishes in the third person are the second rendering, in the same order.
 5. A text that gives the title away by `quotation.quotes_title` is left out and counted, and the
    next best wish of the sentence, then the next sentence, takes its place.
 6. Complaints are no wishes: "the sound is weak" says what somebody did not get.
+7. Names are no wishes either, outside "I like ..." and "I am a fan of ...": a wish with more than
+   `MAX_NAMES` = 2 capitalised words (1 in a description) is on songs or people, and is passed over.
 """
 
 import heapq

@@ -6,7 +6,7 @@ from instructrec_jax.data.titles import clean_text
 from instructrec_jax.teacher.persona import capitalised
 
 _MARKUP = re.compile(
-    r"<[^<>]{1,80}>|\[\[[^\[\]]*\]\]|\[\.\.\.\]|(?:https?://|www\.)\S+|\S+@\S+\.\S+"
+    r"<[^<>]{1,80}>|\[\[[^\[\]]*\]\]|\[\.\.\.\]|(?:https?://|www\.)\S+|[^\s@]{1,64}@[^\s@]{1,64}"
 )
 # ":)" and its kind end a sentence; runs of signs serve as rulers or emphasis.
 _FACES = re.compile(r"(?:^|(?<=\s)|(?<=[.!?]))[:;8]['-]?[)(DPp](?!\w)|<3")
@@ -14,7 +14,7 @@ _SIGNS = re.compile(r"(?<!\w)[=*_~#^]+|[=_~^]+|[*#]+(?!\w)|-{3,}")
 _PICTURES = re.compile("[\u2190-\u2bff\ufe0f\ufffd\U0001f000-\U0001faff]")
 # A sentence ends at its mark before a blank, or where the next one starts without a blank.
 _END = re.compile(
-    r"(?<=[.!?])[\"')\]]*\s+|(?<=[a-z0-9)\"'][.!?])(?=[\"'(]?[A-Z])|(?<=[!?])(?=[A-Za-z])|\s\|\s"
+    r"(?<=[.!?])[\"')\]]*\s+|(?<=[a-z0-9)\"'][.!?])(?=[\"'(]?[A-Z])|\s\.(?=[A-Z])|(?<=[!?])(?=[A-Za-z])|\s\|\s"
     r"|(?:…|\.{2,})\s*"
 )
 _ABBREVIATION = re.compile(
@@ -25,6 +25,8 @@ _LONE_I = re.compile(r"\bi(?=$|[\s,']|'(?:m|ve|d|ll)\b)")
 _FEAST = re.compile(r"\b(?:christmas|xmas|easter|valentine|amazon)\b")
 _SHORT_I = re.compile(r"\b[Ii](m|ve)\b(?!')")
 MAX_SENTENCES = 40
+# Bounds the time that one review can take.
+MAX_REVIEW_CHARS = 4000
 
 
 def sentences(review: str) -> list[str]:
@@ -32,12 +34,17 @@ def sentences(review: str) -> list[str]:
 
     Entities, markup, addresses, emoticons and runs of signs are taken out, shouted sentences (more
     than 60 % capitals of 6 letters or more) put into small letters, a small "i" made "I". Only the
-    first `MAX_SENTENCES` are read: what a review is about stands early.
+    first `MAX_SENTENCES` of the first `MAX_REVIEW_CHARS` characters are read: what a review is
+    about stands early.
 
     Example:
       "GREAT GIFT FOR MY SON!!! <br />He loves it :)" -> ["Great gift for my son", "He loves it"].
     """
-    text = _MARKUP.sub(" ", clean_text(review)).replace("\u2019", "'").replace("`", "'")
+    text = (
+        _MARKUP.sub(" ", clean_text(review[:MAX_REVIEW_CHARS]))
+        .replace("\u2019", "'")
+        .replace("`", "'")
+    )
     text = text.translate(_QUOTES)
     text = " ".join(_PICTURES.sub(" ", _SIGNS.sub(" ", _FACES.sub(". ", text))).split())
     found: list[str] = []

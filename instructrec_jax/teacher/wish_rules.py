@@ -23,9 +23,9 @@ MIN_CONTENT = 3
 GOOD_WORDS = frozenset(
     words("""great good nice excellent beautiful strong wonderful amazing awesome fantastic fine
     cool solid catchy smooth fresh soulful lovely superb brilliant fun funky perfect classic rich
-    sweet powerful gorgeous incredible easy quick ideal thoughtful cute simple convenient soft
-    warm clean clever deep mellow upbeat raw melodic tight pure unique cheap handy safe
-    practical fast happy stunning magical haunting lush energetic memorable timeless essential
+    sweet powerful gorgeous incredible easy quick ideal thoughtful cute simple convenient soft warm
+    clean clever deep mellow upbeat raw melodic tight pure unique cheap handy safe practical fast
+    happy stunning magical haunting lush energetic memorable timeless essential
     moving emotional inspired inspiring relaxing danceable groovy intense heartfelt terrific""")
 )
 
@@ -40,6 +40,7 @@ class Rule:
       pattern: finds the phrase `x`, and for a liking its `verb`.
       frame: the user's words around the phrase; the view from outside is made from it.
       min_content: content words that the phrase needs, or it says nothing.
+      is_liking: what is liked may be a list of names: artists, series, makers.
       is_common: the phrase starts with a common word; a name there is a song or a person.
       is_thing: the phrase is a thing that may lack its article.
       is_present: a "was" in the phrase is said as "is".
@@ -50,6 +51,7 @@ class Rule:
     pattern: re.Pattern[str]
     frame: str
     min_content: int = 1
+    is_liking: bool = False
     is_common: bool = False
     is_thing: bool = False
     is_present: bool = False
@@ -63,33 +65,33 @@ def _pattern(*parts: str) -> re.Pattern[str]:
 _GOOD = f"(?:{'|'.join(sorted(GOOD_WORDS))})"
 # What was bought: "this", "a few of them", "one of these gift cards"; may be left out.
 _OBJECT = (
-    r"(?:(?:this|these|it|one|them|that|those|a few|some|several|two|three|four|\d+)\b"
-    r"(?: (?!for\b|as\b|to\b|because\b)[\w'$-]+){0,3}? |)"
+    r"(?:(?:this|these|it|one|them|that|those|a few|some|several|two|three|four"
+    r"|\d+)\b(?: (?!for\b|as\b|to\b|because\b)[\w'$-]+){0,3}? |)"
 )
 _RELATION = (
-    r"(?:family|kids|children|husband|wife|sons?|daughters?|(?:great[ -]?)?grand ?(?:kids|children"
-    r"|sons?|daughters?|parents|ma|pa|mother|father|child)|nephews?|nieces?|mom|mother|dad|father"
-    r"|friends?|teens?|sisters?|brothers?|boyfriend|girlfriend|co-?workers?|teachers?|boss|hubby"
-    r"|parents|cousins?|uncle|aunt|boys|girls|roommate|neighbors?|students|employees|toddler|baby)"
+    r"(?:family|kids|children|husband|wife|sons?|daughters?|(?:great[ -]?)?grand ?(?:kids"
+    r"|children|sons?|daughters?|parents|ma|pa|mother|father|child)|nephews?|nieces?|mom|mother"
+    r"|dad|father|friends?|teens?|sisters?|brothers?|boyfriend|girlfriend|co-?workers?|teachers?"
+    r"|boss|hubby|parents|cousins?|uncle|aunt|boys|girls|roommate|neighbors?|students|employees"
+    r"|toddler|baby)"
 )
 _RECIPIENT = (
     rf"(?:(?:his|her) (?:birthday|graduation|wedding|collection|{_RELATION})"
     r"|(?:my|our) (?!(?:own|ears?|address|email|favou?rite|opinion|surprise|taste|money|account"
-    r"|phone|self)\b)"
-    r"|(?:a|an|the) (?:friend|relative|family|co-?worker|teacher|child|kid|teen|man|woman|boy|girl"
-    r"|person|people|employee|student|boss|nurse|mail|holidays?|kids|grand\w+|car|house|kitchen"
-    r"|office|gym|winter|summer|road|beach)"
-    r"|friends|family|co-?workers|kids|teens|people|someone|grand\w+|children|teachers?"
-    r"|christmas|birthdays?|gifts?|presents?|(?:mother|father)'?s? day|valentine|easter|graduation"
-    r"|holidays?|stocking|wedding|anniversary|last minute)"
+    r"|phone|self)\b)|(?:a|an|the) (?:friend|relative|family|co-?worker|teacher|child|kid|teen"
+    r"|man|woman|boy|girl|person|people|employee|student|boss|nurse|mail|holidays?|kids|grand\w+"
+    r"|car|house|kitchen|office|gym|winter|summer|road|beach)|friends|family|co-?workers|kids"
+    r"|teens|people|someone|grand\w+|children|teachers?|christmas|birthdays?|gifts?|presents?"
+    r"|(?:mother|father)'?s? day|valentine|easter|graduation|holidays?|stocking|wedding"
+    r"|anniversary|last minute)"
 )
 _BOUGHT = (
-    r"(?:bought|purchased|purchase|got|get|getting|ordered|order|picked|chose|buy|buying|gave|give"
-    r"|given|giving|sent|send|sending|used|use|using|wanted|needed)"
+    r"(?:bought|purchased|purchase|got|get|getting|ordered|order|picked|chose|buy|buying|gave"
+    r"|give|given|giving|sent|send|sending|used|use|using|wanted|needed)"
 )
 _VERY = (
-    r"(?:(?:really|also|just|always|absolutely|still|truly|only|especially|particularly|definitely"
-    r"|have|had|was|am|been|'m|'ve|'d|do|did) )*"
+    r"(?:(?:really|also|just|always|absolutely|still|truly|only|especially|particularly"
+    r"|definitely|have|had|was|am|been|'m|'ve|'d|do|did) )*"
 )
 _BEING = r"(?:is|are|was|were|makes?|made|has been|have been|'s|remains|would be|would make)"
 _MODIFIER = r"(?!(?:a|an|as|for|of|to|with|and|or|in|on|is|was|the|this|but|by|from|card)\b)[\w'-]+"
@@ -97,10 +99,10 @@ _POINTER = r"(?:it|this|these|them|that|those|him|her|us|me)\b"
 # What a phrase after "is a" or "with" is not about: a moment, one song, a figure of speech.
 _NO_DESCRIPTION = (
     r"(?!(?:[\w'-]+ ){0,3}?(?:time|day|year|song|track|single|tune|reason|man|woman|guy|girl|boy"
-    r"|question|review|hit|era|period|moment|fan|fact|cover|version|ballad|wonder|end|ending|opener"
-    r"|closer|result|part|case|feeling|chance|job|step|move|reminder|example|surprise|relief|pick"
-    r"|favou?rites?|way|point|path|number|idea|tale|thing|change|anticipation|deal|hearts?|taste"
-    r"|success|effect|pleasure|respect|care|memor(?:y|ies)|wallet|luck)s?\b)"
+    r"|question|review|hit|era|period|moment|fan|fact|cover|version|ballad|wonder|end|ending"
+    r"|opener|closer|result|part|case|feeling|chance|job|step|move|reminder|example|surprise"
+    r"|relief|pick|favou?rites?|way|point|path|number|idea|tale|thing|change|anticipation|deal"
+    r"|hearts?|taste|success|effect|pleasure|respect|care|memor(?:y|ies)|wallet|luck)s?\b)"
 )
 _NO_ALBUM = r"(?!(?:[\w'-]+ ){0,3}?(?:release|album|cd|record|effort|product|item|book|game)s?\b)"
 _ASPECT = (
@@ -127,8 +129,7 @@ RULES = (
         ("need", "want"),
         _pattern(
             rf"\b(?:I|we) {_VERY}(?:needed|need|wanted|want) (?P<x>(?:an? |some |more (?!of )"
-            rf"|to (?:have"
-            rf"|own"
+            rf"|to (?:have|own"
             r"|hear|play|find|try|get|give|send|buy|use|learn|surprise|treat|replace|complete|add"
             r"|go"
             rf"|make|keep|share) (?!{_POINTER})|something |the |new |my )(?!{_POINTER}).+)"
@@ -169,8 +170,8 @@ RULES = (
         ("gift", "present", "stuffer", "idea", "choice", "option"),
         _pattern(
             rf"\b(?P<x>(?:an? )?(?:(?:very"
-            rf"|really) )?{_GOOD} (?:and {_GOOD} )?(?:{_MODIFIER} ){{0,3}}?"
-            rf"(?:{_GIFT}|ideas?|choice|option) (?:ideas? )?(?:for|when|if|that|who|to (?:give|get"
+            rf"|really) )?{_GOOD} (?:and {_GOOD} )?(?:{_MODIFIER} ){{0,3}}?(?:{_GIFT}|ideas?"
+            rf"|choice|option) (?:ideas? )?(?:for|when|if|that|who|to (?:give|get"
             r"|send|receive|have|put|buy)\b) .+)"
         ),
         "I am looking for {x}",
@@ -183,8 +184,8 @@ RULES = (
         _pattern(
             rf"\b(?P<x>(?:an? )?(?:(?:very|really) )?{_GOOD} (?:and {_GOOD} )?way to (?:give|gift"
             rf"|say"
-            r"|send|package|wrap|treat|surprise|shop|pay|save|display|get|introduce|relax|keep|show"
-            r"|celebrate|spend|present)\b .+)"
+            r"|send|package|wrap|treat|surprise|shop|pay|save|display|get|introduce|relax|keep"
+            r"|show|celebrate|spend|present)\b .+)"
         ),
         "I am looking for {x}",
         2,
@@ -217,8 +218,8 @@ RULES = (
             r"(?:^|\b(?:my|our|the|and|,) )(?P<x>(?:(?!(?:my|our|the|and|is|by|for|a)\b)[\w'-]+ "
             rf"(?:year )?(?:old )?)?{_RELATION}(?: in law)?) (?:really |just |absolutely |all "
             rf"|always"
-            r" |will |would |also |both )*(?:loved?|loves|likes?|enjoyed|enjoys?) (?:it|this|these"
-            r"|them|her|his|the (?:card|gift|present|book|cd|tin))\b"
+            r" |will |would |also |both )*(?:loved?|loves|likes?|enjoyed|enjoys?) (?:it|this"
+            r"|these|them|her|his|the (?:card|gift|present|book|cd|tin))\b"
         ),
         "I want something that my {x} would love",
     ),
@@ -231,8 +232,8 @@ RULES = (
             rf"|{_RELATION})(?: who)?) (?:really |just |absolutely |all |always |will |would "
             rf"|also )*"
             r"(?:loves?|likes?|enjoys?) (?P<x>(?:to (?!hear|see|say|talk|call|think|make|take)"
-            r"|going"
-            r"|eating|shopping|playing|reading|watching|cooking|listening|dancing|their )\w*.+)"
+            r"|going|eating|shopping|playing|reading|watching|cooking|listening|dancing"
+            r"|their )\w*.+)"
         ),
         "I want something for someone who loves {x}",
     ),
@@ -240,8 +241,8 @@ RULES = (
         6.3,
         ("if you", "if u ", "if anyone", "if someone"),
         _pattern(
-            r"\bif (?:you|u|your|anyone|someone)(?: are|'re|r| is)? (?:really |truly |just |also )*"
-            r"(?:looking for|in the mood for|searching for|after|in need of) "
+            r"\bif (?:you|u|your|anyone|someone)(?: are|'re|r| is)? (?:really |truly |just "
+            r"|also )*(?:looking for|in the mood for|searching for|after|in need of) "
             rf"(?!{_POINTER})(?P<x>.+)"
         ),
         "I am looking for {x}",
@@ -250,12 +251,13 @@ RULES = (
         6.2,
         ("if you", "if u ", "if anyone", "for anyone who", "for someone who", "for people who"),
         _pattern(
-            r"\b(?:if (?:you|u|anyone|someone)|for (?:those|anyone|someone|people|everyone) (?:who"
-            r"|that)) (?:really |truly |just |also |have |do |even |ever )*(?:like|love|enjoy"
-            r"|prefer"
-            rf"|appreciate|dig)[sd]? (?!(?:{_POINTER}|to hear\b|to say\b))(?P<x>\w.+)"
+            r"\b(?:if (?:you|u|anyone|someone)|for (?:those|anyone|someone|people"
+            r"|everyone) (?:who|that)) (?:really |truly |just |also |have |do |even "
+            r"|ever )*(?:like|love|enjoy|prefer"
+            rf"|appreciate|dig)[sd]? (?!(?:{_POINTER}|to hear\b|to say\b|what\b))(?P<x>\w.+)"
         ),
         "I like {x}",
+        is_liking=True,
     ),
     Rule(
         6,
@@ -266,17 +268,17 @@ RULES = (
             r"|everywhere|alike)\b|$)"
         ),
         "I am a fan of {x}",
+        is_liking=True,
     ),
     Rule(
         5.5,
         (" fan", " lover", " collector", " buff", " enthusiast"),
         _pattern(
             r"\b(?:for|all|any|every|true|most|a|an|must for|as an?|are an?) (?P<x>(?!(?:all|any"
-            r"|every"
-            r"|the|true|big|huge|great|real|most|long|longtime|a|an|his|her|their|old|major|new"
-            r"|other|previous|first"
-            r"|this|that|recall|casual|die-hard|hardcore|debut)\b)(?:[\w&'/-]+ ){1,3}?"
-            r"(?:fan|lover|collector|buff|enthusiast))s?\b(?! of)"
+            r"|every|the|true|big|huge|great|real|most|long|longtime|a|an|his|her|their|old|major"
+            r"|new|other|previous|first|this|that|recall|casual|die-hard|hardcore"
+            r"|debut)\b)(?:(?!(?:for|of|to|in|on|with)\b)[\w&'/-]+ ){1,3}?(?:fan|lover|collector"
+            r"|buff|enthusiast))s?\b(?! of)"
         ),
         "I am a {x}",
         2,
@@ -285,10 +287,9 @@ RULES = (
         5,
         (" for ", "great for"),
         _pattern(
-            r"\b(?P<x>(?:great|perfect|ideal|good|excellent|handy|wonderful|useful|convenient|nice"
-            r"|fun"
-            r"|terrific) for (?!(?:the (?:price|money|most|\d+)|being|an opener|what|it|me|us|its"
-            r"|an? (?:while|few|change|album)|\$?\d|his|her|their)\b)\w.+)"
+            r"\b(?P<x>(?:great|perfect|ideal|good|excellent|handy|wonderful|useful|convenient"
+            r"|nice|fun|terrific) for (?!(?:the (?:price|money|most|\d+)|being|an opener|what|it"
+            r"|me|us|its|an? (?:while|few|change|album)|\$?\d|his|her|their)\b)\w.+)"
         ),
         "I want something that is {x}",
         2,
@@ -340,8 +341,7 @@ RULES = (
             r"|some "
             rf"|many |lots of |plenty of |such |so many )?{_NO_DESCRIPTION}{_NO_ALBUM}"
             r"(?:very |really "
-            rf"|truly )?"
-            rf"{_GOOD},? (?:and )?\w.+)"
+            rf"|truly )?{_GOOD},? (?:and )?\w.+)"
         ),
         "I would like something with {x}",
         MIN_CONTENT,
@@ -352,9 +352,8 @@ RULES = (
         _pattern(
             r"\b(?P<x>(?:the|his|her|their) (?:(?!bonus|title|other|last|first)[\w-]+ )?"
             rf"{_ASPECT} (?:is|are|was|were) (?!(?:the|not|a|an|that|what|to|on|in|by|as|off|even"
-            r"|released"
-            r"|alternate|included|listed|handled|concerned|used|done|constructed|ruined|dealt"
-            r"|written by|produced by)\b|\d)\w.+)"
+            r"|released|alternate|included|listed|handled|concerned|used|done|constructed|ruined"
+            r"|dealt|written by|produced by)\b|\d)\w.+)"
         ),
         "I would like something where {x}",
         MIN_CONTENT,
