@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -188,3 +189,13 @@ def test_start_up_notes_are_held_back_and_real_messages_are_not(capfd):
         os.write(2, b"I0000 00:00:17.1 12 port.cc:153] note\nE0000 00:00 broken\nplain\n")
         raise ImportError
     assert capfd.readouterr().err == "E0000 00:00 broken\nplain\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"{shlex.quote(sys.executable)} -m instructrec_jax templates | head -n 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("id ")
+    assert "Error" not in done.stderr

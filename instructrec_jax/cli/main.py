@@ -97,10 +97,24 @@ def _run(arguments: list[str]) -> int:
     return options.run(options) or 0
 
 
+class _Terminal(logging.StreamHandler):
+    """Shows messages for as long as somebody reads them: `instructrec lint ... | head` ends well.
+
+    The work itself goes on, because a training run must not die with the pager that showed it.
+    """
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's name
+        """Sends what follows nowhere if the reader is gone."""
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            super().handleError(record)
+
+
 def _start_logging() -> None:
     """Shows the project's messages as plain lines, and of other packages only warnings."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # tensorflow's C++ notes on start-up
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Terminal(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of files it does not need
