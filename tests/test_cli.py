@@ -68,10 +68,10 @@ def test_help_imports_nothing_heavy():
 
 
 def test_the_module_is_the_command():
-    command = [sys.executable, "-m", "instructrec_jax", "trainn"]
+    command = [sys.executable, "-m", "instructrec_jax", "inspekt"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "instructrec: unknown verb 'trainn'; the nearest known: train\n"
+    assert done.stderr == "instructrec: unknown verb 'inspekt'; the nearest known: inspect\n"
 
 
 def test_a_mistake_of_the_user_is_one_message_and_code_2(monkeypatch, capsys):

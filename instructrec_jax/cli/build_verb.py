@@ -25,7 +25,7 @@ _SETTINGS = {
     "seed": (int, "N", "of negatives and record order (default 0)"),
 }
 _SWITCHES = {
-    "vocab_size_is_limit": "take fewer pieces where the texts cannot give so many",
+    "vocab_size_is_limit": "take fewer pieces where the texts cannot give so many (default False: an error)",
     "states_time": "fill {context} with the month of the target event (default False)",
 }
 _EXECUTION = {
