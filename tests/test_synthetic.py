@@ -3,7 +3,10 @@
 import collections
 import dataclasses
 import hashlib
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -156,3 +159,13 @@ def test_a_log_is_written_and_prepared_without_an_object_an_event(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 40_000 * 150
+
+
+def test_the_benchmark_of_prepare_prints_a_row_a_size(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "prepare_scale.py"
+    command = [sys.executable, script, "--sizes", "1200", "--reviews", "--work_dir", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    header, row = done.stdout.splitlines()
+    assert header.split()[:2] == ["interactions", "users"] and "peak MB" in header
+    assert row.split()[0] == "1,200.0"
+    assert not list(tmp_path.iterdir())
