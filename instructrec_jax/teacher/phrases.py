@@ -10,8 +10,8 @@ _NEW_THOUGHT = re.compile(
     r"|yet)(?: then| so| now| also)?\s(?:it|its|it's|they|he|she|I|I'm|I've|we|this|that's"
     r"|that is|these|those|everyone|everybody|the \w+ (?:is|was|are|were|did|does|loved?)|you"
     r"|your|my \w+ (?:loved?|loves|is|was)|there|there's|was|were|is|am|had|couldn't|can't|what"
-    r"|if|not|got|thought|received|arrived|would|works?|sings?|plays|makes|gets?|takes?|gives?"
-    r"|goes|can|really|just|still|came|will|has|buy|get|pick|check|don't|only)\b.*"
+    r"|if|not|got|thought|received|arrived|would|works?|sings?|plays|writes|makes|gets?|takes?"
+    r"|gives?|goes|can|really|just|still|came|will|has|buy|get|pick|check|don't|only)\b.*"
     r"|\s(?:but|however|although|yet)\s.*"
     r"|(?:,|\s-+|\s\u2013|:)\s?(?:it|it's|they|he|she|I|I'm|I've|I'd|we|this|that's|these|those"
     r"|you|you'll|you'd|your|there|there's|then|check|get|buy|pick|don't|do|however|worth|loved?"
@@ -50,10 +50,10 @@ _COMPLAINT = re.compile(
     r"|cant|dont|didnt|doesnt|isnt|wont|wasnt|bad|worse|worst|terrible|horrible|awful|poor|poorly"
     r"|boring|dull|weak|lame|annoying|disappoint\w*|problems?|issues?|complain\w*|refund\w*"
     r"|return(?:ed|ing)?|broken?|empty|expired|fraud|scam|useless|waste|wasted|avoid|hate[ds]?"
-    r"|sucks?|garbage|trash|crap|mediocre|overrated|forgettable|fail(?:s|ed|ure)?|lack(?:s|ed"
-    r"|ing)?|unfortunately|sadly|pity|shame|wrong|error|wish|however|except|skip|stupid"
-    r"|ridiculous|filler|dated|angry|frustrat\w*|less than|too \w+|f[u*@#$%]+\w*k\w*|shit\w*"
-    r"|bitch\w*|nigg\w*|ass|damn\w*)\b|[*@#$%]+[a-z]",
+    r"|sucks?|garbage|trash|crap|laughable|moronic|shoddy|mediocre|overrated|forgettable|fail(?:s"
+    r"|ed|ure)?|lack(?:s|ed|ing)?|unfortunately|sadly|pity|shame|wrong|error|wish|however|except"
+    r"|skip|stupid|ridiculous|filler|dated|angry|frustrat\w*|less than|too \w+|f[u*@#$%]+\w*k\w*"
+    r"|shit\w*|bitch\w*|nigg\w*|ass|damn\w*)\b|[*@#$%]+[a-z]",
     re.IGNORECASE,
 )
 # Phrases that hold one of these words and complain of nothing.

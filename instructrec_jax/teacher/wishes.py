@@ -18,6 +18,8 @@ from instructrec_jax.teacher.words import STOP_WORDS, content_words, words
 
 # Plain sentences among themselves; whatever a rule finds stands above 1.5.
 _THING_WEIGHT, _BEING_WEIGHT, _PLAIN_WEIGHT, _PRAISE_BONUS = 1.4, 1.4, 0.8, 0.1
+# A plain sentence is said whole or not at all; the view from outside needs some room more.
+_ROOM = 10
 _PLAIN_FRAME = 'I want something of which people say "{x}"'
 # A name in a phrase makes it less of a wish: each counts this much.
 _NAME_PENALTY = 0.1
@@ -84,7 +86,8 @@ def plain_wish(sentence: str) -> Wish | None:
     Returns:
       None where fewer than `MIN_CONTENT` content words tell something, no word praises, the
       sentence complains, tells a story of the user, speaks of the review or the order, or has
-      more than `MAX_NAMES` names or one at its head: it is then on songs or people and no wish.
+      more than `MAX_NAMES` names or one at its head (it is then on songs or people), or where it is
+      longer than a text may be.
     """
     if _STORY.search(sentence) or complains(sentence):
         return None
@@ -101,7 +104,9 @@ def plain_wish(sentence: str) -> Wish | None:
             return _wish(f"I would like something where {_in_present(text)}", _BEING_WEIGHT)
     if len(_NAME.findall(text)) > MAX_NAMES or not text[:1].islower() or _TALE.search(text):
         return None
-    text = cut(text.replace('"', "'"), MAX_CHARS - len(_PLAIN_FRAME) - 10)
+    text = text.replace('"', "'")
+    if _ONE_SONG.search(text) or len(text) > MAX_CHARS - len(_PLAIN_FRAME) - _ROOM:
+        return None
     praise = sum(word in GOOD_WORDS for word in telling)
     weight = _PLAIN_WEIGHT + _PRAISE_BONUS * praise - _NAME_PENALTY * len(_NAME.findall(text))
     return _wish(_PLAIN_FRAME.format(x=text), weight)
@@ -222,8 +227,8 @@ _BEING = re.compile(
     r"|not\b|a\b|an\b|that\b|what\b|to\b|on\b|in\b|by\b|\d).+)"
 )
 _TALE = re.compile(
-    r"\b(?:was|were|had|did)\b|^(?:while|although|though|despite|after|before|since|there|as|he"
-    r"|she)\b"
+    r"\b(?:was|were|had|did)\b|^(?:while|although|though|despite|after|before|since|there|as|he|she"
+    r"|you|gets?|gives?|makes?|takes?)\b"
 )
 _STORY = re.compile(
     r"\b(?:I|me|we|my|i'm|i've)\b|\b(?:reviews?|reviewers?|stars?|rating|arrived|advertised"
