@@ -154,19 +154,30 @@ def _clause_findings(template: Template) -> Iterator[Finding]:
 
 def _reading_findings(template: Template) -> Iterator[Finding]:
     """Yields what is wrong with the texts that a template gives."""
+    parts = template.input_segments + template.target_segments
+    has_clauses = any(isinstance(part, Clause) for part in parts)
     for variant in variants([template]):
-        has_clause = "preference" not in variant.needs
+        if not has_clauses:
+            yield from _rendering_findings(variant, _RECORD, "")
+            continue
+        is_required = "preference" in variant.needs
         bare = dataclasses.replace(
-            _RECORD, context="", preference=() if has_clause else _RECORD.preference
+            _RECORD, context="", preference=_RECORD.preference if is_required else ()
         )
-        yield from _rendering_findings(variant, _RECORD, "with")
-        yield from _rendering_findings(variant, bare, "without")
+        yield from _rendering_findings(variant, _RECORD, " with its clauses")
+        yield from _rendering_findings(variant, bare, " without its clauses")
 
 
 def _rendering_findings(
     variant: Variant, record: InstructionRecord, state: str
 ) -> Iterator[Finding]:
-    """Yields what is wrong with one rendering, "with" or "without" optional clauses."""
+    """Yields what is wrong with one rendering.
+
+    Args:
+      variant: what to render.
+      record: what with.
+      state: whether clauses appear, in words.
+    """
     try:
         texts = render_record(variant, record, Draw(states_preference=True))
     except (UserError, LookupError, TypeError, ValueError) as error:
@@ -174,13 +185,10 @@ def _rendering_findings(
         return
     for name, text in zip(("inputs", "targets"), texts, strict=True):
         if not text.strip():
-            yield _error(variant.template, f"its `{name}` are empty {state} optional clauses")
+            yield _error(variant.template, f"its `{name}` are empty{state}")
         elif trace := _TRACE.search(text):
             around = text[max(0, trace.start() - 12) : trace.end() + 12]
-            yield _warning(
-                variant.template,
-                f"its `{name}` read badly {state} optional clauses, at {around!r}",
-            )
+            yield _warning(variant.template, f"its `{name}` read badly{state}, at {around!r}")
 
 
 def _unknown_characters(template: Template, is_known: Callable[[str], bool]) -> list[str]:

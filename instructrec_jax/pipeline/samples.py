@@ -1,7 +1,6 @@
 """The first examples of many tasks, each with the record it renders: for statistics of texts."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -44,16 +43,28 @@ def samples(
     for members in groups.values():
         ds = members[0].source.get_dataset(split, shuffle=False)
         ds = preprocessors.keep_renderable(members[0].variant)(ds)
-        # Cached in memory, where there is an end to it.
-        ds = ds.take(max_examples).cache() if max_examples else ds
+        if not max_examples:
+            for task in members:
+                yield (
+                    task,
+                    zip(_records(ds), _examples(task, ds, split, feature_lengths), strict=True),
+                )
+            continue
+        ds = ds.take(max_examples).cache()  # in memory, since there is an end to it
+        records = list(_records(ds))
         for task in members:
-            yield task, _sample(task, ds, split, feature_lengths)
+            yield task, zip(records, _examples(task, ds, split, feature_lengths), strict=True)
 
 
-def _sample(
+def _records(ds: tf.data.Dataset) -> Iterator[InstructionRecord]:
+    """Yields the records of a dataset."""
+    return map(as_record, loader.numpy_batches(ds))
+
+
+def _examples(
     task: InstructionTask, records: tf.data.Dataset, split: str, lengths: Mapping[str, int]
-) -> Sample:
-    """Yields records with the examples that a task makes of them."""
+) -> Iterator[loader.Batch]:
+    """Returns the examples that a task makes of some records, in their order."""
     source = seqio.FunctionDataSource(
         lambda split, shuffle_files, seed=None: records, splits=(split,)
     )
@@ -67,9 +78,4 @@ def _sample(
         preprocessors=task.preprocessors,
         shuffle_buffer_size=None,
     )
-    examples = on_sample.get_dataset(dict(lengths), split, shuffle=False, seed=0)
-    pairs = loader.numpy_batches(tf.data.Dataset.zip({"example": examples, "record": records}))
-    for pair in pairs:
-        record: Any = pair["record"]
-        example: Any = pair["example"]
-        yield as_record(record), example
+    return loader.numpy_batches(on_sample.get_dataset(dict(lengths), split, shuffle=False, seed=0))

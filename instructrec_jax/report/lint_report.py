@@ -243,9 +243,9 @@ def _token_tables(report: LintReport) -> Iterator[_Section]:
             f"Tokens of instructions and {what} ({split})",
             f"Of {report.protocol['sample']} a task, within {lengths}. Tokens: median/95th "
             "percentile/longest. cut: examples of which something had to go; dropped: history "
-            "items left out; unknown: tokens that the vocabulary lacks; whole: answers that read back as "
-            f"rendered (a history as an answer: its last {NUM_ANSWER_TITLES} titles); repeated: "
-            "examples with the instruction and the answer of an earlier one.",
+            "items left out; unknown: tokens that the vocabulary lacks; whole: answers that read "
+            f"back as rendered (a history as an answer: its last {NUM_ANSWER_TITLES} titles); "
+            "repeated: examples with the instruction and the answer of an earlier one.",
             (*("task", "examples", "inputs", "targets"), *_SHARES.values()),
             [
                 _sample_row(row)
