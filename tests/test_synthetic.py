@@ -161,11 +161,13 @@ def test_a_log_is_written_and_prepared_without_an_object_an_event(tmp_path):
     assert peak < 40_000 * 150
 
 
-def test_the_benchmark_of_prepare_prints_a_row_a_size(tmp_path):
-    script = Path(__file__).parents[1] / "benchmarks" / "prepare_scale.py"
-    command = [sys.executable, script, "--sizes", "1200", "--reviews", "--work_dir", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def test_the_benchmark_of_the_data_stages_prints_a_row_a_size(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "data_scale.py"
+    command = [sys.executable, script, "--sizes", "1200", "--reviews", "--num_workers", "1"]
+    done = subprocess.run(
+        [*command, "--work_dir", tmp_path], capture_output=True, text=True, check=True
+    )
     header, row = done.stdout.splitlines()
-    assert header.split()[:2] == ["interactions", "users"] and "peak MB" in header
+    assert header.split()[:2] == ["interactions", "users"] and "build MB" in header
     assert row.split()[0] == "1,200.0"
     assert not list(tmp_path.iterdir())

@@ -1,18 +1,17 @@
-"""Seconds and peak memory of `instructrec prepare` at growing sizes.
+"""Seconds and peak memory of `instructrec prepare` and `build` at growing sizes.
 
 Protocol: for each size an invented log is written (plain TSV, 12 interactions a user, one item in
 100 interactions, Zipf exponent 1, seed 0; with --reviews in the Amazon 2018 format, with texts).
-Then `prepare` runs on it once, with its default settings, in a fresh process, and then another
-fresh process opens the result and walks through its validation examples. Seconds are wall time of
-the whole process, imports included; the peak is the largest resident set (ru_maxrss) of that
-process. Everything is written to a temporary folder below --work_dir and removed at the end; 10^7
-interactions need about 1 GB there, 4 GB with reviews. Nothing else should run beside it.
+Then `prepare` and `build` run on it once, with their default settings (all training positions, the
+extractive teacher) but for --num_workers, each in a fresh process. Seconds are wall time of the
+whole process, imports and the training of the vocabulary included; the peak is the resident set
+(ru_maxrss) of the largest process. Everything is written to a temporary folder below --work_dir and
+removed at the end; 10^7 interactions need about 15 GB there. Nothing else should run beside it.
 
-    python benchmarks/prepare_scale.py --sizes 100000 1000000 10000000
+    python benchmarks/data_scale.py --sizes 100000 1000000 10000000
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -21,13 +20,8 @@ import time
 from pathlib import Path
 
 from instructrec_jax.data.synthetic import SyntheticSettings, write_log
-
-_OPEN = """
-import sys
-from instructrec_jax.data.prepared import read_prepared
-data = read_prepared(sys.argv[1])
-print(sum(len(row.candidate_ids) for row in data.evaluation("leave_one_out", "validation")))
-"""
+from instructrec_jax.instructions.builder import CONFIGS, SPLITS
+from instructrec_jax.manifest import read_manifest
 
 
 def measure(command: list[str]) -> tuple[float, float]:
@@ -45,13 +39,16 @@ def measure(command: list[str]) -> tuple[float, float]:
     return time.perf_counter() - began, usage.ru_maxrss / 1024
 
 
-def measure_size(num_interactions: int, folder: Path, *, has_reviews: bool) -> dict[str, float]:
+def measure_size(
+    num_interactions: int, folder: Path, *, has_reviews: bool, num_workers: int
+) -> dict[str, float]:
     """Measures one size.
 
     Args:
       num_interactions: of the log.
       folder: to write to; it exists.
       has_reviews: whether the log has texts.
+      num_workers: processes of `build`.
 
     Returns:
       The row of the table, by column.
@@ -63,25 +60,24 @@ def measure_size(num_interactions: int, folder: Path, *, has_reviews: bool) -> d
         has_reviews=has_reviews,
     )
     write_log(folder / "log", settings)
-    flags = ["--dataset=invented", f"--input_dir={folder / 'log'}"]
-    flags.append(f"--output_dir={folder / 'prepared'}")
-    command = [sys.executable, "-m", "instructrec_jax", "prepare", *flags]
-    seconds, megabytes = measure(command)
-    open_seconds, open_megabytes = measure([sys.executable, "-c", _OPEN, f"{folder / 'prepared'}"])
-    written = sum(path.stat().st_size for path in (folder / "prepared").iterdir())
-    counts = json.loads((folder / "prepared/manifest.json").read_text())["counts"]
-    millions = num_interactions / 1e6
-    return {
-        "interactions": num_interactions,
-        "users": counts["users"],
-        "seconds": seconds,
-        "s/million": seconds / millions,
-        "peak MB": megabytes,
-        "MB/million": megabytes / millions,
-        "open s": open_seconds,
-        "open MB": open_megabytes,
-        "disk MB": written / 2**20,
-    }
+    prepared, records = folder / "prepared", folder / "records"
+    instructrec = [sys.executable, "-m", "instructrec_jax"]
+    prepare = ["prepare", f"--input_dir={folder / 'log'}", f"--output_dir={prepared}"]
+    build = ["build", f"--input_dir={prepared}", f"--output_dir={records}", "--vocab_size_is_limit"]
+    build.append(f"--num_workers={num_workers}")
+    row = {"interactions": float(num_interactions), "users": 0.0, "records": 0.0}
+    for command in (prepare, build):
+        seconds, megabytes = measure([*instructrec, *command, "--dataset=invented"])
+        row[f"{command[0]} s"] = seconds
+        row["s/million"] = row.get("s/million", 0.0) + seconds / (num_interactions / 1e6)
+        row[f"{command[0]} MB"] = megabytes
+    counts = [read_manifest(path).counts for path in (prepared, records / "invented")]
+    row["users"] = counts[0]["users"]
+    row["records"] = sum(
+        counts[1].get(f"{config}/{split}", 0) for config in CONFIGS for split in SPLITS
+    )
+    row["disk MB"] = sum(path.stat().st_size for path in records.rglob("*")) / 2**20
+    return row
 
 
 def main() -> None:
@@ -92,11 +88,17 @@ def main() -> None:
     sizes = (100_000, 1_000_000, 10_000_000)
     parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="interactions")
     parser.add_argument("--reviews", action="store_true", help="logs with review texts")
+    parser.add_argument("--num_workers", type=int, default=2, help="processes of `build`")
     parser.add_argument("--work_dir", default=None, help="where to write (default: temporary)")
     options = parser.parse_args()
     for number, size in enumerate(options.sizes):
         with tempfile.TemporaryDirectory(dir=options.work_dir) as folder:
-            row = measure_size(size, Path(folder), has_reviews=options.reviews)
+            row = measure_size(
+                size,
+                Path(folder),
+                has_reviews=options.reviews,
+                num_workers=options.num_workers,
+            )
         if number == 0:
             print("  ".join(f"{name:>12}" for name in row))
         print("  ".join(f"{value:12,.1f}" for value in row.values()), flush=True)
