@@ -49,6 +49,7 @@ KINDS = {
     "relatedness": relatedness.TEMPLATES,
     "chain_of_thought": chain_of_thought.TEMPLATES,
 }
+TEACHER_FIELDS = {"preference", "vague_intention", "second_vague_intention"}
 ABLATION_STEPS = (
     "implicit_preference",
     "explicit_preference",
@@ -64,6 +65,7 @@ def register(dataset: str) -> None:
     for family, templates in FAMILIES.items():
         register_family(dataset, family, config=CONFIGS[family], templates=templates)
     mixtures = {kind: variants(templates) for kind, templates in KINDS.items()}
+    mixtures["without_teacher"] = (v for v in variants(TEMPLATES) if not v.needs & TEACHER_FIELDS)
     for name, members in {**mixtures, **ablation_steps(), "all": variants(TEMPLATES)}.items():
         register_mixture(f"{dataset}.{name}", [f"{dataset}.{member.name}" for member in members])
 
