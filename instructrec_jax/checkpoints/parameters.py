@@ -8,14 +8,18 @@ Arrays pass one by one: nothing here ever holds a second copy of the whole model
 """
 
 import dataclasses
+import functools
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from instructrec_jax import files
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import T5, T5Config
 
@@ -23,6 +27,8 @@ Shape = tuple[int, ...]
 Read = Callable[[str], np.ndarray]
 # What a checkpoint may store a parameter as; float32 holds each of them exactly.
 STORED_DTYPES = ("float32", "bfloat16")
+# Fields of T5Config that no checkpoint knows: they are choices of a run.
+_NOT_STORED = {"dropout_rate", "dtype", "remat"}
 _STACK = ".layers."
 _SHOWN = 8
 
@@ -53,6 +59,53 @@ class Parameter:
         return self.shape[1:] if self.is_stacked else self.shape
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """A checkpoint that was found, its names, shapes and dtypes checked, none of its arrays read.
+
+    Attributes:
+      path: the folder that holds it.
+      kind: "native", "hf" or "t5x".
+      step: training steps taken, 0 where it does not say.
+      config: sizes of its model; dropout, compute dtype and remat are the defaults.
+      read: gives the neutral array of a name; asked layer by layer of one parameter after another.
+      members: the files, or the one folder, whose bytes it consists of.
+      tokenizer: the SentencePiece model beside it, if there is one.
+    """
+
+    path: Path
+    kind: str
+    step: int
+    config: T5Config
+    read: Read
+    members: tuple[Path, ...]
+    tokenizer: Path | None = None
+
+    def check_fits(self, model: T5Config) -> None:
+        """Raises where a run's model is of another size.
+
+        Raises:
+          UserError: naming every size that differs.
+        """
+        sizes = {field.name for field in dataclasses.fields(T5Config)} - _NOT_STORED
+        found = {n: (getattr(self.config, n), getattr(model, n)) for n in sorted(sizes)}
+        problems = [f"{n} is {there}, not {here}" for n, (there, here) in found.items()]
+        problems = [text for text, (a, b) in zip(problems, found.values(), strict=True) if a != b]
+        if problems:
+            raise UserError(
+                f"checkpoint {self.path} ({self.kind}) is of another size than MODEL: there "
+                f"{'; '.join(problems)}. Choose the gin/models file of its size, or another "
+                "checkpoint"
+            )
+
+    def fingerprint(self) -> str:
+        """Returns a sha256 of all its bytes."""
+        hashes = [files.sha256(member) for member in self.members]
+        return (
+            hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        )
+
+
 def parameters(model: T5) -> list[Parameter]:
     """Returns the parameters of a model, or of its shapes, in the order of its pytree."""
     is_param = lambda leaf: isinstance(leaf, nnx.Param)  # noqa: E731
@@ -76,8 +129,13 @@ def neutral_shapes(config: T5Config) -> dict[str, Shape]:
       For small, 512 wide with 6 heads of 64: `encoder.layers_0.attention.query.kernel` is
       (512, 384).
     """
-    model = jax.eval_shape(lambda: T5(config, jax.random.key(0)))
-    return {name: p.neutral_shape for p in parameters(model) for name in p.neutral}
+    return {name: p.neutral_shape for p in config_parameters(config) for name in p.neutral}
+
+
+@functools.cache
+def config_parameters(config: T5Config) -> tuple[Parameter, ...]:
+    """Returns the parameters of a model of these sizes; nothing is computed or allocated."""
+    return tuple(parameters(jax.eval_shape(lambda: T5(config, jax.random.key(0)))))
 
 
 def assemble(abstract_model: T5, read: Read) -> T5:
@@ -121,14 +179,19 @@ def to_neutral(parameter: Parameter, layer: np.ndarray) -> np.ndarray:
 
 
 def check_found(
-    where: Any, wanted: Mapping[str, Shape], found: Mapping[str, tuple[Shape, str]]
+    where: Any,
+    wanted: Mapping[str, Shape],
+    found: Mapping[str, tuple[Shape, str]],
+    *,
+    hint: str = "choose the gin/models file of its size, or another checkpoint",
 ) -> None:
     """Checks names, shapes and dtypes of a checkpoint before anything of it is read.
 
     Args:
       where: the checkpoint, as the user names it.
-      wanted: shape of each array by its neutral name, as `neutral_shapes` returns them.
+      wanted: shape of each array by its name, such as `neutral_shapes` returns them.
       found: (shape, dtype name such as "float32") of each array that is there.
+      hint: what the user can do.
 
     Raises:
       UserError: with all that is missing, left over, of another shape or of a dtype not taken.
@@ -149,8 +212,8 @@ def check_found(
     if problems:
         shown = "; ".join(problems[:_SHOWN]) + ("; ..." if len(problems) > _SHOWN else "")
         raise UserError(
-            f"checkpoint {where} does not fit the model: {len(problems)} differences: {shown}. "
-            "Choose the gin/models file of its size, or another checkpoint"
+            f"checkpoint {where} does not fit the model: {len(problems)} differences: "
+            f"{shown}; {hint}"
         )
 
 

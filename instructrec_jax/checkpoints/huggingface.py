@@ -1,0 +1,260 @@
+"""Flan-T5 and T5 1.1 in Hugging Face's form: config.json, and safetensors in one file or several.
+
+Source: the public google/flan-t5-* repositories and transformers' T5ForConditionalGeneration. Its
+linear layers store [out, in], ours [in, out]; its relative positions [buckets, heads].
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from instructrec_jax import files
+from instructrec_jax.checkpoints import safetensors
+from instructrec_jax.checkpoints.huggingface_config import config_fields, read_config
+from instructrec_jax.checkpoints.parameters import (
+    Read,
+    Shape,
+    Source,
+    check_found,
+    neutral_shapes,
+)
+from instructrec_jax.errors import UserError
+from instructrec_jax.models.t5 import T5Config
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+TOKENIZER_FILE = "spiece.model"
+MAX_SHARD_BYTES = 5_000_000_000
+_STEP = "instructrec_step"  # in the metadata of a file of ours
+_HINT = "config.json and weights are not of one model; download both again"
+
+_ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
+# The place of each part of a layer among its sublayers, and Hugging Face's name of the part.
+_ENCODER_PARTS = {
+    "pre_attention_layer_norm": (0, "layer_norm"),
+    "attention": (0, "SelfAttention"),
+    "pre_mlp_layer_norm": (1, "layer_norm"),
+    "mlp": (1, "DenseReluDense"),
+}
+_DECODER_PARTS = {
+    "pre_self_attention_layer_norm": (0, "layer_norm"),
+    "self_attention": (0, "SelfAttention"),
+    "pre_cross_attention_layer_norm": (1, "layer_norm"),
+    "encoder_decoder_attention": (1, "EncDecAttention"),
+    "pre_mlp_layer_norm": (2, "layer_norm"),
+    "mlp": (2, "DenseReluDense"),
+}
+_PARTS = {"encoder": _ENCODER_PARTS, "decoder": _DECODER_PARTS}
+_OUTSIDE_LAYERS = {
+    "token_embedder.embedding": "shared.weight",
+    "decoder.logits_dense.kernel": "lm_head.weight",
+    "encoder.encoder_norm.scale": "encoder.final_layer_norm.weight",
+    "decoder.decoder_norm.scale": "decoder.final_layer_norm.weight",
+    "encoder.relpos_bias.rel_embedding": (
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    ),
+    "decoder.relpos_bias.rel_embedding": (
+        "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    ),
+}
+# Files of earlier releases hold the token table up to three times, and one array without use.
+_WITHOUT_USE = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+_COPIES = {
+    "encoder.embed_tokens.weight": "shared.weight",
+    "decoder.embed_tokens.weight": "shared.weight",
+}
+
+
+def is_huggingface(path: Path) -> bool:
+    """Returns whether a folder looks like a model of Hugging Face, whole or not."""
+    names = (WEIGHTS_FILE, INDEX_FILE)
+    return (path / CONFIG_FILE).is_file() or any((path / name).is_file() for name in names)
+
+
+def open_huggingface(path: Path) -> Source:
+    """Reads config and headers of a folder and checks that they make a T5 1.1.
+
+    Args:
+      path: a folder with config.json and model.safetensors, or shards with their index.
+
+    Raises:
+      UserError: naming the file, or the array, what was found and what was expected.
+    """
+    config = read_config(path / CONFIG_FILE)
+    entries, metadata = _read_headers(path)
+    if "lm_head.weight" not in entries and "shared.weight" in entries:
+        raise UserError(
+            f"{path} has no lm_head.weight: its logits are tied to the embedding, as in the first "
+            "T5; expected T5 1.1 or Flan-T5, which hold both"
+        )
+    entries.pop(_WITHOUT_USE, None)
+    for name, original in _COPIES.items():
+        if name in entries:
+            _check_copy(entries, name, original)
+            del entries[name]
+    found = {name: (entry.shape, entry.dtype) for name, entry in entries.items()}
+    check_found(path, _stored_shapes(config), found, hint=_HINT)
+    tokenizer = path / TOKENIZER_FILE
+    weights = {entry.path for entry in entries.values()}
+    return Source(
+        path=path,
+        kind="hf",
+        step=_step(path, metadata),
+        config=config,
+        read=lambda name: to_stored(name, safetensors.read_array(entries[stored_name(name)])),
+        members=(path / CONFIG_FILE, *sorted(weights)),
+        tokenizer=tokenizer if tokenizer.is_file() else None,
+    )
+
+
+def write_huggingface(
+    folder: Path,
+    *,
+    config: T5Config,
+    step: int,
+    read: Read,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes config.json and float32 weights that transformers loads.
+
+    Args:
+      folder: an empty folder; whoever calls this sees to it that a half-filled one is never found.
+      config: sizes of the model.
+      step: training steps taken, kept in the weights' metadata.
+      read: gives the neutral array of a name; asked for one after another.
+      max_shard_bytes: weights above it are split into shards with an index.
+    """
+    neutral = {stored_name(name): name for name in neutral_shapes(config)}
+    shapes = _stored_shapes(config)
+    shards = _split(shapes, max_shard_bytes)
+    metadata = {"format": "pt", _STEP: str(step)}
+    weight_map: dict[str, str] = {}
+    for index, names in enumerate(shards, start=1):
+        file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
+        file = file if len(shards) > 1 else WEIGHTS_FILE
+        weight_map |= dict.fromkeys(names, file)
+        safetensors.write(
+            folder / file,
+            {name: shapes[name] for name in names},
+            lambda name: to_stored(neutral[name], read(neutral[name])),
+            metadata,
+        )
+    if len(shards) > 1:
+        total = sum(4 * math.prod(shape) for shape in shapes.values())
+        index_text = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        files.write_text(folder / INDEX_FILE, json.dumps(index_text, indent=2) + "\n")
+    files.write_text(folder / CONFIG_FILE, json.dumps(config_fields(config), indent=2) + "\n")
+
+
+def stored_name(name: str) -> str:
+    """Returns Hugging Face's name of a neutral array.
+
+    Example:
+      "decoder.layers_3.mlp.wo.kernel" is "decoder.block.3.layer.2.DenseReluDense.wo.weight".
+    """
+    if name in _OUTSIDE_LAYERS:
+        return _OUTSIDE_LAYERS[name]
+    stack, layer, part, *rest = name.split(".")
+    place, theirs = _PARTS[stack][part]
+    before = f"{stack}.block.{layer.removeprefix('layers_')}.layer.{place}.{theirs}"
+    if theirs == "layer_norm":
+        return f"{before}.weight"
+    return f"{before}.{_ATTENTION.get(rest[0], rest[0])}.weight"
+
+
+def to_stored(name: str, array: np.ndarray) -> np.ndarray:
+    """Turns a neutral array into Hugging Face's form or back: both are the same turn."""
+    return array.T if name.endswith((".kernel", ".rel_embedding")) else array
+
+
+def _stored_shapes(config: T5Config) -> dict[str, Shape]:
+    """Returns the shape of every array in the form of Hugging Face."""
+    shapes = neutral_shapes(config)
+    turned = (name.endswith((".kernel", ".rel_embedding")) for name in shapes)
+    return {
+        stored_name(name): shape[::-1] if is_turned else shape
+        for (name, shape), is_turned in zip(shapes.items(), turned, strict=True)
+    }
+
+
+def _read_headers(path: Path) -> tuple[dict[str, safetensors.Entry], dict[str, str]]:
+    """Returns all arrays of a folder by name, and the metadata of the first file."""
+    if (path / WEIGHTS_FILE).is_file():
+        return safetensors.read_header(path / WEIGHTS_FILE)
+    if not (path / INDEX_FILE).is_file():
+        there = sorted(file.name for file in path.iterdir() if file.is_file())
+        raise UserError(
+            f"{path} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}, but {', '.join(there)}; "
+            "download the safetensors files: weights of other formats can run code when they are "
+            "read, so they are not"
+        )
+    weight_map = _read_index(path / INDEX_FILE)
+    entries: dict[str, safetensors.Entry] = {}
+    metadata: dict[str, str] = {}
+    for file in sorted(set(weight_map.values())):
+        if not (path / file).is_file():
+            raise UserError(
+                f"{path / file} is missing: {INDEX_FILE} names it for "
+                f"{sum(value == file for value in weight_map.values())} arrays; download it too"
+            )
+        found, described = safetensors.read_header(path / file)
+        promised = {name for name, value in weight_map.items() if value == file}
+        if promised != set(found):
+            names = ", ".join(sorted(promised ^ set(found))[:8])
+            raise UserError(
+                f"{path / file} does not hold what {INDEX_FILE} says; they differ in {names}; "
+                "download all files of one release"
+            )
+        entries |= found
+        metadata = metadata or described
+    return entries, metadata
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Returns the file of each array."""
+    try:
+        weight_map = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); download it again") from None
+    for file in weight_map.values():
+        if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
+            raise UserError(f"{path} names {file!r}; expected a safetensors file in its folder")
+    return weight_map
+
+
+def _check_copy(entries: Mapping[str, safetensors.Entry], name: str, original: str) -> None:
+    """Raises where a second copy of the token table is another table."""
+    if original not in entries:
+        return  # said to be missing later
+    one, other = (safetensors.read_array(entries[key]) for key in (name, original))
+    if one.dtype != other.dtype or not np.array_equal(one, other):
+        raise UserError(
+            f"{entries[name].path}: {name} is not {original}; expected one table for both stacks "
+            "as in T5"
+        )
+
+
+def _step(path: Path, metadata: Mapping[str, str]) -> int:
+    """Returns the training step that a file of ours keeps, 0 for anybody else's."""
+    text = metadata.get(_STEP, "0")
+    if not text.isdigit():
+        raise UserError(f"{path}: {_STEP} is {text!r}; expected a whole number")
+    return int(text)
+
+
+def _split(shapes: Mapping[str, Shape], max_bytes: int) -> list[list[str]]:
+    """Deals arrays out to files of at most `max_bytes`, in their order."""
+    shards: list[list[str]] = [[]]
+    taken = 0
+    for name, shape in shapes.items():
+        size = 4 * math.prod(shape)
+        if shards[-1] and taken + size > max_bytes:
+            shards.append([])
+            taken = 0
+        shards[-1].append(name)
+        taken += size
+    return shards
