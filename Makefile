@@ -27,5 +27,5 @@ $(INSTALLED): setup.py constraints.txt
 	  { echo "python3 is older than 3.11; install Python 3.11 or later"; exit 1; }
 	@python3 -m venv $(VENV) || \
 	  { echo "python3 has no venv module; install it (on Debian: apt-get install python3-venv)"; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,beam]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,beam,parity]'
 	@touch $(INSTALLED)

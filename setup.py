@@ -47,6 +47,7 @@ setup(
     extras_require={
         "test": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"],
         "beam": ["apache-beam>=2.70"],  # `build --runner`: records by DirectRunner, Dataflow, Flink
+        "parity": ["safetensors>=0.5", "torch>=2.5", "transformers>=5"],  # for tests only
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],
     },
