@@ -135,8 +135,8 @@ def _show_counts(examples: Sequence[RenderedExample]) -> None:
     targets = [example.num_target_tokens for example in examples]
     dropped = [example.num_history_dropped for example in examples]
     logger.info(
-        "%d examples: instructions of %d to %d tokens, answers of %d to %d; %d with dropped "
-        "history (%d items), %d with words cut",
+        "%d examples: %d-%d tokens asked, %d-%d answered; history dropped in %d (%d items), "
+        "words cut in %d",
         len(examples),
         *(min(inputs), max(inputs)),
         *(min(targets), max(targets)),

@@ -12,6 +12,7 @@ from instructrec_jax.instructions.builder import CONFIGS, HELD_OUT, SPLITS
 from instructrec_jax.instructions.lint import Finding, Severity
 from instructrec_jax.pipeline.record_reader import Columns, column_batches
 from instructrec_jax.teacher.quotation import quotes_title
+from instructrec_jax.teacher.words import GENERIC_WORDS, content_words, words
 
 NUM_EXAMPLES = 3  # example ids that a finding names
 _MAX_HASHES = 2**25  # ids held at a time, 8 bytes each; more of them take more passes
@@ -22,6 +23,7 @@ _FIELDS = (
 )
 REPEATED, IN_TWO_SPLITS = "ids_twice_in_a_split", "ids_in_two_splits"
 INTENTION, PREFERENCE = "intentions_quoting_the_target", "preferences_quoting_the_target"
+SEARCH_PREFERENCE = "search_preferences_quoting_the_target"
 HELD_OUT_PAIR, NO_CANDIDATE = "held_out_searches_in_training", "targets_not_among_candidates"
 SAME_WISH, REPEAT_PURCHASE = "equal_wishes_in_training", "repeat_purchases"
 # What is said of each number that ought to be 0.
@@ -35,13 +37,18 @@ _MESSAGES = {
     PREFERENCE: (
         Severity.ERROR,
         "leak: {n} records have a preference that quotes the title of their target, in words that "
-        "no title of the history has",
+        "the history does not have",
     ),
     HELD_OUT_PAIR: (
         Severity.ERROR,
         "leak: {n} training records hold a query and item that product search holds out",
     ),
     NO_CANDIDATE: (Severity.ERROR, "{n} records do not have their target among the candidates"),
+    SEARCH_PREFERENCE: (
+        Severity.WARNING,
+        "{n} records without a history have a preference that quotes the title of their target: a "
+        "taste for its series or maker, unless they are many",
+    ),
     SAME_WISH: (
         Severity.WARNING,
         "{n} training records have the vague intention and the target of a held-out record, a "
@@ -226,18 +233,33 @@ def _check_batch(batch: Columns, tally: _Tally) -> None:
             tally.add(NO_CANDIDATE, example_id)
         if target in history:
             tally.counts[REPEAT_PURCHASE] += 1
-        if _quote((*wishes[0], *wishes[1]), target):
+        if _quoting((*wishes[0], *wishes[1]), target):
             tally.add(INTENTION, example_id)
-        # What a title of the history says too was taken from there.
-        if _quote(preference, target) and not _quote(history, target):
-            tally.add(PREFERENCE, example_id)
+        if quoting := _quoting(preference, target):
+            if not history:
+                tally.add(SEARCH_PREFERENCE, example_id)
+            elif any(_is_foreign(text, target, history) for text in quoting):
+                tally.add(PREFERENCE, example_id)
 
 
-def _quote(texts: Iterable[bytes], title: bytes) -> bool:
-    """Returns whether one of the texts quotes a title."""
+def _quoting(texts: Iterable[bytes], title: bytes) -> list[str]:
+    """Returns those texts that quote a title."""
     spoken = [text.decode() for text in texts]
     spelt = title.decode()
-    # Together they quote whatever one of them does, and nearly always nothing.
-    return quotes_title("\n".join(spoken), spelt) and any(
-        quotes_title(text, spelt) for text in spoken
-    )
+    if not quotes_title("\n".join(spoken), spelt):  # so quickly for nearly all of them
+        return []
+    return [text for text in spoken if quotes_title(text, spelt)]
+
+
+def _is_foreign(text: str, title: bytes, history: Sequence[bytes]) -> bool:
+    """Returns whether a text cannot have from the history what it quotes of a title.
+
+    A preference names what a user chose before, and the next item may be more of the same. One
+    word alone may be the teacher's own.
+    """
+    spelt = title.decode()
+    shown = [item.decode() for item in history]
+    if any(quotes_title(item, spelt) for item in shown):
+        return False
+    shared = set(content_words(text)) & set(content_words(spelt)) - GENERIC_WORDS
+    return len(shared.difference(*map(words, shown))) > 1

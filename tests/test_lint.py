@@ -1,0 +1,376 @@
+"""The stage `lint` on records that are right and on records that are wrong in one way each."""
+
+import dataclasses
+import json
+import logging
+
+import numpy as np
+import pytest
+from lint_toy import numbered, write_dataset
+
+from instructrec_jax.cli.main import main
+from instructrec_jax.errors import UserError
+from instructrec_jax.instructions.lint import Severity
+from instructrec_jax.manifest import Manifest, read_manifest
+from instructrec_jax.pipeline import record_reader, record_store, registry
+from instructrec_jax.report import lint_report
+from instructrec_jax.stages import lint_leaks
+from instructrec_jax.stages.lint import lint
+from instructrec_jax.stages.lint_coverage import absent_aspects, cover, coverage_findings
+from instructrec_jax.stages.lint_leaks import check_records
+from instructrec_jax.stages.lint_tokens import token_findings
+
+LEAVE_ONE_OUT = "leave_one_out"
+MODULE = "lint_toy"
+SEARCH = {"user_id": "", "position": -1, "history": (), "preference": ()}
+
+
+def check(tmp_path, **changes):
+    """Returns what is found in 4 training and 2 held-out records, one training record changed."""
+    train = [numbered(10 + n) for n in range(4)]
+    train[1] = dataclasses.replace(train[1], **changes)
+    return check_splits(tmp_path, train=train)
+
+
+def check_splits(tmp_path, **splits):
+    held_out = {"validation": [numbered(20)], "test": [numbered(30)]}
+    records = {(LEAVE_ONE_OUT, split): members for split, members in {**held_out, **splits}.items()}
+    write_dataset(tmp_path, records)
+    record_store.use_data_dir(tmp_path)
+    return check_records("own")
+
+
+def found_in(tally) -> dict[str, int]:
+    return {name: number for name, number in tally.counts.items() if number}
+
+
+def test_records_without_a_fault_give_no_finding(tmp_path):
+    tally = check(tmp_path)
+    assert tally.num_records == 6
+    assert found_in(tally) == {}
+    assert tally.findings == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"vague_intention": ("tea", "a braku dole la please")}, lint_leaks.INTENTION),
+        ({"second_vague_intention": ("The user wants Braku Dole La",)}, lint_leaks.INTENTION),
+        ({"preference": ("likes Braku Dole La",)}, lint_leaks.PREFERENCE),
+        ({"candidate_ids": (1, 2)}, lint_leaks.NO_CANDIDATE),
+        ({"example_id": "u10:2"}, lint_leaks.REPEATED),
+        ({"example_id": "u30:2"}, lint_leaks.IN_TWO_SPLITS),
+    ],
+)
+def test_a_record_that_gives_its_answer_away_is_an_error(tmp_path, changes, name):
+    tally = check(tmp_path, target="Braku Dole La", **changes)
+    assert found_in(tally) == {name: 1}
+    (finding,) = tally.findings
+    assert finding.severity is Severity.ERROR
+    assert changes.get("example_id", "u11:2") in finding.message
+
+
+def test_words_of_the_shown_history_are_no_leak(tmp_path):
+    """A preference for what a user has is what a preference is; the next item may be like it."""
+    tally = check(
+        tmp_path,
+        target="Braku Dole La",
+        history=("Braku Dole Wo, Deluxe", "La Kite"),
+        preference=("likes Braku Dole, and La",),
+    )
+    assert found_in(tally) == {}
+
+
+def test_one_word_of_a_preference_may_be_the_title_of_an_item_by_chance(tmp_path):
+    tally = check(tmp_path, target="Variety Pack", preference=("likes variety",))
+    assert found_in(tally) == {}
+
+
+def test_a_search_by_a_preference_that_names_its_target_is_a_warning(tmp_path):
+    """The history that it was taken from is not in the record."""
+    tally = check(tmp_path, target="Braku Dole La", history=(), preference=("likes Braku Dole La",))
+    assert found_in(tally) == {lint_leaks.SEARCH_PREFERENCE: 1}
+    assert [finding.severity for finding in tally.findings] == [Severity.WARNING]
+
+
+def test_an_item_that_was_chosen_twice_is_counted_and_no_finding(tmp_path):
+    tally = check(tmp_path, target="Copper kettle")
+    assert found_in(tally) == {lint_leaks.REPEAT_PURCHASE: 1}
+    assert tally.findings == []
+
+
+def test_equal_wishes_in_training_and_held_out_records_are_a_coincidence(tmp_path):
+    held_out = numbered(30)
+    tally = check(tmp_path, target_id=30, candidate_ids=(1, 30),
+                  vague_intention=held_out.vague_intention)  # fmt: skip
+    assert found_in(tally) == {lint_leaks.SAME_WISH: 1}
+    assert [finding.severity for finding in tally.findings] == [Severity.WARNING]
+
+
+def test_a_search_that_is_held_out_must_not_be_trained_on(tmp_path):
+    held_out = numbered(30, example_id="item:30", **SEARCH)
+    other = numbered(31, example_id="item:31", **SEARCH)
+    same = {"target_id": 30, "candidate_ids": (1, 30)}
+    for number, (category, expected) in enumerate((("", 0), ("Bazaar, Kettles", 1))):
+        folder = tmp_path / str(number)
+        write_dataset(
+            folder,
+            {
+                (LEAVE_ONE_OUT, "train"): [numbered(11, specific_intention=category, **same)],
+                ("product_search", "train"): [other],
+                ("product_search", "test"): [held_out],
+            },
+        )
+        record_store.use_data_dir(folder)
+        assert check_records("own").counts[lint_leaks.HELD_OUT_PAIR] == expected
+
+
+@pytest.mark.parametrize("max_hashes", [1, 3, 1000])
+def test_repeated_ids_are_found_in_any_number_of_passes(tmp_path, monkeypatch, max_hashes):
+    monkeypatch.setattr(lint_leaks, "_MAX_HASHES", max_hashes)
+    train = [numbered(n) for n in (*range(40, 60), 41, 41, 50)]
+    tally = check_splits(tmp_path, train=train, test=[numbered(42), numbered(99)])
+    assert tally.counts[lint_leaks.REPEATED] == 3
+    assert tally.counts[lint_leaks.IN_TWO_SPLITS] == 1
+    assert set(tally.examples[lint_leaks.REPEATED]) == {"u41:2", "u50:2"}
+    assert tally.examples[lint_leaks.IN_TWO_SPLITS] == ["u42:2"]
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    write_dataset(tmp_path, {(LEAVE_ONE_OUT, "train"): [numbered(n) for n in range(10, 20)]})
+    (path,) = tmp_path.rglob("*.tfrecord-*")
+    path.write_bytes(path.read_bytes()[:-100])
+    record_store.use_data_dir(tmp_path)
+    with pytest.raises(UserError, match=r"train file of records .* is damaged"):
+        check_records("own")
+
+
+def test_columns_are_the_fields_of_the_records(tmp_path):
+    records = [numbered(n, history=("é",) * (n - 10)) for n in range(10, 14)]
+    write_dataset(tmp_path, {(LEAVE_ONE_OUT, "train"): records})
+    record_store.use_data_dir(tmp_path)
+    names = ("example_id", "history", "candidate_ids", "target_id")
+    (batch,) = record_reader.column_batches("own", LEAVE_ONE_OUT, "train", names)
+    assert batch == {
+        "example_id": [record.example_id.encode() for record in records],
+        "history": [[title.encode() for title in record.history] for record in records],
+        "candidate_ids": [list(record.candidate_ids) for record in records],
+        "target_id": [record.target_id for record in records],
+    }
+    assert not list(record_reader.column_batches("own", LEAVE_ONE_OUT, "test", names))
+    (example,) = record_store.RecordSource("own", LEAVE_ONE_OUT).get_dataset(
+        "train", shuffle=False
+    ).take(1).as_numpy_iterator()  # fmt: skip
+    assert record_reader.as_record(example) == records[0]
+
+
+def built(aspects: list[str], *, teacher: str = "hand-1", drops=None) -> Manifest:
+    counts = {}
+    for aspect in aspects:
+        for split in ("train", "validation", "test"):
+            name = f"{LEAVE_ONE_OUT}/{split}"
+            counts[name] = counts.get(name, 0) + 5
+            counts[f"{name}/{aspect}"] = 5
+    settings = {"teacher": teacher}
+    return Manifest(stage="build", inputs={}, settings=settings, counts=counts, drops=drops or {})
+
+
+@pytest.mark.parametrize(
+    ("manifest", "expected"),
+    [
+        (built(["history+preference+specific_intention"]), {"vague_intention": "no reviews"}),
+        (built(["preference+vague_intention"]), {"specific_intention": "no categories"}),
+        (
+            built(["history"], teacher="none"),
+            {
+                "preference": "no teacher",
+                "vague_intention": "no teacher",
+                "specific_intention": "no categories",
+            },
+        ),
+        (built(["preference+specific_intention"], drops={"intentions_no_wish": 9}), {}),
+        (built(["history+specific_intention"]), {"vague_intention": "no reviews"}),
+    ],
+)
+def test_what_a_dataset_cannot_have_is_told_from_what_is_missing(manifest, expected):
+    found = absent_aspects(manifest)
+    for aspect in ("preference", "vague_intention", "specific_intention"):
+        assert found.get(aspect) == expected.get(aspect)
+
+
+def test_an_empty_cell_is_an_error_only_where_the_dataset_could_fill_it():
+    registry.import_task_module(MODULE, "own")
+    tasks = registry.instruction_tasks("own")
+    assert [task.variant.name for task in tasks] == ["L1", "L2.vague", "L2.specific"]
+    full, without_category = "history+vague_intention+specific_intention", "history"
+    assert not coverage_findings(cover(tasks, built([full])))
+    rows = cover(tasks, built([without_category]))
+    assert [row.reason for row in rows] == ["", "no reviews", "no categories"]
+    assert {finding.severity for finding in coverage_findings(rows)} == {Severity.WARNING}
+    rows = cover(tasks, built([without_category], drops={"intentions_no_wish": 3}))
+    errors = [f for f in coverage_findings(rows) if f.severity is Severity.ERROR]
+    assert len(errors) == 1
+    assert "L2.vague" in errors[0].message
+    assert "no training record for them has a vague_intention" in errors[0].message
+
+
+def test_a_ranking_template_without_held_out_records_is_a_warning():
+    registry.import_task_module(MODULE, "own")
+    manifest = built(["history"])
+    manifest.counts.pop(f"{LEAVE_ONE_OUT}/test/history")
+    rows = cover(registry.instruction_tasks("own"), manifest)
+    found = coverage_findings(rows)
+    assert {finding.severity for finding in found} == {Severity.WARNING}
+    assert "cannot be evaluated" in found[-1].message
+
+
+def test_the_toy_data_fill_every_cell_of_the_paper_and_leak_nothing(toy):
+    rows = cover(registry.instruction_tasks("toy"), read_manifest(toy / "toy"))
+    assert len({row.template_id for row in rows}) == 39
+    assert all(row.counts["train"] for row in rows)
+    assert not [f for f in coverage_findings(rows) if f.severity is Severity.ERROR]
+    tally = check_records("toy")
+    assert not [f for f in tally.findings if f.severity is Severity.ERROR]
+
+
+@pytest.fixture(autouse=True)
+def messages_of_the_command_end_with_its_test():
+    """The command logs to the standard output of its time, which a later test has no more."""
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+    yield
+    root.handlers = handlers
+
+
+@pytest.fixture
+def data_dir(tmp_path, toy_records):
+    """A data set "own" of 12 records, 3 of them held out."""
+    splits = {"train": range(10, 19), "validation": (20,), "test": (30, 31)}
+    write_dataset(
+        tmp_path / "records",
+        {
+            (LEAVE_ONE_OUT, split): [numbered(n) for n in numbers]
+            for split, numbers in splits.items()
+        },
+        vocabulary=toy_records / "toy" / "vocabulary" / "sentencepiece.model",
+    )
+    return tmp_path / "records"
+
+
+def command(data_dir, *more: str) -> int:
+    flags = ["--dataset=own", f"--data_dir={data_dir}", f"--task_module={MODULE}", *more]
+    return main(["lint", *flags])
+
+
+def test_the_command_shows_everything_and_writes_it(data_dir, tmp_path, capsys):
+    output = tmp_path / "lint"
+    assert command(data_dir, f"--output_dir={output}") == 0
+    shown = capsys.readouterr().out
+    assert all(len(line) <= lint_report.WIDTH for line in shown.splitlines()[1:-1])
+    for part in (
+        "Coverage",
+        "Cells",
+        "as they are trained on (train)",
+        "as they are ranked (test)",
+    ):
+        assert part in shown
+    assert "own: 2 templates, 3 tasks, 12 records: 0 errors" in shown
+    found = json.loads((output / "lint.json").read_text())
+    assert found["coverage"][0]["counts"] == {"train": 9, "validation": 1, "test": 2}
+    (ranked,) = [row for row in found["samples"] if row["is_grouped"]]
+    assert (ranked["task"], ranked["split"], ranked["num_examples"]) == ("L1", "test", 2)
+    assert ranked["shares"]["whole_targets"] == 1
+    assert ranked["drop_rates"] == {"candidates": 0, "history": 0, "preference": 0}
+    text = (output / "lint.md").read_text()
+    assert "| L1 | `<P1,(P2),I0,T3>` | plain | yes | 9 | 1 | 2 |" in text
+    manifest = read_manifest(output)
+    assert (manifest.stage, manifest.counts["errors"]) == ("lint", 0)
+    assert command(data_dir, f"--output_dir={output}") == 0
+    assert command(data_dir, f"--output_dir={output}", "--max_examples=3") == 2
+
+
+def test_a_leak_fails_the_command(tmp_path, data_dir, capsys):
+    leaking = dataclasses.replace(numbered(12), preference=("likes Braku Dole Lla",),
+                                  target="Braku Dole Lla")  # fmt: skip
+    (path,) = data_dir.rglob("own-train*")
+    record_store.write_shard(path, [leaking])
+    assert command(data_dir, "--max_examples=1") == 1
+    assert "error records: leak: 1 records have a preference" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_fails_the_command_with_its_example(data_dir, capsys):
+    assert command(data_dir, "--input_tokens=30") == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "error L1: task own.L1, example u10:2: the instruction" in shown
+    assert "raise it in TASK_FEATURE_LENGTHS" in shown
+
+
+def test_samples_tell_what_is_cut_and_what_is_repeated(tmp_path, toy_records):
+    long = [numbered(n, history=tuple(f"Copper kettle {i}" for i in range(30)))
+            for n in range(10, 14)]  # fmt: skip
+    same = [numbered(40, example_id=f"u{n}:2") for n in range(40, 44)]
+    write_dataset(
+        tmp_path,
+        {(LEAVE_ONE_OUT, "train"): [*long, *same], (LEAVE_ONE_OUT, "test"): [numbered(30)]},
+        vocabulary=toy_records / "toy" / "vocabulary" / "sentencepiece.model",
+    )
+    report = lint(dataset="own", data_dir=tmp_path, task_module=MODULE, input_tokens=100)
+    rows = {(row.task, row.is_grouped): row for row in report.samples}
+    row = rows["L1", False]
+    assert row.num_examples == 8
+    assert row.num_truncated == 4
+    assert row.num_history == 4 * 30 + 4 * 2
+    assert 4 * 20 < row.num_history_dropped < 4 * 30
+    assert row.inputs[2] <= 100
+    assert row.drop_rates["history"] == row.num_history_dropped / row.num_history
+    assert rows["L2.vague", False].num_duplicates == 3
+    assert rows["L2.vague", False].num_truncated == 0
+    assert any("L2" in finding.message for finding in token_findings(list(report.samples)))
+
+
+def test_statistics_are_those_of_the_tokens_that_a_model_gets(data_dir):
+    from instructrec_jax.pipeline import loader
+
+    report = lint(dataset="own", data_dir=data_dir, task_module=MODULE, max_examples=5)
+    (row,) = [row for row in report.samples if row.task == "L2.specific"]
+    stream = loader.examples(
+        "own.L2.specific", split="train", feature_lengths={"inputs": 512, "targets": 128}
+    )
+    lengths = [len(example["inputs"]) for example, _ in zip(stream, range(5), strict=False)]
+    assert row.num_examples == 5
+    assert row.inputs == tuple(
+        int(np.percentile(lengths, q, method="higher")) for q in (50, 95, 100)
+    )
+
+
+def test_unknown_tokens_and_lost_answers_are_shares(data_dir):
+    row = lint_report.TokenSummary(
+        task="L1", split="train", num_examples=4, num_tokens=50, num_unknown=2, num_whole_targets=3
+    )
+    assert row.shares["unknown_tokens"] == 0.04
+    assert row.shares["whole_targets"] == 0.75
+    messages = [finding.message for finding in token_findings([row])]
+    assert any("does not know; most in L1, 4.00%" in message for message in messages)
+    assert any("do not read back" in message and "25.00%" in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "owm"}, "unknown dataset 'owm'; the nearest known: own"),
+        ({"input_tokens": 0}, "input_tokens=0"),
+        ({"max_examples": -1}, "max_examples=-1"),
+        ({"task_module": "tasks.none"}, r"'tasks\.none' cannot be imported"),
+        ({"task_module": "json"}, "registers no template for dataset 'own'"),
+    ],
+)
+def test_a_mistake_is_named(data_dir, changes, message):
+    with pytest.raises(UserError, match=message):
+        lint(**{"dataset": "own", "data_dir": data_dir, "task_module": MODULE, **changes})
+
+
+def test_nothing_is_written_where_something_else_stands(data_dir, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        lint(dataset="own", data_dir=data_dir, task_module=MODULE, output_dir=tmp_path / "taken")
