@@ -63,7 +63,7 @@ def measure_size(
     prepared, records = folder / "prepared", folder / "records"
     instructrec = [sys.executable, "-m", "instructrec_jax"]
     prepare = ["prepare", f"--input_dir={folder / 'log'}", f"--output_dir={prepared}"]
-    build = ["build", f"--input_dir={prepared}", f"--output_dir={records}", "--vocab_size_is_limit"]
+    build = ["build", f"--input_dir={prepared}", f"--output_dir={records}"]
     build.append(f"--num_workers={num_workers}")
     row = {"interactions": float(num_interactions), "users": 0.0, "records": 0.0}
     for command in (prepare, build):

@@ -1,4 +1,4 @@
-"""The stages `build` and `inspect` on an invented data set, and on the real ones."""
+"""The stage `build` on an invented data set, and on the real ones."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,6 @@ from instructrec_jax.manifest import read_manifest
 from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
 from instructrec_jax.stages import build_shards
 from instructrec_jax.stages.build import BuildSettings, Execution, build
-from instructrec_jax.stages.inspect import inspect
 from instructrec_jax.stages.prepare import prepare
 
 SETTINGS = BuildSettings(vocab_size=600, records_per_shard=100)
@@ -198,7 +197,6 @@ def test_a_vocabulary_that_is_given_is_copied(toy_prepared, toy_records, tmp_pat
     ("dataset", "settings", "message"),
     [
         ("toys", SETTINGS, "holds dataset 'toy', not 'toys'"),
-        ("toy", BuildSettings(vocab_size=50_000), "vocab_size=50000 is too large"),
         ("toy", BuildSettings(vocabulary_path="missing.model"), r"missing\.model does not exist"),
         ("toy", BuildSettings(states_time=True, vocab_size=50), "vocab_size=50 is too small"),
         ("toy", BuildSettings(task_module="tasks.none"), "'tasks.none' cannot be imported"),
@@ -224,35 +222,6 @@ def test_a_number_below_one_is_refused(name):
 def test_a_folder_that_prepare_did_not_write_is_refused(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         build(dataset="toy", input_dir=tmp_path / "nowhere", output_dir=tmp_path, settings=SETTINGS)
-
-
-def test_inspect_shows_examples_with_their_tokens(toy_records, caplog):
-    caplog.set_level(logging.INFO)
-    whole = inspect("toy.A7", data_dir=toy_records, split="test", num_examples=2)
-    lengths = {"inputs": 256, "targets": 24}
-    cut = inspect(
-        "toy.A7.rank", data_dir=toy_records, split="test", num_examples=2, feature_lengths=lengths
-    )
-    assert [example.example_id for example in whole] == [example.example_id for example in cut]
-    assert whole[0].num_history_dropped == 0 < cut[0].num_history_dropped
-    assert cut[0].num_input_tokens <= 256 < whole[0].num_input_tokens
-    assert whole[0].targets == cut[0].targets
-    assert f"({cut[0].num_input_tokens} tokens, {cut[0].num_history_dropped} history" in caplog.text
-    assert cut[0].inputs in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("task", "split", "number", "message"),
-    [
-        ("toy.A99", "test", 1, r"'toy\.A99'; the nearest known"),
-        ("tiy.A7", "test", 1, "unknown dataset 'tiy'; the nearest known: toy"),
-        ("toy.A7", "tests", 1, "no split 'tests'"),
-        ("toy.A7", "test", 0, "num_examples=0"),
-    ],
-)
-def test_inspect_names_what_it_cannot_find(toy_records, task, split, number, message):
-    with pytest.raises(UserError, match=message):
-        inspect(task, data_dir=toy_records, split=split, num_examples=number)
 
 
 @pytest.mark.real_data

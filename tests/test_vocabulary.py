@@ -81,26 +81,12 @@ def test_pieces_do_not_cross_blanks(model):
         assert "▁" not in pieces.id_to_piece(index)[1:]
 
 
-def test_a_limit_gives_as_many_pieces_as_there_are(tmp_path):
+def test_a_small_corpus_gives_fewer_pieces(tmp_path):
     path = tmp_path / "a.model"
-    found = vocabulary.train_vocabulary(CORPUS, path, vocab_size=5000, is_limit=True)
+    found = vocabulary.train_vocabulary(CORPUS, path, vocab_size=5000)
     assert 259 < found < 5000
     assert found == vocabulary.check_vocabulary(path).get_piece_size()
-    vocabulary.train_vocabulary(CORPUS, tmp_path / "b.model", vocab_size=300, is_limit=True)
-    vocabulary.train_vocabulary(CORPUS, tmp_path / "c.model", vocab_size=300)
-    pieces = [
-        vocabulary.check_vocabulary(tmp_path / name).id_to_piece(list(range(300)))
-        for name in ("b.model", "c.model")
-    ]
-    assert pieces[0] == pieces[1]
-
-
-def test_too_many_pieces_are_refused_with_the_largest_number(tmp_path):
-    with pytest.raises(UserError, match=r"vocab_size=5000 .* largest possible is (\d+)") as caught:
-        vocabulary.train_vocabulary(CORPUS, tmp_path / "a.model", vocab_size=5000)
-    assert list(tmp_path.iterdir()) == []
-    largest = int(str(caught.value).split()[-1])
-    assert vocabulary.train_vocabulary(CORPUS, tmp_path / "a.model", vocab_size=largest) == largest
+    assert vocabulary.train_vocabulary(CORPUS, tmp_path / "b.model", vocab_size=300) == 300
 
 
 def test_too_few_pieces_are_refused_with_the_smallest_number(tmp_path):

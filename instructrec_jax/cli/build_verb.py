@@ -11,7 +11,7 @@ _SETTINGS = {
         "FILE",
         "SentencePiece model to use, such as T5's (default: train one on the texts)",
     ),
-    "vocab_size": (int, "N", "pieces of a vocabulary that is trained (default 2000)"),
+    "vocab_size": (int, "N", "most pieces of a vocabulary that is trained (default 2000)"),
     "num_train_negatives": (int, "N", "negatives beside the target of a record (default 9)"),
     "max_train_positions": (int, "N", "most recent training targets of each user (default: all)"),
     "teacher": (
@@ -25,7 +25,6 @@ _SETTINGS = {
     "seed": (int, "N", "of negatives and record order (default 0)"),
 }
 _SWITCHES = {
-    "vocab_size_is_limit": "take fewer pieces where the texts cannot give so many (default False: an error)",
     "states_time": "fill {context} with the month of the target event (default False)",
 }
 _EXECUTION = {

@@ -127,9 +127,7 @@ class CorpusVocabulary(seqio.SentencePieceVocabulary):
         return f"CorpusVocabulary(file={_choice.path}, extra_ids={_choice.extra_ids})"
 
 
-def train_vocabulary(
-    lines: Iterable[str], path: Path | str, *, vocab_size: int, is_limit: bool = False
-) -> int:
+def train_vocabulary(lines: Iterable[str], path: Path | str, *, vocab_size: int) -> int:
     """Trains a SentencePiece unigram model with pad 0, eos 1, unk 2 and writes it whole.
 
     Bytes stand in for characters that are too rare for a piece of their own, so that every title
@@ -138,14 +136,14 @@ def train_vocabulary(
     Args:
       lines: the corpus, one text each.
       path: the model file to write.
-      vocab_size: number of pieces, the 3 special ones and 256 bytes included.
-      is_limit: take fewer pieces where the corpus cannot give so many.
+      vocab_size: most pieces, the 3 special ones and 256 bytes included; a small corpus gives
+        fewer.
 
     Returns:
       The number of pieces.
 
     Raises:
-      UserError: if the corpus is empty or cannot give so many pieces.
+      UserError: if the corpus is empty, or has more characters than that.
     """
     corpus = [line for line in lines if line.strip()]
     if not corpus:
@@ -158,7 +156,7 @@ def train_vocabulary(
                 model_type="unigram",
                 vocab_size=vocab_size,
                 character_coverage=0.9999,
-                hard_vocab_limit=not is_limit,
+                hard_vocab_limit=False,
                 byte_fallback=True,
                 pad_id=PAD_ID,
                 eos_id=EOS_ID,
@@ -168,7 +166,7 @@ def train_vocabulary(
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise _training_error(str(error), vocab_size, len(corpus)) from None
+            raise _training_error(str(error), vocab_size) from None
     return check_vocabulary(path).get_piece_size()
 
 
@@ -187,13 +185,8 @@ def copy_vocabulary(source: Path | str, path: Path | str) -> int:
     return pieces
 
 
-def _training_error(message: str, vocab_size: int, num_lines: int) -> UserError:
+def _training_error(message: str, vocab_size: int) -> UserError:
     """Puts what the trainer says into words that name the setting."""
-    if found := re.search(r"value <= (\d+)", message):
-        return UserError(
-            f"vocab_size={vocab_size} is too large for a corpus of {num_lines} lines; "
-            f"the largest possible is {found[1]}"
-        )
     if found := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
         return UserError(
             f"vocab_size={vocab_size} is too small for the characters of the corpus; "

@@ -33,8 +33,7 @@ class BuildSettings(RecordSettings):
 
     Attributes:
       vocabulary_path: a SentencePiece model to copy, such as T5's; None to train one.
-      vocab_size: pieces of the vocabulary that is trained.
-      vocab_size_is_limit: train a smaller one where the texts cannot give so many pieces.
+      vocab_size: most pieces of the vocabulary that is trained; few texts give fewer.
       task_module: the module whose templates the vocabulary should know.
       teacher: who writes preferences and intentions: "extractive", or "none" for no such texts.
       records_per_shard: most records in a file.
@@ -42,7 +41,6 @@ class BuildSettings(RecordSettings):
 
     vocabulary_path: str | None = None
     vocab_size: int = 2000
-    vocab_size_is_limit: bool = False
     task_module: str = "tasks.mixtures"
     teacher: str = "extractive"
     records_per_shard: int = 20_000
@@ -204,9 +202,7 @@ def _write_vocabulary(path: Path, data: PreparedData, work: Work, settings: Buil
     num_sampled = min(_NUM_SAMPLE_RECORDS, builder.num_records(LEAVE_ONE_OUT, TRAIN))
     sample = builder.records(LEAVE_ONE_OUT, TRAIN, range(num_sampled), build_shards.Tally())
     lines = itertools.chain(vocabulary_lines(data, templates), teacher_lines(sample))
-    return vocabulary.train_vocabulary(
-        lines, path, vocab_size=settings.vocab_size, is_limit=settings.vocab_size_is_limit
-    )
+    return vocabulary.train_vocabulary(lines, path, vocab_size=settings.vocab_size)
 
 
 def _report(manifest: Manifest, folder: Path) -> None:

@@ -113,9 +113,7 @@ def _make_records(name: str, root: Path, data_dir: Path | str | None) -> Manifes
             dataset=name,
             input_dir=root / "prepared",
             output_dir=root / "records",
-            settings=BuildSettings(
-                num_train_negatives=NUM_TRAIN_NEGATIVES, vocab_size_is_limit=True
-            ),
+            settings=BuildSettings(num_train_negatives=NUM_TRAIN_NEGATIVES),
         )
 
 
