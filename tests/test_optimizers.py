@@ -1,5 +1,7 @@
 """Schedules, optimizers, and the start of models without pretraining."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 import pytest
 from tiny_model import tiny_config, tiny_model
 
+from instructrec_jax.errors import UserError
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.parallel.sharding import state_shardings
 from instructrec_jax.training import optimizers, warm_start
@@ -26,11 +29,81 @@ from instructrec_jax.training.state import TrainState
             optimizers.linear_decay(learning_rate=1.0, total_steps=100, warmup_steps=20),
             {0: 0, 10: 0.5, 20: 1, 60: 0.5, 100: 0, 200: 0},
         ),
+        (optimizers.rsqrt_decay(), {0: 0.01, 10_000: 0.01, 40_000: 0.005}),
+        (
+            optimizers.rsqrt_decay(learning_rate=2.0, warmup_steps=100, is_ramped=True),
+            {0: 0, 50: 0.1, 100: 0.2, 400: 0.1},
+        ),
     ],
 )
 def test_the_rate_follows_its_schedule(schedule, values):
     for step, value in values.items():
         assert float(schedule(jnp.int32(step))) == pytest.approx(value, abs=1e-6)
+
+
+T5X_SCHEDULES = {
+    "constant": (optimizers.constant(learning_rate=0.01), lambda step: 0.01),
+    "constant * linear_warmup": (
+        optimizers.constant(learning_rate=0.01, warmup_steps=300),
+        lambda step: 0.01 * min(1.0, step / 300),
+    ),
+    "constant * rsqrt_decay": (
+        optimizers.rsqrt_decay(learning_rate=0.3, warmup_steps=300),
+        lambda step: 0.3 / max(step, 300) ** 0.5,
+    ),
+    "constant * linear_warmup * rsqrt_decay": (
+        optimizers.rsqrt_decay(learning_rate=0.3, warmup_steps=300, is_ramped=True),
+        lambda step: 0.3 * min(1.0, step / 300) / max(step, 300) ** 0.5,
+    ),
+    "linear_decay, decay_factor 1 / 700": (
+        optimizers.linear_decay(learning_rate=0.01, warmup_steps=300, total_steps=1000),
+        lambda step: max(0.01 * min(step / 300, 1.0 + (300 - step) / 700), 1e-8),
+    ),
+}
+
+
+@pytest.mark.parametrize("factors", T5X_SCHEDULES)
+def test_schedules_are_those_of_t5x(factors):
+    """T5X's formulas, written out (create_learning_rate_scheduler)."""
+    schedule, formula = T5X_SCHEDULES[factors]
+    for step in (0, 1, 150, 299, 300, 301, 650, 999, 1000, 5000):
+        found = float(schedule(jnp.int32(step)))
+        assert found == pytest.approx(formula(step), rel=1e-5, abs=1.1e-8), step
+
+
+def test_an_optimizer_knows_its_settings_as_json():
+    rate = optimizers.linear_decay(learning_rate=0.1, total_steps=10)
+    settings = optimizers.adamw(learning_rate=rate, weight_decay=0.5).settings
+    assert settings["name"] == "adamw" and settings["weight_decay"] == 0.5
+    assert settings["learning_rate"] == {
+        "name": "linear_decay",
+        "learning_rate": 0.1,
+        "total_steps": 10,
+        "warmup_steps": 0,
+    }
+    assert json.loads(json.dumps(settings)) == settings
+    adafactor = optimizers.adafactor(learning_rate=rate, step_offset=5)
+    assert adafactor.settings["step_offset"] == 5 and adafactor.settings["decay_rate"] == 0.8
+    # One from elsewhere, which gin may name too, has none; the kind says nothing wrong of it.
+    assert optimizers.describe(optax.sgd(0.1)) == "GradientTransformationExtraArgs"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: optimizers.constant(learning_rate=-1.0), "learning_rate is -1.0"),
+        (lambda: optimizers.rsqrt_decay(warmup_steps=0), "warmup_steps of rsqrt_decay is 0"),
+        (
+            lambda: optimizers.adamw(
+                learning_rate=optimizers.constant(learning_rate=0.1), clip_norm=0.0
+            ),
+            "clip_norm is 0.0",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
 
 
 def first_update(optimizer, parameter, gradient):

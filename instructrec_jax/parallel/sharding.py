@@ -16,8 +16,9 @@ from instructrec_jax.parallel.mesh import DEFAULT_RULES, MeshAxes, partition_spe
 def state_shardings(state: Any, mesh: Mesh, rules: Mapping[str, MeshAxes] = DEFAULT_RULES) -> Any:
     """Returns a sharding for every array of a state that holds a model.
 
-    An array of the optimizer lies like the parameter it belongs to, recognised by the end of its
-    path and an equal shape; anything else (step, factored moments) is on every device.
+    An array of the optimizer that names logical axes lies as they say; one that does not lies like
+    the parameter it belongs to, recognised by the end of its path and an equal shape; anything else
+    (step, counts) is on every device.
 
     Args:
       state: a pytree of arrays or shapes with `nnx.Param` leaves that carry `logical_axes`.
@@ -33,7 +34,10 @@ def state_shardings(state: Any, mesh: Mesh, rules: Mapping[str, MeshAxes] = DEFA
     parameters = _parameter_specs(state.model, mesh, rules)
     replicated = NamedSharding(mesh, PartitionSpec())
 
-    def choose(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def choose(path: tuple[Any, ...], leaf: Any) -> Any:
+        if isinstance(leaf, nnx.Variable) and "logical_axes" in leaf.get_metadata():
+            spec = partition_spec(logical_axes(leaf), rules)
+            return jax.tree.map(lambda _: NamedSharding(mesh, spec), leaf)
         # The longest parameter path that ends this path: "layers/kernel" must not match "kernel".
         keys = tuple(map(str, path))
         for start in range(len(keys)):
@@ -41,7 +45,22 @@ def state_shardings(state: Any, mesh: Mesh, rules: Mapping[str, MeshAxes] = DEFA
                 return NamedSharding(mesh, found[1])
         return replicated
 
-    return jax.tree_util.tree_map_with_path(choose, state)
+    is_own = lambda leaf: isinstance(leaf, nnx.Variable) and not isinstance(leaf, nnx.Param)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(choose, state, is_leaf=is_own)
+
+
+def logical_axes(variable: nnx.Variable) -> tuple[str, ...]:
+    """Returns the logical axes of an array, with "layers" first where `jax.vmap` stacked it."""
+    axes = tuple(variable.get_metadata()["logical_axes"])
+    return ("layers", *axes) if len(variable.shape) == len(axes) + 1 else axes
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Returns the bytes each device holds of placed arrays, or of shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -95,10 +114,7 @@ def _parameter_specs(
     specs = {}
     is_param = lambda leaf: isinstance(leaf, nnx.Param)  # noqa: E731
     for path, param in jax.tree_util.tree_leaves_with_path(model, is_leaf=is_param):
-        axes = tuple(param.get_metadata()["logical_axes"])
-        if len(param.shape) == len(axes) + 1:
-            axes = ("layers", *axes)  # stacked by vmap
-        spec = partition_spec(axes, rules)
+        spec = partition_spec(logical_axes(param), rules)
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         _check_divisible(name, param.shape, spec, mesh)
         specs[(*map(str, path), str(jax.tree_util.GetAttrKey("value")))] = (param.shape, spec)

@@ -1,44 +1,153 @@
-"""Optimizers and learning-rate schedules, as gin files name them; the work is optax's."""
+"""Optimizers and learning-rate schedules, as gin files name them.
 
+Each knows its settings, so that a run's manifest can say what it was trained with.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
 import optax
+from jax import Array
+
+from instructrec_jax.errors import UserError
+from instructrec_jax.training.adafactor import AdafactorSettings
+from instructrec_jax.training.adafactor import adafactor as adafactor_transformation
+
+Settings = Mapping[str, Any]
 
 
-def constant(*, learning_rate: float, warmup_steps: int = 0) -> optax.Schedule:
-    """Returns a constant rate after a linear warm-up from 0."""
+class Optimizer(optax.GradientTransformation):
+    """An optax transformation that knows its settings.
+
+    Attributes:
+      settings: its name and every argument; JSON values only.
+    """
+
+    settings: Settings
+
+    def __new__(
+        cls, transformation: optax.GradientTransformation, settings: Settings
+    ) -> "Optimizer":
+        """Returns the transformation with its settings."""
+        made = super().__new__(cls, transformation.init, transformation.update)
+        made.settings = settings
+        return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A learning rate as a function of the steps taken, which knows its settings.
+
+    Attributes:
+      rate: maps the number of steps that the optimizer has taken, int32, to the rate.
+      settings: name and arguments; JSON values only.
+    """
+
+    rate: Callable[[Any], Any]
+    settings: Settings
+
+    def __call__(self, count: Any) -> Any:
+        """Returns the rate of the step after `count` steps."""
+        return self.rate(count)
+
+
+def describe(thing: Any) -> Any:
+    """Returns the settings of an optimizer or schedule for a manifest, or else its kind's name."""
+    return getattr(thing, "settings", type(thing).__name__)
+
+
+def constant(*, learning_rate: float, warmup_steps: int = 0) -> Schedule:
+    """Returns a constant rate after a linear warm-up from 0.
+
+    T5X's factors "constant" and, with a warm-up, "constant * linear_warmup".
+    """
+    settings = _described("constant", locals())
+    _check_rate(learning_rate)
     if warmup_steps == 0:
-        return optax.constant_schedule(learning_rate)
-    return optax.linear_schedule(0.0, learning_rate, warmup_steps)
+        return Schedule(optax.constant_schedule(learning_rate), settings)
+    return Schedule(optax.linear_schedule(0.0, learning_rate, warmup_steps), settings)
 
 
-def linear_decay(
-    *, learning_rate: float, total_steps: int, warmup_steps: int = 0
-) -> optax.Schedule:
-    """Returns a linear warm-up from 0, then a linear decay to 0 at `total_steps`."""
-    return optax.join_schedules(
+def rsqrt_decay(
+    *,
+    learning_rate: float = 1.0,
+    warmup_steps: int = 10_000,
+    is_ramped: bool = False,
+) -> Schedule:
+    """Returns learning_rate / sqrt(max(steps, warmup_steps)), T5's schedule of pretraining.
+
+    T5X's factors "constant * rsqrt_decay", with `is_ramped` "constant * linear_warmup *
+    rsqrt_decay".
+
+    Args:
+      learning_rate: the rate times the square root of the steps; 1.0 gives 0.01 at 10,000 steps.
+      warmup_steps: before them the rate is what it is there.
+      is_ramped: whether it rises linearly from 0 instead.
+    """
+    settings = _described("rsqrt_decay", locals())
+    _check_rate(learning_rate)
+    if warmup_steps < 1:
+        raise UserError(f"warmup_steps of rsqrt_decay is {warmup_steps}; expected 1 or more")
+
+    def rate(count: Array) -> Array:
+        value = learning_rate / jnp.sqrt(jnp.maximum(count, warmup_steps))
+        return value * jnp.minimum(1.0, count / warmup_steps) if is_ramped else value
+
+    return Schedule(rate, settings)
+
+
+def linear_decay(*, learning_rate: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
+    """Returns a linear warm-up from 0, then a linear decay to 0 at `total_steps`.
+
+    T5X's factor "linear_decay" with decay_factor 1 / (total_steps - warmup_steps), but for its
+    least rate of 1e-8.
+    """
+    settings = _described("linear_decay", locals())
+    _check_rate(learning_rate)
+    rate = optax.join_schedules(
         [
             optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1)),
             optax.linear_schedule(learning_rate, 0.0, max(total_steps - warmup_steps, 1)),
         ],
         [warmup_steps],
     )
+    return Schedule(rate, settings)
 
 
 def adafactor(
     *,
     learning_rate: optax.Schedule,
     decay_rate: float = 0.8,
-    clipping_threshold: float = 1.0,
+    step_offset: int = 0,
+    clipping_threshold: float | None = 1.0,
     multiply_by_parameter_scale: bool = True,
     weight_decay_rate: float | None = None,
-) -> optax.GradientTransformation:
-    """Returns Adafactor (Shazeer and Stern, ICML 2018), T5's own optimizer, without momentum."""
-    return optax.adafactor(
-        learning_rate=learning_rate,
-        decay_rate=decay_rate,
-        clipping_threshold=clipping_threshold,
-        multiply_by_parameter_scale=multiply_by_parameter_scale,
-        weight_decay_rate=weight_decay_rate,
-    )
+    min_dim_size_to_factor: int = 128,
+    clip_norm: float | None = None,
+) -> Optimizer:
+    """Returns Adafactor as T5X has it, T5's own optimizer, without momentum.
+
+    Args:
+      learning_rate: relative to each parameter's root mean square, unless
+        `multiply_by_parameter_scale` is False.
+      decay_rate: see `adafactor.AdafactorSettings`, as for the others.
+      step_offset: steps of pretraining that the decay does not count.
+      clipping_threshold: greatest root mean square of an update, parameter by parameter.
+      multiply_by_parameter_scale: whether rates are relative.
+      weight_decay_rate: share of a parameter taken off each step.
+      min_dim_size_to_factor: from this size of both sides on, matrices are factored.
+      clip_norm: greatest norm of the whole gradient (T5X's global_norm_clip_threshold); None: any.
+    """
+    settings = _described("adafactor", locals())
+    constants = {
+        name: value
+        for name, value in settings.items()
+        if name in {field.name for field in dataclasses.fields(AdafactorSettings)}
+    }
+    transformation = adafactor_transformation(learning_rate, AdafactorSettings(**constants))
+    return Optimizer(_clipped(transformation, clip_norm), settings)
 
 
 def adamw(
@@ -48,9 +157,31 @@ def adamw(
     b2: float = 0.999,
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
-) -> optax.GradientTransformation:
+) -> Optimizer:
     """Returns AdamW behind a clip of the global gradient norm (None: no clip)."""
+    settings = _described("adamw", locals())
     adam = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay)
+    return Optimizer(_clipped(adam, clip_norm), settings)
+
+
+def _clipped(
+    transformation: optax.GradientTransformation, clip_norm: float | None
+) -> optax.GradientTransformation:
+    """Returns the transformation behind a clip of the global gradient norm, if one is wanted."""
     if clip_norm is None:
-        return adam
-    return optax.chain(optax.clip_by_global_norm(clip_norm), adam)
+        return transformation
+    if clip_norm <= 0:
+        raise UserError(f"clip_norm is {clip_norm}; expected a number above 0, or None: no clip")
+    return optax.chain(optax.clip_by_global_norm(clip_norm), transformation)
+
+
+def _described(name: str, arguments: Settings) -> dict[str, Any]:
+    """Returns a name and arguments as JSON values."""
+    plain = (bool, int, float, str, type(None))
+    values = {k: v if isinstance(v, plain) else describe(v) for k, v in arguments.items()}
+    return {"name": name, **values}
+
+
+def _check_rate(learning_rate: float) -> None:
+    if learning_rate < 0:
+        raise UserError(f"learning_rate is {learning_rate}; expected 0 or more")
