@@ -1,0 +1,192 @@
+"""How T5X names and shapes its arrays, against the neutral form of `checkpoints.parameters`.
+
+T5X's plain T5 stores one array a layer, in the neutral form itself. Its scalable T5 keeps heads
+apart in attention kernels, gives every layer a relative-position table of its own and, when
+scanned, stacks the layers of a parameter along axis 1:
+
+  neutral                                          scanned
+  encoder.layers_3.mlp.wi_0.kernel [emb, mlp]      encoder.encoder.mlp.wi_0.kernel [emb, L, mlp]
+  decoder.layers_3.mlp.wo.kernel [mlp, emb]        decoder.decoder.mlp.wo.kernel [mlp, L, emb]
+  encoder.layers_3.attention.query.kernel          encoder.encoder.attention.query.kernel
+    [emb, heads * head_dim]                          [emb, L, heads, head_dim]
+  encoder.relpos_bias.rel_embedding                encoder.encoder.relpos_bias.rel_embedding
+    [heads, buckets]                                 [heads, L, buckets], all L tables equal
+
+Adafactor's state of a parameter has four slots: `v` of the parameter's shape, or, where factored,
+`v_row` and `v_col`, each without one axis; `m` with momentum; a slot not used is one zero.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from instructrec_jax.errors import UserError
+
+Shape = tuple[int, ...]
+SLOTS = ("m", "v", "v_col", "v_row")
+UNUSED: Shape = (1,)
+LAYERS_AXIS = 1
+_SCANNED = re.compile(r"(encoder|decoder)\.\1\.(.+)")
+_LAYER = re.compile(r"(encoder|decoder)\.layers_(\d+)\.(.+)")
+_TABLE = "relpos_bias.rel_embedding"
+# Kernels whose first axes are not the residual stream's.
+_ENDS_IN_EMB = re.compile(r"\.(?:out|wo)\.kernel$")
+_HEADS = re.compile(r"attention\.(?:query|key|value|out)\.kernel$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a neutral array lies in a checkpoint.
+
+    Attributes:
+      stored: the name there, without `target.`.
+      layer: index along the layers' axis, None where the whole array is meant.
+    """
+
+    stored: str
+    layer: int | None = None
+
+
+Places = tuple[Place, ...]
+
+
+def find_places(stored: Mapping[str, Shape]) -> dict[str, Places]:
+    """Returns where each neutral array lies; several places must hold the same values.
+
+    Args:
+      stored: shape of every parameter in the checkpoint, by name without `target.`.
+
+    Returns:
+      By neutral name; a name that T5X would not write stands for itself.
+
+    Raises:
+      UserError: if a stacked array has no axis of layers.
+    """
+    places: dict[str, list[Place]] = {}
+    for name, shape in stored.items():
+        if found := _SCANNED.fullmatch(name):
+            stack, rest = found.groups()
+            if len(shape) <= LAYERS_AXIS:
+                raise UserError(
+                    f"target.{name} has shape {shape}; expected a stack of layers along axis "
+                    f"{LAYERS_AXIS}, as T5X writes scanned models (param_scan_axis = 1)"
+                )
+            for layer in range(shape[LAYERS_AXIS]):
+                neutral = _layer_name(stack, layer, rest)
+                places.setdefault(neutral, []).append(Place(name, layer))
+        elif (found := _LAYER.fullmatch(name)) and found[3] == _TABLE:
+            places.setdefault(f"{found[1]}.{_TABLE}", []).append(Place(name))
+        else:
+            places.setdefault(name, []).append(Place(name))
+    return {name: tuple(found) for name, found in places.items()}
+
+
+def neutral_shape(name: str, shape: Shape, place: Place) -> Shape:
+    """Returns the neutral shape of what lies at `place` in an array of this shape."""
+    if place.layer is not None:
+        shape = (*shape[:LAYERS_AXIS], *shape[LAYERS_AXIS + 1 :])
+    if _HEADS.search(name) and len(shape) == 3:
+        heads, axis = (0, 1) if _ENDS_IN_EMB.search(name) else (1, 2)
+        merged = shape[heads] * shape[axis]
+        return (*shape[:heads], merged, *shape[axis + 1 :])
+    return shape
+
+
+def to_neutral(name: str, array: np.ndarray, place: Place) -> np.ndarray:
+    """Returns the neutral array at `place` of the array that is stored there."""
+    shape = neutral_shape(name, array.shape, place)
+    if place.layer is not None:
+        array = array.take(place.layer, axis=LAYERS_AXIS)
+    return array.reshape(shape)
+
+
+def slots_to_neutral(
+    name: str, slots: Mapping[str, np.ndarray], place: Place, shape: Shape
+) -> dict[str, np.ndarray]:
+    """Returns Adafactor's slots of one neutral parameter from those that are stored.
+
+    Plain T5 keeps in `v_row` the shorter axis of a matrix and in `v_col` the longer one; scalable
+    T5 keeps in `v_row` the axis of the residual stream. The estimate of the second moments is the
+    same: the product of both over their mean.
+
+    Args:
+      name: the neutral parameter.
+      slots: the arrays of SLOTS as stored.
+      place: where the parameter lies.
+      shape: of the neutral parameter.
+    """
+    result = {
+        slot: array if array.shape == UNUSED else to_neutral(name, array, place)
+        for slot, array in slots.items()
+        if slot in ("m", "v")
+    }
+    row, col = slots["v_row"], slots["v_col"]
+    if row.shape == UNUSED and col.shape == UNUSED:
+        return {**result, "v_row": row, "v_col": col}
+    is_scalable = place.layer is not None or row.ndim + col.ndim > 2
+    if not is_scalable:
+        return {**result, "v_row": row, "v_col": col}
+    emb_first = not _ENDS_IN_EMB.search(name)
+    if place.layer is not None:
+        # Layers are axis 1 of the parameter: they come after its first axis where that is kept.
+        row = row.take(place.layer, axis=int(emb_first))
+        col = col.take(place.layer, axis=int(not emb_first))
+    axes = (row.reshape(-1), col.reshape(-1)) if emb_first else (col.reshape(-1), row.reshape(-1))
+    first, second = factored_axes(shape)
+    return {**result, "v_row": axes[first], "v_col": axes[second]}
+
+
+def factored_axes(shape: Shape) -> tuple[int, int]:
+    """Returns which axis of a matrix plain T5X keeps in `v_row` and which in `v_col`."""
+    return (0, 1) if shape[0] <= shape[1] else (1, 0)
+
+
+def scanned_place(name: str) -> Place:
+    """Returns where a scanned checkpoint keeps a neutral array; a table is in every layer."""
+    if name.endswith(_TABLE) and (stack := name.partition(".")[0]):
+        return Place(f"{stack}.{stack}.{_TABLE}")
+    if found := _LAYER.fullmatch(name):
+        return Place(f"{found[1]}.{found[1]}.{found[3]}", int(found[2]))
+    return Place(name)
+
+
+def from_neutral(name: str, array: np.ndarray, num_heads: int) -> np.ndarray:
+    """Returns a neutral array as scalable T5 shapes one layer: attention kernels with heads."""
+    if not _HEADS.search(name):
+        return array
+    if _ENDS_IN_EMB.search(name):
+        return array.reshape(num_heads, -1, array.shape[1])
+    return array.reshape(array.shape[0], num_heads, -1)
+
+
+def refuse_other_models(where: Any, names: Mapping[str, Any]) -> None:
+    """Raises where the parameters' names tell a model that is no T5 1.1.
+
+    Args:
+      where: the checkpoint, as the user names it.
+      names: the neutral names that were found.
+
+    Raises:
+      UserError: for T5 1.0 (plain ReLU), tied embeddings, or a decoder or encoder alone.
+    """
+    problem = None
+    if any(name.endswith(".mlp.wi.kernel") for name in names):
+        problem = "its feed-forward layers have one input kernel (plain ReLU or GELU)"
+    elif not any(name.startswith("encoder.layers_0.") for name in names):
+        problem = "it has no encoder"
+    elif not any(name.startswith("decoder.layers_0.") for name in names):
+        problem = "it has no decoder"
+    elif "decoder.logits_dense.kernel" not in names:
+        problem = "it has no decoder.logits_dense.kernel (tied embeddings)"
+    if problem:
+        raise UserError(
+            f"T5X checkpoint {where} is no T5 1.1: {problem}; expected gated GELU and untied "
+            "logits: take a T5 1.1 or Flan-T5 checkpoint"
+        )
+
+
+def _layer_name(stack: str, layer: int, rest: str) -> str:
+    return f"{stack}.{_TABLE}" if rest == _TABLE else f"{stack}.layers_{layer}.{rest}"

@@ -1,0 +1,208 @@
+"""Reads T5X checkpoints: parameters and Adafactor's state by their neutral names.
+
+Both containers (`checkpoints.t5x_arrays`) and both layouts (`checkpoints.t5x_layout`) give the same
+arrays, bit for bit. Nothing of T5X is needed.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from instructrec_jax.checkpoints import t5x_arrays, t5x_layout
+from instructrec_jax.checkpoints.parameters import check_found, infer_config, neutral_shapes
+from instructrec_jax.checkpoints.t5x_arrays import ArrayFolder
+from instructrec_jax.checkpoints.t5x_layout import SLOTS, UNUSED, Place, Shape
+from instructrec_jax.errors import UserError
+from instructrec_jax.models.t5 import T5Config
+
+_TARGET, _PARAM_STATES, _STEP = "target.", "state.param_states.", "state.step"
+_NAME = re.compile(r"checkpoint_(\d+)")
+_OTHER_VOCABULARIES = {250112: "mT5", 256384: "umT5", 384: "ByT5"}
+
+
+class T5xCheckpoint:
+    """One T5X checkpoint: its names, shapes, dtypes and files are checked; values come one by one.
+
+    Attributes:
+      folder: the folder named checkpoint_<step>.
+      container: "orbax" or "legacy".
+      is_scanned: whether layers are stacked there.
+      step: number of training steps taken.
+      config: the model's sizes, read off the arrays' shapes.
+      found: (neutral shape, dtype name) of each parameter by neutral name.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Opens a checkpoint.
+
+        Args:
+          path: a checkpoint_<step> folder, its index, or a folder of several (the latest counts).
+
+        Raises:
+          UserError: if there is none, if it is of another architecture, or if files are missing,
+            cut or of other shapes than its index says.
+        """
+        folder = resolve_t5x(path)
+        if folder is None:
+            raise UserError(
+                f"no T5X checkpoint in {path}; expected a folder checkpoint_<step> with "
+                "state/_METADATA (Orbax) or an index named checkpoint"
+            )
+        self.folder = folder
+        self._arrays: ArrayFolder = t5x_arrays.open_folder(folder)
+        self.container = self._arrays.container
+        names = [name for name in self._arrays.names if name.startswith(_TARGET)]
+        self._stored = {
+            name.removeprefix(_TARGET): array for name, array in self._arrays.open(names).items()
+        }
+        self._places = t5x_layout.find_places({n: a.shape for n, a in self._stored.items()})
+        t5x_layout.refuse_other_models(folder, self._places)
+        self.found = {name: self._found(name) for name in self._places}
+        self.is_scanned = any(
+            place.layer is not None for places in self._places.values() for place in places
+        )
+        self.config: T5Config = infer_config(folder, {n: s for n, (s, _) in self.found.items()})
+        if model := _OTHER_VOCABULARIES.get(self.config.vocab_size):
+            raise UserError(
+                f"T5X checkpoint {folder} has the {self.config.vocab_size:,} tokens of {model}; "
+                "expected T5's 32,128: take a T5 1.1 or Flan-T5 checkpoint"
+            )
+        check_found(folder, neutral_shapes(self.config), self.found)
+        self.step = self._read_step()
+        self._last: tuple[str, np.ndarray] | None = None
+        self._last_slots: tuple[str, Mapping[str, np.ndarray]] | None = None
+
+    @property
+    def has_optimizer_state(self) -> bool:
+        """Whether every parameter comes with Adafactor's slots."""
+        names = set(self._arrays.names)
+        return all(
+            f"{_PARAM_STATES}{places[0].stored}.{slot}" in names
+            for places in self._places.values()
+            for slot in SLOTS
+        )
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns a parameter.
+
+        Args:
+          name: its neutral name, such as `encoder.layers_0.mlp.wo.kernel`.
+
+        Returns:
+          The array in its neutral shape, in the dtype of the checkpoint.
+
+        Raises:
+          UserError: if its files are damaged, or if layers have relative-position tables of their
+            own, which T5 1.1 has not.
+        """
+        first, *others = self._places[name]
+        array = t5x_layout.to_neutral(name, self._whole(first), first)
+        for place in others:
+            other = t5x_layout.to_neutral(name, self._whole(place), place)
+            if not np.array_equal(array, other):
+                raise UserError(
+                    f"{self.folder}: layers have different relative-position tables "
+                    f"({name}, {first} and {place}); T5 1.1 and Flan-T5 share one per stack: take "
+                    "a checkpoint of theirs"
+                )
+        return array
+
+    def read_slots(self, name: str) -> dict[str, np.ndarray]:
+        """Returns Adafactor's state of a parameter.
+
+        Args:
+          name: the parameter's neutral name.
+
+        Returns:
+          By slot (m, v, v_col, v_row) a float array as plain T5X shapes it for the neutral
+          parameter; a slot not used has the shape (1,).
+
+        Raises:
+          UserError: if the checkpoint has no such state, or its files are damaged.
+        """
+        if not self.has_optimizer_state:
+            raise UserError(
+                f"T5X checkpoint {self.folder} has no Adafactor state; start from its parameters "
+                "alone"
+            )
+        shape = self.found[name][0]
+        # Equal tables of several layers have moments of their own: the first layer's stand for all.
+        place = self._places[name][0]
+        slots = t5x_layout.slots_to_neutral(name, self._slots_at(place), place, shape)
+        self._check_slots(name, slots, shape)
+        return slots
+
+    def _found(self, name: str) -> tuple[Shape, str]:
+        place = self._places[name][0]
+        stored = self._stored[place.stored]
+        return t5x_layout.neutral_shape(name, stored.shape, place), stored.dtype
+
+    def _whole(self, place: Place) -> np.ndarray:
+        """Returns a stored parameter; the last stack read is kept for its other layers."""
+        if self._last is None or self._last[0] != place.stored:
+            self._last = None
+            array = self._stored[place.stored].read()
+            if place.layer is None:
+                return array
+            self._last = (place.stored, array)
+        return self._last[1]
+
+    def _slots_at(self, place: Place) -> Mapping[str, np.ndarray]:
+        """Returns the stored slots of a parameter; those of the last stack are kept."""
+        if self._last_slots is None or self._last_slots[0] != place.stored:
+            self._last_slots = None
+            names = {slot: f"{_PARAM_STATES}{place.stored}.{slot}" for slot in SLOTS}
+            opened = self._arrays.open(list(names.values()))
+            slots = {slot: opened[name].read() for slot, name in names.items()}
+            if place.layer is None:
+                return slots
+            self._last_slots = (place.stored, slots)
+        return self._last_slots[1]
+
+    def _check_slots(self, name: str, slots: Mapping[str, np.ndarray], shape: Shape) -> None:
+        rows = t5x_layout.factored_axes(shape) if len(shape) == 2 else None
+        wanted = {
+            "m": {shape, UNUSED},
+            "v": {shape, UNUSED},
+            "v_row": {UNUSED} if rows is None else {(shape[rows[0]],), UNUSED},
+            "v_col": {UNUSED} if rows is None else {(shape[rows[1]],), UNUSED},
+        }
+        for slot, array in slots.items():
+            if array.shape not in wanted[slot]:
+                raise UserError(
+                    f"{self.folder}: Adafactor's {slot} of {name} is {array.shape}; expected one "
+                    f"of {sorted(wanted[slot])}: start from the parameters alone"
+                )
+
+    def _read_step(self) -> int:
+        if _STEP in self._arrays.names:
+            return int(self._arrays.open([_STEP])[_STEP].read())
+        if found := _NAME.fullmatch(self.folder.name):
+            return int(found[1])
+        raise UserError(
+            f"T5X checkpoint {self.folder} does not tell its step; name the folder "
+            "checkpoint_<step>"
+        )
+
+
+def resolve_t5x(path: Path | str) -> Path | None:
+    """Returns the checkpoint_<step> folder that a user means by `path`, None if there is none.
+
+    Args:
+      path: that folder, its index file, or a folder of such folders (the latest counts).
+    """
+    path = Path(path)
+    if path.is_file() and path.name == t5x_arrays.INDEX:
+        path = path.parent
+    if not path.is_dir():
+        return None
+    if t5x_arrays.is_checkpoint(path):
+        return path
+    steps = {
+        int(found[1]): child
+        for child in path.iterdir()
+        if (found := _NAME.fullmatch(child.name)) and t5x_arrays.is_checkpoint(child)
+    }
+    return steps[max(steps)] if steps else None
