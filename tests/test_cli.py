@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from instructrec_jax.cli import gin_config, main, quiet, run_verbs
+from instructrec_jax.cli import gin_config, main, quiet, report_verb, run_verbs
 from instructrec_jax.cli.main import VERBS, make_parser
 from instructrec_jax.data.preparation import PrepareSettings
 from instructrec_jax.errors import UserError
@@ -52,7 +52,8 @@ def test_the_general_help_lists_every_verb(capsys):
     with pytest.raises(SystemExit):
         main.main(["--help"])
     text = capsys.readouterr().out
-    for name in ("data", "prepare", "build", "inspect", "train", "score", "report", "demo"):
+    names = ("data", "prepare", "build", "templates", "inspect", "lint", "train", "score")
+    for name in (*names, "report", "demo"):
         assert re.search(rf"^    {name} ", text, re.MULTILINE)
 
 
@@ -71,7 +72,7 @@ def test_the_module_is_the_command():
     command = [sys.executable, "-m", "instructrec_jax", "inspekt"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "instructrec: unknown verb 'inspekt'; the nearest known: inspect\n"
+    assert done.stderr == "instructrec: unknown verb 'inspekt'; the nearest known: inspect, lint\n"
 
 
 def test_a_mistake_of_the_user_is_one_message_and_code_2(monkeypatch, capsys):
@@ -169,7 +170,7 @@ def test_build_offers_every_setting_with_the_default_it_has():
             assert f"default {field.default}" in helps[field.name]
 
 
-@pytest.mark.parametrize("verb", ["inspect", "report"])
+@pytest.mark.parametrize("verb", ["templates", "inspect", "lint", "report"])
 def test_flags_have_the_names_of_the_stage_s_arguments(verb):
     import importlib
 
@@ -177,6 +178,25 @@ def test_flags_have_the_names_of_the_stage_s_arguments(verb):
     accepted = set(inspect.signature(getattr(module, verb)).parameters)
     flags = {action.dest for action in subparser(verb)._actions} - {"help"}
     assert flags <= accepted
+
+
+@pytest.mark.parametrize("verb", ["templates", "inspect", "lint"])
+def test_helps_state_the_defaults_of_the_stage(verb):
+    import importlib
+
+    module = importlib.import_module(f"instructrec_jax.stages.{verb}")
+    helps = {action.dest: action.help for action in subparser(verb)._actions}
+    for name, parameter in inspect.signature(getattr(module, verb)).parameters.items():
+        assert name in helps
+        if parameter.default not in (inspect.Parameter.empty, None):
+            assert f"default {parameter.default}" in helps[name]
+
+
+def test_what_a_verb_returns_is_the_exit_code(monkeypatch):
+    assert run_stage(monkeypatch, lambda **_: None) == 0
+    verb = dataclasses.replace(report_verb.REPORT, run=lambda _: 1)
+    monkeypatch.setattr(main, "VERBS", (verb,))
+    assert run_stage(monkeypatch, lambda **_: None) == 1
 
 
 def test_train_and_score_document_gin_flags_in_their_help():
@@ -193,9 +213,7 @@ def test_start_up_notes_are_held_back_and_real_messages_are_not(capfd):
 
 def test_a_reader_that_leaves_early_is_no_error():
     command = f"{shlex.quote(sys.executable)} -m instructrec_jax templates | head -n 1"
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True
-    )
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.startswith("id ")
     assert "Error" not in done.stderr

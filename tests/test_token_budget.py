@@ -20,6 +20,8 @@ from tasks import mixtures
 VARIANTS = {variant.name: variant for variant in variants(mixtures.TEMPLATES)}
 HISTORIES = st.lists(st.one_of(TITLES, st.sampled_from(["Lamp one", "Kite " * 9])), max_size=6)
 
+PLAIN_TEXTS = st.text(alphabet="abk{}[];, ", min_size=1, max_size=12).filter(plain_title)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def small_vocabulary(toy_records):
@@ -72,6 +74,51 @@ def test_it_finds_the_longest_rendering_that_fits(history, budget, name):
             fitted(VARIANTS[name], record, budget)
     else:
         assert fitted(VARIANTS[name], record, budget) == expected
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    HISTORIES,
+    st.lists(PLAIN_TEXTS, min_size=2, max_size=4, unique_by=plain_title),
+    PLAIN_TEXTS,
+    st.integers(20, 160),
+    st.sampled_from(sorted(VARIANTS)),
+)
+def test_whatever_is_asked_the_budget_is_kept_and_only_history_goes(
+    history, candidates, query, budget, name
+):
+    """What stands around the history, candidates and query included, is there to the letter."""
+    variant = VARIANTS[name]
+    texts = (query,)
+    record = dataclasses.replace(
+        RECORD,
+        history=tuple(history),
+        candidates=tuple(candidates),
+        candidate_ids=tuple(range(len(candidates))),
+        target=candidates[0],
+        target_id=0,
+        preference=texts,
+        vague_intention=texts,
+        second_vague_intention=texts,
+        specific_intention=query,
+    )
+    try:
+        tokens, dropped = fitted(variant, record, budget)
+    except tf.errors.InvalidArgumentError:
+        least = tokens_of(variant, record, [plain_title(t).split(" ")[0] for t in history[-1:]])
+        assert len(least) > budget or Slot.CANDIDATE in variant.template.required_slots
+        return
+    assert len(tokens) <= budget
+    assert dropped <= max(len(history) - 1, 0)
+    if Slot.CANDIDATE in variant.template.required_slots:
+        return  # which candidate is asked about is a draw
+    words = vocabulary.CorpusVocabulary()
+    values = {**slot_values(variant, record), Slot.HISTORY: "HISTORY"}
+    around = render(variant.template.input_segments, values).split("HISTORY")
+    text = words.decode(tokens)
+    before, after = (words.decode(words.encode(part)).strip() for part in (around[0], around[-1]))
+    assert text.startswith(before)
+    assert text.endswith(after)
 
 
 def test_the_oldest_items_go_first_and_the_candidates_stay():
