@@ -52,6 +52,22 @@ def remove_leftovers(folder: Path | str) -> None:
             path.unlink(missing_ok=True)
 
 
+def remove_leftover_folders(path: Path | str) -> None:
+    """Removes what `atomic_directory` left of `path` when its process was killed.
+
+    A folder that had been moved away and not yet been replaced moves back.
+    """
+    path = Path(path)
+    for retired in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}.old"):
+        if path.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            retired.rename(path)
+    for temporary in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}.tmp"):
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Writes a UTF-8 text file whole or not at all."""
     with atomic_file(path) as temporary:

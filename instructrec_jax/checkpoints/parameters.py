@@ -282,7 +282,16 @@ def _merge_heads(shape: Shape, axes: tuple[str, ...]) -> Shape:
 
 
 def _assemble_one(parameter: Parameter, leaf: jax.ShapeDtypeStruct, read: Read) -> jax.Array:
-    """Returns one array of the model, filled layer by layer."""
+    """Returns one array of the model."""
+    host = _shards_on_host(parameter, leaf, read)
+    take = lambda place: host[_key(place, parameter.shape)]  # noqa: E731
+    return jax.make_array_from_callback(parameter.shape, leaf.sharding, take)
+
+
+def _shards_on_host(
+    parameter: Parameter, leaf: jax.ShapeDtypeStruct, read: Read
+) -> dict[tuple[tuple[int, int], ...], np.ndarray]:
+    """Returns the shards of this process's devices, filled layer by layer."""
     places = leaf.sharding.addressable_devices_indices_map(parameter.shape).values()
     shards = {_key(place, parameter.shape): place for place in places}
     host = {key: np.empty([stop - start for start, stop in key], leaf.dtype) for key in shards}
@@ -293,10 +302,7 @@ def _assemble_one(parameter: Parameter, leaf: jax.ShapeDtypeStruct, read: Read) 
                 host[key][...] = array[place]
             elif key[0][0] <= layer < key[0][1]:
                 host[key][layer - key[0][0]] = array[place[1:]]
-    take = lambda place: host.pop(_key(place, parameter.shape))  # noqa: E731
-    if len(shards) < len(leaf.sharding.addressable_devices):  # several devices share a shard
-        take = lambda place: host[_key(place, parameter.shape)]  # noqa: E731
-    return jax.make_array_from_callback(parameter.shape, leaf.sharding, take)
+    return host
 
 
 def _key(place: tuple[slice, ...], shape: Shape) -> tuple[tuple[int, int], ...]:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from instructrec_jax.errors import UserError
 
 LATEST, BEST = "checkpoints", "best"
 _ITEM = "default"
+_HINT = "remove that folder to go on with the one before it"
 Arrays = dict[str, Any]
 
 
@@ -115,23 +117,53 @@ def restore(folder: Path, abstract: Any) -> Any:
       UserError: naming every parameter that is missing, left over or of another shape.
     """
     wanted = named_arrays(abstract)
-    checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-    path = folder / _ITEM
-    hint = "remove that folder to go on with the one before it"
-    metadata = checkpointer.metadata(path).item_metadata if path.is_dir() else None
-    if metadata is None:
-        raise UserError(f"checkpoint {folder} cannot be read: its metadata is missing; {hint}")
-    _check_same(folder, wanted, metadata.tree)
-    arguments = ocp.args.PyTreeRestore(
-        item=wanted,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-        partial_restore=True,
-    )
-    try:
-        arrays = checkpointer.restore(path, args=arguments)
-    except (OSError, ValueError) as error:
-        raise UserError(f"checkpoint {folder} cannot be read: {error}; {hint}") from None
+    _check_same(folder, wanted, stored_arrays(folder))
+    arrays = _read(folder, wanted, ocp.checkpoint_utils.construct_restore_args(wanted))
     return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
+
+
+def stored_arrays(folder: Path) -> Mapping[str, Any]:
+    """Returns what a checkpoint holds, by dotted name, each with `shape` and `dtype`.
+
+    Raises:
+      UserError: if its metadata is missing.
+    """
+    path = folder / _ITEM
+    metadata = _checkpointer().metadata(path).item_metadata if path.is_dir() else None
+    if metadata is None:
+        raise UserError(f"checkpoint {folder} cannot be read: its metadata is missing; {_HINT}")
+    return metadata.tree
+
+
+def read_array(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Reads one float32 array of a checkpoint into host memory.
+
+    Args:
+      folder: a step folder, as `resolve_checkpoint` returns it.
+      name: dotted, one of `stored_arrays`.
+      shape: its shape, as that says.
+
+    Raises:
+      UserError: if its files are damaged.
+    """
+    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
+    return _read(folder, {name: jax.ShapeDtypeStruct(shape, np.float32)}, as_numpy)[name]
+
+
+def _read(folder: Path, item: Arrays, restore_args: Any) -> Arrays:
+    arguments = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
+    # What is read is held twice until it is in place: let it be little at a time, but more than
+    # the largest array.
+    largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in item.values())
+    checkpointer = _checkpointer(in_flight_gb=largest // 10**9 + 1)
+    try:
+        return checkpointer.restore(folder / _ITEM, args=arguments)
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint {folder} cannot be read: {error}; {_HINT}") from None
+
+
+def _checkpointer(*, in_flight_gb: int | None = None) -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(restore_concurrent_gb=in_flight_gb))
 
 
 def named_arrays(tree: Any) -> Arrays:

@@ -12,7 +12,15 @@ import sys
 from collections.abc import Sequence
 
 from instructrec_jax import __version__
-from instructrec_jax.cli import build_verb, data_verbs, demo_verb, lint_verb, report_verb, run_verbs
+from instructrec_jax.cli import (
+    build_verb,
+    convert_verb,
+    data_verbs,
+    demo_verb,
+    lint_verb,
+    report_verb,
+    run_verbs,
+)
 from instructrec_jax.cli.verb import Verb
 from instructrec_jax.errors import UserError, unknown_name
 
@@ -25,6 +33,7 @@ VERBS: tuple[Verb, ...] = (
     lint_verb.LINT,
     run_verbs.TRAIN,
     run_verbs.SCORE,
+    convert_verb.CONVERT,
     report_verb.REPORT,
     demo_verb.DEMO,
 )

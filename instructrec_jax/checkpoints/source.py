@@ -1,0 +1,164 @@
+"""Finds out what kind of checkpoint a path means, and opens it: ours, Hugging Face's or T5X's."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from instructrec_jax import manifest
+from instructrec_jax.checkpoints import huggingface, store, t5x_reader
+from instructrec_jax.checkpoints.parameters import (
+    Parameter,
+    Shape,
+    Source,
+    assemble,
+    check_found,
+    config_parameters,
+    to_neutral,
+)
+from instructrec_jax.errors import UserError
+from instructrec_jax.models.t5 import T5, T5Config
+
+_MODEL = "model."
+
+
+def open_source(path: Path | str) -> Source:
+    """Opens a checkpoint of any kind; names, shapes and dtypes are checked, no array is read.
+
+    Args:
+      path: a MODEL_DIR of ours, a folder of step folders or one of these; a local folder with
+        config.json and safetensors; a checkpoint_<step> folder of T5X or a folder of several.
+
+    Raises:
+      UserError: if nothing is there, or something that is damaged or no T5 1.1.
+    """
+    path = Path(path).resolve()
+    if not path.exists():
+        raise UserError(f"checkpoint {path} does not exist; give a local folder")
+    if path.is_dir() and huggingface.is_huggingface(path):
+        return huggingface.open_huggingface(path)
+    if (folder := t5x_reader.resolve_t5x(path)) is not None:
+        return _open_t5x(folder)
+    try:
+        folder = store.resolve_checkpoint(path)
+    except UserError as error:
+        raise UserError(
+            f"{error}; or Hugging Face's config.json and safetensors, or a checkpoint_<step> "
+            "folder of T5X"
+        ) from None
+    return _open_native(folder)
+
+
+def load_model(source: Source, abstract_model: T5) -> T5:
+    """Returns the model of a checkpoint, placed as `abstract_model` says.
+
+    Raises:
+      UserError: if it is of another size, damaged, or holds what is not a number.
+    """
+    if source.kind == "native":
+        return store.restore(source.path, {"model": abstract_model})["model"]
+    source.check_fits(abstract_model.config)
+    return assemble(abstract_model, source.read)
+
+
+def _open_t5x(folder: Path) -> Source:
+    opened = t5x_reader.T5xCheckpoint(folder)
+    return Source(
+        path=opened.folder,
+        kind="t5x",
+        step=opened.step,
+        config=opened.config,
+        read=opened.read,
+        members=(opened.folder,),
+        tokenizer=_tokenizer_in(opened.folder, opened.folder.parent),
+    )
+
+
+def _open_native(folder: Path) -> Source:
+    stored = {
+        name.removeprefix(_MODEL): (tuple(array.shape), str(np.dtype(array.dtype)))
+        for name, array in store.stored_arrays(folder).items()
+        if name.startswith(_MODEL)
+    }
+    config = _native_config(folder, {name: shape for name, (shape, _) in stored.items()})
+    reader = _NativeReader(folder, config)
+    check_found(folder, {p.native: p.shape for p in reader.places.values()}, stored)
+    return Source(
+        path=folder,
+        kind="native",
+        step=store.checkpoint_step(folder),
+        config=config,
+        read=reader.read,
+        members=(folder,),
+        tokenizer=_tokenizer_in(folder, *_homes(folder)),
+    )
+
+
+class _NativeReader:
+    """Reads one array after another, keeping the last: its layers are asked for in turn."""
+
+    def __init__(self, folder: Path, config: T5Config) -> None:
+        self.places: dict[str, Parameter] = {
+            name: parameter for parameter in config_parameters(config) for name in parameter.neutral
+        }
+        self._folder = folder
+        self._last: tuple[str, np.ndarray] | None = None
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns a neutral array."""
+        parameter = self.places[name]
+        if self._last is None or self._last[0] != parameter.native:
+            self._last = None  # freed before the next is read
+            array = store.read_array(self._folder, _MODEL + parameter.native, parameter.shape)
+            self._last = (parameter.native, array)
+        array = self._last[1]
+        if parameter.is_stacked:
+            array = array[parameter.neutral.index(name)]
+        return to_neutral(parameter, array)
+
+
+def _native_config(folder: Path, shapes: Mapping[str, Shape]) -> T5Config:
+    """Returns the sizes of the model that a checkpoint of ours holds."""
+    try:
+        vocab_size, emb_dim = shapes["token_embedder.embedding"]
+        encoder_layers, _, num_heads, head_dim = shapes["encoder.layers.attention.query.kernel"]
+        decoder_layers, _, mlp_dim = shapes["decoder.layers.mlp.wi_0.kernel"]
+        _, buckets = shapes["encoder.relpos_bias.rel_embedding"]
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"checkpoint {folder} holds no whole model ({error}); give one that "
+            "`instructrec train` or `instructrec convert` wrote"
+        ) from None
+    config = T5Config(
+        vocab_size=vocab_size,
+        emb_dim=emb_dim,
+        num_heads=num_heads,
+        head_dim=head_dim,
+        mlp_dim=mlp_dim,
+        num_encoder_layers=encoder_layers,
+        num_decoder_layers=decoder_layers,
+        relative_buckets=buckets,
+    )
+    return dataclasses.replace(config, relative_max_distance=_max_distance(folder))
+
+
+def _max_distance(folder: Path) -> int:
+    """Returns the one size that no shape tells; the manifest of the run does, or it is T5's."""
+    for home in _homes(folder):
+        if (home / manifest.FILE_NAME).is_file():
+            model = manifest.read_manifest(home).settings.get("model")
+            if isinstance(model, dict) and "relative_max_distance" in model:
+                return int(model["relative_max_distance"])
+    return T5Config.relative_max_distance
+
+
+def _homes(folder: Path) -> tuple[Path, Path]:
+    """Returns where a step folder's run may keep what belongs to all steps."""
+    return folder.parent, folder.parent.parent
+
+
+def _tokenizer_in(*folders: Path) -> Path | None:
+    """Returns the first SentencePiece model that lies in one of the folders."""
+    places = [folder / huggingface.TOKENIZER_FILE for folder in folders]
+    return next((place for place in places if place.is_file()), None)

@@ -1,0 +1,124 @@
+"""`instructrec convert`: a checkpoint of one kind -> the same parameters as another kind."""
+
+import dataclasses
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from instructrec_jax import files, manifest
+from instructrec_jax.checkpoints import native_writer, source, t5x_writer
+from instructrec_jax.checkpoints.huggingface import TOKENIZER_FILE, write_huggingface
+from instructrec_jax.checkpoints.parameters import Source, check_finite, neutral_shapes
+from instructrec_jax.errors import UserError, unknown_name
+
+logger = logging.getLogger(__name__)
+
+# What transformers keeps of a tokenizer; other kinds of checkpoint need the first alone.
+TOKENIZER_FILES = (
+    TOKENIZER_FILE,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def convert(*, source_path: str, output_dir: str, to: str) -> None:
+    """Writes the parameters and the step of a checkpoint as a checkpoint of another kind.
+
+    Arrays pass one by one, bit for bit (bfloat16 becomes float32, which holds it exactly). An
+    optimizer's state is left behind. The tokenizer's files beside the source go along.
+
+    Args:
+      source_path: a checkpoint of any kind, as `checkpoints.source.open_source` finds it.
+      output_dir: folder to write, which must be new, empty or hold the same conversion.
+      to: "native", "hf" or "t5x".
+
+    Raises:
+      UserError: for a source that is damaged or no T5 1.1, numbers that are none, or a folder that
+        holds something else; nothing is left behind then.
+    """
+    if to not in WRITERS:
+        raise unknown_name("kind of checkpoint", to, WRITERS)
+    began = time.monotonic()
+    opened = source.open_source(source_path)
+    planned = manifest.Manifest(
+        stage="convert",
+        inputs={"checkpoint": opened.fingerprint()},
+        settings={
+            "from": opened.kind,
+            "to": to,
+            "step": opened.step,
+            "model": dataclasses.asdict(opened.config),
+        },
+    )
+    if manifest.find_same_work(output_dir, planned) is not None:
+        logger.info("nothing left to do: %s holds all of it", output_dir)
+        return
+    folder = Path(output_dir)
+    files.remove_leftover_folders(folder)
+    num_parameters = sum(int(np.prod(s)) for s in neutral_shapes(opened.config).values())
+    logger.info(
+        "%s (%s, step %d, %s parameters) -> %s (%s)",
+        opened.path,
+        opened.kind,
+        opened.step,
+        f"{num_parameters:,}",
+        folder,
+        to,
+    )
+    with files.atomic_directory(folder) as temporary:
+        WRITERS[to](temporary, dataclasses.replace(opened, read=_only_numbers(opened)))
+        _copy_tokenizer(opened, temporary)
+        dataclasses.replace(planned, counts={"parameters": num_parameters}).write(temporary)
+    logger.info("wrote %s in %.1f s", folder, time.monotonic() - began)
+
+
+def _only_numbers(opened: Source) -> Callable[[str], np.ndarray]:
+    """Returns what reads an array and refuses one that holds what is not a number."""
+
+    def read(name: str) -> np.ndarray:
+        array = opened.read(name)
+        check_finite(f"{name} of {opened.path}", array)
+        return array
+
+    return read
+
+
+def _write_native(folder: Path, opened: Source) -> None:
+    native_writer.write_native(folder, config=opened.config, step=opened.step, read=opened.read)
+
+
+def _write_huggingface(folder: Path, opened: Source) -> None:
+    write_huggingface(folder, config=opened.config, step=opened.step, read=opened.read)
+
+
+def _write_t5x(folder: Path, opened: Source) -> None:
+    if opened.config.relative_max_distance != 128:
+        raise UserError(
+            f"{opened.path} has relative_max_distance {opened.config.relative_max_distance}; a "
+            "T5X checkpoint cannot say so, expected 128: convert it to hf or native"
+        )
+    arrays = ((name, opened.read(name)) for name in neutral_shapes(opened.config))
+    t5x_writer.write_t5x(folder, arrays, config=opened.config, step=opened.step)
+
+
+def _copy_tokenizer(opened: Source, folder: Path) -> None:
+    """Copies the tokenizer's files that lie beside the source."""
+    if opened.tokenizer is None:
+        return
+    for name in TOKENIZER_FILES:
+        beside = opened.tokenizer.with_name(name)
+        if beside.is_file():
+            shutil.copyfile(beside, folder / name)
+
+
+WRITERS: dict[str, Callable[[Path, Source], None]] = {
+    "native": _write_native,
+    "hf": _write_huggingface,
+    "t5x": _write_t5x,
+}
