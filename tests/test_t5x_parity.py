@@ -1,0 +1,196 @@
+"""Our T5 against arrays that the real T5X computed from the same checkpoint; 1e-5 in float32."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import t5x_golden
+
+from instructrec_jax.checkpoints import parameters
+from instructrec_jax.checkpoints.t5x_reader import T5xCheckpoint
+from instructrec_jax.checkpoints.t5x_slots import assemble_slots
+from instructrec_jax.models.encoder_decoder import candidate_log_likelihood, training_logits
+from instructrec_jax.models.losses import cross_entropy
+from instructrec_jax.models.objectives import NegativeLogLikelihood
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.scoring.packing import pack_candidates
+from instructrec_jax.training import optimizers
+from instructrec_jax.training.adafactor import AdafactorState, find_state, replace_state
+from instructrec_jax.training.state import TrainState, abstract_model, abstract_state
+from instructrec_jax.training.step import make_train_step
+
+TOLERANCE = 1e-5
+SUM_LOSS = {"z_loss": 1e-4, "loss_normalizing_factor": None}
+
+
+def error_of(found, golden):
+    """The greatest error, relative to values above 1 and absolute below."""
+    found, golden = np.asarray(found, np.float64), np.asarray(golden, np.float64)
+    assert found.shape == golden.shape
+    return (np.abs(found - golden) / np.maximum(np.abs(golden), 1.0)).max()
+
+
+def one_device():
+    return make_mesh(MeshSettings(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return T5xCheckpoint(t5x_golden.FOLDER / "t5x_orbax")
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    shapes = abstract_model(checkpoint.config, one_device())
+    return parameters.assemble(shapes, checkpoint.read)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return {**np.load(t5x_golden.FOLDER / "batch.npz"), **np.load(t5x_golden.FOLDER / "scores.npz")}
+
+
+@pytest.fixture(scope="module")
+def loss():
+    return json.loads((t5x_golden.FOLDER / "loss.json").read_text())
+
+
+def one_row_each(golden):
+    targets = golden["candidate_targets"]
+    rows = targets.reshape(-1, targets.shape[-1])
+    return {
+        "encoder_input_tokens": np.repeat(golden["encoder_input_tokens"], targets.shape[1], axis=0),
+        "decoder_target_tokens": rows,
+        "decoder_input_tokens": np.pad(rows, ((0, 0), (1, 0)))[:, :-1],
+    }
+
+
+@pytest.fixture(scope="module")
+def logits(model, golden):
+    return jax.jit(training_logits)(model, one_row_each(golden))
+
+
+def ranking_batch(golden):
+    names = {
+        "encoder_input_tokens": "encoder_input_tokens",
+        "candidate_tokens": "candidate_targets",
+    }
+    return pack_candidates({ours: golden[theirs] for ours, theirs in names.items()})
+
+
+def test_candidate_log_likelihoods_equal_those_of_t5x(model, golden):
+    found = jax.jit(candidate_log_likelihood)(model, ranking_batch(golden))
+    assert error_of(found, golden["sequence_scores"]) <= TOLERANCE
+
+
+def test_token_log_probabilities_equal_those_of_t5x(logits, golden):
+    all_logits, target_logits = logits
+    found = target_logits - jax.nn.logsumexp(all_logits, axis=-1)
+    targets = golden["candidate_targets"]
+    found = np.where(targets > 0, np.reshape(found, targets.shape), 0.0)
+    assert error_of(found, golden["token_logprobs"]) <= TOLERANCE
+
+
+def test_logits_equal_those_of_t5x(logits, golden):
+    length = golden["candidate_lengths"][0, 0]
+    assert error_of(logits[0][0, :length], golden["logits_ex0_cand0"]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("example", [0, 4])
+def test_encoder_output_equals_that_of_t5x(model, golden, example):
+    found = jax.jit(type(model).encode)(model, golden["encoder_input_tokens"])
+    length = golden["encoder_lengths"][example]
+    assert error_of(found[example, :length], golden[f"encoder_output_ex{example}"]) <= TOLERANCE
+
+
+def test_the_loss_of_a_packed_batch_and_its_z_loss_equal_those_of_t5x(model, loss):
+    packed = t5x_golden.packed_batch()
+    logits, target_logits = jax.jit(training_logits)(model, packed)
+    weights = packed["decoder_loss_weights"].astype(np.float32)
+    total, total_z = cross_entropy(
+        logits, target_logits, weights, z_loss=loss["z_loss_coef"], label_smoothing=0.0
+    )
+    assert weights.sum() == loss["weight_sum"]
+    assert error_of(total, loss["loss"]) <= TOLERANCE
+    assert error_of(total_z, loss["z_loss_total"]) <= TOLERANCE
+    assert error_of(total - total_z, loss["cross_entropy_total"]) <= TOLERANCE
+
+
+def test_the_objective_is_the_loss_of_t5x(model, loss):
+    total, metrics = jax.jit(NegativeLogLikelihood(**SUM_LOSS))(model, t5x_golden.packed_batch())
+    entropy = metrics["nll_per_token"] * loss["weight_sum"]
+    assert error_of(total, loss["loss"]) <= TOLERANCE
+    assert error_of(entropy, loss["cross_entropy_total"]) <= TOLERANCE
+
+
+def test_label_smoothing_equals_that_of_t5x(model, loss):
+    objective = NegativeLogLikelihood(**SUM_LOSS, label_smoothing=0.1)
+    total, _ = jax.jit(objective)(model, t5x_golden.packed_batch())
+    assert error_of(total, loss["loss_label_smoothing_0.1"]) <= TOLERANCE
+
+
+def test_gradients_have_the_norms_of_those_of_t5x(model, loss):
+    objective = NegativeLogLikelihood(**SUM_LOSS)
+    gradient = jax.jit(jax.grad(objective, has_aux=True))(model, t5x_golden.packed_batch())[0]
+    found = {name: np.linalg.norm(array) for name, array in parameters.disassemble(gradient)}
+    for name, norm in loss["grad_l2_norms"].items():
+        assert error_of(found[name.replace("/", ".")], norm) <= TOLERANCE, name
+
+
+def start(checkpoint, optimizer, mesh, *, resumed):
+    """The training state of the checkpoint, its optimizer's state taken over or fresh."""
+    abstract = abstract_state(checkpoint.config, optimizer, mesh)
+    model = parameters.assemble(abstract.model, checkpoint.read)
+    state = optimizer.init(model)
+    if resumed:
+        wanted = find_state(abstract.optimizer_state)
+        moments = assemble_slots(
+            parameters.parameters(abstract.model), wanted._asdict(), checkpoint.read_slots
+        )
+        step = jax.numpy.asarray(checkpoint.step, jax.numpy.int32)
+        state = replace_state(state, AdafactorState(step, **moments))
+    placed = TrainState(np.int32(checkpoint.step), model, state)
+    return jax.device_put(placed, shardings_of(abstract)), shardings_of(abstract)
+
+
+def shardings_of(abstract):
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("resumed", 1e-2), ("fresh", 1e-3)])
+def test_fine_tunes_further_and_the_loss_curve_agrees(checkpoint, kind, rate):
+    golden = json.loads((t5x_golden.FOLDER / "loss_curve.json").read_text())
+    schedule = optimizers.constant(learning_rate=rate)
+    optimizer = optimizers.adafactor(learning_rate=schedule)
+    mesh = make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
+    state, shardings = start(checkpoint, optimizer, mesh, resumed=kind == "resumed")
+    objective = NegativeLogLikelihood(**SUM_LOSS)
+    step = make_train_step(objective, optimizer, mesh=mesh, shardings=shardings, seed=0)
+    losses = []
+    for _ in range(10):
+        state, metrics = step(state, t5x_golden.packed_batch())
+        losses.append(float(metrics["loss"]))
+    assert error_of(losses, golden[f"{kind}_lr{rate}"]) <= TOLERANCE
+    assert int(state.step) == checkpoint.step + 10
+
+
+def test_bfloat16_ranks_the_candidates_as_float32_does_apart_from_ties(checkpoint, golden):
+    config = type(checkpoint.config)(**{**vars(checkpoint.config), "dtype": "bfloat16"})
+    narrow = parameters.assemble(abstract_model(config, one_device()), checkpoint.read)
+    found = np.asarray(jax.jit(candidate_log_likelihood)(narrow, ranking_batch(golden)))
+    exact = golden["sequence_scores"]
+    bound = 2e-2 * np.abs(exact).max(axis=1, keepdims=True)
+    assert (np.abs(found - exact) <= bound).all()
+    for row, (ours, theirs) in enumerate(zip(found, exact, strict=True)):
+        gaps = theirs[:, None] - theirs[None, :]
+        is_clear = gaps > 2 * bound[row]
+        assert ((ours[:, None] - ours[None, :])[is_clear] > 0).all()
+
+
+def test_a_scanned_checkpoint_scores_as_under_t5x():
+    folder = t5x_golden.FOLDER / "t5x_scanned"
+    checkpoint, golden = T5xCheckpoint(folder), np.load(folder / "scores.npz")
+    model = parameters.assemble(abstract_model(checkpoint.config, one_device()), checkpoint.read)
+    found = jax.jit(candidate_log_likelihood)(model, ranking_batch(golden))
+    assert error_of(found, golden["sequence_scores"]) <= TOLERANCE
