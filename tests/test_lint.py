@@ -343,6 +343,35 @@ def test_statistics_are_those_of_the_tokens_that_a_model_gets(data_dir):
     )
 
 
+def test_tables_of_large_numbers_fit_a_terminal_and_say_what_a_dataset_lacks():
+    row = lint_report.CoverageRow(
+        task="C10.second_vague",
+        template_id="C10",
+        cell="<P1,(P2),I1,T3>",
+        kind="chain of thought",
+        family="personalized_search",
+        is_evaluated=True,
+        needs=(),
+        counts={"train": 123_456_789, "validation": 12_345_678, "test": 12_345_678},
+    )
+    nothing = dict.fromkeys(row.counts, 0)
+    report = lint_report.LintReport(
+        dataset="own",
+        protocol={"sample": "all examples", "input_tokens": 512, "target_tokens": 128},
+        coverage=[row, dataclasses.replace(row, cell="<P0>", counts=nothing, reason="no reviews")],
+        samples=[],
+        records={"records": 9},
+        findings=[],
+    )
+    lines = lint_report.as_text(report).splitlines()
+    assert max(map(len, lines)) <= lint_report.WIDTH
+    for start in ("C10.second_vague", "<P1,(P2),I1,T3>"):
+        (line,) = [line for line in lines if line.startswith(start) and "123456789" in line]
+        assert line.split(" | ")[-3].strip() == "123456789"
+    assert sum(line.count("no reviews") for line in lines) == 2 * 3
+    assert lint_report.as_json(report)["cells"][0]["reason"] == "no reviews"
+
+
 def test_unknown_tokens_and_lost_answers_are_shares(data_dir):
     row = lint_report.TokenSummary(
         task="L1", split="train", num_examples=4, num_tokens=50, num_unknown=2, num_whole_targets=3

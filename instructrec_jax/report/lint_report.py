@@ -141,7 +141,7 @@ def as_json(report: LintReport) -> dict[str, Any]:
         "protocol": dict(report.protocol),
         "coverage": [dataclasses.asdict(row) for row in report.coverage],
         "cells": [
-            dict(zip(("cell", "kind", "tasks", "counts"), row, strict=True))
+            dict(zip(("cell", "kind", "tasks", "counts", "reason"), row, strict=True))
             for row in _cells(report.coverage)
         ],
         "samples": [
@@ -206,15 +206,15 @@ def _tables(report: LintReport) -> list[_Section]:
     """Returns (title, note, header, rows) of every table."""
     splits = list(report.coverage[0].counts) if report.coverage else []
     cells = [
-        (cell, kind, str(len(tasks)), *map(str, counts.values()))
-        for cell, kind, tasks, counts in _cells(report.coverage)
+        (cell, kind, str(len(tasks)), *_texts(counts, reason))
+        for cell, kind, tasks, counts, reason in _cells(report.coverage)
     ]
     records = [(name.replace("_", " "), str(number)) for name, number in report.records.items()]
     return [
         (
             "Coverage",
             "Examples of every template, by query where it takes one.",
-            ("task", "cell", "kind", "evaluated", *splits),
+            ("task", "cell", "kind", "eval", *splits),
             [_coverage_row(row) for row in report.coverage],
         ),
         (
@@ -265,11 +265,14 @@ _SHARES = {
 
 
 def _coverage_row(row: CoverageRow) -> Sequence[str]:
-    """Returns the texts of a row; where there can be no example it says why."""
-    counts = [
-        str(count) if count or not row.reason else row.reason for count in row.counts.values()
-    ]
-    return (row.task, row.cell, row.kind, "yes" if row.is_evaluated else "", *counts)
+    """Returns the texts of a row."""
+    pool = "yes" if row.is_evaluated else ""
+    return (row.task, row.cell, row.kind, pool, *_texts(row.counts, row.reason))
+
+
+def _texts(counts: Mapping[str, int], reason: str) -> list[str]:
+    """Returns counts, or in their place why there can be none."""
+    return [str(count) if count or not reason else reason for count in counts.values()]
 
 
 def _sample_row(row: TokenSummary) -> Sequence[str]:
@@ -281,17 +284,22 @@ def _sample_row(row: TokenSummary) -> Sequence[str]:
 
 def _cells(
     rows: Sequence[CoverageRow],
-) -> list[tuple[str, str, list[str], dict[str, int]]]:
-    """Returns (cell, kind, tasks, examples by split) of every cell."""
-    found: dict[tuple[str, str], tuple[list[str], dict[str, int]]] = {}
-    for row in rows:
-        tasks, counts = found.setdefault((row.kind, row.cell), ([], dict.fromkeys(row.counts, 0)))
-        tasks.append(row.task)
-        for split, count in row.counts.items():
-            counts[split] += count
+) -> list[tuple[str, str, list[str], dict[str, int], str]]:
+    """Returns (cell, kind, tasks, examples by split, why there can be none) of every cell."""
     kinds = [kind.value for kind in Kind]
-    order = sorted(found, key=lambda key: (kinds.index(key[0]), key[1]))
-    return [(cell, kind, *found[kind, cell]) for kind, cell in order]
+    found: dict[tuple[int, str], list[CoverageRow]] = {}
+    for row in rows:
+        found.setdefault((kinds.index(row.kind), row.cell), []).append(row)
+    return [
+        (
+            cell,
+            kinds[kind],
+            [row.task for row in members],
+            {split: sum(row.counts[split] for row in members) for split in members[0].counts},
+            members[0].reason if all(row.reason for row in members) else "",
+        )
+        for (kind, cell), members in sorted(found.items())
+    ]
 
 
 def _is_number(text: str) -> bool:
