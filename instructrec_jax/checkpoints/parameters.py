@@ -30,7 +30,6 @@ STORED_DTYPES = ("float32", "bfloat16")
 # Fields of T5Config that no checkpoint knows: they are choices of a run.
 _NOT_STORED = {"dropout_rate", "dtype", "remat"}
 _STACK = ".layers."
-_ALIGNMENT = 64  # bytes
 _SHOWN = 8
 
 
@@ -156,11 +155,10 @@ def assemble(abstract_model: T5, read: Read) -> T5:
       UserError: naming the first array whose shape, dtype or values cannot be a T5's parameters.
     """
     leaves, structure = jax.tree.flatten(abstract_model)
-    places = parameters(abstract_model)
-    found: list[Any] = [None] * len(leaves)
-    # The largest array first, while there is nothing yet beside its copies on the way.
-    for index in sorted(range(len(leaves)), key=lambda i: -math.prod(places[i].neutral_shape)):
-        found[index] = _assemble_one(places[index], leaves[index], read)
+    found = [
+        _assemble_one(parameter, leaf, read)
+        for parameter, leaf in zip(parameters(abstract_model), leaves, strict=True)
+    ]
     return jax.tree.unflatten(structure, found)
 
 
@@ -296,7 +294,7 @@ def _shards_on_host(
     """Returns the shards of this process's devices, filled layer by layer."""
     places = leaf.sharding.addressable_devices_indices_map(parameter.shape).values()
     shards = {_key(place, parameter.shape): place for place in places}
-    host = {key: _empty([stop - start for start, stop in key], leaf.dtype) for key in shards}
+    host = {key: np.empty([stop - start for start, stop in key], leaf.dtype) for key in shards}
     for layer, name in enumerate(parameter.neutral):
         array = _checked(name, read(name), parameter).reshape(parameter.layer_shape)
         for key, place in shards.items():
@@ -305,14 +303,6 @@ def _shards_on_host(
             elif key[0][0] <= layer < key[0][1]:
                 host[key][layer - key[0][0]] = array[place[1:]]
     return host
-
-
-def _empty(shape: list[int], dtype: np.dtype) -> np.ndarray:
-    """Returns an array at an address where a CPU device takes it as it is, without a copy."""
-    num_bytes = math.prod(shape) * dtype.itemsize
-    raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + num_bytes].view(dtype).reshape(shape)
 
 
 def _key(place: tuple[slice, ...], shape: Shape) -> tuple[tuple[int, int], ...]:
