@@ -1,6 +1,7 @@
 """Scoring: the same numbers however candidates are laid out, and no row lost or doubled."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -360,6 +361,11 @@ def test_a_dry_run_writes_nothing(checkpoint, tmp_path, caplog):
     with caplog.at_level("INFO"):
         score_toy("no such folder", checkpoint, tmp_path / "run", dry_run=True)
     assert "toy.A7.grouped" in caplog.text
+    assert re.search(
+        r"[\d,]+ parameters, mesh data=8, fsdp=1, tensor=1, [\d.]+ MiB of parameters per device, "
+        r"8 rows a batch",
+        caplog.text,
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_model import tiny_config
@@ -115,10 +116,12 @@ def test_a_finished_run_is_left_as_it_is(toy_records, straight, caplog):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_its_checkpoint(toy_records, tmp_path):
     periods = {"log": 1, "evaluate": 3, "checkpoint": 3}
-    train_toy(toy_records, tmp_path, 3, periods=periods)
+    explodes = optimizers.Schedule(
+        lambda step: jnp.where(step < 3, 1e-3, 1e30), {"name": "explodes"}
+    )
     message = r"of step \d is (nan|inf).*examples of that batch: \w+:\d"
     with pytest.raises(UserError, match=message):
-        train_toy(toy_records, tmp_path, 6, periods=periods, learning_rate=1e30)
+        train_toy(toy_records, tmp_path, 6, periods=periods, learning_rate=explodes)
     assert steps_in(tmp_path / store.LATEST) == [3]
     assert all(np.isfinite(array).all() for array in arrays_of(tmp_path / "checkpoints/3").values())
 
@@ -167,9 +170,8 @@ def test_a_run_begins_with_the_parameters_and_the_step_of_an_initial_checkpoint(
 
     monkeypatch.setattr(stage.loader, "ranking_batches", noting)
     start = {"initial_checkpoint_path": str(initial), "learning_rate": 0.0}
-    relative = start | {"steps_are_relative": True}
     with caplog.at_level("INFO"):
-        train_toy(toy_records, tmp_path / "relative", 2, **relative)
+        train_toy(toy_records, tmp_path / "relative", None, **start, train_steps_relative=2)
         assert f"starting from the parameters of {initial}" in caplog.text
         # Without TRAIN_STEPS_RELATIVE the six steps of the initial checkpoint count too.
         train_toy(toy_records, tmp_path / "absolute", 6, **start)
@@ -181,7 +183,7 @@ def test_a_run_begins_with_the_parameters_and_the_step_of_an_initial_checkpoint(
     lines = read_metrics(tmp_path / "relative" / FILE_NAME)
     assert [line["step"] for line in lines if "loss" in line] == [7, 8]
     assert skipped == [0], "the data begins with its first batch, whatever the step"
-    train_toy(toy_records, tmp_path / "relative", 3, **relative)
+    train_toy(toy_records, tmp_path / "relative", None, **start, train_steps_relative=3)
     assert skipped == [0, 2]
 
 
@@ -202,6 +204,7 @@ def test_an_initial_checkpoint_of_other_sizes_is_refused_with_names(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        ({"learning_rate": 2e-3}, r"settings\['optimizer'\] was .*0\.001.* and is .*0\.002"),
         ({"seed": 2}, r"settings\['seed'\] was 1 there and is 2 now"),
         ({"batch_size": 16}, "batch_size"),
         ({"objective": "packed text"}, "mixture|objective"),
@@ -240,10 +243,24 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, caplog):
         train_toy("no such folder", tmp_path / "run", 3, dry_run=True)
     assert re.search(
         r"toy\.A7\.grouped: [\d,]+ parameters, mesh data=8, fsdp=1, tensor=1, "
-        r"[\d.]+ MiB of state per device, 3 steps of 8 rows",
+        r"[\d.]+ MiB of state per device \([\d.]+ MiB of parameters, "
+        r"[\d.]+ MiB of the optimizer's\); adamw, 3 steps of 8 rows, into",
         caplog.text,
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_a_number_of_steps_is_refused_before_it_begins(tmp_path):
+    with pytest.raises(UserError, match="TRAIN_STEPS and TRAIN_STEPS_RELATIVE are both None"):
+        train_toy("no such folder", tmp_path / "run", None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_that_end_before_the_initial_checkpoint_are_refused(toy_records, straight, tmp_path):
+    start = str(straight("listwise") / store.LATEST / "6")
+    with pytest.raises(UserError, match=r"TRAIN_STEPS is 5, but .* is at step 6 already"):
+        train_toy(toy_records, tmp_path / "run", 5, initial_checkpoint_path=start)
+    assert not (tmp_path / "run").exists()
 
 
 STEPS = 40

@@ -40,7 +40,9 @@ def train_toy(
 ):
     """Trains on the eight fake devices, or as many as there are."""
     loss, mixture = OBJECTIVES[objective]
-    rate = optimizers.constant(learning_rate=learning_rate)
+    rate = learning_rate
+    if not callable(rate):
+        rate = optimizers.constant(learning_rate=learning_rate)
     settings = TrainSettings(model_dir=str(model_dir), mixture=mixture, batch_size=8, seed=1)
     train(
         learning=Learning(

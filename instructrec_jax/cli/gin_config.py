@@ -100,7 +100,8 @@ def _configure(
     try:
         for path in paths:
             _parse_file(path, macros)
-        gin.parse_config(list(lines))
+        if lines:
+            gin.parse_config([*_import_lines(paths), *lines])
         gin.finalize()
     except (ValueError, NameError, AttributeError, ImportError, TypeError, RuntimeError) as error:
         raise UserError(f"gin cannot use this config: {error}") from None
@@ -108,6 +109,18 @@ def _configure(
         return gin.get_configurable(function)
     except KeyError:  # no gin file mentions the function
         return function
+
+
+def _import_lines(paths: Sequence[Path]) -> list[str]:
+    """Returns lines with which the command line can name what the files import."""
+    lines = ["from __gin__ import dynamic_registration"]
+    for name, module in gin_survey.imported_modules(paths).items():
+        parent, _, last = module.rpartition(".")
+        if name == module:
+            lines.append(f"import {module}")
+        else:
+            lines.append(f"from {parent} import {last}" + ("" if name == last else f" as {name}"))
+    return lines
 
 
 def _macro_values(names: Iterable[str]) -> dict[str, Any]:

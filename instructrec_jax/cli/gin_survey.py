@@ -88,11 +88,27 @@ def survey(files: Sequence[Path], bindings: Sequence[str]) -> list[Statement]:
       UserError: where a line is not valid gin.
     """
     found: list[Statement] = []
+    imported: dict[str, str] = {}
     for file in files:
-        found += _read_file(file, seen=())
+        found += _read_file(file, seen=(), imported_anywhere=imported)
     for binding in bindings:
-        found += _read(binding, COMMAND_LINE, seen=())
+        found += _read(binding, COMMAND_LINE, seen=(), imported_anywhere=imported)
     return found
+
+
+def imported_modules(files: Sequence[Path]) -> dict[str, str]:
+    """Returns how gin files call the modules they import, and the modules' full names.
+
+    The command line may use these names; where two files give one name to two modules, it means
+    the first.
+
+    Raises:
+      UserError: where a line is not valid gin.
+    """
+    imported: dict[str, str] = {}
+    for file in files:
+        list(_read_file(file, seen=(), imported_anywhere=imported))
+    return imported
 
 
 def check(statements: Sequence[Statement], function_name: str) -> None:
@@ -193,24 +209,30 @@ def _check_bindings(
             )
 
 
-def _read_file(path: Path, *, seen: tuple[Path, ...]) -> Iterator[Statement]:
-    """Yields the statements of a file and of what it includes."""
+def _read_file(
+    path: Path, *, seen: tuple[Path, ...], imported_anywhere: dict[str, str]
+) -> Iterator[Statement]:
+    """Yields the statements of a file and of what it includes, noting what they import."""
     if path in seen:
         raise UserError(f"{path} includes itself; remove the include")
     text = path.read_text(encoding="utf-8")
-    yield from _read(text, _shown(path), seen=(*seen, path))
+    yield from _read(text, _shown(path), seen=(*seen, path), imported_anywhere=imported_anywhere)
 
 
-def _read(text: str, source: str, *, seen: tuple[Path, ...]) -> Iterator[Statement]:
-    """Yields the statements of a gin text."""
+def _read(
+    text: str, source: str, *, seen: tuple[Path, ...], imported_anywhere: dict[str, str]
+) -> Iterator[Statement]:
+    """Yields the statements of a gin text; the command line sees what any file imports."""
     recorder = _Recorder()
-    imported: dict[str, str] = {}
+    imported = dict(imported_anywhere) if source == COMMAND_LINE else {}
     try:
         for item in config_parser.ConfigParser(text, recorder):
             if isinstance(item, config_parser.ImportStatement):
                 imported |= _imported_name(item)
+                imported_anywhere |= _imported_name(item) | imported_anywhere
             elif isinstance(item, config_parser.IncludeStatement):
-                yield from _read_file(gin_files.find_gin_file(item.filename), seen=seen)
+                path = gin_files.find_gin_file(item.filename)
+                yield from _read_file(path, seen=seen, imported_anywhere=imported_anywhere)
             elif isinstance(item, config_parser.BindingStatement):
                 yield _statement(item, recorder, source, imported)
     except SyntaxError as error:

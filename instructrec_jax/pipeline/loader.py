@@ -34,6 +34,7 @@ def training_batches(
     pack: bool,
     split: str = "train",
     skip_batches: int = 0,
+    use_cached: bool = False,
 ) -> Iterator[Batch]:
     """Returns an endless stream of batches for maximum-likelihood training.
 
@@ -46,6 +47,7 @@ def training_batches(
       pack: whether several examples share a row.
       split: split of the dataset.
       skip_batches: how many to leave out, to go on where a run stopped.
+      use_cached: read tasks from elsewhere as SeqIO has cached them.
 
     Returns:
       int32 arrays: `encoder_input_tokens` [batch, inputs]; `decoder_input_tokens`,
@@ -55,7 +57,14 @@ def training_batches(
     """
     hide_accelerators()
     ds = _dataset(
-        mixture, dict(feature_lengths), (), split=split, shuffle=True, seed=seed, num_epochs=None
+        mixture,
+        dict(feature_lengths),
+        (),
+        split=split,
+        shuffle=True,
+        seed=seed,
+        num_epochs=None,
+        use_cached=use_cached,
     )
     ds = ds.map(lambda example: {name: example[name] for name in ("inputs", "targets")})
     lengths = {name: feature_lengths[name] for name in ("inputs", "targets")}
@@ -206,7 +215,16 @@ def _dataset(
     provider = registry.get_for(options["split"], name)
     if isinstance(provider, seqio.Mixture):
         options["passthrough_features"] = extra_fields
-    return provider.get_dataset(lengths, **options)
+    try:
+        return provider.get_dataset(lengths, **options)
+    except AssertionError as error:
+        if not options.get("use_cached"):
+            raise
+        raise UserError(
+            f"USE_CACHED_TASKS is True, but {str(error).rstrip('.')}; cache the task with "
+            "`seqio_cache_tasks` and name the folder with `seqio.add_global_cache_dirs` in "
+            "MIXTURE_OR_TASK_MODULE, or set USE_CACHED_TASKS to False"
+        ) from None
 
 
 def _grouped_name(name: str) -> str:

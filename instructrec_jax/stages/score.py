@@ -18,7 +18,7 @@ from instructrec_jax.pipeline import loader, registry
 from instructrec_jax.scoring import scores
 from instructrec_jax.scoring.scorer import Scorer, make_scorer
 from instructrec_jax.stages.run_data import RunData, dataset_of
-from instructrec_jax.training.state import abstract_model
+from instructrec_jax.training.state import TrainState, abstract_model, describe_placement
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +71,12 @@ def score(
     checkpoint = store.resolve_checkpoint(run.checkpoint_path)
     tasks = ", ".join(run.tasks)
     logger.info("%s, split %s, by %s, into %s", tasks, run.split, checkpoint, run.output_dir)
-    if dry_run:
-        return
     device_mesh = make_mesh(mesh)
     check_rows(run.batch_size, device_mesh, name="BATCH_SIZE")
+    shapes = TrainState(None, abstract_model(model, device_mesh), None)
+    logger.info("%s, %d rows a batch", describe_placement(shapes), run.batch_size)
+    if dry_run:
+        return
     run = _open(data, run, vocab_size=model.vocab_size)
     planned = _plan(model, data, run, checkpoint)
     earlier = manifest.find_same_work(run.output_dir, planned)

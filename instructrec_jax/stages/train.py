@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from instructrec_jax import files, manifest
 from instructrec_jax.baselines.cooccurrence import cooccurrence_embeddings
 from instructrec_jax.checkpoints import store
+from instructrec_jax.errors import UserError
 from instructrec_jax.models.objectives import Objective
 from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
@@ -26,11 +27,12 @@ from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
 from instructrec_jax.stages.run_data import RunData, dataset_of
 from instructrec_jax.training.loop import Actions, Periods, run_loop
 from instructrec_jax.training.metrics_log import MetricsLog
+from instructrec_jax.training.optimizers import describe
 from instructrec_jax.training.state import (
     TrainState,
     abstract_state,
+    describe_placement,
     initial_state,
-    num_parameters,
 )
 from instructrec_jax.training.step import make_train_step
 from instructrec_jax.training.warm_start import with_averaging_attention, with_token_embeddings
@@ -50,10 +52,12 @@ class TrainSettings:
       pack: several examples in a row; not for grouped mixtures.
       num_candidates: candidates drawn for each training example, the target among them.
       initial_checkpoint_path: parameters to start from (INITIAL_CHECKPOINT_PATH).
-      steps_are_relative: count train_steps from the initial checkpoint's own step on
-        (TRAIN_STEPS_RELATIVE) instead of from 0 (TRAIN_STEPS).
+      train_steps_relative: steps of this run alone (TRAIN_STEPS_RELATIVE); None: `Periods` says
+        where training ends, counting the initial checkpoint's own steps too (TRAIN_STEPS).
       warm_start: start from co-occurrence in the training histories, see `training.warm_start`; for
         models without pretraining.
+      use_cached: read what SeqIO has cached of tasks from elsewhere (USE_CACHED_TASKS); ours render
+        while they are read, whatever it says.
       keep_checkpoints: how many of the latest to keep, beside the best.
     """
 
@@ -64,8 +68,9 @@ class TrainSettings:
     pack: bool = True
     num_candidates: int = 10
     initial_checkpoint_path: str | None = None
-    steps_are_relative: bool = False
+    train_steps_relative: int | None = None
     warm_start: bool = False
+    use_cached: bool = False
     keep_checkpoints: int = 2
 
 
@@ -76,7 +81,7 @@ class Learning:
     Attributes:
       model: sizes (MODEL).
       objective: the loss (OBJECTIVE).
-      optimizer: an optax transformation (OPTIMIZER).
+      optimizer: one of `training.optimizers`, or any optax transformation (OPTIMIZER).
       mesh: how devices are shared (NUM_PARTITIONS is its `tensor`).
     """
 
@@ -119,7 +124,7 @@ def train(
     ):
         check_rows(rows, mesh, name=name)
     first_step, periods = _count_steps(run, periods)
-    logger.info(_describe(abstract, mesh, run, periods))
+    logger.info(_describe(abstract, learning, run, periods, first_step=first_step))
     if dry_run:
         return
     data.open(run.mixture, vocab_size=learning.model.vocab_size)
@@ -131,7 +136,7 @@ def train(
     best = store.CheckpointStore(folder / store.BEST, keep=1, best_metric=evaluation.headline)
     state = _initialise(learning, run, latest=latest, abstract=abstract)
     log = MetricsLog(folder, first_step=int(state.step))
-    if int(state.step) < periods.train_steps:
+    if int(state.step) < periods.last_step:
         run_loop(
             state,
             _batches(learning.objective, data, run, skip=int(state.step) - first_step),
@@ -161,9 +166,27 @@ def _count_steps(run: TrainSettings, periods: Periods) -> tuple[int, Periods]:
     first_step = 0
     if run.initial_checkpoint_path is not None:
         first_step = store.checkpoint_step(store.resolve_checkpoint(run.initial_checkpoint_path))
-    if run.steps_are_relative:
-        periods = dataclasses.replace(periods, train_steps=first_step + periods.train_steps)
-    return first_step, periods
+    return first_step, _with_train_steps(run, periods, first_step)
+
+
+def _with_train_steps(run: TrainSettings, periods: Periods, first_step: int) -> Periods:
+    """Returns the periods with the step after which training ends."""
+    last_step = periods.train_steps
+    if run.train_steps_relative is not None:
+        last_step = first_step + run.train_steps_relative
+    if last_step is None:
+        raise UserError(
+            "TRAIN_STEPS and TRAIN_STEPS_RELATIVE are both None; set the number of steps with "
+            "--gin.TRAIN_STEPS_RELATIVE=N, or with --gin.TRAIN_STEPS=N, which counts the steps of "
+            "INITIAL_CHECKPOINT_PATH too"
+        )
+    if last_step < first_step:
+        raise UserError(
+            f"TRAIN_STEPS is {last_step}, but the initial checkpoint {run.initial_checkpoint_path} "
+            f"is at step {first_step} already, and its steps count; set TRAIN_STEPS to more than "
+            "that, or TRAIN_STEPS_RELATIVE to the steps of this run alone"
+        )
+    return dataclasses.replace(periods, train_steps=last_step)
 
 
 def _claim(learning: Learning, data: RunData, run: TrainSettings, first_step: int) -> None:
@@ -171,6 +194,7 @@ def _claim(learning: Learning, data: RunData, run: TrainSettings, first_step: in
     settings = {
         "model": dataclasses.asdict(learning.model),
         "objective": repr(learning.objective),
+        "optimizer": describe(learning.optimizer),
         "mixture": run.mixture,
         "batch_size": run.batch_size,
         "seed": run.seed,
@@ -257,6 +281,7 @@ def _batches(
         seed=run.seed,
         pack=run.pack,
         skip_batches=skip,
+        use_cached=run.use_cached,
     )
 
 
@@ -267,15 +292,20 @@ def _placer(objective: Objective, mesh: Mesh) -> Callable[[Mapping], dict[str, j
     return functools.partial(place_batch, mesh=mesh)
 
 
-def _describe(abstract: TrainState, mesh: Mesh, run: TrainSettings, periods: Periods) -> str:
+def _describe(
+    abstract: TrainState,
+    learning: Learning,
+    run: TrainSettings,
+    periods: Periods,
+    *,
+    first_step: int,
+) -> str:
     """Returns one line on what is about to be trained, and how much memory its state takes."""
-    leaves = jax.tree.leaves(abstract)
-    per_device = sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves
-    )
-    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    settings = describe(learning.optimizer)
+    name = settings["name"] if isinstance(settings, Mapping) else settings
+    num_steps = periods.last_step - first_step
+    after = f" after step {first_step}" if first_step else ""
     return (
-        f"{run.mixture}: {num_parameters(abstract.model):,} parameters, mesh {axes}, "
-        f"{per_device / 2**20:,.1f} MiB of state per device, {periods.train_steps} steps of "
-        f"{run.batch_size} rows, into {run.model_dir}"
+        f"{run.mixture}: {describe_placement(abstract)}; {name}, {num_steps} steps of "
+        f"{run.batch_size} rows{after}, into {run.model_dir}"
     )

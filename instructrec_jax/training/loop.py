@@ -27,23 +27,29 @@ class Periods:
     """When the loop does what, in steps.
 
     Attributes:
-      train_steps: the step after which training ends.
+      train_steps: the step after which training ends; None where that is still to be found out.
       log: steps between two lines of progress.
       evaluate: steps between two evaluations; the last step is evaluated too.
       checkpoint: steps between two checkpoints; the last step is saved too.
     """
 
-    train_steps: int
+    train_steps: int | None
     log: int = 100
     evaluate: int = 1000
     checkpoint: int = 1000
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise UserError(
-                    f"{field.name} is {getattr(self, field.name)}; expected a number of steps >= 1"
-                )
+            value = getattr(self, field.name)
+            if value is not None and value < 1:
+                raise UserError(f"{field.name} is {value}; expected a number of steps >= 1")
+
+    @property
+    def last_step(self) -> int:
+        """The step after which training ends."""
+        if self.train_steps is None:
+            raise ValueError("nobody has said yet when training ends")
+        return self.train_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,17 +94,17 @@ def run_loop(
       UserError: if loss or gradient is not finite; the last checkpoint holds a state before it.
     """
     first_step, step = int(state.step), int(state.step)
-    progress = Progress(first_step=first_step, last_step=periods.train_steps)
+    progress = Progress(first_step=first_step, last_step=periods.last_step)
     unchecked: _Unchecked | None = None
     with _stop_on_sigterm() as stop:
-        while step < periods.train_steps and not stop.is_asked:
+        while step < periods.last_step and not stop.is_asked:
             batch = next(batches)
             state, metrics = train_step(state, actions.place(batch))
             step += 1
             # The previous step's loss is looked at while this one runs: no waiting.
             _check_finite(unchecked)
             unchecked = _Unchecked(step, metrics, batch)
-            is_last = step == periods.train_steps
+            is_last = step == periods.last_step
             is_measured = step % periods.evaluate == 0 or is_last
             is_saved = step % periods.checkpoint == 0 or is_measured
             if step % periods.log == 0 or is_last or step == first_step + 1:
@@ -148,7 +154,8 @@ def _check_finite(taken: _Unchecked | None) -> None:
         named = f"; examples of that batch: {', '.join(ids[:20])}" if ids else ""
         raise UserError(
             f"the {name.replace('_', ' ')} of step {taken.step} is {value}; training stops here "
-            "and the last checkpoint is kept. Lower the learning rate, or look at the data" + named
+            "and the last checkpoint is kept. Look at the data, or start a new MODEL_DIR with a "
+            "lower learning rate, INITIAL_CHECKPOINT_PATH being this one" + named
         )
 
 

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from instructrec_jax.models.t5 import T5, T5Config
-from instructrec_jax.parallel.sharding import state_shardings
+from instructrec_jax.parallel.sharding import bytes_per_device, state_shardings
 
 
 class TrainState(NamedTuple):
@@ -52,6 +52,29 @@ def initial_state(
 def num_parameters(model: T5) -> int:
     """Returns the number of parameters of a model or of its shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(model))
+
+
+def describe_placement(state: TrainState) -> str:
+    """Returns the number of parameters, the mesh, and the memory that a state takes on a device.
+
+    Args:
+      state: arrays, or shapes, with shardings; a step or optimizer state that is None counts not.
+    """
+    mesh = jax.tree.leaves(state.model)[0].sharding.mesh
+    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    memory = f"{_mebibytes(state.model)} MiB of parameters"
+    if state.optimizer_state is not None:
+        memory = (
+            f"{_mebibytes(state)} MiB of state per device ({memory}, "
+            f"{_mebibytes(state.optimizer_state)} MiB of the optimizer's)"
+        )
+    else:
+        memory += " per device"
+    return f"{num_parameters(state.model):,} parameters, mesh {axes}, {memory}"
+
+
+def _mebibytes(tree: Any) -> str:
+    return f"{bytes_per_device(tree) / 2**20:,.1f}"
 
 
 def _with_shardings(shapes: TrainState, mesh: Mesh) -> TrainState:
