@@ -186,6 +186,7 @@ def test_rank_and_grouped_forms_hold_the_same_tokens(toy):
         assert row["targets"].tolist() == candidate[candidate > 0].tolist()
         assert row["is_correct"] == (place == group["target_index"])
         assert row["candidate_id"] == group["candidate_ids"][place]
+        assert row["candidate_num_chars"] == group["candidate_num_chars"][place]
 
 
 def test_seqio_evaluates_the_rank_form_with_our_metrics(toy):

@@ -120,6 +120,7 @@ def one_row_per_candidate(dataset: tf.data.Dataset) -> tf.data.Dataset:
             "is_correct": places == group["target_index"],
             "example_id": tf.repeat(group["example_id"], num_candidates),
             "candidate_id": group["candidate_ids"],
+            "candidate_num_chars": group["candidate_num_chars"],
         }
         return tf.data.Dataset.from_tensor_slices(rows).map(_without_padding)
 

@@ -21,6 +21,7 @@ from instructrec_jax.report import curves, evaluation, scenarios, writers
 from instructrec_jax.report.evaluation import Choice, Report, ScenarioResult
 from instructrec_jax.report.normalisers import checked_names, normalise
 from instructrec_jax.scoring import scores as score_files
+from instructrec_jax.scoring import t5x_scores
 from instructrec_jax.scoring.scores import Scores
 
 SEED = 0  # of the bootstrap and of the random scorer; results of different runs stay comparable
@@ -44,7 +45,8 @@ def report(
     Args:
       dataset: name of the dataset; must be the one that was prepared.
       prepared_dir: artefact A.
-      validation_scores_dir: artefact E of the validation split: chooses template and normaliser.
+      validation_scores_dir: artefact E of the validation split, or what T5X's `infer` wrote in
+        score mode for `.rank` tasks: chooses template and normaliser.
       test_scores_dir: artefact E of the test split: gives the numbers.
       output_dir: folder to write; one that holds the same report is kept.
       metrics_file: JSONL metrics of the training run, for the curve; None for no curve.
@@ -64,7 +66,7 @@ def report(
     data = prepared_files.read_prepared(prepared_dir)
     if data.dataset != dataset:
         raise UserError(f"{prepared_dir} holds dataset {data.dataset!r}, not {dataset!r}")
-    scores = {split: score_files.read_scores(path) for split, path in score_folders.items()}
+    scores = {split: _read_scores(path) for split, path in score_folders.items()}
     made = _make_report(data, scores, names, _protocol(planned, scores, score_folders))
     _write(made, output, planned, metrics_file)
     _logger.info("report: wrote %s", output / "report.json")
@@ -84,6 +86,8 @@ def _plan(
     if not candidates.exists():
         raise UserError(f"{prepared_dir} holds no {candidates.name}; run `instructrec prepare`")
     for folder in score_folders.values():
+        if t5x_scores.holds_t5x_scores(folder):
+            continue
         if not manifest.read_manifest(folder).counts:  # claimed, not finished
             raise UserError(f"scoring into {folder} has not finished; run its command again")
     inputs = {"candidates": files.sha256(candidates)}
@@ -96,12 +100,19 @@ def _plan(
     return Manifest(stage="report", inputs=inputs, settings=settings)
 
 
+def _read_scores(folder: Path) -> Scores:
+    """Returns the scores of a folder, whichever scorer wrote them."""
+    if t5x_scores.holds_t5x_scores(folder):
+        return t5x_scores.read_t5x_scores(folder)
+    return score_files.read_scores(folder)
+
+
 def _protocol(
     planned: Manifest, scores: Mapping[str, Scores], folders: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Returns what every scenario's protocol has in common."""
     for split, part in scores.items():
-        if part.metadata["split"] != split:
+        if part.metadata["split"] not in (split, None):  # None: T5X's config is not at hand
             raise UserError(
                 f"{folders[split]} holds scores of the {part.metadata['split']} split, not of "
                 f"{split}; were the folders exchanged?"
@@ -124,7 +135,7 @@ def _protocol(
         "interval": f"percentile bootstrap, {statistics.CONFIDENCE:.0%}, "
         f"{statistics.NUM_RESAMPLES} resamples of examples",
         "seed": SEED,
-        "score_command": manifest.read_manifest(folders["test"]).command,
+        "score_command": scores["test"].metadata.get("command", "unknown"),
         "command": planned.command,
     }
 

@@ -1,0 +1,196 @@
+"""Scores as T5X's `infer` writes them in score mode: read, refused, and reported like our own."""
+
+import json
+
+import numpy as np
+import pytest
+from test_report import TEST, VALIDATION, make_data, run, score_rows, write_scores
+
+from instructrec_jax.data import prepared
+from instructrec_jax.errors import UserError
+from instructrec_jax.manifest import Manifest
+from instructrec_jax.scoring import t5x_scores
+from instructrec_jax.scoring.scores import read_scores
+
+# What `gin.config_str` makes of T5X's run, long lines broken as it breaks them.
+CONFIG = """import __main__ as infer_script
+# Macros:
+CHECKPOINT_PATH = \\
+    'gs://bucket/flan_t5_xl/checkpoint_1140000'
+SPLIT = '{split}'
+
+utils.DatasetConfig.batch_size = 32
+utils.DatasetConfig.split = %SPLIT
+utils.RestoreCheckpointConfig.path = %CHECKPOINT_PATH
+"""
+
+
+def lines_of(rows):
+    """One line a candidate; T5X turns single whole numbers into floats and pads targets."""
+    for index, row in enumerate(rows):
+        for place, item in enumerate(row["candidate_ids"]):
+            inputs = {
+                "example_id": row["example_id"],
+                "candidate_id": float(item),
+                "candidate_num_chars": float(row["num_chars"][place]),
+                "idx": [index, place],
+                "is_correct": place == row["target_index"],
+                "targets": [7] * (row["num_tokens"][place] - 1) + [1, 0, 0],
+            }
+            yield {"inputs": inputs, "score": row["log_likelihood"][place]}
+
+
+def write_lines(folder, task, lines, *, shard=0, shards=1):
+    path = folder / f"{task}-score.jsonl-{shard:05d}-of-{shards:05d}"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.with_name(path.name + ".COMPLETED").touch()
+    return path
+
+
+def write_t5x_scores(folder, data, split, bonuses):
+    folder.mkdir()
+    for template, bonus in bonuses.items():
+        protocol = "product_search" if template.startswith("B") else "leave_one_out"
+        examples = [e for e in data.candidates if (e.protocol, e.split) == (protocol, split)]
+        rows = score_rows(template, examples, bonus=bonus)
+        write_lines(folder, f"toy.{template}.rank", lines_of(rows))
+    (folder / "config.gin").write_text(CONFIG.format(split=split))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root, data = tmp_path_factory.mktemp("t5x"), make_data()
+    (root / "prepared").mkdir()
+    prepared.write_prepared(root / "prepared", data)
+    Manifest(stage="prepare", inputs={}, settings={"dataset": "toy"}).write(root / "prepared")
+    for split, bonuses in (("validation", VALIDATION), ("test", TEST)):
+        write_scores(root / f"own_{split}", data, split, bonuses)
+        write_t5x_scores(root / split, data, split, bonuses)
+    (root / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n')
+    return root
+
+
+def test_what_t5x_wrote_is_read_as_our_own_scores(folders):
+    own, found = read_scores(folders / "own_test"), t5x_scores.read_t5x_scores(folders / "test")
+    assert found.example_id == own.example_id and found.template_id == own.template_id
+    for name in ("candidate_ids", "log_likelihood", "num_tokens", "num_chars"):
+        for row, expected in zip(getattr(found, name), getattr(own, name), strict=True):
+            np.testing.assert_array_equal(row, expected)
+            assert row.dtype == expected.dtype
+    np.testing.assert_array_equal(found.target_index, own.target_index)
+    assert found.metadata["split"] == "test"
+    assert found.metadata["checkpoint"] == "gs://bucket/flan_t5_xl/checkpoint_1140000"
+    assert found.metadata["checkpoint_step"] == 1140000
+
+
+def test_the_report_of_t5x_scores_has_the_numbers_of_our_own(folders, tmp_path):
+    native = run(
+        folders,
+        tmp_path / "own",
+        validation_scores_dir=folders / "own_validation",
+        test_scores_dir=folders / "own_test",
+    )
+    found = run(folders, tmp_path / "t5x")
+    for name, expected in native["scenarios"].items():
+        for part in expected.keys() - {"protocol"}:
+            assert found["scenarios"][name][part] == expected[part], (name, part)
+        protocol = found["scenarios"][name]["protocol"]
+        assert protocol["checkpoint_step"] == 1140000
+        assert "t5x.infer" in protocol["score_command"]
+
+
+def test_without_the_config_split_and_checkpoint_are_unknown(folders, tmp_path):
+    rows = [json.loads(line) for line in next(folders.glob("test/toy.A7*-00001")).open()]
+    write_lines(tmp_path, "toy.A7.rank", rows)
+    metadata = t5x_scores.read_t5x_scores(tmp_path).metadata
+    assert metadata["split"] is None and metadata["checkpoint_step"] is None
+    assert metadata["checkpoint"] == t5x_scores.UNKNOWN
+
+
+def test_exchanged_folders_of_t5x_are_noticed(folders, tmp_path):
+    exchanged = {
+        "validation_scores_dir": folders / "test",
+        "test_scores_dir": folders / "validation",
+    }
+    with pytest.raises(UserError, match="exchanged"):
+        run(folders, tmp_path / "out", **exchanged)
+
+
+def test_shards_are_put_together_in_any_order_of_rows(folders, tmp_path):
+    rows = [json.loads(line) for line in next(folders.glob("test/toy.A9*-00001")).open()]
+    half = len(rows) // 2 // 10 * 10
+    write_lines(tmp_path, "toy.A9.rank", rows[half:][::-1], shard=1, shards=2)
+    write_lines(tmp_path, "toy.A9.rank", rows[:half], shard=0, shards=2)
+    found = t5x_scores.read_t5x_scores(tmp_path)
+    assert len(found.example_id) == len(rows) // 10
+    expected = {
+        (row["inputs"]["example_id"], *row["inputs"]["idx"][1:]): row["score"] for row in rows
+    }
+    for example, values in zip(found.example_id, found.log_likelihood, strict=True):
+        for place, value in enumerate(values):
+            assert value == np.float32(expected[example, place])
+
+
+def _without(name):
+    def change(rows):
+        del rows[3]["inputs"][name]
+
+    return change
+
+
+def _doubled(rows):
+    rows.append(rows[0])
+
+
+def _cut(rows):
+    del rows[4]
+
+
+def _two_right(rows):
+    for row in rows[:10]:
+        row["inputs"]["is_correct"] = True
+
+
+def _no_number(rows):
+    rows[2]["score"] = "high"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without("candidate_id"), r"line 4 has no field 'candidate_id'; score with gin/t5x/score"),
+        (_without("example_id"), "line 4 has no field 'example_id'"),
+        (_doubled, r"has candidates \[0, 0, 1"),
+        (_cut, r"has candidates \[0, 1, 2, 3, 5"),
+        (_two_right, "has 10 correct candidates"),
+        (_no_number, "line 3 is no score of a candidate"),
+    ],
+)
+def test_rows_that_make_no_sense_are_refused(folders, tmp_path, change, message):
+    rows = [json.loads(line) for line in next(folders.glob("test/toy.A7*-00001")).open()]
+    change(rows)
+    write_lines(tmp_path, "toy.A7.rank", rows)
+    with pytest.raises(UserError, match=message):
+        t5x_scores.read_t5x_scores(tmp_path)
+
+
+def test_a_line_cut_short_is_named(folders, tmp_path):
+    path = write_lines(tmp_path, "toy.A7.rank", [{"inputs": {}, "score": 1.0}])
+    path.write_text(path.read_text()[:-4])
+    with pytest.raises(UserError, match="line 1 is no score"):
+        t5x_scores.read_t5x_scores(tmp_path)
+
+
+def test_unfinished_runs_and_other_tasks_are_refused(tmp_path):
+    path = write_lines(tmp_path, "toy.A7.rank", [], shard=0, shards=2)
+    with pytest.raises(UserError, match=r"has not finished scoring toy\.A7\.rank .* shard 1 of 2"):
+        t5x_scores.read_t5x_scores(tmp_path)
+    write_lines(tmp_path, "toy.A7.rank", [], shard=1, shards=2)
+    path.with_name(path.name + ".COMPLETED").unlink()
+    with pytest.raises(UserError, match=r"shard 0 of 2 or its \.COMPLETED"):
+        t5x_scores.read_t5x_scores(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    write_lines(other, "toy.A7", [])
+    with pytest.raises(UserError, match=r"T5X's scores of toy\.A7; expected .*\.rank"):
+        t5x_scores.read_t5x_scores(other)
