@@ -43,6 +43,7 @@ setup(
         "tensorboardX>=2.6.5",
         "tensorflow>=2.20",
         "tensorflow-datasets>=4.9.9",
+        "tensorstore>=0.1.86",
     ],
     extras_require={
         "test": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"],

@@ -53,6 +53,7 @@ HOMES = {
     "flax": {"models", "parallel", "training", "scoring", "checkpoints", "baselines"},
     "optax": {"training", "checkpoints", "baselines", "stages"},
     "orbax": {"checkpoints"},
+    "tensorstore": {"checkpoints"},
     "matplotlib": {"report"},
     "rich": {"report", "training"},
 }
