@@ -45,7 +45,9 @@ def inputs_of(variant, record, *, is_training, seed=(3, 4), lengths=LENGTHS) -> 
     tensors = preprocessors.arrange(as_tensors(record, is_training=is_training), lengths, seed)
     values = preprocessors.slot_values(variant, tensors, lengths, seed)
     words = vocabulary.CorpusVocabulary()
-    fitted = preprocessors._inputs(variant, "task", tensors, values, words, lengths)
+    fitted = preprocessors.fit(
+        "inputs", variant, "task", tensors, values=values, vocabulary=words, lengths=lengths
+    )
     return fitted.tokens.numpy().tolist()
 
 

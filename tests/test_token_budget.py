@@ -52,16 +52,23 @@ def longest_that_fits(variant, record: InstructionRecord, budget: int):
 
 
 def fitted(variant, record: InstructionRecord, budget: int):
-    found = fit_side(preprocessors._inputs, variant, record, {"inputs": budget})
+    found = fit_side("inputs", variant, record, budget)
     return found.tokens.numpy().tolist(), int(found.num_history_dropped)
 
 
-def fit_side(side, variant, record: InstructionRecord, lengths: dict) -> Fitted:
+def fit_side(feature: str, variant, record: InstructionRecord, budget: int) -> Fitted:
     """Fits the instruction or the answer of a record."""
-    seed = tf.constant([1, 2], tf.int64)
+    lengths, seed = {feature: budget}, tf.constant([1, 2], tf.int64)
     tensors = preprocessors.arrange(as_tensors(record), lengths, seed)
-    values = preprocessors.slot_values(variant, tensors, lengths, seed)
-    return side(variant, "toy.task", tensors, values, vocabulary.CorpusVocabulary(), lengths)
+    return preprocessors.fit(
+        feature,
+        variant,
+        "toy.task",
+        tensors,
+        values=preprocessors.slot_values(variant, tensors, lengths, seed),
+        vocabulary=vocabulary.CorpusVocabulary(),
+        lengths=lengths,
+    )
 
 
 @settings(deadline=None, max_examples=150)
@@ -182,7 +189,7 @@ def test_an_answer_keeps_its_budget_and_its_item(history, text, name, budget):
     variant = VARIANTS[name]
     whole = [*vocabulary.CorpusVocabulary().encode(render_record(variant, record)[1]), 1]
     try:
-        found = fit_side(preprocessors._targets, variant, record, {"targets": budget})
+        found = fit_side("targets", variant, record, budget)
     except tf.errors.InvalidArgumentError as error:
         assert "the answer needs" in str(error)
         assert len(whole) > budget
@@ -199,7 +206,7 @@ def test_an_answer_keeps_its_budget_and_its_item(history, text, name, budget):
 def test_a_long_text_in_an_answer_loses_its_last_words():
     taste = " ".join(f"word{number}" for number in range(40))
     record = dataclasses.replace(RECORD, preference=(taste,))
-    found = fit_side(preprocessors._targets, VARIANTS["A3"], record, {"targets": 60})
+    found = fit_side("targets", VARIANTS["A3"], record, 60)
     text = vocabulary.CorpusVocabulary().decode(found.tokens.numpy().tolist())
     assert text.startswith("The preference: word0 word1 ")
     assert text.endswith(". So the recommendation: Tetris")

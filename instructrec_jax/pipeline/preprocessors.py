@@ -53,8 +53,9 @@ def render_pair(variant: Variant, task: str) -> Preprocessor:
         vocabulary = output_features["inputs"].vocabulary
         record = arrange(record, lengths, tf.stack(seed))
         values = slot_values(variant, record, lengths, tf.stack(seed))
-        inputs = _inputs(variant, task, record, values, vocabulary, lengths)
-        targets = _targets(variant, task, record, values, vocabulary, lengths)
+        how = {"values": values, "vocabulary": vocabulary, "lengths": lengths}
+        inputs = fit("inputs", variant, task, record, **how)
+        targets = fit("targets", variant, task, record, **how)
         return {
             "inputs": inputs.tokens,
             "targets": targets.tokens,
@@ -87,7 +88,9 @@ def render_group(variant: Variant, task: str) -> Preprocessor:
         vocabulary = output_features["inputs"].vocabulary
         record = arrange(record, lengths, tf.stack(seed))
         values = slot_values(variant, record, lengths, tf.stack(seed))
-        inputs = _inputs(variant, task, record, values, vocabulary, lengths)
+        inputs = fit(
+            "inputs", variant, task, record, values=values, vocabulary=vocabulary, lengths=lengths
+        )
         return {
             "inputs": inputs.tokens,
             "candidates": _candidate_tokens(task, record, vocabulary, lengths),
@@ -229,41 +232,38 @@ def _target_index(record: Record) -> tf.Tensor:
     return tf.where(tf.reduce_any(is_target), place, -1)
 
 
-def _inputs(
+def fit(
+    feature: str,
     variant: Variant,
     task: str,
     record: Record,
+    *,
     values: dict[Slot, tf.Tensor],
     vocabulary: seqio.Vocabulary,
     lengths: Mapping[str, int],
 ) -> Fitted:
-    """Returns the instruction within its budget."""
-    budget = TokenBudget(
-        segments=variant.template.input_segments,
-        vocabulary=vocabulary,
-        max_tokens=lengths.get("inputs"),
-        task=task,
-    )
-    return budget.fit(values, record["history"], record["example_id"])
+    """Returns the instruction ("inputs") or the answer ("targets") within its budget.
 
-
-def _targets(
-    variant: Variant,
-    task: str,
-    record: Record,
-    values: dict[Slot, tf.Tensor],
-    vocabulary: seqio.Vocabulary,
-    lengths: Mapping[str, int],
-) -> Fitted:
-    """Returns the answer within its budget; a history in it holds the last titles."""
+    Args:
+      feature: which of the two; the history in an answer is that of its last titles.
+      variant: what is rendered.
+      task: name for messages.
+      record: an arranged record.
+      values: of all slots but the history, see `slot_values`.
+      vocabulary: how to tokenise.
+      lengths: tokens of the feature, no limit where it is not there.
+    """
+    is_answer = feature == "targets"
+    template = variant.template
     budget = TokenBudget(
-        segments=variant.template.target_segments,
+        segments=template.target_segments if is_answer else template.input_segments,
         vocabulary=vocabulary,
-        max_tokens=lengths.get("targets"),
+        max_tokens=lengths.get(feature),
         task=task,
-        feature="targets",
+        feature=feature,
     )
-    return budget.fit(values, record["history"][-NUM_ANSWER_TITLES:], record["example_id"])
+    history = record["history"][-NUM_ANSWER_TITLES:] if is_answer else record["history"]
+    return budget.fit(values, history, record["example_id"])
 
 
 def _candidate_tokens(
