@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import write_logs
 
-from instructrec_jax.data.preparation import PrepareSettings
+from instructrec_jax.data.prepare_settings import PrepareSettings
 from instructrec_jax.data.readers.damage import Damage, DamagedLineError, damaged
 from instructrec_jax.data.readers.registry import read_logs
 from instructrec_jax.errors import UserError

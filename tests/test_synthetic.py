@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructrec_jax.cli import main
-from instructrec_jax.data.preparation import PrepareSettings, prepare_log
+from instructrec_jax.data.preparation import prepare_log
+from instructrec_jax.data.prepare_settings import PrepareSettings
 from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.data.readers.registry import read_logs
 from instructrec_jax.data.synthetic import KINDS, SyntheticSettings, write_log

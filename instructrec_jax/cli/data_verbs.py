@@ -147,7 +147,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from instructrec_jax.data.preparation import PrepareSettings
+    from instructrec_jax.data.prepare_settings import PrepareSettings
     from instructrec_jax.stages import prepare
 
     names = (

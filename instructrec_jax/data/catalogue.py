@@ -2,23 +2,18 @@
 
 import collections
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from instructrec_jax.data.prepare_settings import REFUSE, PrepareSettings
 from instructrec_jax.data.raw_log import RawItem, RawLog
 from instructrec_jax.data.titles import clean_brand, clean_text, cut_title, junk_kind
 from instructrec_jax.errors import UserError
 from instructrec_jax.records import Item
 
-if TYPE_CHECKING:
-    from instructrec_jax.data.preparation import PrepareSettings
-
-REFUSE, CATEGORY_ASIN = "refuse", "category_asin"
-FALLBACKS = (REFUSE, CATEGORY_ASIN)
 _NO_CATEGORY = "Item"
 
 
 def clean_catalogue(
-    log: RawLog, settings: "PrepareSettings", counts: dict[str, int], drops: dict[str, int]
+    log: RawLog, settings: PrepareSettings, counts: dict[str, int], drops: dict[str, int]
 ) -> list[Item]:
     """Cleans titles, categories and brands; an item that has no title keeps its place with "".
 
@@ -61,7 +56,7 @@ def clean_catalogue(
     ]
 
 
-def _nameless(log: RawLog, titles: Sequence[str], settings: "PrepareSettings") -> list[int]:
+def _nameless(log: RawLog, titles: Sequence[str], settings: PrepareSettings) -> list[int]:
     """Returns the places of the items that the fallback names; none where it is "refuse"."""
     named_by_events = set(log.event_items)
     titles_of_events = [
@@ -98,7 +93,7 @@ def _nameless(log: RawLog, titles: Sequence[str], settings: "PrepareSettings") -
     ]
 
 
-def _fallback_title(log: RawLog, item: RawItem, settings: "PrepareSettings") -> str:
+def _fallback_title(log: RawLog, item: RawItem, settings: PrepareSettings) -> str:
     """Names an item by the narrowest category and its raw id, which is never cut."""
     category = clean_text(item.category or log.default_category).rsplit(", ", 1)[-1]
     raw_id = clean_text(item.raw_id)

@@ -10,72 +10,12 @@ import pyarrow as pa
 
 from instructrec_jax.data import candidates, catalogue, filtering, reviews, splits
 from instructrec_jax.data.columnar import Histories, ItemSets, starts_of
+from instructrec_jax.data.prepare_settings import MIN_HISTORY, PrepareSettings
 from instructrec_jax.data.prepared import PreparedData, write_prepared
 from instructrec_jax.data.raw_log import RawLog
-from instructrec_jax.data.readers import damage
 from instructrec_jax.data.titles import title_ids
 from instructrec_jax.errors import UserError
 from instructrec_jax.records import Item
-
-MIN_HISTORY = 3  # one item to learn from, the validation target, the test target
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PrepareSettings:
-    """What decides the output beside the log itself.
-
-    Attributes:
-      seed: of the product-search split and the candidates.
-      k_core: events that each user and item must keep; None is the format's default (5 for logs,
-        1 for sequences that were ordered and filtered before).
-      max_history: most recent items kept of each user.
-      num_candidates: the target and its negatives.
-      max_title_chars: longer titles are cut between words.
-      max_review_chars: longer reviews likewise.
-      allow_fewer_candidates: whether a small catalogue gives smaller candidate sets.
-      on_damage: "fail" refuses a log with a damaged line, "skip" leaves such lines out.
-      max_damaged: most lines that "skip" leaves out.
-      title_fallback: what becomes of items that cannot be told apart by their titles: "refuse", or
-        "category_asin" to name them by category and raw id.
-      max_same_title_share: largest share of the items that may have no title or another item's.
-    """
-
-    seed: int = 0
-    k_core: int | None = None
-    max_history: int = 20
-    num_candidates: int = 10
-    max_title_chars: int = 200
-    max_review_chars: int = 2000
-    allow_fewer_candidates: bool = False
-    on_damage: str = damage.FAIL
-    max_damaged: int = damage.DEFAULT_MAX_DAMAGED
-    title_fallback: str = catalogue.REFUSE
-    max_same_title_share: float = 0.5
-
-    def check(self) -> None:
-        """Raises UserError if a value is out of range."""
-        lowest = {
-            "k_core": 1,
-            "max_history": MIN_HISTORY,
-            "num_candidates": 2,
-            "max_title_chars": 1,
-            "max_review_chars": 1,
-            "max_damaged": 0,
-        }
-        for name, bound in lowest.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise UserError(f"--{name} is {value}, expected at least {bound}")
-        for name, choices in (
-            ("on_damage", damage.POLICIES),
-            ("title_fallback", catalogue.FALLBACKS),
-        ):
-            if getattr(self, name) not in choices:
-                value = getattr(self, name)
-                raise UserError(f"--{name} is {value!r}, expected {' or '.join(choices)}")
-        if not 0.0 <= self.max_same_title_share <= 1.0:
-            value = self.max_same_title_share
-            raise UserError(f"--max_same_title_share is {value}, expected a share from 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
