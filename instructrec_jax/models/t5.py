@@ -90,7 +90,13 @@ class Dropout:
 
 
 class Kernel(nnx.Module):
-    """A weight without bias: maps the last axes of its input to others."""
+    """A weight without bias: maps the last axes of its input to others.
+
+    Attributes:
+      adapter: what fine-tuning adds to the weight, an `adapters.LowRank`; None: nothing.
+    """
+
+    adapter: Any = None
 
     def __init__(
         self,
@@ -111,7 +117,10 @@ class Kernel(nnx.Module):
         num, kernel = self.num_contracted, self.kernel[...].astype(x.dtype)
         into, out_of = kernel.shape[:num], kernel.shape[num:]
         # As one matrix product: of more than two axes, XLA's CPU code is three times slower.
-        product = x.reshape(-1, math.prod(into)) @ kernel.reshape(math.prod(into), -1)
+        rows = x.reshape(-1, math.prod(into))
+        product = rows @ kernel.reshape(math.prod(into), -1)
+        if self.adapter is not None:
+            product = product + self.adapter(rows)
         return product.reshape(*x.shape[: x.ndim - num], *out_of)
 
 
@@ -419,6 +428,8 @@ class T5(nnx.Module):
           targets: int32 [..., T].
         """
         columns = self.logits_dense.kernel[...].T[targets]
+        if self.logits_dense.adapter is not None:
+            columns = columns + self.logits_dense.adapter.columns(targets)
         return jnp.einsum("...TD,...TD->...T", hidden, columns)
 
 

@@ -25,6 +25,7 @@ DEFAULT_RULES: Mapping[str, MeshAxes] = {
     "vocab": "tensor",
     "layers": None,
     "relpos_buckets": None,
+    "lora_rank": None,
 }
 
 
