@@ -6,8 +6,10 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from instructrec_jax.models.adapters import EVERYTHING, FineTuning, join, split
 from instructrec_jax.models.encoder_decoder import Batch
 from instructrec_jax.models.objectives import Metrics, Objective
+from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.sharding import batch_sharding
 from instructrec_jax.training.state import TrainState
 
@@ -21,6 +23,7 @@ def make_train_step(
     mesh: Mesh,
     shardings: TrainState,
     seed: int,
+    fine_tuning: FineTuning = EVERYTHING,
 ) -> TrainStep:
     """Returns the jitted step: loss, gradient, update; the state given to it is donated.
 
@@ -32,6 +35,7 @@ def make_train_step(
       mesh: the device mesh.
       shardings: of every array of the state, as `state_shardings` gives them.
       seed: of the dropout masks.
+      fine_tuning: what learns; gradients, their norm and the optimizer know nothing else.
 
     Returns:
       A function of (state, batch) that gives (state, metrics); metrics are float32 scalars, with
@@ -42,10 +46,14 @@ def make_train_step(
         dropout_key = None
         if state.model.config.dropout_rate > 0:
             dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
-        gradient_of = jax.value_and_grad(objective, has_aux=True)
-        (loss, metrics), gradient = gradient_of(state.model, batch, dropout_key)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.model)
-        model = optax.apply_updates(state.model, updates)
+        trained, rest = split(state.model, fine_tuning)
+
+        def loss_of(trained: T5) -> tuple[jax.Array, Metrics]:
+            return objective(join(trained, rest), batch, dropout_key)
+
+        (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trained)
+        model = join(optax.apply_updates(trained, updates), rest)
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), **metrics}
         return TrainState(state.step + 1, model, optimizer_state), metrics
 
