@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-from instructrec_jax.errors import unknown_name
+from instructrec_jax.errors import UserError, unknown_name
 
+FOREIGN = "t5x"  # the folder of files for T5X's own programs
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _INSTALLED = Path(sys.prefix) / "share" / "instructrec_jax"
 
@@ -15,11 +16,12 @@ def search_roots() -> list[Path]:
 
 
 def shipped_files() -> list[str]:
-    """Returns the names of all shipped gin files, as the command takes them."""
+    """Returns the names of all shipped gin files that the command takes, as it takes them."""
     names = {
         str(path.relative_to(root))
         for root in search_roots()
         for path in root.rglob("gin/**/*.gin")
+        if path.parent.name != FOREIGN
     }
     return sorted(names)
 
@@ -31,10 +33,15 @@ def find_gin_file(name: str) -> Path:
       name: path as the user gave it; relative to the working folder or to a search root.
 
     Raises:
-      UserError: if there is no such file.
+      UserError: if there is no such file, or it is one for T5X's own programs.
     """
     for root in (Path.cwd(), *search_roots()):
         path = root / name
         if path.is_file():
+            if path.resolve().parent in (root / "gin" / FOREIGN for root in search_roots()):
+                raise UserError(
+                    f"{name} is for T5X's own programs, and its head says how they run it; "
+                    "`instructrec` takes the files of gin/models, gin/mixtures and gin/runs"
+                )
             return path.resolve()
     raise unknown_name("gin file", name, shipped_files())

@@ -52,9 +52,9 @@ REPORT = Verb(
     description=(
         "Chooses the best template of each scenario on validation, and reports HR@1,3,5 and\n"
         "NDCG@3,5 on test with 95% bootstrap intervals, beside a random, a popularity and a\n"
-        "co-occurrence scorer. Writes report.json, report.md, report.txt and training_curve.png.\n\n"
-        "Scores are those of `instructrec score`, or what T5X's own infer wrote in score mode for\n"
-        "the .rank tasks (gin/t5x/score.gin)."
+        "co-occurrence scorer. Writes report.json, report.md, report.txt and training_curve.png.\n"
+        "\nScores are those of `instructrec score`, or what T5X's own infer wrote in score mode\n"
+        "for the .rank tasks (gin/t5x/score.gin)."
     ),
     example=(
         "instructrec report --dataset=ml_100k --prepared_dir=runs/prepared \\\n"

@@ -177,7 +177,7 @@ def _metadata(folder: Path) -> dict[str, Any]:
     checkpoint = macros.get("CHECKPOINT_PATH", UNKNOWN)
     step = re.search(r"(\d+)/?$", checkpoint)
     return {
-        "split": macros.get("SPLIT", macros.get("split")),
+        "split": macros.get("split", macros.get("SPLIT")),
         "checkpoint": checkpoint,
         "checkpoint_step": int(step[1]) if step else None,
         "teacher": UNKNOWN,
