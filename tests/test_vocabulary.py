@@ -6,6 +6,7 @@ import pytest
 import sentencepiece
 import seqio
 import tensorflow as tf
+from sentencepiece import sentencepiece_model_pb2
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.pipeline import vocabulary
@@ -53,8 +54,21 @@ def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
         assert vocabulary.vocabulary_size() == size
 
 
+def test_a_file_that_holds_its_sentinels_gets_no_more_of_them(model, tmp_path):
+    """T5's two public files: 32,000 pieces, and the same with 100 sentinels at their end."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.read_bytes())
+    for index in reversed(range(100)):
+        proto.pieces.add(piece=f"▁<extra_id_{index}>", type=4)
+    (tmp_path / "100extra.model").write_bytes(proto.SerializeToString())
+    vocabulary.use_vocabulary(model, extra_ids=100)
+    outside = CorpusVocabulary().encode("bako liba")
+    vocabulary.use_vocabulary(tmp_path / "100extra.model", extra_ids=100)
+    assert vocabulary.vocabulary_size() == 420
+    assert CorpusVocabulary().encode("bako liba") == outside
+
+
 def test_the_default_is_the_file_that_t5_publishes():
-    assert "gs://t5-data/vocabs/cc_all.32000.100extra" in str(CorpusVocabulary())
+    assert "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model" in str(CorpusVocabulary())
     assert CorpusVocabulary().extra_ids == 100
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from instructrec_jax import manifest
-from instructrec_jax.checkpoints import huggingface, store, t5x_reader
+from instructrec_jax.checkpoints import adapters, huggingface, store, t5x_reader
 from instructrec_jax.checkpoints.parameters import (
     Parameter,
     Shape,
@@ -28,18 +28,24 @@ def open_source(path: Path | str) -> Source:
 
     Args:
       path: a MODEL_DIR of ours, a folder of step folders or one of these; a local folder with
-        config.json and safetensors; a checkpoint_<step> folder of T5X or a folder of several.
+        config.json and safetensors; a checkpoint_<step> folder of T5X or a folder of several;
+        adapters of a run of ours or in PEFT's form, whose base is found by the path they name.
 
     Raises:
       UserError: if nothing is there, or something that is damaged or no T5 1.1.
     """
-    path = Path(path).resolve()
+    path = Path(path)
     if not path.exists():
-        raise UserError(f"checkpoint {path} does not exist; give a local folder")
+        raise UserError(
+            f"no finished checkpoint in {path}, which does not exist; expected a local folder of "
+            "this project, of Hugging Face's or of T5X's"
+        )
     if path.is_dir() and huggingface.is_huggingface(path):
-        return huggingface.open_huggingface(path)
+        return huggingface.open_huggingface(path.resolve())
+    if path.is_dir() and adapters.is_peft(path):
+        return adapters.open_peft(path.resolve(), open_source)
     if (folder := t5x_reader.resolve_t5x(path)) is not None:
-        return _open_t5x(folder)
+        return _open_t5x(folder.resolve())
     try:
         folder = store.resolve_checkpoint(path)
     except UserError as error:
@@ -56,9 +62,9 @@ def load_model(source: Source, abstract_model: T5) -> T5:
     Raises:
       UserError: if it is of another size, damaged, or holds what is not a number.
     """
+    source.check_fits(abstract_model.config)
     if source.kind == "native":
         return store.restore(source.path, {"model": abstract_model})["model"]
-    source.check_fits(abstract_model.config)
     return assemble(abstract_model, source.read)
 
 
@@ -81,6 +87,8 @@ def _open_native(folder: Path) -> Source:
         for name, array in store.stored_arrays(folder).items()
         if name.startswith(_MODEL)
     }
+    if adapters.are_adapters(stored):
+        return adapters.open_run(folder, open_source)
     config = _native_config(folder, {name: shape for name, (shape, _) in stored.items()})
     reader = _NativeReader(folder, config)
     check_found(folder, {p.native: p.shape for p in reader.places.values()}, stored)

@@ -19,9 +19,10 @@ import tensorflow_text as tf_text
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
 
-T5_PATH = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
+T5_PATH = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
 T5_EXTRA_IDS = 100
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+_SENTINEL = re.compile(r"▁?<extra_id_\d+>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,8 @@ def use_vocabulary(path: Path | str | None, *, extra_ids: int = 0) -> None:
 
     Args:
       path: the model file; None for T5's public one with its 100 extra ids.
-      extra_ids: sentinel ids after the pieces; T5's models expect 100, one trained here none.
+      extra_ids: sentinel ids after the pieces; T5's models expect 100, one trained here none. A
+        file that holds its sentinels itself (T5's `cc_all.32000.100extra`) gets no more of them.
 
     Raises:
       UserError: if the file is missing or damaged, or its special ids are not pad 0, eos 1, unk 2.
@@ -51,7 +53,7 @@ def use_vocabulary(path: Path | str | None, *, extra_ids: int = 0) -> None:
     if path is None:
         _choice = _Choice(T5_PATH, T5_EXTRA_IDS)
         return
-    check_vocabulary(path)
+    extra_ids = 0 if _SENTINEL.fullmatch(pieces(path)[-1]) else extra_ids
     _choice = _Choice(str(path), extra_ids, Path(path).stat().st_mtime)
 
 
@@ -77,6 +79,16 @@ def check_vocabulary(path: Path | str) -> sentencepiece.SentencePieceProcessor:
             "use T5's model, or let `instructrec build` train one"
         )
     return model
+
+
+def pieces(path: Path | str) -> list[str]:
+    """Returns the pieces of a model file in the order of their ids.
+
+    Raises:
+      UserError: as `check_vocabulary`.
+    """
+    model = check_vocabulary(path)
+    return [model.id_to_piece(index) for index in range(model.get_piece_size())]
 
 
 def vocabulary_size() -> int:

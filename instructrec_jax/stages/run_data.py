@@ -53,6 +53,28 @@ class RunData:
                 "set VOCAB_SIZE to at least that, or name the vocabulary the model was made for"
             )
 
+    def check_tokenizer(self, task: str, tokenizer: Path | None) -> None:
+        """Checks that a checkpoint means the same by its token ids as this run does.
+
+        Args:
+          task: a task or mixture, "<dataset>.<name>".
+          tokenizer: the SentencePiece model that lies beside the checkpoint; None: nothing is known.
+
+        Raises:
+          UserError: if that is damaged, its special ids are not T5's, or the run's is another one.
+        """
+        if tokenizer is None:
+            return
+        own = self._vocabulary_path(task)
+        theirs, ours = vocabulary.pieces(tokenizer), vocabulary.pieces(own)
+        # One file may hold the sentinel ids that the other leaves to its reader.
+        if theirs[: len(ours)] != ours[: len(theirs)]:
+            raise UserError(
+                f"vocabulary {own} ({len(ours)} pieces) is not the one of the checkpoint, "
+                f"{tokenizer} ({len(theirs)} pieces): its ids would mean other words. Set "
+                f"VOCABULARY='\"{tokenizer}\"'"
+            )
+
     def fingerprint(self, task: str) -> dict[str, str]:
         """Returns hashes of the records and the vocabulary, for manifests."""
         folder = Path(self.data_dir) / dataset_of(task)

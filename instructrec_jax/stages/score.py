@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from instructrec_jax import files, manifest
-from instructrec_jax.checkpoints import store
+from instructrec_jax.checkpoints.parameters import Source
+from instructrec_jax.checkpoints.source import load_model, open_source
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import T5, T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
@@ -28,7 +29,8 @@ class ScoreSettings:
     """One scoring run.
 
     Attributes:
-      checkpoint_path: a step folder, or a MODEL_DIR for its best (CHECKPOINT_PATH).
+      checkpoint_path: a step folder, or a MODEL_DIR for its best (CHECKPOINT_PATH); or Flan-T5 or
+        T5 1.1 as Hugging Face or T5X keep it, see `checkpoints.source.open_source`.
       output_dir: where the parts go (INFER_OUTPUT_DIR).
       tasks: ranking tasks, or mixtures, which stand for all they hold of the evaluation pool.
       split: "validation" or "test".
@@ -68,14 +70,15 @@ def score(
     Raises:
       UserError: for a mistake in settings, data or checkpoint.
     """
-    checkpoint = store.resolve_checkpoint(run.checkpoint_path)
+    checkpoint = open_source(run.checkpoint_path)
     tasks = ", ".join(run.tasks)
-    logger.info("%s, split %s, by %s, into %s", tasks, run.split, checkpoint, run.output_dir)
+    logger.info("%s, split %s, by %s, into %s", tasks, run.split, checkpoint.path, run.output_dir)
     device_mesh = make_mesh(mesh)
     check_rows(run.batch_size, device_mesh, name="BATCH_SIZE")
     shapes = TrainState(None, abstract_model(model, device_mesh), None)
     logger.info("%s, %d rows a batch", describe_placement(shapes), run.batch_size)
     if dry_run:
+        checkpoint.check_fits(model)
         return
     run = _open(data, run, vocab_size=model.vocab_size)
     planned = _plan(model, data, run, checkpoint)
@@ -83,8 +86,8 @@ def score(
     if earlier is not None and _is_finished(earlier, run):
         logger.info("nothing left to do: %s holds all of it", run.output_dir)
         return
-    abstract = {"model": abstract_model(model, device_mesh)}
-    restored = store.restore(checkpoint, abstract)["model"]
+    data.check_tokenizer(run.tasks[0], checkpoint.tokenizer)
+    restored = load_model(checkpoint, abstract_model(model, device_mesh))
     manifest.claim(run.output_dir, planned)  # only now: a mistake leaves no folder behind
     if config_text:
         files.write_text(Path(run.output_dir) / "config.gin", config_text)
@@ -93,7 +96,7 @@ def score(
         **planned.inputs,
         "split": run.split,
         "teacher": data.teacher(run.tasks[0]),
-        "checkpoint_step": store.checkpoint_step(checkpoint),
+        "checkpoint_step": checkpoint.step,
         "versions": planned.versions,
         "command": planned.command,
     }
@@ -124,10 +127,10 @@ def template_of(task: str) -> str:
 
 
 def _plan(
-    model: T5Config, data: RunData, run: ScoreSettings, checkpoint: Path
+    model: T5Config, data: RunData, run: ScoreSettings, checkpoint: Source
 ) -> manifest.Manifest:
     """Returns the manifest of the run, its counts still empty."""
-    inputs = {"checkpoint": files.sha256(checkpoint)}
+    inputs = {"checkpoint": checkpoint.fingerprint()}
     for task in run.tasks:
         inputs |= data.fingerprint(task)
     settings = {

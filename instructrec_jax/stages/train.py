@@ -15,7 +15,11 @@ from jax.sharding import Mesh
 from instructrec_jax import files, manifest
 from instructrec_jax.baselines.cooccurrence import cooccurrence_embeddings
 from instructrec_jax.checkpoints import store
+from instructrec_jax.checkpoints.adapters import claim_base
+from instructrec_jax.checkpoints.parameters import Source
+from instructrec_jax.checkpoints.source import load_model, open_source
 from instructrec_jax.errors import UserError
+from instructrec_jax.models.adapters import FineTuning, split
 from instructrec_jax.models.objectives import Objective
 from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
@@ -30,9 +34,14 @@ from instructrec_jax.training.metrics_log import MetricsLog
 from instructrec_jax.training.optimizers import describe
 from instructrec_jax.training.state import (
     TrainState,
+    abstract_model,
     abstract_state,
     describe_placement,
     initial_state,
+    num_parameters,
+    state_with_model,
+    stored_part,
+    with_stored_part,
 )
 from instructrec_jax.training.step import make_train_step
 from instructrec_jax.training.warm_start import with_averaging_attention, with_token_embeddings
@@ -51,7 +60,8 @@ class TrainSettings:
       seed: of initialisation, data order and dropout (RANDOM_SEED).
       pack: several examples in a row; not for grouped mixtures.
       num_candidates: candidates drawn for each training example, the target among them.
-      initial_checkpoint_path: parameters to start from (INITIAL_CHECKPOINT_PATH).
+      initial_checkpoint_path: parameters to start from (INITIAL_CHECKPOINT_PATH): ours, or Flan-T5
+        or T5 1.1 as Hugging Face or T5X keep it; see `checkpoints.source.open_source`.
       train_steps_relative: steps of this run alone (TRAIN_STEPS_RELATIVE); None: `Periods` says
         where training ends, counting the initial checkpoint's own steps too (TRAIN_STEPS).
       warm_start: start from co-occurrence in the training histories, see `training.warm_start`; for
@@ -83,12 +93,14 @@ class Learning:
       objective: the loss (OBJECTIVE).
       optimizer: one of `training.optimizers`, or any optax transformation (OPTIMIZER).
       mesh: how devices are shared (NUM_PARTITIONS is its `tensor`).
+      fine_tuning: which parameters learn: all, all but some, or adapters (gin/overlays).
     """
 
     model: T5Config
     objective: Objective
     optimizer: optax.GradientTransformation
     mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+    fine_tuning: FineTuning = dataclasses.field(default_factory=FineTuning)
 
 
 def train(
@@ -116,25 +128,25 @@ def train(
       UserError: for a mistake in settings or data, or a loss that is not finite.
     """
     mesh = make_mesh(learning.mesh)
-    abstract = abstract_state(learning.model, learning.optimizer, mesh)
+    tuning = learning.fine_tuning
+    abstract = abstract_state(learning.model, learning.optimizer, mesh, fine_tuning=tuning)
     # Mistakes come out before MODEL_DIR is claimed, and long before the first evaluation.
-    for rows, name in (
-        (run.batch_size, "BATCH_SIZE"),
-        (evaluation.batch_size, "evaluation batch size"),
-    ):
-        check_rows(rows, mesh, name=name)
-    first_step, periods = _count_steps(run, periods)
+    check_rows(run.batch_size, mesh, name="BATCH_SIZE")
+    check_rows(evaluation.batch_size, mesh, name="evaluation batch size")
+    initial = _open_initial(learning, run)
+    first_step, periods = _count_steps(run, periods, initial)
     logger.info(_describe(abstract, learning, run, periods, first_step=first_step))
     if dry_run:
         return
     data.open(run.mixture, vocab_size=learning.model.vocab_size)
-    _claim(learning, data, run, first_step)
+    data.check_tokenizer(run.mixture, initial and initial.tokenizer)
+    _claim(learning, data, run, initial)
     folder = Path(run.model_dir)
     if config_text:
         files.write_text(folder / "config.gin", config_text)
     latest = store.CheckpointStore(folder / store.LATEST, keep=run.keep_checkpoints)
     best = store.CheckpointStore(folder / store.BEST, keep=1, best_metric=evaluation.headline)
-    state = _initialise(learning, run, latest=latest, abstract=abstract)
+    state = _initialise(learning, run, latest=latest, abstract=abstract, initial=initial)
     log = MetricsLog(folder, first_step=int(state.step))
     if int(state.step) < periods.last_step:
         run_loop(
@@ -146,12 +158,13 @@ def train(
                 mesh=mesh,
                 shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
                 seed=run.seed,
+                fine_tuning=tuning,
             ),
             periods=periods,
             actions=Actions(
                 place=_placer(learning.objective, mesh),
                 evaluate=make_evaluate(evaluation, data, make_scorer(mesh)),
-                save=_saver(latest, best),
+                save=_saver(latest, best, tuning),
             ),
             log=log,
         )
@@ -161,16 +174,25 @@ def train(
         closing.close()
 
 
-def _count_steps(run: TrainSettings, periods: Periods) -> tuple[int, Periods]:
-    """Returns the step the run begins with, and the periods with train_steps counted from 0."""
-    first_step = 0
-    if run.initial_checkpoint_path is not None:
-        first_step = store.checkpoint_step(store.resolve_checkpoint(run.initial_checkpoint_path))
-    return first_step, _with_train_steps(run, periods, first_step)
+def _open_initial(learning: Learning, run: TrainSettings) -> Source | None:
+    """Returns the checkpoint to start from, its names, shapes and sizes checked, or None."""
+    if run.initial_checkpoint_path is None:
+        if learning.fine_tuning.lora is not None:
+            raise UserError(
+                "LoRA without INITIAL_CHECKPOINT_PATH: checkpoints of such a run hold adapters "
+                "alone; name the model that they adapt, or train all of a new one"
+            )
+        return None
+    source = open_source(run.initial_checkpoint_path)
+    source.check_fits(learning.model)
+    return source
 
 
-def _with_train_steps(run: TrainSettings, periods: Periods, first_step: int) -> Periods:
-    """Returns the periods with the step after which training ends."""
+def _count_steps(
+    run: TrainSettings, periods: Periods, initial: Source | None
+) -> tuple[int, Periods]:
+    """Returns the step the run begins with, and the periods with the step after which it ends."""
+    first_step = 0 if initial is None else initial.step
     last_step = periods.train_steps
     if run.train_steps_relative is not None:
         last_step = first_step + run.train_steps_relative
@@ -186,10 +208,10 @@ def _with_train_steps(run: TrainSettings, periods: Periods, first_step: int) -> 
             f"is at step {first_step} already, and its steps count; set TRAIN_STEPS to more than "
             "that, or TRAIN_STEPS_RELATIVE to the steps of this run alone"
         )
-    return dataclasses.replace(periods, train_steps=last_step)
+    return first_step, dataclasses.replace(periods, train_steps=last_step)
 
 
-def _claim(learning: Learning, data: RunData, run: TrainSettings, first_step: int) -> None:
+def _claim(learning: Learning, data: RunData, run: TrainSettings, initial: Source | None) -> None:
     """Refuses a MODEL_DIR that holds a run of another model, mixture or seed."""
     settings = {
         "model": dataclasses.asdict(learning.model),
@@ -202,13 +224,16 @@ def _claim(learning: Learning, data: RunData, run: TrainSettings, first_step: in
         "num_candidates": run.num_candidates,
         "feature_lengths": dict(data.feature_lengths),
         "initial_checkpoint_path": run.initial_checkpoint_path,
-        "initial_step": first_step,
+        "initial_step": 0 if initial is None else initial.step,
         "warm_start": run.warm_start,
+        "fine_tuning": dataclasses.asdict(learning.fine_tuning),
     }
     planned = manifest.Manifest(
         stage="train", inputs=data.fingerprint(run.mixture), settings=settings
     )
     manifest.claim(run.model_dir, planned)
+    if learning.fine_tuning.lora is not None and initial is not None:
+        claim_base(run.model_dir, initial, learning.fine_tuning.lora)
 
 
 def _initialise(
@@ -217,24 +242,38 @@ def _initialise(
     *,
     latest: store.CheckpointStore,
     abstract: TrainState,
+    initial: Source | None,
 ) -> TrainState:
     """Returns the state to start from."""
+    tuning, mesh = learning.fine_tuning, abstract.step.sharding.mesh
+    state, step = None, latest.latest_step()
     # 1. The latest checkpoint in MODEL_DIR: an interrupted run goes on where it was.
-    if (step := latest.latest_step()) is not None:
+    if step is not None:
         logger.info("resuming from step %d in %s", step, latest.folder)
-        return latest.restore(step, abstract)
-    mesh = abstract.step.sharding.mesh
-    state = initial_state(learning.model, learning.optimizer, mesh, seed=run.seed)
+        state = latest.restore(step, stored_part(abstract, tuning))
+        if tuning.lora is None:
+            return state
     # 2. INITIAL_CHECKPOINT_PATH: its parameters and step; the optimizer starts afresh.
-    if run.initial_checkpoint_path is not None:
-        folder = store.resolve_checkpoint(run.initial_checkpoint_path)
-        logger.info("starting from the parameters of %s", folder)
-        restored = store.restore(folder, abstract._replace(optimizer_state=None))
-        return state._replace(step=restored.step, model=restored.model)
+    if initial is not None:
+        logger.info("starting from the parameters of %s (%s)", initial.path, initial.kind)
+        base = load_model(initial, abstract_model(learning.model, mesh))
+        started = state_with_model(
+            base,
+            learning.optimizer,
+            abstract,
+            step=initial.step,
+            fine_tuning=tuning,
+            seed=run.seed,
+        )
+        # Of LoRA, 1. is adapters and their optimizer alone.
+        return started if state is None else with_stored_part(started, state, tuning)
     # 3. Random, or a start that the training histories suggest where that is asked for.
+    fresh = initial_state(
+        learning.model, learning.optimizer, mesh, seed=run.seed, fine_tuning=tuning
+    )
     if run.warm_start:
-        state = state._replace(model=_warm(state.model, learning.model, run))
-    return state
+        fresh = fresh._replace(model=_warm(fresh.model, learning.model, run))
+    return fresh
 
 
 def _warm(model: Any, config: T5Config, run: TrainSettings) -> Any:
@@ -246,11 +285,12 @@ def _warm(model: Any, config: T5Config, run: TrainSettings) -> Any:
 
 
 def _saver(
-    latest: store.CheckpointStore, best: store.CheckpointStore
+    latest: store.CheckpointStore, best: store.CheckpointStore, tuning: FineTuning
 ) -> Callable[[int, TrainState, Mapping[str, float] | None], None]:
     """Returns what keeps a state with the latest ones and, where measured, with the best."""
 
     def save(step: int, state: TrainState, measured: Mapping[str, float] | None) -> None:
+        state = stored_part(state, tuning)
         # The best first: a run killed in between takes these steps again and misses nothing.
         if measured is not None:
             best.save(step, state._replace(optimizer_state=None), measured)
@@ -305,7 +345,9 @@ def _describe(
     name = settings["name"] if isinstance(settings, Mapping) else settings
     num_steps = periods.last_step - first_step
     after = f" after step {first_step}" if first_step else ""
+    num_trained = num_parameters(split(abstract.model, learning.fine_tuning)[0])
+    learns = "" if num_trained == num_parameters(abstract.model) else f", {num_trained:,} learn"
     return (
-        f"{run.mixture}: {describe_placement(abstract)}; {name}, {num_steps} steps of "
+        f"{run.mixture}: {describe_placement(abstract)}; {name}{learns}, {num_steps} steps of "
         f"{run.batch_size} rows{after}, into {run.model_dir}"
     )
