@@ -61,17 +61,37 @@ class Parameter:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapters:
+    """Low-rank changes that a checkpoint makes to the kernels of another, none of them read.
+
+    Attributes:
+      base: the other checkpoint.
+      rank: columns of A, rows of B.
+      alpha: their product counts alpha / rank.
+      names: neutral names of the kernels that change.
+      read: gives A [in, rank] and B [rank, out], float32, of such a name.
+    """
+
+    base: "Source"
+    rank: int
+    alpha: float
+    names: tuple[str, ...]
+    read: Callable[[str], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
     """A checkpoint that was found, its names, shapes and dtypes checked, none of its arrays read.
 
     Attributes:
       path: the folder that holds it.
-      kind: "native", "hf" or "t5x".
+      kind: "native", "hf", "t5x", or "lora": adapters, which `read` merges into their base.
       step: training steps taken, 0 where it does not say.
       config: sizes of its model; dropout, compute dtype and remat are the defaults.
       read: gives the neutral array of a name; asked layer by layer of one parameter after another.
       members: the files, or the one folder, whose bytes it consists of.
       tokenizer: the SentencePiece model beside it, if there is one.
+      adapters: what it changes of another checkpoint, if that is all it holds.
     """
 
     path: Path
@@ -81,6 +101,7 @@ class Source:
     read: Read
     members: tuple[Path, ...]
     tokenizer: Path | None = None
+    adapters: Adapters | None = None
 
     def check_fits(self, model: T5Config) -> None:
         """Raises where a run's model is of another size.

@@ -20,7 +20,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         required=True,
         metavar="KIND",
-        help="hf, t5x or native (what train and score write and read themselves)",
+        help="hf, t5x or native (what train and score write and read themselves); or adapter",
     )
 
 
@@ -37,8 +37,10 @@ CONVERT = Verb(
         "Writes the parameters, the step and the tokenizer of a checkpoint as one of another\n"
         "kind, array by array, bit for bit. SOURCE is a folder with config.json and safetensors,\n"
         "a T5X checkpoint_<step> folder, or a MODEL_DIR (its best checkpoint, else its latest) or\n"
-        "one of its step folders. T5 1.1 and Flan-T5 only. `train` and `score` also take any\n"
-        "kind as it is, by INITIAL_CHECKPOINT_PATH and CHECKPOINT_PATH. Optimizers stay behind."
+        "one of its step folders. T5 1.1 and Flan-T5 only. Adapters of a LoRA run are merged into\n"
+        "the model they belong to; --to=adapter writes them alone, as PEFT keeps them. `train`\n"
+        "and `score` also take any kind as it is, by INITIAL_CHECKPOINT_PATH and CHECKPOINT_PATH.\n"
+        "Optimizers stay behind."
     ),
     example="instructrec convert downloads/flan-t5-base runs/flan-t5-base --to=native",
     add_arguments=_add_arguments,

@@ -11,6 +11,7 @@ import numpy as np
 
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints import native_writer, source, t5x_writer
+from instructrec_jax.checkpoints.adapters import write_peft
 from instructrec_jax.checkpoints.huggingface import TOKENIZER_FILE, write_huggingface
 from instructrec_jax.checkpoints.parameters import Source, check_finite, neutral_shapes
 from instructrec_jax.errors import UserError, unknown_name
@@ -36,7 +37,7 @@ def convert(*, source_path: str, output_dir: str, to: str) -> None:
     Args:
       source_path: a checkpoint of any kind, as `checkpoints.source.open_source` finds it.
       output_dir: folder to write, which must be new, empty or hold the same conversion.
-      to: "native", "hf" or "t5x".
+      to: "native", "hf" or "t5x", adapters merged; or "adapter": they alone, as PEFT keeps them.
 
     Raises:
       UserError: for a source that is damaged or no T5 1.1, numbers that are none, or a folder that
@@ -121,4 +122,5 @@ WRITERS: dict[str, Callable[[Path, Source], None]] = {
     "native": _write_native,
     "hf": _write_huggingface,
     "t5x": _write_t5x,
+    "adapter": write_peft,
 }
