@@ -58,7 +58,7 @@ class RunData:
 
         Args:
           task: a task or mixture, "<dataset>.<name>".
-          tokenizer: the SentencePiece model that lies beside the checkpoint; None: nothing is known.
+          tokenizer: the SentencePiece model beside the checkpoint; None: nothing is known.
 
         Raises:
           UserError: if that is damaged, its special ids are not T5's, or the run's is another one.
