@@ -245,7 +245,7 @@ RUNS = sorted((Path(__file__).parents[1] / "gin" / "runs").glob("*.gin"))
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
 @pytest.mark.parametrize("overlays", [[], ["gin/overlays/local_tiny.gin"]], ids=["", "local_tiny"])
 def test_every_shipped_run_is_complete_but_for_what_it_requires(path, overlays):
-    from instructrec_jax.stages import score, train
+    from instructrec_jax.stages import evaluate, score, train
 
     names = ["gin/models/t5_tiny.gin", "gin/mixtures/ml_100k.gin", str(path), *overlays]
     paths = [gin_files.find_gin_file(name) for name in names]
@@ -255,8 +255,12 @@ def test_every_shipped_run_is_complete_but_for_what_it_requires(path, overlays):
     }
     values = {"TRAIN_STEPS": "3"}
     lines = [f"{key} = {values.get(key, repr('x'))}" for key in sorted(required)]
-    is_score = any(s.key.endswith("stages.score.score.run") for s in statements)
-    function = score.score if is_score else train.train
+    functions = (evaluate.evaluate, score.score, train.train)
+    (function,) = (
+        f
+        for f in functions
+        if any(s.key == f"{f.__module__}.{f.__qualname__}.data" for s in statements)
+    )
     statements = gin_survey.survey(paths, lines)
     gin_survey.check(statements, f"{function.__module__}.{function.__qualname__}")
     macros = {s.key for s in statements if s.is_macro}

@@ -8,6 +8,7 @@ import sys
 
 from tiny_model import tiny_config
 
+from instructrec_jax.models.adapters import EVERYTHING
 from instructrec_jax.models.objectives import Listwise, NegativeLogLikelihood
 from instructrec_jax.stages.evaluation import EvaluationSettings
 from instructrec_jax.stages.run_data import RunData
@@ -15,7 +16,7 @@ from instructrec_jax.stages.train import Learning, TrainSettings, train
 from instructrec_jax.training import optimizers
 from instructrec_jax.training.loop import Periods
 
-LENGTHS = {"inputs": 224, "targets": 24, "history": 4}
+LENGTHS = {"inputs": 256, "targets": 24, "history": 4}
 MODEL = tiny_config(vocab_size=600, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.1)
 LONG_PERIODS = {"log": 1, "evaluate": 12, "checkpoint": 4}
 OBJECTIVES = {
@@ -33,6 +34,7 @@ def train_toy(
     learning_rate=1e-3,
     periods=None,
     model=MODEL,
+    fine_tuning=EVERYTHING,
     config_text="",
     dry_run=False,
     evaluation_batch_size=8,
@@ -46,7 +48,10 @@ def train_toy(
     settings = TrainSettings(model_dir=str(model_dir), mixture=mixture, batch_size=8, seed=1)
     train(
         learning=Learning(
-            model=model, objective=loss, optimizer=optimizers.adamw(learning_rate=rate)
+            model=model,
+            objective=loss,
+            optimizer=optimizers.adamw(learning_rate=rate),
+            fine_tuning=fine_tuning,
         ),
         data=RunData(data_dir=str(data_dir), feature_lengths=LENGTHS),
         run=dataclasses.replace(settings, **run),

@@ -32,6 +32,7 @@ VERBS: tuple[Verb, ...] = (
     lint_verb.INSPECT,
     lint_verb.LINT,
     run_verbs.TRAIN,
+    run_verbs.EVAL,
     run_verbs.SCORE,
     convert_verb.CONVERT,
     report_verb.REPORT,

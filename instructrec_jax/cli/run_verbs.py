@@ -1,4 +1,4 @@
-"""`instructrec train` and `score`: stages whose every argument comes from gin."""
+"""`instructrec train`, `eval` and `score`: stages whose every argument comes from gin."""
 
 import argparse
 
@@ -58,6 +58,20 @@ def _train(options: argparse.Namespace) -> None:
     )
 
 
+def _eval(options: argparse.Namespace) -> None:
+    _check_files(options)
+    with quiet_imports():
+        from instructrec_jax.cli import gin_config
+        from instructrec_jax.stages import evaluate
+
+    gin_config.run_with_gin(
+        evaluate.evaluate,
+        gin_file_names=options.gin_file,
+        bindings=options.bindings,
+        dry_run=options.dry_run,
+    )
+
+
 def _score(options: argparse.Namespace) -> None:
     _check_files(options)
     with quiet_imports():
@@ -86,6 +100,23 @@ TRAIN = Verb(
     ),
     add_arguments=_add_gin,
     run=_train,
+    takes_gin=True,
+)
+EVAL = Verb(
+    name="eval",
+    summary="checkpoint -> HR and NDCG on validation",
+    description=(
+        "Measures a checkpoint on the ranking tasks of a task or mixture, as training does.\n"
+        f"Writes metrics.json to EVAL_OUTPUT_DIR.\n\n{_GIN_HELP}"
+    ),
+    example=(
+        "instructrec eval --gin_file=gin/models/t5_tiny.gin \\\n"
+        "    --gin_file=gin/mixtures/ml_100k.gin --gin_file=gin/runs/eval.gin \\\n"
+        "    --gin.DATA_DIR='\"runs/records\"' --gin.CHECKPOINT_PATH='\"runs/model\"' \\\n"
+        "    --gin.EVAL_OUTPUT_DIR='\"runs/eval\"'"
+    ),
+    add_arguments=_add_gin,
+    run=_eval,
     takes_gin=True,
 )
 SCORE = Verb(

@@ -1,0 +1,70 @@
+"""`instructrec eval`: the metrics of a checkpoint, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from score_toy import score_toy, toy_data
+from tiny_model import tiny_model
+from train_toy import MODEL
+
+from instructrec_jax.checkpoints.store import CheckpointStore
+from instructrec_jax.errors import UserError
+from instructrec_jax.metrics import ranking
+from instructrec_jax.parallel.mesh import MeshSettings
+from instructrec_jax.scoring.scores import read_scores
+from instructrec_jax.stages.evaluate import FILE_NAME, EvalSettings, evaluate
+from instructrec_jax.stages.evaluation import EvaluationSettings
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "checkpoints"
+    store = CheckpointStore(folder, keep=1)
+    model = tiny_model(vocab_size=600, num_encoder_layers=1, num_decoder_layers=1)
+    store.save(7, {"model": model})
+    store.close()
+    return folder
+
+
+def evaluate_toy(data_dir, checkpoint, output_dir, *, dry_run=False, **evaluation):
+    settings = {"tasks": ["toy.A7"], "batch_size": 8, "num_batches": 2}
+    return evaluate(
+        model=MODEL,
+        data=toy_data(data_dir),
+        run=EvalSettings(checkpoint_path=str(checkpoint), output_dir=str(output_dir)),
+        evaluation=EvaluationSettings(**(settings | evaluation)),
+        mesh=MeshSettings(),
+        config_text="A = 1\n",
+        dry_run=dry_run,
+    )
+
+
+def test_it_measures_what_score_scores(toy_records, checkpoint, tmp_path, caplog):
+    found = evaluate_toy(toy_records, checkpoint, tmp_path / "eval")
+    assert json.loads((tmp_path / "eval" / FILE_NAME).read_text()) == found
+    assert found["step"] == 7
+    assert (tmp_path / "eval" / "config.gin").read_text() == "A = 1\n"
+    settings = {"tasks": ["toy.A7"], "split": "validation", "num_batches": 2}
+    score_toy(toy_records, checkpoint, tmp_path / "scores", **settings)
+    scores = read_scores(tmp_path / "scores")
+    ranks = ranking.ranks(np.stack(scores.log_likelihood), scores.target_index)
+    for name, value in ranking.evaluate(ranks).items():
+        assert found[f"validation/toy.A7.grouped/{name}"] == found[f"validation/{name}"] == value
+    with caplog.at_level("INFO"):
+        assert evaluate_toy(toy_records, checkpoint, tmp_path / "eval") == found
+    assert "is up to date" in caplog.text and "validation/hr@1 0." in caplog.text
+
+
+def test_the_folder_of_another_evaluation_is_refused(toy_records, checkpoint, tmp_path):
+    evaluate_toy(toy_records, checkpoint, tmp_path / "eval", num_batches=1)
+    with pytest.raises(UserError, match=r"holds another run: .*evaluation"):
+        evaluate_toy(toy_records, checkpoint, tmp_path / "eval", normaliser="mean")
+
+
+def test_a_dry_run_says_what_would_be_measured_and_writes_nothing(checkpoint, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        assert evaluate_toy("no such folder", checkpoint, tmp_path / "eval", dry_run=True) is None
+    assert "toy.A7, split validation, by" in caplog.text
+    assert "parameters, mesh data=8, fsdp=1, tensor=1" in caplog.text
+    assert list(tmp_path.iterdir()) == []
