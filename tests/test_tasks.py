@@ -291,6 +291,26 @@ def test_seqio_tasks_from_elsewhere_join_a_mixture_by_name(toy):
     assert 6 < answers.count("hello") < 26
 
 
+def test_a_cache_that_is_asked_for_and_missing_names_the_macro(toy):
+    source = seqio.FunctionDataSource(
+        lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensors({"inputs": "a"}),
+        splits=["train"],
+    )
+    seqio.TaskRegistry.add(
+        "cacheable",
+        source,
+        output_features=pair_features(),
+        preprocessors=[seqio.CacheDatasetPlaceholder()],
+    )
+    options = {"feature_lengths": LENGTHS, "batch_size": 2, "seed": 0, "pack": False}
+    with pytest.raises(UserError, match="USE_CACHED_TASKS is True, but 'cacheable' does not exist"):
+        loader.training_batches("cacheable", use_cached=True, **options)
+    # Ours render while they are read: no cache is looked for.
+    batches = [next(loader.training_batches("toy.A1", use_cached=c, **options)) for c in (0, 1)]
+    for name, array in batches[0].items():
+        np.testing.assert_array_equal(array, batches[1][name])
+
+
 def test_the_preference_clause_is_drawn_in_training_and_fixed_in_evaluation(toy):
     (variant,) = (v for v in VARIANTS if v.name == "A7")
     words = vocabulary.CorpusVocabulary()
