@@ -8,6 +8,7 @@ import pytest
 
 from instructrec_jax.cli import gin_config, gin_files
 from instructrec_jax.errors import UserError
+from instructrec_jax.models.adapters import FineTuning, Lora
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.stages import train as stage
 from instructrec_jax.training.state import num_parameters
@@ -196,3 +197,26 @@ def test_a_small_shape_is_counted_as_its_arrays_are():
     found = configured("gin/models/t5_tiny.gin", MIXTURE, FINETUNE)["learning"].model
     model = jax.eval_shape(lambda: T5(found, jax.random.key(0)))
     assert num_parameters(model) == sum(leaf.size for leaf in jax.tree.leaves(model))
+
+
+@pytest.mark.parametrize("run", [FINETUNE, "gin/runs/from_scratch.gin"])
+def test_the_overlay_lora_makes_any_training_run_one_of_adapters(run):
+    names = ("gin/models/flan_t5_small.gin", MIXTURE, run, "gin/overlays/lora.gin")
+    bindings = ["LORA_RANK=4", "LORA_ALPHA=32", "LORA_TARGETS=['mlp']", "CLIP_NORM=2.0"]
+    learning = configured(*names, bindings=bindings)["learning"]
+    assert learning.fine_tuning == FineTuning(lora=Lora(rank=4, alpha=32, targets=["mlp"]))
+    settings = learning.optimizer.settings
+    assert settings["name"] == "adamw" and settings["clip_norm"] == 2.0
+    assert settings["learning_rate"]["learning_rate"] == 1e-3
+    assert configured(*names)["learning"].fine_tuning == FineTuning(lora=Lora())
+
+
+def test_the_overlay_frozen_keeps_parts_out_of_gradient_and_optimizer(caplog):
+    overlay = ["gin/overlays/frozen.gin"]
+    text = dry_run("flan_t5_small", caplog, "TRAIN_STEPS_RELATIVE=5", files=overlay)
+    tables = 2 * 32128 * 512
+    assert f"; adafactor, {NUM_PARAMETERS['small'] - tables:,} learn, 5 steps" in text
+    assert " learn, " not in dry_run("flan_t5_small", caplog, "TRAIN_STEPS_RELATIVE=5")
+    with pytest.raises(UserError, match=r"'embeder' is found in no name; .*token_embedder"):
+        bindings = ["TRAIN_STEPS_RELATIVE=5", "FROZEN=['embeder']"]
+        dry_run("flan_t5_small", caplog, *bindings, files=overlay)
