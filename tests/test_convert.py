@@ -136,7 +136,7 @@ def test_the_command_says_what_it_did_and_repeats_nothing(originals, tmp_path, c
 @pytest.mark.parametrize(
     ("source", "to", "named"),
     [
-        ("native", "gguf", "unknown kind of checkpoint 'gguf'; the nearest known: hf, "),
+        ("native", "gguf", "unknown kind of checkpoint 'gguf'; the nearest known: .*native"),
         ("nowhere", "hf", "no finished checkpoint in .*nowhere, which does not exist"),
         ("", "hf", "no finished checkpoint in .*; or Hugging Face's config.json"),
     ],
