@@ -1,9 +1,12 @@
 # Three commands: make demo, make test, make lint. Each makes the environment in .venv first
-# where it is missing or older than the files that say what it holds.
+# where it is missing or older than the files that say what it holds; what only tests and lint need
+# (Apache Beam, torch) is added by the first of them.
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+INSTALLED_TESTS := $(VENV)/.installed_tests
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 .PHONY: demo test lint clean
@@ -11,10 +14,10 @@ PYTEST_FLAGS ?= -n 2 --dist loadfile
 demo: $(INSTALLED)
 	$(BIN)/instructrec demo
 
-test: $(INSTALLED)
+test: $(INSTALLED_TESTS)
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
-lint: $(INSTALLED)
+lint: $(INSTALLED_TESTS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -27,5 +30,9 @@ $(INSTALLED): setup.py constraints.txt
 	  { echo "python3 is older than 3.11; install Python 3.11 or later"; exit 1; }
 	@python3 -m venv $(VENV) || \
 	  { echo "python3 has no venv module; install it (on Debian: apt-get install python3-venv)"; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,beam,parity]'
+	$(INSTALL) .
 	@touch $(INSTALLED)
+
+$(INSTALLED_TESTS): $(INSTALLED)
+	$(INSTALL) '.[test,beam,parity]'
+	@touch $(INSTALLED_TESTS)

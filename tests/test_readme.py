@@ -94,7 +94,7 @@ def clone(tmp_path_factory) -> Path:
             shutil.copy(ROOT / name, folder / name)
     (folder / ".venv").mkdir()
     for part in Path(sys.prefix).iterdir():
-        if part.name != ".installed":
+        if not part.name.startswith(".installed"):
             (folder / ".venv" / part.name).symlink_to(part)
     (folder / ".venv" / ".installed").touch()
     return folder
