@@ -139,7 +139,7 @@ def train(
     if dry_run:
         return
     data.open(run.mixture, vocab_size=learning.model.vocab_size)
-    data.check_tokenizer(run.mixture, initial and initial.tokenizer)
+    data.check_tokenizer(run.mixture, None if initial is None else initial.tokenizer)
     _claim(learning, data, run, initial)
     folder = Path(run.model_dir)
     if config_text:
