@@ -11,7 +11,9 @@ from instructrec_jax.manifest import Manifest
 from instructrec_jax.pipeline import record_store
 from instructrec_jax.pipeline.task_registration import register_family
 from instructrec_jax.records import InstructionRecord, TaskForm
+from instructrec_jax.stages.lint_leaks import check_records
 
+LEAVE_ONE_OUT = "leave_one_out"
 TEMPLATES = (
     Template(
         template_id="L1",
@@ -92,3 +94,12 @@ def write_dataset(
     Manifest(stage="build", inputs={}, settings=settings, counts=dict(counts)).write(
         data_dir / "own"
     )
+
+
+def check_splits(tmp_path, **splits):
+    """Returns what is found in records by split, 2 held-out ones among them unless given."""
+    held_out = {"validation": [numbered(20)], "test": [numbered(30)]}
+    records = {(LEAVE_ONE_OUT, split): members for split, members in {**held_out, **splits}.items()}
+    write_dataset(tmp_path, records)
+    record_store.use_data_dir(tmp_path)
+    return check_records("own")

@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 import pytest
-from lint_toy import numbered, write_dataset
+from lint_toy import LEAVE_ONE_OUT, check_splits, numbered, write_dataset
 
 from instructrec_jax.cli.main import main
 from instructrec_jax.errors import UserError
@@ -20,7 +20,6 @@ from instructrec_jax.stages.lint_coverage import absent_aspects, cover, coverage
 from instructrec_jax.stages.lint_leaks import check_records
 from instructrec_jax.stages.lint_tokens import token_findings
 
-LEAVE_ONE_OUT = "leave_one_out"
 MODULE = "lint_toy"
 SEARCH = {"user_id": "", "position": -1, "history": (), "preference": ()}
 
@@ -30,14 +29,6 @@ def check(tmp_path, **changes):
     train = [numbered(10 + n) for n in range(4)]
     train[1] = dataclasses.replace(train[1], **changes)
     return check_splits(tmp_path, train=train)
-
-
-def check_splits(tmp_path, **splits):
-    held_out = {"validation": [numbered(20)], "test": [numbered(30)]}
-    records = {(LEAVE_ONE_OUT, split): members for split, members in {**held_out, **splits}.items()}
-    write_dataset(tmp_path, records)
-    record_store.use_data_dir(tmp_path)
-    return check_records("own")
 
 
 def found_in(tally) -> dict[str, int]:

@@ -7,16 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import t5x_golden
 from checkpoint_toys import CONFIG, random_arrays
 from tiny_model import tiny_config
 
 from instructrec_jax.checkpoints import parameters
 from instructrec_jax.errors import UserError
-from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.training.state import abstract_model
-
-T5X_GOLDEN = Path(__file__).parent / "testdata" / "t5x_golden"
 
 
 def model_on(config=CONFIG, **axes):
@@ -24,19 +22,10 @@ def model_on(config=CONFIG, **axes):
 
 
 def test_names_and_shapes_are_those_of_t5x():
-    golden = json.loads((T5X_GOLDEN / "params.json").read_text())["params"]
-    config = T5Config(
-        vocab_size=1152,
-        emb_dim=32,
-        num_heads=4,
-        head_dim=8,
-        mlp_dim=64,
-        num_encoder_layers=2,
-        num_decoder_layers=2,
-    )
+    golden = json.loads((t5x_golden.FOLDER / "params.json").read_text())["params"]
     wanted = {name.replace("/", "."): tuple(shape) for name, (shape, _) in golden.items()}
-    assert parameters.neutral_shapes(config) == wanted
-    assert parameters.infer_config("there", wanted) == config
+    assert parameters.neutral_shapes(t5x_golden.CONFIG) == wanted
+    assert parameters.infer_config("there", wanted) == t5x_golden.CONFIG
 
 
 def test_sizes_are_read_off_the_shapes():

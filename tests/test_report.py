@@ -13,7 +13,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, read_manifest
 from instructrec_jax.metrics.statistics import Interval
 from instructrec_jax.records import CandidateList, History, Item
-from instructrec_jax.report import curves, evaluation, normalisers, scenarios, writers
+from instructrec_jax.report import evaluation, normalisers, scenarios, writers
 from instructrec_jax.report.evaluation import Choice
 from instructrec_jax.scoring import scores
 from instructrec_jax.stages import report as stage
@@ -385,21 +385,3 @@ def test_ragged_rows_are_padded_behind():
 def test_numbers_are_shown_with_three_decimals_and_no_leading_zero():
     assert writers._mean_and_interval(Interval(0.4836, 0.452, 1.0)) == ".484 .452-1.00"
     assert writers._signed(Interval(-0.05, -0.1, 0.0)) == "-.050 [-.100, +.000]"
-
-
-def test_a_resumed_run_keeps_the_last_value_of_a_step(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 3}\n{"step": 1, "loss": 2}\n\n{"step": 2, "lo')
-    assert curves.read_metrics(path) == {"loss": {1: 2.0}}
-
-
-def test_a_damaged_line_in_the_middle_is_named(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 3}\nnot json\n{"step": 2, "loss": 2}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl line 2"):
-        curves.read_metrics(path)
-
-
-def test_a_run_without_losses_has_no_curve_to_draw(tmp_path):
-    with pytest.raises(UserError, match="no training loss"):
-        curves.plot_training_curve({}, tmp_path / "curve.png")

@@ -317,6 +317,7 @@ def _training_row(
     )
 
 
+# Written out, because the library's names change with the locale.
 _MONTHS = (
     "January",
     "February",
