@@ -1,6 +1,8 @@
 """`instructrec train`, `eval` and `score`: stages whose every argument comes from gin."""
 
 import argparse
+import importlib
+from collections.abc import Callable
 
 from instructrec_jax.cli.quiet import quiet_imports
 from instructrec_jax.cli.verb import Verb
@@ -44,46 +46,23 @@ def _check_files(options: argparse.Namespace) -> None:
         )
 
 
-def _train(options: argparse.Namespace) -> None:
-    _check_files(options)
-    with quiet_imports():
-        from instructrec_jax.cli import gin_config
-        from instructrec_jax.stages import train
+def _runner(stage: str) -> Callable[[argparse.Namespace], None]:
+    """Returns what runs `stages.<stage>.<stage>`, imported only then, as gin files configure it."""
 
-    gin_config.run_with_gin(
-        train.train,
-        gin_file_names=options.gin_file,
-        bindings=options.bindings,
-        dry_run=options.dry_run,
-    )
+    def run(options: argparse.Namespace) -> None:
+        _check_files(options)
+        with quiet_imports():
+            from instructrec_jax.cli import gin_config
 
+            module = importlib.import_module(f"instructrec_jax.stages.{stage}")
+        gin_config.run_with_gin(
+            getattr(module, stage),
+            gin_file_names=options.gin_file,
+            bindings=options.bindings,
+            dry_run=options.dry_run,
+        )
 
-def _eval(options: argparse.Namespace) -> None:
-    _check_files(options)
-    with quiet_imports():
-        from instructrec_jax.cli import gin_config
-        from instructrec_jax.stages import evaluate
-
-    gin_config.run_with_gin(
-        evaluate.evaluate,
-        gin_file_names=options.gin_file,
-        bindings=options.bindings,
-        dry_run=options.dry_run,
-    )
-
-
-def _score(options: argparse.Namespace) -> None:
-    _check_files(options)
-    with quiet_imports():
-        from instructrec_jax.cli import gin_config
-        from instructrec_jax.stages import score
-
-    gin_config.run_with_gin(
-        score.score,
-        gin_file_names=options.gin_file,
-        bindings=options.bindings,
-        dry_run=options.dry_run,
-    )
+    return run
 
 
 TRAIN = Verb(
@@ -99,7 +78,7 @@ TRAIN = Verb(
         "    --gin.DATA_DIR='\"runs/records\"' --gin.MODEL_DIR='\"runs/model\"'"
     ),
     add_arguments=_add_gin,
-    run=_train,
+    run=_runner("train"),
     takes_gin=True,
 )
 EVAL = Verb(
@@ -116,7 +95,7 @@ EVAL = Verb(
         "    --gin.EVAL_OUTPUT_DIR='\"runs/eval\"'"
     ),
     add_arguments=_add_gin,
-    run=_eval,
+    run=_runner("evaluate"),
     takes_gin=True,
 )
 SCORE = Verb(
@@ -133,6 +112,6 @@ SCORE = Verb(
         "    --gin.INFER_OUTPUT_DIR='\"runs/scores\"'"
     ),
     add_arguments=_add_gin,
-    run=_score,
+    run=_runner("score"),
     takes_gin=True,
 )
