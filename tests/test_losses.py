@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_model import EOS, packed_arrays, ranking_batch, tiny_model, training_batch
+from tiny_model import EOS, packed, packed_arrays, ranking_batch, tiny_model, training_batch
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.models import objectives
@@ -187,16 +187,46 @@ def test_padding_changes_neither_negative_log_likelihood_nor_gradient():
 def test_the_loss_is_divided_by_what_loss_normalizing_factor_says(monkeypatch):
     logits = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
     monkeypatch.setattr(objectives, "training_logits", lambda *_: (logits, logits[..., 0]))
-    batch = {"decoder_loss_weights": np.array([[1, 1, 1], [1, 1, 0]])}
+    batch = {
+        "decoder_loss_weights": np.array([[1, 1, 1], [1, 1, 0]]),
+        "decoder_target_tokens": np.array([[4, 5, 1], [6, 1, 0]]),
+    }
 
     def loss(factor):
         return float(NegativeLogLikelihood(loss_normalizing_factor=factor)(None, batch)[0])
 
     assert loss("NUM_REAL_TARGET_TOKENS") == pytest.approx(loss(None) / 5, rel=1e-6)
+    assert loss("NUM_TOTAL_TARGET_TOKENS") == pytest.approx(loss(None) / 6, rel=1e-6)
+    assert loss("num_real_target_tokens") == loss("NUM_REAL_TARGET_TOKENS"), "as T5X takes it"
     assert loss(8) == pytest.approx(loss(None) / 8, rel=1e-6)
 
 
-@pytest.mark.parametrize("factor", ["AVERAGE", "num_real_target_tokens", 0.0, -1])
+def test_the_average_per_sequence_weighs_examples_alike_packed_or_not():
+    batch = training_batch(5, rows=6)
+    batch["decoder_loss_weights"][1, 0] = 0  # a token that does not count
+    rows = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(6)]
+    own = [float(NegativeLogLikelihood(z_loss=1e-2)(tiny_model(), row)[0]) for row in rows]
+    objective = NegativeLogLikelihood(z_loss=1e-2, loss_normalizing_factor="AVERAGE_PER_SEQUENCE")
+    together = packed(batch, inputs=24, targets=13)
+    (loss, metrics), (packed_loss, packed_metrics) = (
+        objective(tiny_model(), b) for b in (batch, together)
+    )
+    assert float(loss) == pytest.approx(np.mean(own), rel=1e-5)
+    assert float(packed_loss) == pytest.approx(np.mean(own), rel=1e-5)
+    per_token = NegativeLogLikelihood(z_loss=1e-2)(tiny_model(), batch)[1]["nll_per_token"]
+    assert float(metrics["nll_per_token"]) == pytest.approx(float(per_token), rel=1e-6)
+    assert float(packed_metrics["nll_per_token"]) == pytest.approx(float(per_token), rel=1e-5)
+
+
+def test_a_sequence_without_a_counted_token_has_no_say():
+    batch = training_batch(5, rows=4)
+    objective = NegativeLogLikelihood(loss_normalizing_factor="AVERAGE_PER_SEQUENCE")
+    three = objective(tiny_model(), {name: value[:3] for name, value in batch.items()})[0]
+    batch["decoder_loss_weights"][3] = 0
+    assert float(objective(tiny_model(), batch)[0]) == pytest.approx(float(three), rel=1e-5)
+
+
+@pytest.mark.parametrize("factor", ["AVERAGE", 0.0, -1])
 def test_an_impossible_loss_normalizing_factor_is_refused_before_anything_runs(factor):
     with pytest.raises(UserError, match="LOSS_NORMALIZING_FACTOR"):
         NegativeLogLikelihood(loss_normalizing_factor=factor)

@@ -13,9 +13,12 @@ from instructrec_jax.models.encoder_decoder import (
     training_logits,
 )
 from instructrec_jax.models.losses import cross_entropy, listwise_cross_entropy
-from instructrec_jax.models.t5 import T5
+from instructrec_jax.models.t5 import T5, example_segments, same_segment
 
-REAL_TARGET_TOKENS = "NUM_REAL_TARGET_TOKENS"
+REAL_TOKENS = "NUM_REAL_TARGET_TOKENS"
+TOTAL_TOKENS = "NUM_TOTAL_TARGET_TOKENS"
+PER_SEQUENCE = "AVERAGE_PER_SEQUENCE"
+NORMALIZING_FACTORS = (REAL_TOKENS, TOTAL_TOKENS, PER_SEQUENCE)
 Metrics = dict[str, Array]
 
 
@@ -26,22 +29,28 @@ class NegativeLogLikelihood:
     Attributes:
       z_loss: factor of log(Z)^2 (T5X's Z_LOSS).
       label_smoothing: mass spread over the other tokens.
-      loss_normalizing_factor: the summed loss is divided by it; "NUM_REAL_TARGET_TOKENS" divides by
-        the number of counted tokens, None leaves the sum (T5X's default).
+      loss_normalizing_factor: the summed loss is divided by it; None leaves the sum, as T5X does by
+        default. T5X's names: "NUM_REAL_TARGET_TOKENS" divides by the counted tokens of the batch,
+        "NUM_TOTAL_TARGET_TOKENS" by all places of its rows, padding included, and
+        "AVERAGE_PER_SEQUENCE" is the mean over examples, packed or not, of each one's mean over its
+        counted tokens.
     """
 
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
-    loss_normalizing_factor: float | str | None = REAL_TARGET_TOKENS
+    loss_normalizing_factor: float | str | None = REAL_TOKENS
     ranks_candidates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         factor = self.loss_normalizing_factor
+        if isinstance(factor, str):
+            factor = factor.upper()  # T5X takes them in either case
+            object.__setattr__(self, "loss_normalizing_factor", factor)
         is_number = isinstance(factor, int | float) and factor > 0
-        if not is_number and factor not in (None, REAL_TARGET_TOKENS):
+        if not is_number and factor not in (None, *NORMALIZING_FACTORS):
             raise UserError(
-                f"LOSS_NORMALIZING_FACTOR is {factor!r}; expected a number above 0, None or "
-                f"{REAL_TARGET_TOKENS!r}"
+                f"LOSS_NORMALIZING_FACTOR is {factor!r}; expected a number above 0, None or one of "
+                f"{', '.join(NORMALIZING_FACTORS)}"
             )
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"LABEL_SMOOTHING is {self.label_smoothing}; expected 0 <= it < 1")
@@ -51,23 +60,36 @@ class NegativeLogLikelihood:
     ) -> tuple[Array, Metrics]:
         """Returns (loss, metrics) of a training batch, float32 scalars."""
         logits, target_logits = training_logits(model, batch, dropout_key)
-        weights = batch["decoder_loss_weights"].astype(jnp.float32)
-        total, total_z = cross_entropy(
+        is_counted = batch["decoder_loss_weights"].astype(jnp.float32)
+        weights, factor = self._weights(batch, is_counted)
+        loss, _ = cross_entropy(
             logits,
             target_logits,
             weights,
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,
         )
-        num_tokens = jnp.sum(weights)
-        metrics = {"nll_per_token": (total - total_z) / num_tokens, "num_target_tokens": num_tokens}
-        return self._normalized(total, num_tokens), metrics
+        nll, _ = cross_entropy(
+            logits, target_logits, is_counted, z_loss=0.0, label_smoothing=self.label_smoothing
+        )
+        num_tokens = jnp.sum(is_counted)
+        metrics = {"nll_per_token": nll / num_tokens, "num_target_tokens": num_tokens}
+        return loss / factor, metrics
 
-    def _normalized(self, total: Array, num_tokens: Array) -> Array:
+    def _weights(self, batch: Batch, is_counted: Array) -> tuple[Array, Array | float]:
+        """Returns the weight of every target token, float32 [B, T], and what divides their sum."""
         factor = self.loss_normalizing_factor
-        if factor is None:
-            return total
-        return total / (num_tokens if isinstance(factor, str) else factor)
+        if not isinstance(factor, str):
+            return is_counted, 1.0 if factor is None else factor
+        if factor == REAL_TOKENS:
+            return is_counted, jnp.sum(is_counted)
+        if factor == TOTAL_TOKENS:
+            return is_counted, is_counted.size
+        targets = batch["decoder_target_tokens"]
+        segments = batch.get("decoder_segment_ids", example_segments(targets))
+        num_own = jnp.einsum("BTS,BS->BT", same_segment(segments, segments), is_counted)
+        weights = is_counted / jnp.maximum(num_own, 1.0)
+        return weights, jnp.sum(weights)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
