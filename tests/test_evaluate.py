@@ -8,13 +8,16 @@ from score_toy import score_toy, toy_data
 from tiny_model import tiny_model
 from train_toy import MODEL
 
+from instructrec_jax.checkpoints.source import load_model, open_source
 from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
-from instructrec_jax.parallel.mesh import MeshSettings
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.scoring.scorer import make_scorer
 from instructrec_jax.scoring.scores import read_scores
 from instructrec_jax.stages.evaluate import FILE_NAME, EvalSettings, evaluate
-from instructrec_jax.stages.evaluation import EvaluationSettings
+from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
+from instructrec_jax.training.state import abstract_model
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,34 @@ def test_it_measures_what_score_scores(toy_records, checkpoint, tmp_path, caplog
     with caplog.at_level("INFO"):
         assert evaluate_toy(toy_records, checkpoint, tmp_path / "eval") == found
     assert "is up to date" in caplog.text and "validation/hr@1 0." in caplog.text
+
+
+def test_it_can_stop_after_a_number_of_examples_and_read_them_again(
+    toy_records, checkpoint, tmp_path
+):
+    model = load_model(open_source(checkpoint), abstract_model(MODEL, make_mesh(MeshSettings())))
+    scorer = make_scorer(make_mesh(MeshSettings()))
+    data, settings = toy_data(toy_records), {"tasks": ["toy.A7"], "batch_size": 8}
+    data.open("toy.A7", vocab_size=MODEL.vocab_size)
+    score_toy(
+        toy_records,
+        checkpoint,
+        tmp_path / "scores",
+        tasks=["toy.A7"],
+        split="validation",
+        num_batches=2,
+    )
+    scores = read_scores(tmp_path / "scores")
+    ranks = ranking.ranks(np.stack(scores.log_likelihood), scores.target_index)
+    for number, cached in ((11, True), (11, False), (8, False)):
+        limits = {"num_examples": number, "use_memory_cache": cached}
+        measure = make_evaluate(EvaluationSettings(**settings, **limits), data, scorer)
+        for _ in range(2):
+            found = measure(model)
+            for name, value in ranking.evaluate(ranks[:number]).items():
+                assert found[f"validation/{name}"] == value
+    with pytest.raises(UserError, match="EVALUATOR_NUM_EXAMPLES is 0"):
+        EvaluationSettings(**settings, num_examples=0)
 
 
 def test_the_folder_of_another_evaluation_is_refused(toy_records, checkpoint, tmp_path):

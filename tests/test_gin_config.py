@@ -23,6 +23,8 @@ def train(*, model_dir: str, steps: int, optimizer: Optimizer, dry_run: bool = F
     """Stands for a stage's function."""
     if steps < 0:
         raise UserError("steps must not be negative")
+    if model_dir == "full":
+        raise UserError("MODEL_DIR has no room for STEPS")
     if steps == 13:
         raise ValueError("an error of the program")
     return model_dir, steps, optimizer, dry_run
@@ -200,6 +202,15 @@ def test_a_user_error_of_the_function_keeps_its_plain_message(write):
     with pytest.raises(UserError) as caught:
         run([write("run.gin", RUN)], "MODEL_DIR='d'", "STEPS=-1")
     assert str(caught.value) == "steps must not be negative"
+
+
+def test_a_user_error_that_names_macros_tells_which_file_owns_them(write):
+    files = [write("run.gin", RUN), write("size.gin", "STEPS = 7\n", head="")]
+    for binding, place in ((), "size.gin line 1"), (("STEPS=21",), "the command line"):
+        with pytest.raises(UserError) as caught:
+            run(files, "MODEL_DIR='full'", *binding)
+        owners = f"MODEL_DIR is set in the command line, STEPS in {place}"
+        assert str(caught.value) == f"MODEL_DIR has no room for STEPS ({owners})"
 
 
 def test_an_error_of_the_program_stays_what_it_is(write):

@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from instructrec_jax.cli import gin_config, gin_files
+from instructrec_jax.cli import gin_config, gin_files, t5x_macros
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning, Lora
 from instructrec_jax.models.t5 import T5
@@ -171,6 +171,8 @@ MACROS = {
     ),
     "EVAL_PERIOD": ("5", lambda f: f["periods"].evaluate, 5),
     "EVAL_STEPS": ("None", lambda f: f["evaluation"].num_batches, None),
+    "EVALUATOR_NUM_EXAMPLES": ("9", lambda f: f["evaluation"].num_examples, 9),
+    "EVALUATOR_USE_MEMORY_CACHE": ("False", lambda f: f["evaluation"].use_memory_cache, False),
     "LEARNING_RATE": (
         "0.5",
         lambda f: f["learning"].optimizer.settings["learning_rate"]["learning_rate"],
@@ -191,6 +193,27 @@ def test_every_macro_of_t5x_reaches_what_it_names():
 def test_an_unknown_macro_names_its_nearest_neighbour():
     with pytest.raises(UserError, match=r"'TRAIN_STEPS_RELATIV'; the nearest known: TRAIN_STEPS_R"):
         configured("gin/models/t5_tiny.gin", MIXTURE, FINETUNE, bindings=["TRAIN_STEPS_RELATIV=3"])
+
+
+@pytest.mark.parametrize("name", t5x_macros.NOT_FOLLOWED)
+def test_a_macro_of_t5x_that_nothing_follows_is_refused_with_the_reason(name):
+    message = rf"{name} \(the command line\) is a macro of T5X's .* leave it out"
+    with pytest.raises(UserError, match=message):
+        configured("gin/models/t5_tiny.gin", MIXTURE, FINETUNE, bindings=[f"{name}=None"])
+    assert name in gin_files.find_gin_file(FINETUNE).read_text()
+
+
+def test_a_run_without_a_number_of_steps_names_both_macros_and_their_file(caplog):
+    both = r"TRAIN_STEPS and TRAIN_STEPS_RELATIVE are both None"
+    file = re.escape(FINETUNE)
+    owners = rf"TRAIN_STEPS is set in {file} line \d+, TRAIN_STEPS_RELATIVE in {file} line \d+"
+    with pytest.raises(UserError, match=f"(?s){both}.*{owners}"):
+        dry_run("t5_tiny", caplog)
+
+
+def test_a_seed_that_changes_with_every_start_is_refused():
+    with pytest.raises(UserError, match="RANDOM_SEED is None; expected a whole number"):
+        configured("gin/models/t5_tiny.gin", MIXTURE, FINETUNE, bindings=["RANDOM_SEED=None"])
 
 
 def test_a_small_shape_is_counted_as_its_arrays_are():

@@ -63,7 +63,7 @@ def run_with_gin(
             return None
         given["dry_run"] = True
     _check_arguments(function, given)
-    return _call(configured, given)
+    return _call(configured, given, statements)
 
 
 def run_with_macros(
@@ -179,8 +179,12 @@ def _check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> 
         )
 
 
-def _call(configured: Callable[..., Any], given: Mapping[str, Any]) -> Any:
-    """Calls the function and frees its error messages of what gin hangs on them."""
+def _call(
+    configured: Callable[..., Any],
+    given: Mapping[str, Any],
+    statements: Sequence[gin_survey.Statement],
+) -> Any:
+    """Calls the function; its errors lose what gin hangs on them and tell who set the macros."""
     try:
         return configured(**given)
     except UserError as error:
@@ -188,7 +192,9 @@ def _call(configured: Callable[..., Any], given: Mapping[str, Any]) -> Any:
         original: BaseException = error
         while not original.args and original.__context__ is not None:
             original = original.__context__
-        raise UserError(*original.args) from original
+        message = str(original)
+        owners = gin_survey.owners_of(message, statements)
+        raise UserError(f"{message} ({owners})" if owners else message) from original
     except RuntimeError as error:
         if str(error).startswith("Required bindings for"):
             raise UserError(f"gin: {error}") from None

@@ -5,13 +5,14 @@ required one that is unset. The survey finds all such mistakes at once and names
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gin import config_parser
 
-from instructrec_jax.cli import gin_files
+from instructrec_jax.cli import gin_files, t5x_macros
 from instructrec_jax.errors import UserError, unknown_name
 
 COMMAND_LINE = "the command line"
@@ -132,6 +133,22 @@ def check(statements: Sequence[Statement], function_name: str) -> None:
     _check_bindings([*statements, *shipped], statements, function_name)
 
 
+def owners_of(message: str, statements: Sequence[Statement]) -> str:
+    """Returns who set the macros that a message names, "" where it names none.
+
+    Args:
+      message: of an error.
+      statements: from `survey`.
+
+    Example:
+      "MODEL_DIR is set in gin/runs/a.gin line 3, BATCH_SIZE in the command line"
+    """
+    named = dict.fromkeys(re.findall(r"\b[A-Z][A-Z0-9_]+\b", message))
+    places = {s.key: s.place for s in statements if s.is_macro and not s.is_required}
+    found = [f"{name} in {places[name]}" for name in named if name in places]
+    return ", ".join(found).replace(" in ", " is set in ", 1)
+
+
 def _check_owners(statements: Sequence[Statement]) -> None:
     """Raises where two files define the same macro."""
     owners: dict[str, Statement] = {}
@@ -153,6 +170,11 @@ def _check_used(statements: Sequence[Statement], shipped: Sequence[Statement]) -
     used_elsewhere = {name for statement in shipped for name in statement.macros}
     for statement in statements:
         if statement.is_macro and statement.key not in used:
+            if statement.key in t5x_macros.NOT_FOLLOWED:
+                raise UserError(
+                    f"{statement.key} ({statement.place}) is a macro of T5X's that says nothing "
+                    f"here: {t5x_macros.NOT_FOLLOWED[statement.key]}; leave it out"
+                )
             if statement.source == COMMAND_LINE:
                 raise unknown_name(
                     "macro on the command line (no gin file of this run uses it)",

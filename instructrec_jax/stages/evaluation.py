@@ -2,16 +2,19 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.pipeline import loader
 from instructrec_jax.report.normalisers import normalise
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.run_data import RunData
+
+Batch = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,10 @@ class EvaluationSettings:
       split: where; the test split is for `score` and `report` alone.
       batch_size: examples scored at once.
       num_batches: batches of each task (EVAL_STEPS); None for the whole split.
+      num_examples: examples of each task (EVALUATOR_NUM_EXAMPLES); None for all; where both are
+        given, the first limit met counts.
+      use_memory_cache: read the batches once and keep them, instead of reading them again for each
+        evaluation (EVALUATOR_USE_MEMORY_CACHE).
       normaliser: "sum" or "mean" of token log-likelihoods.
     """
 
@@ -30,7 +37,16 @@ class EvaluationSettings:
     split: str = "validation"
     batch_size: int = 64
     num_batches: int | None = None
+    num_examples: int | None = None
+    use_memory_cache: bool = True
     normaliser: str = "sum"
+
+    def __post_init__(self) -> None:
+        if self.num_examples is not None and self.num_examples < 1:
+            raise UserError(
+                f"EVALUATOR_NUM_EXAMPLES is {self.num_examples}; expected a number of examples "
+                ">= 1, or None for all of the split"
+            )
 
     @property
     def headline(self) -> str:
@@ -41,18 +57,20 @@ class EvaluationSettings:
 def make_evaluate(
     settings: EvaluationSettings, data: RunData, scorer: Scorer
 ) -> Callable[[T5], dict[str, float]]:
-    """Returns a function that measures a model; the batches are read once and kept.
+    """Returns a function that measures a model.
 
     The function's result has "<split>/<task>/<metric>" for each task, and "<split>/<metric>" for
     the mean over tasks.
     """
-    batches = {task: _read(task, settings, data) for task in settings.tasks}
+    kept: dict[str, list[Batch]] = {}
+    if settings.use_memory_cache:
+        kept = {task: list(_read(task, settings, data)) for task in settings.tasks}
 
     def evaluate(model: T5) -> dict[str, float]:
-        by_task = {
-            task: ranking.evaluate(_ranks(model, rows, scorer, settings.normaliser))
-            for task, rows in batches.items()
-        }
+        by_task = {}
+        for task in settings.tasks:
+            batches = kept[task] if kept else _read(task, settings, data)
+            by_task[task] = ranking.evaluate(_ranks(model, batches, scorer, settings.normaliser))
         values = {
             f"{settings.split}/{name}": float(np.mean([found[name] for found in by_task.values()]))
             for name in ranking.METRIC_NAMES
@@ -64,7 +82,7 @@ def make_evaluate(
     return evaluate
 
 
-def _read(task: str, settings: EvaluationSettings, data: RunData) -> list[Mapping[str, np.ndarray]]:
+def _read(task: str, settings: EvaluationSettings, data: RunData) -> Iterator[Batch]:
     batches = loader.ranking_batches(
         task,
         split=settings.split,
@@ -72,12 +90,24 @@ def _read(task: str, settings: EvaluationSettings, data: RunData) -> list[Mappin
         batch_size=settings.batch_size,
         buckets=data.buckets,
     )
-    return list(itertools.islice(batches, settings.num_batches))
+    batches = itertools.islice(batches, settings.num_batches)
+    if settings.num_examples is None:
+        return batches
+    return _first_examples(batches, settings.num_examples)
 
 
-def _ranks(
-    model: T5, batches: Sequence[Mapping[str, np.ndarray]], scorer: Scorer, normaliser: str
-) -> np.ndarray:
+def _first_examples(batches: Iterable[Batch], number: int) -> Iterator[Batch]:
+    """Yields batches up to the last of the first examples; rows behind it become padding rows."""
+    for batch in batches:
+        is_example = batch["example_id"] != ""
+        is_first = np.cumsum(is_example) <= number
+        yield {**batch, "example_id": np.where(is_first, batch["example_id"], "")}
+        number -= int(is_example.sum())
+        if number <= 0:
+            return
+
+
+def _ranks(model: T5, batches: Iterable[Batch], scorer: Scorer, normaliser: str) -> np.ndarray:
     """Returns the target's rank of every real row."""
     found = []
     for batch in batches:

@@ -83,6 +83,13 @@ class TrainSettings:
     use_cached: bool = False
     keep_checkpoints: int = 2
 
+    def __post_init__(self) -> None:
+        if self.seed is None:  # T5X's way to draw anew at every start
+            raise UserError(
+                "RANDOM_SEED is None; expected a whole number: an interrupted run goes on with the "
+                "draws that it would have had"
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Learning:
