@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from numpy.typing import DTypeLike
 
 from instructrec_jax.errors import UserError
 
@@ -135,34 +136,37 @@ def stored_arrays(folder: Path) -> Mapping[str, Any]:
     return metadata.tree
 
 
-def read_array(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads one float32 array of a checkpoint into host memory.
+def read_array(
+    folder: Path, name: str, shape: tuple[int, ...], dtype: DTypeLike = np.float32
+) -> np.ndarray:
+    """Reads one array of a checkpoint into host memory.
 
     Args:
       folder: a step folder, as `resolve_checkpoint` returns it.
       name: dotted, one of `stored_arrays`.
       shape: its shape, as that says.
+      dtype: its type.
 
     Raises:
       UserError: if its files are damaged.
     """
     as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
-    return _read(folder, {name: jax.ShapeDtypeStruct(shape, np.float32)}, as_numpy)[name]
+    return _read(folder, {name: jax.ShapeDtypeStruct(shape, dtype)}, as_numpy)[name]
 
 
 def _read(folder: Path, item: Arrays, restore_args: Any) -> Arrays:
     arguments = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-    # What is read is held twice until it is in place: let it be little at a time, but more than
-    # the largest array.
+    # What is read is held twice until it is in place: let it be no more than the largest array
+    # takes. Orbax wants a limit above what it reads at once, in units of 10**9.
     largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in item.values())
-    checkpointer = _checkpointer(in_flight_gb=largest // 10**9 + 1)
+    checkpointer = _checkpointer(in_flight_gb=(largest + 1) / 10**9)
     try:
         return checkpointer.restore(folder / _ITEM, args=arguments)
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint {folder} cannot be read: {error}; {_HINT}") from None
 
 
-def _checkpointer(*, in_flight_gb: int | None = None) -> ocp.Checkpointer:
+def _checkpointer(*, in_flight_gb: float | None = None) -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(restore_concurrent_gb=in_flight_gb))
 
 
