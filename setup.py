@@ -48,7 +48,8 @@ setup(
     extras_require={
         "test": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff"],
         "beam": ["apache-beam>=2.70"],  # `build --runner`: records by DirectRunner, Dataflow, Flink
-        "parity": ["safetensors>=0.5", "torch>=2.5", "transformers>=5"],  # for tests only
+        # For tests only.
+        "parity": ["peft>=0.21", "safetensors>=0.5", "torch>=2.5", "transformers>=5"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],
     },

@@ -33,6 +33,7 @@ from instructrec_jax.models.adapters import LORA_A, LORA_B, Lora
 
 NOTE_FILE = "adapters.json"
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PEFT_COPY = ".base_layer.weight"  # PEFT's copy of a table whose adapters it saves: of lm_head
 _STEP = "instructrec_step"  # in the metadata of a file of ours
 _HINT = "it is not of the run or base that its folder names"
 Pair = tuple[np.ndarray, np.ndarray]
@@ -162,11 +163,21 @@ def open_peft(path: Path, open_base: Callable[[Path], Source]) -> Source:
             if (keys := _peft_names(name))[0] in entries:
                 into, out_of = parameter.neutral_shape
                 wanted[keys[0]], wanted[keys[1]] = (note.rank, into), (out_of, note.rank)
+                if (copied := _peft_module(name) + _PEFT_COPY) in entries:
+                    wanted[copied] = (out_of, into)
                 names.append(name)
     found = {name: (entry.shape, entry.dtype) for name, entry in entries.items()}
     check_found(path, wanted, found, hint=_HINT)
 
     def read(name: str) -> Pair:
+        key = _peft_module(name) + _PEFT_COPY
+        if (copied := entries.get(key)) and not np.array_equal(
+            safetensors.read_array(copied).T, base.read(name)
+        ):
+            raise UserError(
+                f"{path} holds another {key} than the base {note.base}; put the checkpoint there "
+                "that the adapters were trained on"
+            )
         a, b = (
             safetensors.read_array(entries[key]).astype(np.float32) for key in _peft_names(name)
         )
@@ -285,8 +296,12 @@ def _read_note(path: Path) -> Note:
 
 def _peft_names(name: str) -> tuple[str, str]:
     """Returns PEFT's names of A and B for a neutral kernel."""
-    module = f"base_model.model.{stored_name(name).removesuffix('.weight')}"
+    module = _peft_module(name)
     return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+
+
+def _peft_module(name: str) -> str:
+    return f"base_model.model.{stored_name(name).removesuffix('.weight')}"
 
 
 def _peft_fields(adapters: Adapters) -> dict[str, Any]:
