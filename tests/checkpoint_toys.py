@@ -13,7 +13,8 @@ from instructrec_jax.checkpoints.huggingface import (
     open_huggingface,
     write_huggingface,
 )
-from instructrec_jax.checkpoints.parameters import neutral_shapes
+from instructrec_jax.checkpoints.parameters import Source, neutral_shapes
+from instructrec_jax.checkpoints.t5x_reader import T5xCheckpoint
 from instructrec_jax.checkpoints.t5x_writer import write_t5x
 from instructrec_jax.models.t5 import T5Config
 
@@ -93,3 +94,20 @@ def neutral_arrays(folder: Path) -> dict[str, np.ndarray]:
     """All arrays of a Hugging Face folder in neutral form."""
     source = open_huggingface(folder)
     return {name: source.read(name) for name in neutral_shapes(source.config)}
+
+
+def everything(checkpoint: Source | T5xCheckpoint) -> dict[str, np.ndarray]:
+    """Every array of an opened checkpoint by neutral name, Adafactor's slots too."""
+    names = neutral_shapes(checkpoint.config)
+    found = {name: checkpoint.read(name) for name in names}
+    if checkpoint.slots is not None:
+        slots = {name: checkpoint.slots.read(name) for name in names}
+        found |= {f"{n}.{slot}": a for n, kept in slots.items() for slot, a in kept.items()}
+    return found
+
+
+def assert_bit_equal(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert found[name].dtype == array.dtype and found[name].shape == array.shape, name
+        assert found[name].tobytes() == array.tobytes(), name

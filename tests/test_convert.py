@@ -1,6 +1,7 @@
 """`instructrec convert`: bit for bit between all kinds, and never half a checkpoint."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -56,6 +57,33 @@ def test_hugging_face_comes_back_as_the_same_bytes(originals, tmp_path):
         for name in (huggingface.WEIGHTS_FILE, huggingface.CONFIG_FILE):
             before = (originals["hf"] / name).read_bytes()
             assert (tmp_path / f"{kind}_hf" / name).read_bytes() == before
+
+
+def test_hugging_face_can_be_written_in_bfloat16(originals, tmp_path):
+    """Half the bytes, each weight rounded to the nearest, and taken back as any other source."""
+    command = ["convert", str(originals["native"]), str(tmp_path / "hf"), "--to=hf"]
+    assert main.main([*command, "--dtype=bfloat16"]) == 0
+    found = open_source(tmp_path / "hf")
+    for name, array in random_arrays().items():
+        rounded = array.astype(jax.numpy.bfloat16)
+        assert found.read(name).dtype == rounded.dtype
+        assert found.read(name).tobytes() == rounded.tobytes(), name
+    config = json.loads((tmp_path / "hf" / huggingface.CONFIG_FILE).read_text())
+    assert config["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("to", "choice", "named"),
+    [
+        ("native", {"dtype": "bfloat16"}, "--dtype=bfloat16 with --to=native; only --to=hf"),
+        ("hf", {"dtype": "half"}, "unknown dtype of a checkpoint 'half'; .*bfloat16, float32"),
+        ("hf", {"scan_layers": True}, "--scan_layers with --to=hf; only --to=t5x"),
+    ],
+)
+def test_choices_that_a_kind_does_not_leave_are_refused(originals, tmp_path, to, choice, named):
+    with pytest.raises(UserError, match=named):
+        convert(source_path=str(originals["hf"]), output_dir=str(tmp_path / "n"), to=to, **choice)
+    assert not (tmp_path / "n").exists()
 
 
 @pytest.mark.parametrize("axes", [{"data": 8}, {"data": 1, "fsdp": 4, "tensor": 2}])

@@ -8,22 +8,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import t5x_golden
+from checkpoint_toys import assert_bit_equal, everything
 from flax import serialization
 from tiny_model import tiny_config
 
 from instructrec_jax.checkpoints import parameters
-from instructrec_jax.checkpoints.t5x_layout import SLOTS
 from instructrec_jax.checkpoints.t5x_reader import T5xCheckpoint, resolve_t5x
-from instructrec_jax.checkpoints.t5x_slots import assemble_slots, disassemble_slots
 from instructrec_jax.checkpoints.t5x_writer import write_t5x
 from instructrec_jax.errors import UserError
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.training import optimizers
-from instructrec_jax.training.adafactor import find_state
-from instructrec_jax.training.state import abstract_state
 
 ORBAX = t5x_golden.FOLDER / "t5x_orbax" / "checkpoint_20"
-SCANNED = t5x_golden.FOLDER / "t5x_scanned" / "checkpoint_3"
 WO = "target.encoder.layers_1.mlp.wo.kernel"
 
 
@@ -39,34 +33,6 @@ def copy_of(tmp_path):
         return shutil.copytree(folder, tmp_path / "copy" / folder.name)
 
     return copy
-
-
-def everything(checkpoint):
-    """Every array of a checkpoint by name."""
-    found = {name: checkpoint.read(name) for name in checkpoint.found}
-    if checkpoint.has_optimizer_state:
-        found |= {
-            f"{name}.{slot}": array
-            for name in checkpoint.found
-            for slot, array in checkpoint.read_slots(name).items()
-        }
-    return found
-
-
-def assert_bit_equal(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, array in wanted.items():
-        assert found[name].dtype == array.dtype and found[name].shape == array.shape, name
-        assert found[name].tobytes() == array.tobytes(), name
-
-
-def export(checkpoint, folder, **kwargs):
-    arrays = ((name, checkpoint.read(name)) for name in checkpoint.found)
-    return write_t5x(folder, arrays, config=checkpoint.config, step=checkpoint.step, **kwargs)
-
-
-def slots_of(checkpoint):
-    return ((name, checkpoint.read_slots(name)) for name in checkpoint.found)
 
 
 def changed(name, config, change):
@@ -88,7 +54,7 @@ def test_both_containers_give_what_t5x_wrote(golden):
         raw = t5x_golden.read_legacy(f"target.{name}")
         assert found.read(name).tobytes() == raw.tobytes()
         raw = t5x_golden.read_legacy(f"state.param_states.{name}.v")
-        slots = found.read_slots(name)
+        slots = found.slots.read(name)
         assert slots["v"].tobytes() == raw.tobytes()
         assert [slots[slot].tolist() for slot in ("m", "v_row", "v_col")] == [[0.0]] * 3
 
@@ -112,45 +78,15 @@ def test_an_interrupted_save_is_refused(copy_of):
         T5xCheckpoint(name)
 
 
-@pytest.mark.parametrize("with_slots", [True, False])
-def test_t5x_to_ours_to_t5x_is_bit_exact(golden, tmp_path, with_slots):
-    """Through a model and an optimizer's state on eight devices."""
-    checkpoint = T5xCheckpoint(golden)
-    schedule = optimizers.constant(learning_rate=1e-3)
-    abstract = abstract_state(
-        checkpoint.config,
-        optimizers.adafactor(learning_rate=schedule),
-        make_mesh(MeshSettings(data=2, fsdp=2, tensor=2)),
-    )
-    places = parameters.parameters(abstract.model)
-    moments = find_state(abstract.optimizer_state)._asdict()
-    model = parameters.assemble(abstract.model, checkpoint.read)
-    slots = None
-    if with_slots:
-        slots = disassemble_slots(places, assemble_slots(places, moments, checkpoint.read_slots))
-    folder = write_t5x(
-        tmp_path,
-        parameters.disassemble(model),
-        config=checkpoint.config,
-        step=checkpoint.step,
-        slots=slots,
-    )
-    again = T5xCheckpoint(tmp_path)
-    assert (again.step, again.config, again.has_optimizer_state) == (
-        20,
-        checkpoint.config,
-        with_slots,
-    )
-    wanted = everything(checkpoint)
-    if not with_slots:
-        wanted = {name: wanted[name] for name in checkpoint.found}
-    assert_bit_equal(everything(again), wanted)
-    assert folder == tmp_path / "checkpoint_20"
-
-
 def test_orbax_itself_reads_an_export_as_it_reads_what_t5x_wrote(tmp_path):
     checkpoint = T5xCheckpoint(ORBAX)
-    export(checkpoint, tmp_path, slots=slots_of(checkpoint))
+    write_t5x(
+        tmp_path,
+        ((name, checkpoint.read(name)) for name in checkpoint.found),
+        config=checkpoint.config,
+        step=checkpoint.step,
+        slots=((name, checkpoint.slots.read(name)) for name in checkpoint.found),
+    )
 
     def restored(folder):
         reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
@@ -162,35 +98,6 @@ def test_orbax_itself_reads_an_export_as_it_reads_what_t5x_wrote(tmp_path):
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
     assert all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
-
-
-def test_a_scanned_export_is_read_back_bit_for_bit_as_its_layers(golden, tmp_path):
-    checkpoint = T5xCheckpoint(golden)
-    export(checkpoint, tmp_path, scanned=True)
-    again = T5xCheckpoint(tmp_path)
-    assert again.is_scanned and again.step == 20 and not again.has_optimizer_state
-    wanted = {name: checkpoint.read(name) for name in checkpoint.found}
-    assert_bit_equal(everything(again), wanted)
-    with pytest.raises(UserError, match="written without optimizer state"):
-        export(checkpoint, tmp_path / "other", scanned=True, slots=slots_of(checkpoint))
-
-
-def test_moments_of_a_scanned_checkpoint_are_those_of_its_layers():
-    """Its gradients were the parameters themselves, so the moments are means of their squares."""
-    checkpoint = T5xCheckpoint(SCANNED)
-    assert checkpoint.is_scanned and checkpoint.has_optimizer_state and checkpoint.step == 3
-    num_factored = 0
-    for name in checkpoint.found:
-        square, slots = checkpoint.read(name) ** 2, checkpoint.read_slots(name)
-        assert slots.keys() == set(SLOTS)
-        if slots["v"].shape == square.shape:
-            np.testing.assert_allclose(slots["v"], square, rtol=1e-5, atol=1e-12)
-            continue
-        num_factored += 1
-        shorter, longer = np.argsort(square.shape, kind="stable")
-        np.testing.assert_allclose(slots["v_row"], square.mean(axis=longer), rtol=1e-5)
-        np.testing.assert_allclose(slots["v_col"], square.mean(axis=shorter), rtol=1e-5)
-    assert num_factored == 3 * 7 + 2 * 11
 
 
 def test_layers_with_tables_of_their_own_are_refused(tmp_path):
@@ -346,18 +253,3 @@ def test_an_export_never_replaces_a_checkpoint(tmp_path):
     write_t5x(tmp_path, arrays, config=tiny_config(), step=7)
     with pytest.raises(UserError, match="is there already"):
         write_t5x(tmp_path, arrays, config=tiny_config(), step=7)
-
-
-def test_state_of_another_factoring_or_none_is_refused(tmp_path):
-    checkpoint = T5xCheckpoint(ORBAX)
-    schedule = optimizers.constant(learning_rate=1e-3)
-    factored = optimizers.adafactor(learning_rate=schedule, min_dim_size_to_factor=16)
-    mesh = make_mesh(MeshSettings(), jax.devices()[:1])
-    abstract = abstract_state(checkpoint.config, factored, mesh)
-    places = parameters.parameters(abstract.model)
-    moments = find_state(abstract.optimizer_state)._asdict()
-    with pytest.raises(UserError, match=r"keeps v for .* but v_row and v_col here"):
-        assemble_slots(places, moments, checkpoint.read_slots)
-    export(checkpoint, tmp_path)
-    with pytest.raises(UserError, match="has no Adafactor state"):
-        assemble_slots(places, moments, T5xCheckpoint(tmp_path).read_slots)

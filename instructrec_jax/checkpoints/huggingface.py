@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from instructrec_jax import files
@@ -117,20 +118,23 @@ def write_huggingface(
     config: T5Config,
     step: int,
     read: Read,
+    dtype: str = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Writes config.json and float32 weights that transformers loads.
+    """Writes config.json and weights that transformers loads.
 
     Args:
       folder: an empty folder; whoever calls this sees to it that a half-filled one is never found.
       config: sizes of the model.
       step: training steps taken, kept in the weights' metadata.
       read: gives the neutral array of a name; asked for one after another.
+      dtype: of the weights, "float32" or "bfloat16", to which they are rounded.
       max_shard_bytes: weights above it are split into shards with an index.
     """
     neutral = {stored_name(name): name for name in neutral_shapes(config)}
     shapes = _stored_shapes(config)
-    shards = _split(shapes, max_shard_bytes)
+    sizes = {n: jnp.dtype(dtype).itemsize * math.prod(shape) for n, shape in shapes.items()}
+    shards = _split(sizes, max_shard_bytes)
     metadata = {"format": "pt", _STEP: str(step)}
     weight_map: dict[str, str] = {}
     for index, names in enumerate(shards, start=1):
@@ -142,12 +146,14 @@ def write_huggingface(
             {name: shapes[name] for name in names},
             lambda name: to_stored(neutral[name], read(neutral[name])),
             metadata,
+            dtype=dtype,
         )
     if len(shards) > 1:
-        total = sum(4 * math.prod(shape) for shape in shapes.values())
+        total = sum(sizes.values())
         index_text = {"metadata": {"total_size": total}, "weight_map": weight_map}
         files.write_text(folder / INDEX_FILE, json.dumps(index_text, indent=2) + "\n")
-    files.write_text(folder / CONFIG_FILE, json.dumps(config_fields(config), indent=2) + "\n")
+    fields = config_fields(config, dtype)
+    files.write_text(folder / CONFIG_FILE, json.dumps(fields, indent=2) + "\n")
 
 
 def stored_name(name: str) -> str:
@@ -246,12 +252,11 @@ def _step(path: Path, metadata: Mapping[str, str]) -> int:
     return int(text)
 
 
-def _split(shapes: Mapping[str, Shape], max_bytes: int) -> list[list[str]]:
-    """Deals arrays out to files of at most `max_bytes`, in their order."""
+def _split(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
+    """Deals arrays of these bytes out to files of at most `max_bytes`, in their order."""
     shards: list[list[str]] = [[]]
     taken = 0
-    for name, shape in shapes.items():
-        size = 4 * math.prod(shape)
+    for name, size in sizes.items():
         if shards[-1] and taken + size > max_bytes:
             shards.append([])
             taken = 0

@@ -51,7 +51,7 @@ def read_config(path: Path) -> T5Config:
     return T5Config(**sizes)
 
 
-def config_fields(config: T5Config) -> dict[str, Any]:
+def config_fields(config: T5Config, dtype: str = "float32") -> dict[str, Any]:
     """Returns what config.json says of a model, as the public Flan-T5 has it."""
     sizes = {theirs: getattr(config, name) for name, (theirs, _) in _SIZES.items()}
     return {
@@ -70,7 +70,7 @@ def config_fields(config: T5Config) -> dict[str, Any]:
         "layer_norm_epsilon": NORM_EPSILON,
         "pad_token_id": 0,
         "tie_word_embeddings": False,
-        "torch_dtype": "float32",
+        "torch_dtype": dtype,
         "use_cache": True,
     }
 

@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from instructrec_jax import files
+from instructrec_jax.checkpoints.t5x_layout import SavedSlots
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import T5, T5Config
 
@@ -91,6 +92,7 @@ class Source:
       read: gives the neutral array of a name; asked layer by layer of one parameter after another.
       members: the files, or the one folder, whose bytes it consists of.
       tokenizer: the SentencePiece model beside it, if there is one.
+      slots: the state of Adafactor with which it was trained, if it holds one for all parameters.
       adapters: what it changes of another checkpoint, if that is all it holds.
     """
 
@@ -101,6 +103,7 @@ class Source:
     read: Read
     members: tuple[Path, ...]
     tokenizer: Path | None = None
+    slots: SavedSlots | None = None
     adapters: Adapters | None = None
 
     def check_fits(self, model: T5Config) -> None:

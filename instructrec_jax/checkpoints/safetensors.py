@@ -22,6 +22,7 @@ import numpy as np
 from instructrec_jax.errors import UserError
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16"}
+_CODES = {name: code for code, name in _DTYPES.items()}
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # as the format's own reader has it
 _AGAIN = "copy or download the file again"
@@ -97,27 +98,31 @@ def write(
     shapes: Mapping[str, tuple[int, ...]],
     read: Callable[[str], np.ndarray],
     metadata: Mapping[str, str],
+    *,
+    dtype: str = "float32",
 ) -> None:
-    """Writes a file of float32 arrays, asking for one after another.
+    """Writes a file of arrays, asking for one after another.
 
     Args:
       path: the file; whoever calls this sees to it that an unfinished one is never found.
       shapes: of the arrays, by name, in the order in which they are asked for and written.
-      read: gives the array of a name, of any strides; a dtype that float32 holds exactly.
+      read: gives the array of a name, of any strides, float32 or bfloat16.
       metadata: the file's own metadata.
+      dtype: what is written, "float32" or "bfloat16", to which float32 is rounded.
     """
-    ends = list(itertools.accumulate(4 * math.prod(shape) for shape in shapes.values()))
+    kind = jnp.dtype(dtype)
+    ends = list(itertools.accumulate(kind.itemsize * math.prod(shape) for shape in shapes.values()))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     for (name, shape), start, end in zip(shapes.items(), [0, *ends], ends, strict=False):
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)  # the arrays begin at a multiple of 8
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
         for name, shape in shapes.items():
-            array = np.ascontiguousarray(read(name), np.float32)
+            array = np.ascontiguousarray(read(name), kind)
             assert array.shape == tuple(shape), (name, array.shape, shape)
-            stream.write(array.data.cast("B"))
+            stream.write(array.reshape(-1).view(np.uint8).data)
         stream.flush()
         os.fsync(stream.fileno())
 

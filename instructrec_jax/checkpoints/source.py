@@ -1,7 +1,8 @@
 """Finds out what kind of checkpoint a path means, and opens it: ours, Hugging Face's or T5X's."""
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ from instructrec_jax.checkpoints.parameters import (
     config_parameters,
     to_neutral,
 )
+from instructrec_jax.checkpoints.t5x_layout import SLOTS, UNUSED, SavedSlots, Slots
+from instructrec_jax.checkpoints.t5x_slots import KINDS
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import T5, T5Config
 
-_MODEL = "model."
+_MOMENT = re.compile(re.escape(store.OPTIMIZER) + r"(?:\d+\.)*(step|v|v_row|v_col)(?:\.(.+))?")
 
 
 def open_source(path: Path | str) -> Source:
@@ -78,20 +81,25 @@ def _open_t5x(folder: Path) -> Source:
         read=opened.read,
         members=(opened.folder,),
         tokenizer=_tokenizer_in(opened.folder, opened.folder.parent),
+        slots=opened.slots,
     )
 
 
 def _open_native(folder: Path) -> Source:
-    stored = {
-        name.removeprefix(_MODEL): (tuple(array.shape), str(np.dtype(array.dtype)))
+    arrays = {
+        name: (tuple(array.shape), str(np.dtype(array.dtype)))
         for name, array in store.stored_arrays(folder).items()
-        if name.startswith(_MODEL)
+    }
+    stored = {
+        name.removeprefix(store.MODEL): found
+        for name, found in arrays.items()
+        if name.startswith(store.MODEL)
     }
     if adapters.are_adapters(stored):
         return adapters.open_run(folder, open_source)
     config = _native_config(folder, {name: shape for name, (shape, _) in stored.items()})
-    reader = _NativeReader(folder, config)
-    check_found(folder, {p.native: p.shape for p in reader.places.values()}, stored)
+    reader = _NativeReader(folder, config, {name: shape for name, (shape, _) in arrays.items()})
+    check_found(folder, {p.native: p.shape for p in config_parameters(config)}, stored)
     return Source(
         path=folder,
         kind="native",
@@ -100,30 +108,68 @@ def _open_native(folder: Path) -> Source:
         read=reader.read,
         members=(folder,),
         tokenizer=_tokenizer_in(folder, *_homes(folder)),
+        slots=reader.slots(),
     )
 
 
 class _NativeReader:
     """Reads one array after another, keeping the last: its layers are asked for in turn."""
 
-    def __init__(self, folder: Path, config: T5Config) -> None:
-        self.places: dict[str, Parameter] = {
-            name: parameter for parameter in config_parameters(config) for name in parameter.neutral
+    def __init__(self, folder: Path, config: T5Config, shapes: Mapping[str, Shape]) -> None:
+        self._places: dict[str, tuple[Parameter, int]] = {
+            name: (parameter, layer)
+            for parameter in config_parameters(config)
+            for layer, name in enumerate(parameter.neutral)
         }
-        self._folder = folder
-        self._last: tuple[str, np.ndarray] | None = None
+        self._folder, self._shapes = folder, shapes
+        self._moments = _moment_names(shapes)
+        self._last: dict[str, tuple[str, np.ndarray]] = {}
 
     def read(self, name: str) -> np.ndarray:
         """Returns a neutral array."""
-        parameter = self.places[name]
-        if self._last is None or self._last[0] != parameter.native:
-            self._last = None  # freed before the next is read
-            array = store.read_array(self._folder, _MODEL + parameter.native, parameter.shape)
-            self._last = (parameter.native, array)
-        array = self._last[1]
-        if parameter.is_stacked:
-            array = array[parameter.neutral.index(name)]
+        parameter, layer = self._places[name]
+        array = self._layer("parameter", store.MODEL + parameter.native, parameter, layer)
         return to_neutral(parameter, array)
+
+    def slots(self) -> SavedSlots | None:
+        """Returns Adafactor's state, None unless every parameter has one."""
+        known = self._moments.keys()
+        natives = {parameter.native for parameter, _ in self._places.values()}
+        if ("step", "") not in known or not all(
+            ("v", native) in known or {("v_row", native), ("v_col", native)} <= known
+            for native in natives
+        ):
+            return None
+        step = store.read_array(self._folder, self._moments["step", ""], (), np.int32)
+        return SavedSlots(step=int(step), read=self._read_slots)
+
+    def _read_slots(self, name: str) -> Slots:
+        parameter, layer = self._places[name]
+        slots = {slot: np.zeros(UNUSED, np.float32) for slot in SLOTS}
+        for kind in KINDS:
+            if stored := self._moments.get((kind, parameter.native)):
+                array = self._layer(kind, stored, parameter, layer)
+                slots[kind] = to_neutral(parameter, array) if kind == "v" else array
+        return slots
+
+    def _layer(self, kind: str, stored: str, parameter: Parameter, layer: int) -> np.ndarray:
+        """Returns one layer of a stored array, and keeps the array until another is asked for."""
+        if self._last.get(kind, ("",))[0] != stored:
+            self._last.pop(kind, None)  # freed before the next is read
+            array = store.read_array(self._folder, stored, self._shapes[stored])
+            self._last[kind] = (stored, array)
+        array = self._last[kind][1]
+        return array[layer] if parameter.is_stacked else array
+
+
+def _moment_names(names: Iterable[str]) -> dict[tuple[str, str], str]:
+    """Returns the stored names of Adafactor's arrays, by kind and parameter in the model.
+
+    Behind a gradient clip its state is a numbered part of the optimizer's.
+    """
+    return {
+        (found[1], found[2] or ""): name for name in names if (found := _MOMENT.fullmatch(name))
+    }
 
 
 def _native_config(folder: Path, shapes: Mapping[str, Shape]) -> T5Config:

@@ -2,7 +2,7 @@
 
 Layout: MODEL_DIR/checkpoints/<step>/default holds the latest states, MODEL_DIR/best/<step>/default
 the one with the best validation metric. Arrays are stored under dotted names, such as
-`model.encoder.layers.attention.query.kernel`.
+`model.encoder.layers.attention.query.kernel`; the optimizer's begin with `optimizer_state.`.
 """
 
 import math
@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike
 from instructrec_jax.errors import UserError
 
 LATEST, BEST = "checkpoints", "best"
-_ITEM = "default"
+ITEM, MODEL, OPTIMIZER = "default", "model.", "optimizer_state."
 _HINT = "remove that folder to go on with the one before it"
 Arrays = dict[str, Any]
 
@@ -90,7 +90,7 @@ def resolve_checkpoint(path: Path | str) -> Path:
       UserError: if no finished checkpoint is there.
     """
     path = Path(path)
-    if (path / _ITEM).is_dir():
+    if (path / ITEM).is_dir():
         return path.resolve()
     for folder in (path / BEST, path / LATEST, path):
         if steps := _finished_steps(folder):
@@ -129,7 +129,7 @@ def stored_arrays(folder: Path) -> Mapping[str, Any]:
     Raises:
       UserError: if its metadata is missing.
     """
-    path = folder / _ITEM
+    path = folder / ITEM
     metadata = _checkpointer().metadata(path).item_metadata if path.is_dir() else None
     if metadata is None:
         raise UserError(f"checkpoint {folder} cannot be read: its metadata is missing; {_HINT}")
@@ -161,7 +161,7 @@ def _read(folder: Path, item: Arrays, restore_args: Any) -> Arrays:
     largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in item.values())
     checkpointer = _checkpointer(in_flight_gb=(largest + 1) / 10**9)
     try:
-        return checkpointer.restore(folder / _ITEM, args=arguments)
+        return checkpointer.restore(folder / ITEM, args=arguments)
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint {folder} cannot be read: {error}; {_HINT}") from None
 
@@ -183,7 +183,7 @@ def _finished_steps(folder: Path) -> list[int]:
     """Returns the steps whose folder Orbax has renamed from its temporary name."""
     if not folder.is_dir():
         return []
-    return [int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / _ITEM).is_dir()]
+    return [int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / ITEM).is_dir()]
 
 
 def _check_same(folder: Path, wanted: Arrays, found: Mapping[str, Any]) -> None:

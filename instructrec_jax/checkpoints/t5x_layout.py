@@ -13,12 +13,15 @@ scanned, stacks the layers of a parameter along axis 1:
     [heads, buckets]                                 [heads, L, buckets], all L tables equal
 
 Adafactor's state of a parameter has four slots: `v` of the parameter's shape, or, where factored,
-`v_row` and `v_col`, each without one axis; `m` with momentum; a slot not used is one zero.
+`v_row` and `v_col`, each without one axis; `m` with momentum; a slot not used is one zero. Plain T5
+keeps in `v_row` the shorter axis of a matrix and in `v_col` the longer one, and factors where both
+are long; scalable T5 keeps in `v_row` the axis of the residual stream, and factors every kernel of
+a stack. The estimate of the second moments is the same: the product of both over their mean.
 """
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,8 @@ import numpy as np
 from instructrec_jax.errors import UserError
 
 Shape = tuple[int, ...]
+Slots = Mapping[str, np.ndarray]
+TARGET, PARAM_STATES = "target.", "state.param_states."
 SLOTS = ("m", "v", "v_col", "v_row")
 UNUSED: Shape = (1,)
 LAYERS_AXIS = 1
@@ -42,7 +47,7 @@ class Place:
     """Where a neutral array lies in a checkpoint.
 
     Attributes:
-      stored: the name there, without `target.`.
+      stored: the name there, without TARGET.
       layer: index along the layers' axis, None where the whole array is meant.
     """
 
@@ -51,6 +56,20 @@ class Place:
 
 
 Places = tuple[Place, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SavedSlots:
+    """Adafactor's state in a checkpoint, none of it read; without momentum.
+
+    Attributes:
+      step: number of steps the optimizer has taken.
+      read: gives the slots of a neutral name, float32, shaped as plain T5 has them; asked layer by
+        layer of one parameter after another.
+    """
+
+    step: int
+    read: Callable[[str], Slots]
 
 
 def find_places(stored: Mapping[str, Shape]) -> dict[str, Places]:
@@ -103,14 +122,8 @@ def to_neutral(name: str, array: np.ndarray, place: Place) -> np.ndarray:
     return array.reshape(shape)
 
 
-def slots_to_neutral(
-    name: str, slots: Mapping[str, np.ndarray], place: Place, shape: Shape
-) -> dict[str, np.ndarray]:
+def slots_to_neutral(name: str, slots: Slots, place: Place, shape: Shape) -> dict[str, np.ndarray]:
     """Returns Adafactor's slots of one neutral parameter from those that are stored.
-
-    Plain T5 keeps in `v_row` the shorter axis of a matrix and in `v_col` the longer one; scalable
-    T5 keeps in `v_row` the axis of the residual stream. The estimate of the second moments is the
-    same: the product of both over their mean.
 
     Args:
       name: the neutral parameter.
@@ -137,6 +150,40 @@ def slots_to_neutral(
     axes = (row.reshape(-1), col.reshape(-1)) if emb_first else (col.reshape(-1), row.reshape(-1))
     first, second = factored_axes(shape)
     return {**result, "v_row": axes[first], "v_col": axes[second]}
+
+
+def slots_from_neutral(
+    name: str, slots: Slots, shape: Shape, num_heads: int
+) -> dict[str, tuple[np.ndarray, int | None]]:
+    """Returns the slots of one layer as a scanned checkpoint keeps them.
+
+    Args:
+      name: the neutral parameter, one of a stack of layers.
+      slots: its slots as plain T5 has them.
+      shape: of the neutral parameter.
+      num_heads: of the model.
+
+    Returns:
+      By slot the array and its axis of layers in the stack; None where it is not used.
+
+    Raises:
+      UserError: if all second moments of a kernel are kept, or momentum.
+    """
+    result: dict[str, tuple[np.ndarray, int | None]] = {s: (slots[s], None) for s in SLOTS}
+    if slots["m"].shape != UNUSED or (name.endswith(".kernel") and slots["v"].shape != UNUSED):
+        raise UserError(
+            f"Adafactor keeps momentum or all second moments of {name}, and scalable T5 would keep "
+            "factors alone; write this checkpoint without scan_layers"
+        )
+    if slots["v"].shape != UNUSED:
+        return {**result, "v": (slots["v"], LAYERS_AXIS)}
+    shorter, longer = factored_axes(shape)
+    axes = {shorter: slots["v_row"], longer: slots["v_col"]}
+    emb_first = not _ENDS_IN_EMB.search(name)
+    row, col = axes[int(not emb_first)], axes[int(emb_first)]
+    if _HEADS.search(name):
+        col = col.reshape(num_heads, -1)
+    return {**result, "v_row": (row, int(emb_first)), "v_col": (col, int(not emb_first))}
 
 
 def factored_axes(shape: Shape) -> tuple[int, int]:

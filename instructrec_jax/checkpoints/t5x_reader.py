@@ -5,7 +5,6 @@ arrays, bit for bit. Nothing of T5X is needed.
 """
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,20 @@ import numpy as np
 from instructrec_jax.checkpoints import t5x_arrays, t5x_layout
 from instructrec_jax.checkpoints.parameters import check_found, infer_config, neutral_shapes
 from instructrec_jax.checkpoints.t5x_arrays import ArrayFolder
-from instructrec_jax.checkpoints.t5x_layout import SLOTS, UNUSED, Place, Shape
+from instructrec_jax.checkpoints.t5x_layout import (
+    PARAM_STATES,
+    SLOTS,
+    TARGET,
+    UNUSED,
+    Place,
+    SavedSlots,
+    Shape,
+    Slots,
+)
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import T5Config
 
-_TARGET, _PARAM_STATES, _STEP = "target.", "state.param_states.", "state.step"
+_STEP = "state.step"
 _NAME = re.compile(r"checkpoint_(\d+)")
 _OTHER_VOCABULARIES = {250112: "mT5", 256384: "umT5", 384: "ByT5"}
 
@@ -32,6 +40,7 @@ class T5xCheckpoint:
       step: number of training steps taken.
       config: the model's sizes, read off the arrays' shapes.
       found: (neutral shape, dtype name) of each parameter by neutral name.
+      slots: Adafactor's state; None if there is none, or one with momentum.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -53,9 +62,9 @@ class T5xCheckpoint:
         self.folder = folder
         self._arrays: ArrayFolder = t5x_arrays.open_folder(folder)
         self.container = self._arrays.container
-        names = [name for name in self._arrays.names if name.startswith(_TARGET)]
+        names = [name for name in self._arrays.names if name.startswith(TARGET)]
         self._stored = {
-            name.removeprefix(_TARGET): array for name, array in self._arrays.open(names).items()
+            name.removeprefix(TARGET): array for name, array in self._arrays.open(names).items()
         }
         self._places = t5x_layout.find_places({n: a.shape for n, a in self._stored.items()})
         t5x_layout.refuse_other_models(folder, self._places)
@@ -72,16 +81,9 @@ class T5xCheckpoint:
         check_found(folder, neutral_shapes(self.config), self.found)
         self.step = self._read_step()
         self._last: tuple[str, np.ndarray] | None = None
-        self._last_slots: tuple[str, Mapping[str, np.ndarray]] | None = None
-
-    @property
-    def has_optimizer_state(self) -> bool:
-        """Whether every parameter comes with Adafactor's slots."""
-        names = set(self._arrays.names)
-        return all(
-            f"{_PARAM_STATES}{places[0].stored}.{slot}" in names
-            for places in self._places.values()
-            for slot in SLOTS
+        self._last_slots: tuple[str, Slots] | None = None
+        self.slots = (
+            SavedSlots(step=self.step, read=self._read_slots) if self._has_slots() else None
         )
 
     def read(self, name: str) -> np.ndarray:
@@ -109,24 +111,20 @@ class T5xCheckpoint:
                 )
         return array
 
-    def read_slots(self, name: str) -> dict[str, np.ndarray]:
-        """Returns Adafactor's state of a parameter.
+    def _has_slots(self) -> bool:
+        """Whether every parameter comes with Adafactor's slots, momentum unused."""
+        names = {
+            f"{PARAM_STATES}{places[0].stored}.{slot}"
+            for places in self._places.values()
+            for slot in SLOTS
+        }
+        if not names <= set(self._arrays.names):
+            return False
+        momentum = min(name for name in names if name.endswith(".m"))
+        return self._arrays.open([momentum])[momentum].shape == UNUSED
 
-        Args:
-          name: the parameter's neutral name.
-
-        Returns:
-          By slot (m, v, v_col, v_row) a float array as plain T5X shapes it for the neutral
-          parameter; a slot not used has the shape (1,).
-
-        Raises:
-          UserError: if the checkpoint has no such state, or its files are damaged.
-        """
-        if not self.has_optimizer_state:
-            raise UserError(
-                f"T5X checkpoint {self.folder} has no Adafactor state; start from its parameters "
-                "alone"
-            )
+    def _read_slots(self, name: str) -> Slots:
+        """Returns the slots of a neutral parameter."""
         shape = self.found[name][0]
         # Equal tables of several layers have moments of their own: the first layer's stand for all.
         place = self._places[name][0]
@@ -149,11 +147,11 @@ class T5xCheckpoint:
             self._last = (place.stored, array)
         return self._last[1]
 
-    def _slots_at(self, place: Place) -> Mapping[str, np.ndarray]:
+    def _slots_at(self, place: Place) -> Slots:
         """Returns the stored slots of a parameter; those of the last stack are kept."""
         if self._last_slots is None or self._last_slots[0] != place.stored:
             self._last_slots = None
-            names = {slot: f"{_PARAM_STATES}{place.stored}.{slot}" for slot in SLOTS}
+            names = {slot: f"{PARAM_STATES}{place.stored}.{slot}" for slot in SLOTS}
             opened = self._arrays.open(list(names.values()))
             slots = {slot: opened[name].read() for slot, name in names.items()}
             if place.layer is None:
@@ -161,10 +159,10 @@ class T5xCheckpoint:
             self._last_slots = (place.stored, slots)
         return self._last_slots[1]
 
-    def _check_slots(self, name: str, slots: Mapping[str, np.ndarray], shape: Shape) -> None:
+    def _check_slots(self, name: str, slots: Slots, shape: Shape) -> None:
         rows = t5x_layout.factored_axes(shape) if len(shape) == 2 else None
         wanted = {
-            "m": {shape, UNUSED},
+            "m": {UNUSED},
             "v": {shape, UNUSED},
             "v_row": {UNUSED} if rows is None else {(shape[rows[0]],), UNUSED},
             "v_col": {UNUSED} if rows is None else {(shape[rows[1]],), UNUSED},

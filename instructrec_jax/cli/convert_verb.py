@@ -22,12 +22,29 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIND",
         help="hf, t5x or native (what train and score write and read themselves); or adapter",
     )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        metavar="DTYPE",
+        help="of the weights with --to=hf: float32 or, rounded, bfloat16 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scan_layers",
+        action="store_true",
+        help="with --to=t5x: stacks of layers, as T5X's scalable T5 has them",
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
     from instructrec_jax.stages import convert
 
-    convert.convert(source_path=options.source, output_dir=options.dest, to=options.to)
+    convert.convert(
+        source_path=options.source,
+        output_dir=options.dest,
+        to=options.to,
+        dtype=options.dtype,
+        scan_layers=options.scan_layers,
+    )
 
 
 CONVERT = Verb(
@@ -40,7 +57,7 @@ CONVERT = Verb(
         "one of its step folders. T5 1.1 and Flan-T5 only. Adapters of a LoRA run are merged into\n"
         "the model they belong to; --to=adapter writes them alone, as PEFT keeps them. `train`\n"
         "and `score` also take any kind as it is, by INITIAL_CHECKPOINT_PATH and CHECKPOINT_PATH.\n"
-        "Optimizers stay behind."
+        "Adafactor's state goes along between T5X and native; other optimizers stay behind."
     ),
     example="instructrec convert downloads/flan-t5-base runs/flan-t5-base --to=native",
     add_arguments=_add_arguments,

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,12 @@ from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints import native_writer, source, t5x_writer
 from instructrec_jax.checkpoints.adapters import write_peft
 from instructrec_jax.checkpoints.huggingface import TOKENIZER_FILE, write_huggingface
-from instructrec_jax.checkpoints.parameters import Source, check_finite, neutral_shapes
+from instructrec_jax.checkpoints.parameters import (
+    STORED_DTYPES,
+    Source,
+    check_finite,
+    neutral_shapes,
+)
 from instructrec_jax.errors import UserError, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -28,16 +34,26 @@ TOKENIZER_FILES = (
 )
 
 
-def convert(*, source_path: str, output_dir: str, to: str) -> None:
+def convert(
+    *,
+    source_path: str,
+    output_dir: str,
+    to: str,
+    dtype: str = "float32",
+    scan_layers: bool = False,
+) -> None:
     """Writes the parameters and the step of a checkpoint as a checkpoint of another kind.
 
-    Arrays pass one by one, bit for bit (bfloat16 becomes float32, which holds it exactly). An
-    optimizer's state is left behind. The tokenizer's files beside the source go along.
+    Arrays pass one by one, bit for bit (bfloat16 becomes float32, which holds it exactly).
+    Adafactor's state goes along between T5X and native; any other is left behind. The tokenizer's
+    files beside the source go along.
 
     Args:
       source_path: a checkpoint of any kind, as `checkpoints.source.open_source` finds it.
       output_dir: folder to write, which must be new, empty or hold the same conversion.
       to: "native", "hf" or "t5x", adapters merged; or "adapter": they alone, as PEFT keeps them.
+      dtype: of Hugging Face's weights, "float32" or "bfloat16", to which they are rounded.
+      scan_layers: whether T5X's layers are stacked, as its scalable T5 has them.
 
     Raises:
       UserError: for a source that is damaged or no T5 1.1, numbers that are none, or a folder that
@@ -45,6 +61,7 @@ def convert(*, source_path: str, output_dir: str, to: str) -> None:
     """
     if to not in WRITERS:
         raise unknown_name("kind of checkpoint", to, WRITERS)
+    choices = _choices(to, dtype, scan_layers=scan_layers)
     began = time.monotonic()
     opened = source.open_source(source_path)
     planned = manifest.Manifest(
@@ -53,6 +70,8 @@ def convert(*, source_path: str, output_dir: str, to: str) -> None:
         settings={
             "from": opened.kind,
             "to": to,
+            "dtype": dtype,
+            "scan_layers": scan_layers,
             "step": opened.step,
             "model": dataclasses.asdict(opened.config),
         },
@@ -73,7 +92,8 @@ def convert(*, source_path: str, output_dir: str, to: str) -> None:
         to,
     )
     with files.atomic_directory(folder) as temporary:
-        WRITERS[to](temporary, dataclasses.replace(opened, read=_only_numbers(opened)))
+        checked = dataclasses.replace(opened, read=_only_numbers(opened))
+        WRITERS[to](temporary, checked, **choices)
         _copy_tokenizer(opened, temporary)
         dataclasses.replace(planned, counts={"parameters": num_parameters}).write(temporary)
     logger.info("wrote %s in %.1f s", folder, time.monotonic() - began)
@@ -90,22 +110,53 @@ def _only_numbers(opened: Source) -> Callable[[str], np.ndarray]:
     return read
 
 
+def _choices(to: str, dtype: str, *, scan_layers: bool) -> dict[str, Any]:
+    """Returns what a kind of checkpoint leaves to choose, as its writer takes it.
+
+    Raises:
+      UserError: for a choice that this kind does not leave.
+    """
+    if dtype not in STORED_DTYPES:
+        raise unknown_name("dtype of a checkpoint", dtype, STORED_DTYPES)
+    if dtype != "float32" and to != "hf":
+        raise UserError(f"--dtype={dtype} with --to={to}; only --to=hf leaves the choice")
+    if scan_layers and to != "t5x":
+        raise UserError(f"--scan_layers with --to={to}; only --to=t5x leaves the choice")
+    choices: dict[str, dict[str, Any]] = {"hf": {"dtype": dtype}, "t5x": {"scanned": scan_layers}}
+    return choices.get(to, {})
+
+
 def _write_native(folder: Path, opened: Source) -> None:
-    native_writer.write_native(folder, config=opened.config, step=opened.step, read=opened.read)
+    native_writer.write_native(
+        folder, config=opened.config, step=opened.step, read=opened.read, slots=opened.slots
+    )
 
 
-def _write_huggingface(folder: Path, opened: Source) -> None:
-    write_huggingface(folder, config=opened.config, step=opened.step, read=opened.read)
+def _write_huggingface(folder: Path, opened: Source, *, dtype: str) -> None:
+    write_huggingface(folder, config=opened.config, step=opened.step, read=opened.read, dtype=dtype)
 
 
-def _write_t5x(folder: Path, opened: Source) -> None:
+def _write_t5x(folder: Path, opened: Source, *, scanned: bool) -> None:
     if opened.config.relative_max_distance != 128:
         raise UserError(
             f"{opened.path} has relative_max_distance {opened.config.relative_max_distance}; a "
             "T5X checkpoint cannot say so, expected 128: convert it to hf or native"
         )
-    arrays = ((name, opened.read(name)) for name in neutral_shapes(opened.config))
-    t5x_writer.write_t5x(folder, arrays, config=opened.config, step=opened.step)
+    names, slots = neutral_shapes(opened.config), opened.slots
+    if slots is None:
+        logger.info(
+            "%s holds no state of Adafactor, and neither will the copy (the best checkpoint of a "
+            "run never does; its latest one lies in MODEL_DIR/checkpoints)",
+            opened.path,
+        )
+    t5x_writer.write_t5x(
+        folder,
+        ((name, opened.read(name)) for name in names),
+        config=opened.config,
+        step=opened.step,
+        slots=None if slots is None else ((name, slots.read(name)) for name in names),
+        scanned=scanned,
+    )
 
 
 def _copy_tokenizer(opened: Source, folder: Path) -> None:
@@ -118,7 +169,7 @@ def _copy_tokenizer(opened: Source, folder: Path) -> None:
             shutil.copyfile(beside, folder / name)
 
 
-WRITERS: dict[str, Callable[[Path, Source], None]] = {
+WRITERS: dict[str, Callable[..., None]] = {
     "native": _write_native,
     "hf": _write_huggingface,
     "t5x": _write_t5x,

@@ -16,8 +16,9 @@ from instructrec_jax import files, manifest
 from instructrec_jax.baselines.cooccurrence import cooccurrence_embeddings
 from instructrec_jax.checkpoints import store
 from instructrec_jax.checkpoints.adapters import claim_base
-from instructrec_jax.checkpoints.parameters import Source
+from instructrec_jax.checkpoints.parameters import Source, parameters
 from instructrec_jax.checkpoints.source import load_model, open_source
+from instructrec_jax.checkpoints.t5x_slots import assemble_slots
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning, split
 from instructrec_jax.models.objectives import Objective
@@ -29,6 +30,7 @@ from instructrec_jax.scoring.packing import pack_candidates
 from instructrec_jax.scoring.scorer import make_scorer
 from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
 from instructrec_jax.stages.run_data import RunData, dataset_of
+from instructrec_jax.training.adafactor import AdafactorState, find_state, replace_state
 from instructrec_jax.training.loop import Actions, Periods, run_loop
 from instructrec_jax.training.metrics_log import MetricsLog
 from instructrec_jax.training.optimizers import describe
@@ -61,7 +63,8 @@ class TrainSettings:
       pack: several examples in a row; not for grouped mixtures.
       num_candidates: candidates drawn for each training example, the target among them.
       initial_checkpoint_path: parameters to start from (INITIAL_CHECKPOINT_PATH): ours, or Flan-T5
-        or T5 1.1 as Hugging Face or T5X keep it; see `checkpoints.source.open_source`.
+        or T5 1.1 as Hugging Face or T5X keep it; see `checkpoints.source.open_source`. The
+        optimizer's state comes along where it is Adafactor's there and here.
       train_steps_relative: steps of this run alone (TRAIN_STEPS_RELATIVE); None: `Periods` says
         where training ends, counting the initial checkpoint's own steps too (TRAIN_STEPS).
       warm_start: start from co-occurrence in the training histories, see `training.warm_start`; for
@@ -260,7 +263,7 @@ def _initialise(
         state = latest.restore(step, stored_part(abstract, tuning))
         if tuning.lora is None:
             return state
-    # 2. INITIAL_CHECKPOINT_PATH: its parameters and step; the optimizer starts afresh.
+    # 2. INITIAL_CHECKPOINT_PATH: its parameters, its step and, as in T5X, Adafactor's state.
     if initial is not None:
         logger.info("starting from the parameters of %s (%s)", initial.path, initial.kind)
         base = load_model(initial, abstract_model(learning.model, mesh))
@@ -272,8 +275,9 @@ def _initialise(
             fine_tuning=tuning,
             seed=run.seed,
         )
-        # Of LoRA, 1. is adapters and their optimizer alone.
-        return started if state is None else with_stored_part(started, state, tuning)
+        if state is not None:  # of LoRA, 1. is adapters and their optimizer alone
+            return with_stored_part(started, state, tuning)
+        return _with_saved_slots(started, abstract, initial, tuning)
     # 3. Random, or a start that the training histories suggest where that is asked for.
     fresh = initial_state(
         learning.model, learning.optimizer, mesh, seed=run.seed, fine_tuning=tuning
@@ -281,6 +285,23 @@ def _initialise(
     if run.warm_start:
         fresh = fresh._replace(model=_warm(fresh.model, learning.model, run))
     return fresh
+
+
+def _with_saved_slots(
+    state: TrainState, abstract: TrainState, initial: Source, tuning: FineTuning
+) -> TrainState:
+    """Returns the state with Adafactor's of the checkpoint, if it has one and the run a use."""
+    wanted, afresh = find_state(abstract.optimizer_state), "the optimizer starts afresh: "
+    if initial.slots is None:
+        logger.info(afresh + "%s holds no state of Adafactor", initial.path)
+    elif wanted is None or tuning.lora is not None:
+        logger.info(afresh + "the state in %s is of Adafactor over all weights", initial.path)
+    else:
+        logger.info("Adafactor goes on with its state of step %d", initial.slots.step)
+        slots = assemble_slots(parameters(abstract.model), wanted._asdict(), initial.slots)
+        moments = replace_state(state.optimizer_state, AdafactorState(**slots))
+        return state._replace(optimizer_state=moments)
+    return state
 
 
 def _warm(model: Any, config: T5Config, run: TrainSettings) -> Any:

@@ -1,0 +1,141 @@
+"""Writes a checkpoint in Orbax's layout array by array, whole or not at all.
+
+  <step folder>/_CHECKPOINT_METADATA, commit_success.txt
+  <step folder>/<item>/_METADATA, commit_success.txt, manifest.ocdbt, d/...
+
+Orbax itself asks for all arrays at once and copies them before it writes, which takes twice the
+memory of the model. The markers tell that a checkpoint is whole, wherever it is copied to (object
+stores know no renaming).
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tensorstore as ts
+
+from instructrec_jax import files
+from instructrec_jax.errors import UserError
+
+SplitName = Callable[[str], tuple[str, ...]]
+METADATA = "_METADATA"
+_KEY_OF_DICT = 2  # Orbax's number for the key of a mapping
+_HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+# Each commit rewrites the list of what is stored: many small arrays share one.
+_COMMIT_BYTES = 2**26
+
+
+@contextmanager
+def write_checkpoint(
+    folder: Path, item: str, split_name: SplitName = lambda name: (name,)
+) -> Iterator["ArrayWriter"]:
+    """Yields what takes the arrays of one training step; the folder appears when all are written.
+
+    Args:
+      folder: the step's folder.
+      item: name of what it holds, a folder inside.
+      split_name: turns the name of an array into its keys in the tree that Orbax restores.
+
+    Raises:
+      UserError: if the folder is there already.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} is there already; remove it, or choose another folder")
+    with files.atomic_directory(folder) as temporary:
+        writer = ArrayWriter(temporary / item, split_name)
+        yield writer
+        writer.close()
+        metadata = {"item_handlers": {item: _HANDLER}, "metrics": {}, "custom_metadata": {}}
+        _write_json(temporary / "_CHECKPOINT_METADATA", metadata)
+        for place in (temporary / item, temporary):
+            text = f"Checkpoint commit was successful to {folder.name}"
+            (place / "commit_success.txt").write_text(text, encoding="utf-8")
+
+
+class ArrayWriter:
+    """Writes arrays into an OCDBT store, and at last the tree of their names."""
+
+    def __init__(self, folder: Path, split_name: SplitName) -> None:
+        """Use `write_checkpoint`."""
+        self._folder, self._split_name = folder, split_name
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._context, self._transaction = ts.Context(), ts.Transaction()
+        self._num_bytes = 0  # in the transaction
+        folder.mkdir()
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Writes a whole array, as one chunk like Orbax does for a shard."""
+        self._write(name, array, array.shape, ())
+
+    def write_layer(
+        self, name: str, layer: np.ndarray, index: int, *, num_layers: int, axis: int = 0
+    ) -> None:
+        """Writes one layer of a stack, as one chunk; all layers have to come.
+
+        Args:
+          name: of the stack.
+          layer: the layer's array.
+          index: which layer it is.
+          num_layers: how many there are.
+          axis: of the stack, along which they lie.
+        """
+        shape = (*layer.shape[:axis], num_layers, *layer.shape[axis:])
+        place = (*(slice(None),) * axis, slice(index, index + 1))
+        self._write(name, np.expand_dims(layer, axis), shape, place)
+
+    def _write(
+        self, name: str, array: np.ndarray, shape: tuple[int, ...], place: tuple[slice, ...]
+    ) -> None:
+        self._shapes[name] = shape
+        base = {"driver": "file", "path": f"{self._folder.resolve()}/"}
+        spec = {
+            "driver": "zarr",
+            "dtype": str(array.dtype),
+            "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"},
+            "metadata": {
+                "shape": list(shape),
+                "chunks": list(array.shape),
+                "compressor": {"id": "zstd", "level": 1},
+            },
+            "store_data_equal_to_fill_value": True,
+        }
+        opened = ts.open(
+            spec, open=True, create=True, context=self._context, transaction=self._transaction
+        ).result()
+        opened[place].write(array).result()
+        self._num_bytes += array.nbytes
+        if self._num_bytes >= _COMMIT_BYTES:
+            self._commit()
+
+    def _commit(self) -> None:
+        self._transaction.commit_async().result()
+        self._transaction, self._num_bytes = ts.Transaction(), 0
+
+    def close(self) -> None:
+        """Writes the names and shapes of all arrays as Orbax does."""
+        self._commit()
+        tree = {}
+        for name in sorted(self._shapes):
+            keys = self._split_name(name)
+            tree[str(keys)] = {
+                "key_metadata": [{"key": key, "key_type": _KEY_OF_DICT} for key in keys],
+                "value_metadata": {
+                    "value_type": "jax.Array",
+                    "skip_deserialize": False,
+                    "write_shape": list(self._shapes[name]),
+                },
+            }
+        metadata = {
+            "tree_metadata": tree,
+            "use_ocdbt": True,
+            "use_zarr3": False,
+            "store_array_data_equal_to_fill_value": True,
+            "custom_metadata": None,
+        }
+        _write_json(self._folder / METADATA, metadata)
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
