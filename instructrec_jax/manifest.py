@@ -80,7 +80,7 @@ def find_same_work(folder: Path | str, planned: Manifest) -> Manifest | None:
       UserError: if the folder holds something else, which is never overwritten.
     """
     folder = Path(folder)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and _is_empty(folder)):
         return None
     if not (folder / FILE_NAME).exists():
         raise UserError(
@@ -115,6 +115,11 @@ def claim(folder: Path | str, planned: Manifest) -> Manifest | None:
     if earlier is None:
         planned.write(folder)
     return earlier
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing, or only the manifest that another process is writing."""
+    return all(path.match(f".{FILE_NAME}.*.tmp") for path in folder.iterdir())
 
 
 def _difference(found: Manifest, planned: Manifest) -> str:

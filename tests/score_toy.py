@@ -5,6 +5,7 @@ each part.
 """
 
 import dataclasses
+import logging
 import sys
 import time
 
@@ -28,7 +29,7 @@ def score_toy(data_dir, checkpoint, output_dir, *, model=MODEL, dry_run=False, *
         output_dir=str(output_dir),
         tasks=TASKS,
         batch_size=8,
-        batches_per_part=2,
+        shard_size=16,
     )
     score(
         model=model,
@@ -41,6 +42,7 @@ def score_toy(data_dir, checkpoint, output_dir, *, model=MODEL, dry_run=False, *
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout)
     write_part = scores.write_part
 
     def write_and_rest(*arguments):

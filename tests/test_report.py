@@ -16,6 +16,7 @@ from instructrec_jax.records import CandidateList, History, Item
 from instructrec_jax.report import evaluation, normalisers, scenarios, writers
 from instructrec_jax.report.evaluation import Choice
 from instructrec_jax.scoring import scores
+from instructrec_jax.scoring.shards import part_name
 from instructrec_jax.stages import report as stage
 
 NUM_USERS, NUM_ITEMS = 60, 40
@@ -118,7 +119,7 @@ def write_scores(folder, data, split, bonuses, *, step=30, change=None):
             "split": split,
             "teacher": "extractive-1",
         }
-        scores.write_part(folder / scores.part_name(template, 0), rows, metadata)
+        scores.write_part(folder / part_name(template, 0), rows, metadata)
     Manifest(stage="score", inputs={}, settings={}, counts={"rows": total}).write(folder)
 
 

@@ -4,10 +4,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from instructrec_jax.data.readers.damage import Damage
 from instructrec_jax.errors import UserError
 from instructrec_jax.scoring import scores as score_files
+from instructrec_jax.scoring.requests import TokenRequest
 from instructrec_jax.scoring.scores import read_scores
+from instructrec_jax.scoring.shards import PreparedRequest, Shard, part_name, shards_of
 
 
 def row(name: str, size: int) -> dict:
@@ -24,7 +29,7 @@ def row(name: str, size: int) -> dict:
 
 def test_scores_come_back_as_they_were_written(tmp_path):
     for index, names in enumerate((["a", "b"], ["c"])):
-        path = tmp_path / score_files.part_name("A7", index)
+        path = tmp_path / part_name("A7", index)
         rows = [row(name, size) for size, name in enumerate(names, start=2 + index)]
         score_files.write_part(path, rows, {"checkpoint_step": 7})
     found = read_scores(tmp_path)
@@ -34,8 +39,9 @@ def test_scores_come_back_as_they_were_written(tmp_path):
     assert found.log_likelihood[1].tolist() == [0, -1, -2]
     assert found.target_index.tolist() == [1, 2, 2]
     assert found.metadata == {"checkpoint_step": 7}
-    assert score_files.num_finished_parts(tmp_path, "A7") == 2
-    assert score_files.num_rows(tmp_path, "A7") == 3
+    shards = [Shard(template="A7", index=index, numbers=range(0)) for index in (0, 1)]
+    assert score_files.count_rows(tmp_path, shards) == (3, Damage())
+    assert found.prior_log_likelihood == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -47,7 +53,7 @@ def test_scores_come_back_as_they_were_written(tmp_path):
     ],
 )
 def test_an_unreadable_part_is_named(tmp_path, damage, message):
-    path = tmp_path / score_files.part_name("A7", 0)
+    path = tmp_path / part_name("A7", 0)
     score_files.write_part(path, [row("a", 2)], {})
     damage(path)
     with pytest.raises(UserError, match=rf"A7\.part-00000\.parquet is {message}"):
@@ -59,4 +65,66 @@ def test_a_folder_without_scores_is_refused(tmp_path):
         read_scores(tmp_path)
 
 
-# The stage.
+def prepared(name: str, lengths: list[int]) -> PreparedRequest:
+    return PreparedRequest(
+        request=TokenRequest(
+            request_id=name,
+            instruction=np.array([5, 1], np.int32),
+            candidates=[np.full(length, 7, np.int32) for length in lengths],
+        ),
+        candidate_ids=np.arange(len(lengths), dtype=np.int64) + 2**40,
+        num_chars=np.array(lengths, np.int32) * 3,
+        target_index=-1,
+    )
+
+
+def test_a_row_tells_ids_counts_and_the_rank_of_each_candidate(tmp_path):
+    values = [np.array([-3.0, -1.0, -3.0], np.float32)]
+    rows = score_files.score_rows("A7", [prepared("a", [2, 3, 4])], values)
+    score_files.write_part(tmp_path / part_name("A7", 0), rows, {})
+    table = pq.read_table(tmp_path / part_name("A7", 0))
+    assert table["rank"].to_pylist() == [[3, 1, 3]], "ties count against a candidate"
+    assert table["num_tokens"].to_pylist() == [[2, 3, 4]]
+    assert table["candidate_ids"].to_pylist() == [[2**40, 2**40 + 1, 2**40 + 2]]
+    assert table["prior_log_likelihood"].to_pylist() == [None]
+    assert read_scores(tmp_path).num_chars[0].tolist() == [6, 9, 12]
+
+
+def test_what_is_no_number_is_never_written():
+    values = [np.array([-1.0, np.nan], np.float32)]
+    with pytest.raises(UserError, match=r"request 'a' has a log-likelihood that is not a number"):
+        score_files.score_rows("A7", [prepared("a", [2, 3])], values)
+
+
+def test_parts_are_read_by_template_and_number(tmp_path):
+    for template, index in (("B7.specific", 0), ("A7", 100000), ("A7", 99999)):
+        path = tmp_path / part_name(template, index)
+        score_files.write_part(path, [row(f"{template} {index}", 2)], {})
+    found = read_scores(tmp_path)
+    assert found.example_id == ["A7 99999", "A7 100000", "B7.specific 0"]
+
+
+def test_parts_of_two_runs_in_one_folder_are_told_apart(tmp_path):
+    for index in (0, 1):
+        path = tmp_path / part_name("A7", index)
+        score_files.write_part(path, [row("a", 2)], {"work": f"run {index}"})
+    with pytest.raises(UserError, match=r"part-00001\.parquet is a part of another run than A7"):
+        read_scores(tmp_path)
+
+
+def test_what_was_left_out_is_counted_over_parts(tmp_path):
+    for index in (0, 1):
+        damage = Damage(counts={"not_json": 4}, examples={"not_json": ["f line 1"] * 4})
+        score_files.write_part(tmp_path / part_name("A7", index), [row("a", 2)], {}, damage)
+    shards = shards_of("A7", num_requests=9, size=5)
+    num_rows, found = score_files.count_rows(tmp_path, shards)
+    assert num_rows == 2 and found.counts == {"not_json": 8}
+    assert found.examples == {"not_json": ["f line 1"] * 5}
+
+
+@given(st.integers(0, 60), st.integers(1, 20))
+def test_every_request_is_in_one_shard(num_requests, size):
+    shards = list(shards_of("A7", num_requests=num_requests, size=size))
+    assert [n for shard in shards for n in shard.numbers] == list(range(num_requests))
+    assert [shard.index for shard in shards] == list(range(len(shards)))
+    assert all(len(shard.numbers) == size for shard in shards[:-1])

@@ -39,6 +39,23 @@ def ranks(log_likelihood: ArrayLike, positive_index: ArrayLike) -> NDArray[np.in
     return at_least_as_good.astype(np.int64)  # the positive itself supplies the leading 1
 
 
+def ranks_of_all(log_likelihood: ArrayLike) -> NDArray[np.int64]:
+    """Returns the rank that each candidate of one example would have as the positive one.
+
+    Args:
+      log_likelihood: [c] float, higher is better; no NaN.
+
+    Returns:
+      [c] int64: 1 + number of better candidates + number of equal other candidates.
+
+    Example:
+      `ranks_of_all([-1.0, -2.0, -1.0])` is `[2, 3, 2]`.
+    """
+    values = np.asarray(log_likelihood, dtype=np.float64)
+    num_worse = np.searchsorted(np.sort(values), values, side="left")
+    return len(values) - num_worse
+
+
 def hits(rank: ArrayLike, k: int) -> NDArray[np.float64]:
     """Returns [n] 1.0 where the positive is among the first k, else 0.0.
 

@@ -158,20 +158,42 @@ def numpy_batches(ds: tf.data.Dataset) -> Iterator[Batch]:
     Raises:
       UserError: where an example does not fit, as `token_budget` says it.
     """
+    for element in results(ds):
+        if isinstance(element, UserError):
+            raise element
+        yield element
+
+
+def results(ds: tf.data.Dataset) -> Iterator[Batch | UserError]:
+    """Yields the dataset's elements as `numpy_batches`, errors in place of those that do not fit.
+
+    Args:
+      ds: a dataset of dictionaries.
+    """
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = _NUM_THREADS
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False  # measured: a quarter of the processor time went to tuning
     misfit = tf.errors.InvalidArgumentError  # a name of its own: modules go first at exit
-    try:
-        yield from ds.with_options(options).prefetch(4).as_numpy_iterator()
-    except misfit as error:
-        if found := _OUR_ERROR.search(str(error)):
-            escaped = found[1].encode("ascii", "backslashreplace")  # TensorFlow escapes the rest
-            text = escaped.decode("unicode_escape").encode("latin-1", "replace")
-            raise UserError(text.decode("utf-8", "replace")) from None
-        raise
+    elements = ds.with_options(options).prefetch(4).as_numpy_iterator()
+    while True:
+        try:
+            yield next(elements)
+        except StopIteration:
+            return
+        except misfit as error:
+            yield _user_error(error)
+
+
+def _user_error(error: tf.errors.InvalidArgumentError) -> UserError:
+    """Returns our message inside an error of TensorFlow; another error is raised as it is."""
+    found = _OUR_ERROR.search(str(error))
+    if not found:
+        raise error
+    escaped = found[1].encode("ascii", "backslashreplace")  # TensorFlow escapes the rest
+    text = escaped.decode("unicode_escape").encode("latin-1", "replace")
+    return UserError(text.decode("utf-8", "replace"))
 
 
 def _examples(

@@ -1,13 +1,15 @@
 """Artefact E: the log-likelihoods of every candidate, in Parquet parts written whole or not at all.
 
 One row is one (example, template). Token and character counts are kept, so that any normaliser,
-metric or tie rule can be computed later without a model.
+metric or tie rule can be computed later without a model. A part holds the rows of one shard, and
+its bytes depend on the set and on what the scores come from alone, never on who wrote it.
 """
 
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from instructrec_jax import files, manifest
+from instructrec_jax.data.readers.damage import Damage
 from instructrec_jax.errors import UserError
+from instructrec_jax.metrics import ranking
+from instructrec_jax.scoring.shards import PreparedRequest, Shard
 
 SCHEMA = pa.schema(
     [
         ("example_id", pa.string()),
         ("template_id", pa.string()),
-        ("candidate_ids", pa.list_(pa.int32())),
+        ("candidate_ids", pa.list_(pa.int64())),
         ("log_likelihood", pa.list_(pa.float32())),
+        ("prior_log_likelihood", pa.list_(pa.float32())),
         ("num_tokens", pa.list_(pa.int32())),
         ("num_chars", pa.list_(pa.int32())),
+        ("rank", pa.list_(pa.int32())),
         ("target_index", pa.int32()),
     ]
 )
 _METADATA_KEY = b"instructrec"
+_DAMAGE_KEY = b"instructrec.damage"
+_PART = re.compile(r"(?P<template>.+)\.part-(?P<index>\d+)\.parquet")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +48,10 @@ class Scores:
     Attributes:
       example_id: [n] names.
       template_id: [n] names.
-      candidate_ids: n arrays int32 [c].
+      candidate_ids: n arrays int64 [c].
       log_likelihood: n arrays float32 [c], natural log, sum over tokens including EOS.
+      prior_log_likelihood: the same against a prompt without preference and intention; None
+        where that was not scored.
       num_tokens: n arrays int32 [c], tokens counted.
       num_chars: n arrays int32 [c], characters of the title.
       target_index: int32 [n], -1 where the target is unknown.
@@ -51,89 +62,117 @@ class Scores:
     template_id: Sequence[str]
     candidate_ids: Sequence[np.ndarray]
     log_likelihood: Sequence[np.ndarray]
+    prior_log_likelihood: Sequence[np.ndarray | None]
     num_tokens: Sequence[np.ndarray]
     num_chars: Sequence[np.ndarray]
     target_index: np.ndarray
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def part_name(template: str, index: int) -> str:
-    """Returns the file name of one part of one template's scores."""
-    return f"{template}.part-{index:05d}.parquet"
+def is_written(folder: Path | str, shard: Shard) -> bool:
+    """Returns whether the part of a shard is there; it is whole then."""
+    return (Path(folder) / shard.file_name).exists()
 
 
-def num_finished_parts(folder: Path | str, template: str) -> int:
-    """Returns how many parts of a template are there, counted from the first one on."""
-    index = 0
-    while (Path(folder) / part_name(template, index)).exists():
-        index += 1
-    return index
+def write_part(
+    path: Path | str,
+    rows: Sequence[Mapping[str, Any]],
+    metadata: Mapping[str, Any],
+    damage: Damage | None = None,
+) -> None:
+    """Writes one part atomically.
 
-
-def num_rows(folder: Path | str, template: str) -> int:
-    """Returns how many rows the finished parts of a template hold together."""
-    indices = range(num_finished_parts(folder, template))
-    parts = [Path(folder) / part_name(template, index) for index in indices]
-    return sum(_readable(path, pq.read_metadata).num_rows for path in parts)
-
-
-def write_part(path: Path | str, rows: Sequence[Mapping[str, Any]], metadata: Mapping) -> None:
-    """Writes one part atomically; `metadata` (JSON values) goes into the file's schema."""
-    schema = SCHEMA.with_metadata({_METADATA_KEY: json.dumps(dict(metadata)).encode()})
-    table = pa.Table.from_pylist(list(rows), schema=schema)
+    Args:
+      path: where.
+      rows: values by the names of SCHEMA; what is missing is null.
+      metadata: JSON values that go into the file's schema, the same for all parts of a template.
+      damage: the requests of the shard that were left out.
+    """
+    left_out = {"counts": damage.counts, "examples": damage.examples} if damage else {}
+    own = {_METADATA_KEY: json.dumps(dict(metadata)), _DAMAGE_KEY: json.dumps(left_out)}
+    table = pa.Table.from_pylist(list(rows), schema=SCHEMA.with_metadata(own))
     with files.atomic_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
-def batch_rows(
+def score_rows(
     template: str,
-    batch: Mapping[str, np.ndarray],
-    log_likelihood: np.ndarray,
-    num_tokens: np.ndarray,
+    requests: Sequence[PreparedRequest],
+    log_likelihoods: Sequence[np.ndarray],
 ) -> list[dict[str, Any]]:
-    """Returns the rows of one scored batch, without padding rows and padding candidates.
+    """Returns the rows of scored requests.
 
     Args:
       template: id of the template that wrote the instructions.
-      batch: a ranking batch.
-      log_likelihood: float32 [batch, candidates].
-      num_tokens: int32 [batch, candidates].
+      requests: n requests.
+      log_likelihoods: n arrays float32 [c].
+
+    Raises:
+      UserError: if a log-likelihood is not a number.
     """
     rows = []
-    for row in np.flatnonzero(batch["example_id"] != ""):
-        real = num_tokens[row] > 0
+    for prepared, values in zip(requests, log_likelihoods, strict=True):
+        if np.isnan(values).any():
+            raise UserError(
+                f"a candidate of request {prepared.request.request_id!r} has a log-likelihood "
+                "that is not a number (NaN); the model has diverged or its weights are damaged: "
+                "score with another checkpoint"
+            )
+        candidates = prepared.request.candidates
         rows.append(
             {
-                "example_id": str(batch["example_id"][row]),
+                "example_id": prepared.request.request_id,
                 "template_id": template,
-                "candidate_ids": batch["candidate_ids"][row][real],
-                "log_likelihood": log_likelihood[row][real],
-                "num_tokens": num_tokens[row][real],
-                "num_chars": batch["candidate_num_chars"][row][real],
-                "target_index": int(batch["target_index"][row]),
+                "candidate_ids": prepared.candidate_ids,
+                "log_likelihood": values,
+                "num_tokens": np.array([len(tokens) for tokens in candidates], np.int32),
+                "num_chars": prepared.num_chars,
+                "rank": ranking.ranks_of_all(values).astype(np.int32),
+                "target_index": prepared.target_index,
             }
         )
     return rows
 
 
-def read_scores(folder: Path | str) -> Scores:
-    """Reads all parts of a finished scoring run, in the order of their names.
+def count_rows(folder: Path | str, shards: Iterable[Shard]) -> tuple[int, Damage]:
+    """Returns how many rows the parts of these shards hold together, and what they left out.
 
     Raises:
-      UserError: if there is no part, one is not of this format, or rows are missing.
+      UserError: if one of them is missing or cannot be read.
     """
-    paths = sorted(Path(folder).glob("*.part-*.parquet"))
+    num_rows, left_out = 0, Damage()
+    for shard in shards:
+        found = _readable(Path(folder) / shard.file_name, pq.read_metadata)
+        num_rows += found.num_rows
+        of_part = json.loads((found.metadata or {}).get(_DAMAGE_KEY, b"{}"))
+        left_out.add(Damage(**of_part))
+    return num_rows, left_out
+
+
+def read_scores(folder: Path | str) -> Scores:
+    """Reads all parts of a finished scoring run, by template and then in the order of the set.
+
+    Raises:
+      UserError: if there is no part, one is not of this format or of another run, or rows are
+        missing.
+    """
+    folder = Path(folder)
+    paths = sorted(folder.glob("*.part-*.parquet"), key=_place)
     if not paths:
         raise UserError(f"no scores in {folder}; run `instructrec score` with that output folder")
     tables = [_read_part(path) for path in paths]
-    metadata = json.loads(tables[0].schema.metadata[_METADATA_KEY])
+    metadata = _common_metadata(paths, tables)
     table = pa.concat_tables(tables).combine_chunks()
-    _check_complete(Path(folder), table.num_rows)
+    if (folder / manifest.FILE_NAME).exists():  # it is not where someone copied parts
+        found = manifest.read_manifest(folder)
+        _check_complete(folder, table.num_rows, found)
+        metadata |= {"command": found.command}
     return Scores(
         example_id=table["example_id"].to_pylist(),
         template_id=table["template_id"].to_pylist(),
         candidate_ids=_arrays(table["candidate_ids"]),
         log_likelihood=_arrays(table["log_likelihood"]),
+        prior_log_likelihood=_arrays_or_none(table["prior_log_likelihood"]),
         num_tokens=_arrays(table["num_tokens"]),
         num_chars=_arrays(table["num_chars"]),
         target_index=table["target_index"].to_numpy(),
@@ -141,15 +180,33 @@ def read_scores(folder: Path | str) -> Scores:
     )
 
 
-def _check_complete(folder: Path, num_found: int) -> None:
+def _place(path: Path) -> tuple[str, int]:
+    """Returns what parts are sorted by: part 100000 comes after part 99999."""
+    match = _PART.fullmatch(path.name)
+    return (match["template"], int(match["index"])) if match else (path.name, 0)
+
+
+def _common_metadata(paths: Sequence[Path], tables: Sequence[pa.Table]) -> dict[str, Any]:
+    """Returns what all parts say of where they come from, and checks that it is one place."""
+    first: dict[str, Any] = {}
+    for path, table in zip(paths, tables, strict=True):
+        found = json.loads(table.schema.metadata[_METADATA_KEY])
+        first = first or found
+        if found.get("work") != first.get("work"):
+            raise UserError(
+                f"{path} is a part of another run than {paths[0].name}; move the parts of one of "
+                "them elsewhere"
+            )
+    return first
+
+
+def _check_complete(folder: Path, num_found: int, found: manifest.Manifest) -> None:
     """Raises where the run counted other rows than its parts hold."""
-    if not (folder / manifest.FILE_NAME).exists():  # parts that someone copied
-        return
-    num_expected = sum(manifest.read_manifest(folder).counts.values())
+    num_expected = sum(found.counts.values()) if found.counts else "a run that has not finished"
     if num_found != num_expected:
         raise UserError(
-            f"{folder} holds {num_found} rows of {num_expected or 'a run that has not finished'}; "
-            "run `instructrec score` with the same settings again, it adds what is missing"
+            f"{folder} holds {num_found} rows of {num_expected}; run `instructrec score` with the "
+            "same settings again, it adds what is missing"
         )
 
 
@@ -178,3 +235,11 @@ def _arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
     values = chunk.values.to_numpy(zero_copy_only=False)
     offsets = chunk.offsets.to_numpy()
     return [values[a:b] for a, b in itertools.pairwise(offsets)]
+
+
+def _arrays_or_none(column: pa.ChunkedArray) -> list[np.ndarray | None]:
+    """Returns the lists of a column as numpy arrays, None for those that are null."""
+    found: list[np.ndarray | None] = list(_arrays(column))
+    for row in np.flatnonzero(column.is_null().to_numpy()):
+        found[row] = None
+    return found

@@ -16,7 +16,8 @@ class RunData:
     """What a training or scoring run reads.
 
     Attributes:
-      data_dir: output folder of `build`, for one dataset or several (DATA_DIR).
+      data_dir: output folder of `build`, for one dataset or several (DATA_DIR); None where no
+        record is read and `vocabulary` is given.
       feature_lengths: tokens of "inputs" and "targets" (TASK_FEATURE_LENGTHS).
       module: module that registers the tasks (MIXTURE_OR_TASK_MODULE).
       vocabulary: a SentencePiece model; by default the one that `build` left with the dataset.
@@ -25,7 +26,7 @@ class RunData:
         empty: every batch has the full length.
     """
 
-    data_dir: str
+    data_dir: str | None
     feature_lengths: Mapping[str, int]
     module: str = "tasks.mixtures"
     vocabulary: str | None = None
@@ -42,8 +43,12 @@ class RunData:
         Raises:
           UserError: if one of them is missing, or the model has fewer rows than the vocabulary.
         """
+        record_store.use_data_dir(self._folder)
+        self.open_vocabulary(task, vocab_size=vocab_size)
+
+    def open_vocabulary(self, task: str, *, vocab_size: int) -> None:
+        """Does as `open`, for a run that reads no records."""
         registry.import_task_module(self.module, dataset_of(task))
-        record_store.use_data_dir(self.data_dir)
         path = self._vocabulary_path(task)
         vocabulary.use_vocabulary(path, extra_ids=self.extra_ids)
         size = vocabulary.vocabulary_size()
@@ -77,21 +82,37 @@ class RunData:
 
     def fingerprint(self, task: str) -> dict[str, str]:
         """Returns hashes of the records and the vocabulary, for manifests."""
-        folder = Path(self.data_dir) / dataset_of(task)
-        return {
-            "records": files.sha256(folder / manifest.FILE_NAME),
-            "vocabulary": files.sha256(self._vocabulary_path(task)),
-        }
+        records = files.sha256(self._folder / dataset_of(task) / manifest.FILE_NAME)
+        return {"records": records, "vocabulary": self.vocabulary_hash(task)}
+
+    def vocabulary_hash(self, task: str) -> str:
+        """Returns the hash of the vocabulary's file."""
+        return files.sha256(self._vocabulary_path(task))
 
     def teacher(self, task: str) -> str:
         """Returns who wrote the records' preferences and intentions, "none" if nobody did."""
-        built = manifest.read_manifest(Path(self.data_dir) / dataset_of(task))
+        built = manifest.read_manifest(self._folder / dataset_of(task))
         return str(built.settings["teacher"])
 
     def _vocabulary_path(self, task: str) -> Path:
         if self.vocabulary is not None:
             return Path(self.vocabulary)
-        return Path(self.data_dir) / dataset_of(task) / VOCABULARY_FILE
+        return self._folder / dataset_of(task) / VOCABULARY_FILE
+
+    @property
+    def _folder(self) -> Path:
+        """The folder of the records.
+
+        Raises:
+          UserError: if none was named.
+        """
+        if self.data_dir is None:
+            raise UserError(
+                "neither DATA_DIR nor VOCABULARY is set, and the checkpoint has no tokenizer "
+                "beside it; set VOCABULARY to the SentencePiece model that it was made for, or "
+                "DATA_DIR to the folder that `instructrec build` wrote"
+            )
+        return Path(self.data_dir)
 
 
 def dataset_of(task: str) -> str:

@@ -1,51 +1,80 @@
-"""`instructrec score`: a checkpoint and grouped tasks -> log-likelihoods (artefact E)."""
+"""`instructrec score`: a checkpoint and ranking requests -> log-likelihoods (artefact E)."""
 
 import dataclasses
-import itertools
+import hashlib
+import json
 import logging
-import time
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints.parameters import Source
 from instructrec_jax.checkpoints.source import load_model, open_source
+from instructrec_jax.data.readers.damage import FAIL, Damage
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import T5, T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.parallel.sharding import check_rows
-from instructrec_jax.pipeline import loader, registry
+from instructrec_jax.pipeline import registry, request_tokens
 from instructrec_jax.scoring import scores
-from instructrec_jax.scoring.scorer import Scorer, make_scorer
+from instructrec_jax.scoring.claims import STALE_SECONDS
+from instructrec_jax.scoring.requests import TokenRequest
+from instructrec_jax.scoring.scorer import make_scorer
+from instructrec_jax.stages import score_sets
 from instructrec_jax.stages.run_data import RunData, dataset_of
+from instructrec_jax.stages.score_sets import Rendering, RequestSet
+from instructrec_jax.stages.score_shards import CLAIMS, explained, score_shards
 from instructrec_jax.training.state import TrainState, abstract_model, describe_placement
+from instructrec_jax.training.stopping import stop_on_sigterm
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreSettings:
-    """One scoring run.
+    """One scoring run, which any number of processes may share.
 
     Attributes:
       checkpoint_path: a step folder, or a MODEL_DIR for its best (CHECKPOINT_PATH); or Flan-T5 or
         T5 1.1 as Hugging Face or T5X keep it, see `checkpoints.source.open_source`.
       output_dir: where the parts go (INFER_OUTPUT_DIR).
-      tasks: ranking tasks, or mixtures, which stand for all they hold of the evaluation pool.
+      tasks: ranking tasks, or mixtures, which stand for all they hold of the evaluation pool. With
+        `requests` they only name the dataset whose templates and vocabulary are used.
       split: "validation" or "test".
+      requests: a file of requests in place of the records of the tasks, see `request_rows`.
+      request_templates: templates that write the instructions of `requests`, such as "A7"; none
+        where the file holds whole instructions.
+      on_damage: "fail" or "skip": what happens to requests that cannot be used.
       batch_size: examples scored at once.
-      num_batches: batches of each task; None for the whole split.
-      batches_per_part: batches in one output file; a killed run loses less than one part.
+      num_batches: how many times that to score of each set; None for all.
+      shard_size: requests in one output file; a killed process loses no more than two of them.
+      stale_seconds: age after which the claim of a process on another host is dead.
+      compilation_cache_dir: where compiled programs are kept for the next start; None for nowhere.
     """
 
     checkpoint_path: str
     output_dir: str
     tasks: Sequence[str]
     split: str = "test"
+    requests: str | None = None
+    request_templates: Sequence[str] = ()
+    on_damage: str = FAIL
     batch_size: int = 64
     num_batches: int | None = None
-    batches_per_part: int = 10
+    shard_size: int = 512
+    stale_seconds: float = STALE_SECONDS
+    compilation_cache_dir: str | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """Requests to score of each set; None for all."""
+        return None if self.num_batches is None else self.num_batches * self.batch_size
 
 
 def score(
@@ -57,7 +86,11 @@ def score(
     config_text: str = "",
     dry_run: bool = False,
 ) -> None:
-    """Scores every candidate of every example, going on after the last part that is there.
+    """Scores every candidate of every request, but for the parts that are there already.
+
+    The same command may run in several processes, on several hosts that see the same folder; they
+    share the work, and each of them may be killed or join at any time. What is written does not
+    depend on them, as long as they compute alike (kind of device, versions).
 
     Args:
       model: sizes of the checkpoint's model (MODEL).
@@ -71,114 +104,174 @@ def score(
       UserError: for a mistake in settings, data or checkpoint.
     """
     checkpoint = open_source(run.checkpoint_path)
-    tasks = ", ".join(run.tasks)
-    logger.info("%s, split %s, by %s, into %s", tasks, run.split, checkpoint.path, run.output_dir)
+    what = run.requests or f"{', '.join(run.tasks)}, split {run.split}"
+    logger.info("%s, by %s, into %s", what, checkpoint.path, run.output_dir)
     device_mesh = make_mesh(mesh)
     check_rows(run.batch_size, device_mesh, name="BATCH_SIZE")
-    shapes = TrainState(None, abstract_model(model, device_mesh), None)
-    logger.info("%s, %d rows a batch", describe_placement(shapes), run.batch_size)
+    shapes = abstract_model(model, device_mesh)
+    placement = describe_placement(TrainState(None, shapes, None))
+    logger.info("%s, %d rows a batch", placement, run.batch_size)
     if dry_run:
         checkpoint.check_fits(model)
         return
-    run = _open(data, run, vocab_size=model.vocab_size)
-    planned = _plan(model, data, run, checkpoint)
-    earlier = manifest.find_same_work(run.output_dir, planned)
-    if earlier is not None and _is_finished(earlier, run):
-        logger.info("nothing left to do: %s holds all of it", run.output_dir)
-        return
-    data.check_tokenizer(run.tasks[0], checkpoint.tokenizer)
-    restored = load_model(checkpoint, abstract_model(model, device_mesh))
-    manifest.claim(run.output_dir, planned)  # only now: a mistake leaves no folder behind
-    if config_text:
-        files.write_text(Path(run.output_dir) / "config.gin", config_text)
-    scorer = make_scorer(device_mesh)
-    metadata = {
-        **planned.inputs,
-        "split": run.split,
-        "teacher": data.teacher(run.tasks[0]),
-        "checkpoint_step": checkpoint.step,
-        "versions": planned.versions,
-        "command": planned.command,
-    }
-    counts = {
-        task: _score_task(task, restored, scorer, data, run, metadata=metadata)
-        for task in run.tasks
-    }
-    dataclasses.replace(planned, counts=counts).write(run.output_dir)
+    with stop_on_sigterm() as stop:
+        opened = _open(data, run, checkpoint, vocab_size=model.vocab_size)
+        planned = _plan(model, opened, run, checkpoint)
+        earlier = manifest.find_same_work(run.output_dir, planned)
+        if earlier is not None and _is_finished(earlier, opened.sets, Path(run.output_dir)):
+            logger.info("nothing left to do: %s holds all of it", run.output_dir)
+            return
+        _keep_compiled(run.compilation_cache_dir)
+        restored = load_model(checkpoint, shapes)
+        folder = Path(run.output_dir)
+        with explained(folder):
+            if earlier is None:  # only now: a mistake leaves no folder behind
+                planned.write(folder)
+                manifest.find_same_work(folder, planned)  # another run may have been as quick
+            if config_text:
+                files.write_text(folder / "config.gin", config_text)
+        is_finished = score_shards(
+            opened.sets,
+            folder,
+            score=_scorer(device_mesh, restored, run.batch_size, opened.sets[0].rendering),
+            metadata=_metadata(planned, opened, run, checkpoint),
+            stop=stop,
+            stale_seconds=run.stale_seconds,
+        )
+        if is_finished:
+            _finish(folder, opened.sets)
 
 
-def _open(data: RunData, run: ScoreSettings, *, vocab_size: int) -> ScoreSettings:
-    """Opens the data; returns the run with the evaluated tasks that its mixtures stand for."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """The sets of a run, the hashes of what they come from, and who wrote their texts."""
+
+    sets: Sequence[RequestSet]
+    inputs: Mapping[str, str]
+    teacher: str
+
+
+def _open(data: RunData, run: ScoreSettings, checkpoint: Source, *, vocab_size: int) -> _Opened:
+    """Opens what is scored."""
     if len({dataset_of(task) for task in run.tasks}) != 1:
         raise UserError(f"tasks to score are {list(run.tasks)}; expected some of one dataset")
-    data.open(run.tasks[0], vocab_size=vocab_size)
-    return dataclasses.replace(run, tasks=registry.evaluated_tasks(run.tasks, split=run.split))
-
-
-def _is_finished(earlier: manifest.Manifest, run: ScoreSettings) -> bool:
-    """Whether all rows that an earlier run counted are there still."""
-    rows = {task: scores.num_rows(run.output_dir, template_of(task)) for task in run.tasks}
-    return rows == earlier.counts
-
-
-def template_of(task: str) -> str:
-    """Returns the template of a task: "B7.specific" of "ml_100k.B7.specific.grouped"."""
-    return task.split(".", 1)[1].removesuffix(".grouped")
+    first = run.tasks[0]
+    rendering = Rendering(
+        feature_lengths=data.feature_lengths, shard_size=run.shard_size, on_damage=run.on_damage
+    )
+    if run.requests is None:
+        data.open(first, vocab_size=vocab_size)
+        data.check_tokenizer(first, checkpoint.tokenizer)
+        tasks = registry.evaluated_tasks(run.tasks, split=run.split)
+        sets = score_sets.task_sets(tasks, split=run.split, rendering=rendering, limit=run.limit)
+        return _Opened(sets=sets, inputs=data.fingerprint(first), teacher=data.teacher(first))
+    if data.data_dir is None and data.vocabulary is None and checkpoint.tokenizer is not None:
+        data = dataclasses.replace(data, vocabulary=str(checkpoint.tokenizer))
+    data.open_vocabulary(first, vocab_size=vocab_size)
+    data.check_tokenizer(first, checkpoint.tokenizer)
+    variants = [
+        request_tokens.ranking_variant(dataset_of(first), name)
+        for name in dict.fromkeys(run.request_templates)
+    ]
+    variants = variants or [request_tokens.INSTRUCTION]
+    file = score_sets.request_file(run.requests, variants)
+    sets = score_sets.file_sets(file, variants, rendering=rendering, limit=run.limit)
+    inputs = {"requests": file.fingerprint(), "vocabulary": data.vocabulary_hash(first)}
+    return _Opened(sets=sets, inputs=inputs, teacher="as the requests say")
 
 
 def _plan(
-    model: T5Config, data: RunData, run: ScoreSettings, checkpoint: Source
+    model: T5Config, opened: _Opened, run: ScoreSettings, checkpoint: Source
 ) -> manifest.Manifest:
     """Returns the manifest of the run, its counts still empty."""
-    inputs = {"checkpoint": checkpoint.fingerprint()}
-    for task in run.tasks:
-        inputs |= data.fingerprint(task)
+    inputs = {"checkpoint": checkpoint.fingerprint(), **opened.inputs}
+    for own in opened.sets:
+        inputs[f"template {own.template}"] = score_sets.wording_hash(own.variant)
     settings = {
         "model": dataclasses.asdict(model),
-        "tasks": list(run.tasks),
-        "split": run.split,
-        "feature_lengths": dict(data.feature_lengths),
+        "sets": [own.name for own in opened.sets],
+        "split": run.split if run.requests is None else None,
+        "feature_lengths": dict(opened.sets[0].rendering.feature_lengths),
         "batch_size": run.batch_size,
         "num_batches": run.num_batches,
-        "batches_per_part": run.batches_per_part,
+        "shard_size": run.shard_size,
     }
     return manifest.Manifest(stage="score", inputs=inputs, settings=settings)
 
 
-def _score_task(
-    task: str,
-    model: T5,
-    scorer: Scorer,
-    data: RunData,
-    run: ScoreSettings,
-    *,
-    metadata: dict[str, Any],
-) -> int:
-    """Writes the parts of one task that are not there yet; returns the number of its rows."""
-    template = template_of(task)
-    first_part = scores.num_finished_parts(run.output_dir, template)
-    if first_part:
-        logger.info("%s: %d parts are there already", task, first_part)
-    skipped = first_part * run.batches_per_part
-    batches = loader.ranking_batches(
-        task,
-        split=run.split,
-        feature_lengths=data.feature_lengths,
-        batch_size=run.batch_size,
-        skip_batches=skipped,
-        buckets=data.buckets,
+def _metadata(
+    planned: manifest.Manifest, opened: _Opened, run: ScoreSettings, checkpoint: Source
+) -> dict[str, dict[str, Any]]:
+    """Returns what the parts of each template tell; the same in every process of a run."""
+    work = json.dumps([planned.inputs, planned.settings], sort_keys=True)
+    common = {
+        **{name: found for name, found in planned.inputs.items() if " " not in name},
+        "work": hashlib.sha256(work.encode()).hexdigest(),
+        "split": planned.settings["split"],
+        "teacher": opened.teacher,
+        "checkpoint_step": checkpoint.step,
+        "versions": planned.versions,
+    }
+    return {
+        own.template: {**common, "template": planned.inputs[f"template {own.template}"]}
+        for own in opened.sets
+    }
+
+
+def _is_finished(earlier: manifest.Manifest, sets: Sequence[RequestSet], folder: Path) -> bool:
+    """Whether all rows that an earlier run counted are there still."""
+    if not earlier.counts:
+        return False
+    shards = [shard for own in sets for shard in own.shards()]
+    there = [shard for shard in shards if scores.is_written(folder, shard)]
+    return scores.count_rows(folder, there)[0] == sum(earlier.counts.values())
+
+
+def _finish(folder: Path, sets: Sequence[RequestSet]) -> None:
+    """Counts what all processes have written, and tidies up; any of them may do it, or several."""
+    counts, damage = {}, Damage()
+    for own in sets:
+        counts[own.name], left_out = scores.count_rows(folder, own.shards())
+        damage.add(left_out)
+    shutil.rmtree(folder / CLAIMS, ignore_errors=True)
+    files.remove_leftovers(folder)
+    found = manifest.read_manifest(folder)
+    dataclasses.replace(found, counts=counts, drops=damage.counts, damage=damage.examples).write(
+        folder
     )
-    limit = None if run.num_batches is None else max(run.num_batches - skipped, 0)
-    batches = itertools.islice(batches, limit)
-    for index in itertools.count(first_part):
-        rows: list[dict[str, Any]] = []
-        began = time.monotonic()
-        for batch in itertools.islice(batches, run.batches_per_part):
-            rows += scores.batch_rows(template, batch, *scorer(model, batch))
-        if not rows:
-            break
-        scores.write_part(Path(run.output_dir) / scores.part_name(template, index), rows, metadata)
-        num_candidates = sum(len(row["candidate_ids"]) for row in rows)
-        rate = num_candidates / (time.monotonic() - began)
-        logger.info("%s: part %d, %d rows, %.0f candidates/s", task, index, len(rows), rate)
-    return scores.num_rows(run.output_dir, template)
+
+
+def _keep_compiled(folder: str | None) -> None:
+    """Has JAX keep what it compiles, so that the next start need not compile it again."""
+    if folder is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    path = Path(folder).expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    logger.info("compiled programs are kept in %s", path)
+
+
+def _scorer(
+    device_mesh: Any, model: T5, batch_size: int, rendering: Rendering
+) -> Callable[[Sequence[TokenRequest]], list[np.ndarray]]:
+    score_batch = make_scorer(device_mesh)
+    length = rendering.feature_lengths["inputs"]
+    width = rendering.feature_lengths["targets"]
+
+    def run(requests: Sequence[TokenRequest]) -> list[np.ndarray]:
+        found = []
+        for first in range(0, len(requests), batch_size):
+            batch = requests[first : first + batch_size]
+            most = max(len(request.candidates) for request in batch)
+            inputs = np.zeros((batch_size, length), np.int32)
+            candidates = np.zeros((batch_size, most, width), np.int32)
+            for row, request in enumerate(batch):
+                inputs[row, : len(request.instruction)] = request.instruction
+                for place, tokens in enumerate(request.candidates):
+                    candidates[row, place, : len(tokens)] = tokens
+            values, _ = score_batch(
+                model, {"encoder_input_tokens": inputs, "candidate_tokens": candidates}
+            )
+            found += [values[row, : len(request.candidates)] for row, request in enumerate(batch)]
+        return found
+
+    return run

@@ -3,9 +3,7 @@
 import dataclasses
 import logging
 import math
-import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -17,6 +15,7 @@ from instructrec_jax.training.metrics_log import MetricsLog
 from instructrec_jax.training.progress import Progress
 from instructrec_jax.training.state import TrainState
 from instructrec_jax.training.step import TrainStep
+from instructrec_jax.training.stopping import stop_on_sigterm
 
 logger = logging.getLogger(__name__)
 NumpyBatch = Mapping[str, np.ndarray]
@@ -96,7 +95,7 @@ def run_loop(
     first_step, step = int(state.step), int(state.step)
     progress = Progress(first_step=first_step, last_step=periods.last_step)
     unchecked: _Unchecked | None = None
-    with _stop_on_sigterm() as stop:
+    with stop_on_sigterm() as stop:
         while step < periods.last_step and not stop.is_asked:
             batch = next(batches)
             state, metrics = train_step(state, actions.place(batch))
@@ -140,11 +139,6 @@ class _Unchecked:
     batch: NumpyBatch
 
 
-@dataclasses.dataclass
-class _Stop:
-    is_asked: bool = False
-
-
 def _check_finite(taken: _Unchecked | None) -> None:
     """Raises where a step's loss, or the gradient that made its parameters, is not finite."""
     for name in ("loss", "gradient_norm"):
@@ -161,22 +155,3 @@ def _check_finite(taken: _Unchecked | None) -> None:
 
 def _spell(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-
-
-@contextmanager
-def _stop_on_sigterm() -> Iterator[_Stop]:
-    """Turns SIGTERM, which preempted machines get, into a request to stop after the step."""
-    stop = _Stop()
-
-    def ask(_signal: int, _frame: Any) -> None:
-        stop.is_asked = True
-
-    try:
-        previous = signal.signal(signal.SIGTERM, ask)
-    except ValueError:  # not the main thread: whoever embeds the loop owns the signals
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -27,7 +27,11 @@ class Progress:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         text = f"step {step}/{self._last_step}  {shown}"
         if rate:
-            left = round((self._last_step - step) / rate)
-            clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-            text += f"  {rate:.2f} steps/s  {clock.removeprefix('0:')} left"
+            text += f"  {rate:.2f} steps/s  {clock((self._last_step - step) / rate)} left"
         return text
+
+
+def clock(seconds: float) -> str:
+    """Returns a time as "1:02:03" or "2:03"."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}".removeprefix("0:")

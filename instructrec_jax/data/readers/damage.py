@@ -52,12 +52,14 @@ class Damage:
       max_damaged: most lines that "skip" leaves out, over all files of the log.
       counts: lines left out, by reason.
       examples: up to five "FILE line N" of each reason.
+      switch: the flag or macro that sets the policy, for messages.
     """
 
     on_damage: str = FAIL
     max_damaged: int = DEFAULT_MAX_DAMAGED
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    switch: str = "--on_damage"
 
     def handle(self, error: DamagedLineError) -> None:
         """Counts the damaged line.
@@ -67,7 +69,7 @@ class Damage:
         """
         if self.on_damage != SKIP:
             raise UserError(
-                f"{error}\n--on_damage=skip leaves damaged lines out and counts them"
+                f"{error}\n{self.switch}=skip leaves damaged lines out and counts them"
             ) from None
         self.counts[error.reason] = self.counts.get(error.reason, 0) + 1
         examples = self.examples.setdefault(error.reason, [])
@@ -96,6 +98,13 @@ class Damage:
                 self.handle(error)
                 continue
             yield result
+
+    def add(self, other: "Damage") -> None:
+        """Adds what another part of the work has left out."""
+        for reason, number in other.counts.items():
+            self.counts[reason] = self.counts.get(reason, 0) + number
+            examples = self.examples.setdefault(reason, [])
+            examples += other.examples[reason][: MAX_EXAMPLES - len(examples)]
 
     def afresh(self) -> "Damage":
         """Returns the same policy with nothing counted, for reading a file a second time."""

@@ -1,0 +1,239 @@
+"""Scoring runs on tasks: every row once, whatever is killed, lost, repeated or shared."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from score_toy import TASKS, score_toy, toy_data
+from tiny_model import tiny_config, tiny_model
+
+from instructrec_jax import manifest
+from instructrec_jax.checkpoints.store import CheckpointStore
+from instructrec_jax.errors import UserError
+from instructrec_jax.metrics import ranking
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.scoring.scorer import make_scorer
+from instructrec_jax.scoring.scores import read_scores
+from instructrec_jax.scoring.shards import part_name
+from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    store = CheckpointStore(folder / "checkpoints", keep=1)
+    sizes = {"vocab_size": 600, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    store.save(5, {"model": tiny_model(**sizes)})
+    store.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(toy_records, checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scored") / "test"
+    score_toy(toy_records, checkpoint, folder)
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A finished run to damage."""
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", finished, folder], check=True)
+    return folder
+
+
+def parts(folder: Path) -> dict[str, bytes]:
+    paths = sorted(folder.glob("*.parquet"))
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def test_every_example_of_the_split_is_scored_once_by_every_template(finished, toy_prepared):
+    from instructrec_jax.data.prepared import read_prepared
+
+    lists = [row for row in read_prepared(toy_prepared).candidates if row.split == "test"]
+    by_id = {row.example_id: row for row in lists if row.protocol == "leave_one_out"}
+    found = read_scores(finished)
+    pairs = list(zip(found.template_id, found.example_id, strict=True))
+    assert len(set(pairs)) == len(pairs)
+    assert {name for template, name in pairs if template == "A7"} == by_id.keys()
+    assert len(by_id) % 8, "the last batch has padding rows"
+    for index, name in enumerate(found.example_id):
+        wanted = by_id[name]
+        assert found.candidate_ids[index].tolist() == list(wanted.candidate_ids)
+        assert found.candidate_ids[index][found.target_index[index]] == wanted.target_id
+        assert np.isfinite(found.log_likelihood[index]).all()
+    assert found.metadata["teacher"] == "extractive-1"
+    assert found.metadata["checkpoint_step"] == 5 and found.metadata["split"] == "test"
+    assert sum(manifest.read_manifest(finished).counts.values()) == len(pairs)
+    assert (finished / "config.gin").read_text() == "A = 1\n"
+
+
+def test_ranks_from_the_files_are_those_that_training_measures(toy_records, checkpoint, finished):
+    sizes = {"vocab_size": 600, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    data = toy_data(toy_records)
+    data.open("toy.A7.grouped", vocab_size=600)
+    settings = EvaluationSettings(tasks=TASKS, split="test", batch_size=16, normaliser="mean")
+    scorer = make_scorer(make_mesh(MeshSettings()))
+    measured = make_evaluate(settings, data, scorer)(tiny_model(**sizes))
+    found = read_scores(finished)
+    for task, template in zip(TASKS, ("A7", "C10.specific"), strict=True):
+        own = [index for index, name in enumerate(found.template_id) if name == template]
+        values = np.stack([found.log_likelihood[i] / found.num_tokens[i] for i in own])
+        metrics = ranking.evaluate(ranking.ranks(values, found.target_index[own]))
+        for name, value in metrics.items():
+            assert measured[f"test/{task}/{name}"] == pytest.approx(value)
+
+
+def test_a_finished_run_is_reused(toy_records, checkpoint, finished, caplog):
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    with caplog.at_level("INFO"):
+        score_toy(toy_records, checkpoint, finished)
+    assert "nothing left to do" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+
+
+@pytest.mark.parametrize("batch_size", [16, 64])
+def test_the_batch_size_changes_no_score(toy_records, checkpoint, finished, tmp_path, batch_size):
+    score_toy(toy_records, checkpoint, tmp_path, batch_size=batch_size, shard_size=100)
+    one, other = read_scores(finished), read_scores(tmp_path)
+    assert one.example_id == other.example_id and one.template_id == other.template_id
+    values = [np.concatenate(found.log_likelihood) for found in (one, other)]
+    np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-5)
+
+
+def test_a_part_that_was_lost_is_scored_again(toy_records, checkpoint, finished, copy):
+    (copy / part_name("A7", 1)).unlink()
+    with pytest.raises(UserError, match=r"\d+ rows of \d+; run `instructrec score`"):
+        read_scores(copy)
+    score_toy(toy_records, checkpoint, copy)
+    assert parts(copy) == parts(finished)
+
+
+def test_a_part_that_cannot_be_read_is_named_by_the_next_run(toy_records, checkpoint, copy):
+    (copy / part_name("A7", 1)).write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"A7\.part-00001\.parquet is not a readable"):
+        score_toy(toy_records, checkpoint, copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"split": "validation"}, r"settings\['split'\] was 'test'"),
+        ({"batch_size": 16}, "batch_size"),
+        ({"model": tiny_config(vocab_size=600)}, r"settings\['model'\]"),
+    ],
+)
+def test_the_folder_of_another_run_is_refused(toy_records, checkpoint, finished, change, message):
+    with pytest.raises(UserError, match=f"holds another run: .*{message}"):
+        score_toy(toy_records, checkpoint, finished, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": tiny_config(vocab_size=600)}, "is of another size than MODEL: there "),
+        ({"model": tiny_config(vocab_size=99)}, "the model only 99 rows"),
+        ({"batch_size": 4}, "BATCH_SIZE is 4; expected a multiple of data x fsdp = 8"),
+        ({"tasks": ["toy.A7.grouped", "ml_100k.A8.grouped"]}, "expected some of one dataset"),
+        ({"tasks": []}, "expected some of one dataset"),
+    ],
+)
+def test_a_mistake_leaves_no_folder_behind_that_would_refuse_the_next_try(
+    toy_records, checkpoint, tmp_path, change, message
+):
+    with pytest.raises(UserError, match=message):
+        score_toy(toy_records, checkpoint, tmp_path / "run", **change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_task_named_twice_is_scored_once(toy_records, checkpoint, tmp_path):
+    score_toy(toy_records, checkpoint, tmp_path, tasks=["toy.A7", "toy.A7.grouped"], num_batches=1)
+    assert len(read_scores(tmp_path).example_id) == 8
+
+
+def test_a_dry_run_writes_nothing(checkpoint, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        score_toy("no such folder", checkpoint, tmp_path / "run", dry_run=True)
+    assert "toy.A7.grouped" in caplog.text
+    assert re.search(
+        r"[\d,]+ parameters, mesh data=8, fsdp=1, tensor=1, [\d.]+ MiB of parameters per device, "
+        r"8 rows a batch",
+        caplog.text,
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limit_of_batches_holds_across_a_restart(toy_records, checkpoint, tmp_path):
+    score_toy(toy_records, checkpoint, tmp_path, num_batches=3)
+    found = read_scores(tmp_path)
+    assert found.template_id.count("A7") == found.template_id.count("C10.specific") == 24
+    (tmp_path / part_name("A7", 1)).unlink()
+    score_toy(toy_records, checkpoint, tmp_path, num_batches=3)
+    again = read_scores(tmp_path)
+    assert again.example_id == found.example_id
+
+
+def start(*folders) -> subprocess.Popen:
+    """Starts a process that scores the toy."""
+    script = Path(__file__).parent / "score_toy.py"
+    return subprocess.Popen(
+        [sys.executable, str(script), *map(str, folders)],
+        cwd=script.parents[1],
+        env=os.environ,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    while not path.exists():
+        assert process.poll() is None, "it ended before"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
+    toy_records, checkpoint, finished, tmp_path
+):
+    """The short form of benchmarks/kill_storm.py."""
+    folder, draw = tmp_path / "killed", np.random.default_rng()
+    for number in (0, 2):
+        process = start(toy_records, checkpoint, folder)
+        wait_for(folder / part_name("A7", number), process)
+        time.sleep(draw.uniform(0, 0.4))  # another moment each time
+        process.kill()
+        process.wait()
+        assert 0 < len(parts(folder)) < len(parts(finished))
+        with pytest.raises(UserError, match="a run that has not finished"):
+            read_scores(folder)
+    score_toy(toy_records, checkpoint, folder)
+    assert parts(folder) == parts(finished)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in finished.iterdir()}
+
+
+@pytest.mark.slow
+def test_processes_that_join_die_and_are_stopped_share_one_set(
+    toy_records, checkpoint, finished, tmp_path
+):
+    folder = tmp_path / "shared"
+    processes = [start(toy_records, checkpoint, folder) for _ in range(3)]
+    dying, stopped, lasting = processes
+    wait_for(folder / part_name("A7", 1), dying)
+    dying.kill()
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait() == 0
+    assert re.search(
+        r"stopped on SIGTERM; the same command goes on: \d+ of \d+ parts are there",
+        stopped.stdout.read(),
+    )
+    assert lasting.wait() == 0
+    dying.wait()
+    assert parts(folder) == parts(finished)
+    assert manifest.read_manifest(folder).counts == manifest.read_manifest(finished).counts
