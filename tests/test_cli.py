@@ -123,7 +123,7 @@ def test_flags_that_are_missing_or_unknown_exit_with_2(arguments, capsys):
     assert "usage: instructrec" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "score"])
+@pytest.mark.parametrize("verb", ["train", "eval", "score", "generate"])
 def test_a_run_without_gin_files_says_what_is_missing(verb, capsys):
     assert main.main([verb]) == 2
     assert "--gin_file" in capsys.readouterr().err
@@ -200,8 +200,8 @@ def test_what_a_verb_returns_is_the_exit_code(monkeypatch):
     assert run_stage(monkeypatch, lambda **_: None) == 1
 
 
-def test_train_eval_and_score_document_gin_flags_in_their_help():
-    for verb in (run_verbs.TRAIN, run_verbs.EVAL, run_verbs.SCORE):
+def test_verbs_of_gin_document_gin_flags_in_their_help():
+    for verb in (run_verbs.TRAIN, run_verbs.EVAL, run_verbs.SCORE, run_verbs.GENERATE):
         assert "--gin.NAME=VALUE" in verb.description and verb.takes_gin
 
 

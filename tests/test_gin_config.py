@@ -256,7 +256,7 @@ RUNS = sorted((Path(__file__).parents[1] / "gin" / "runs").glob("*.gin"))
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
 @pytest.mark.parametrize("overlays", [[], ["gin/overlays/local_tiny.gin"]], ids=["", "local_tiny"])
 def test_every_shipped_run_is_complete_but_for_what_it_requires(path, overlays):
-    from instructrec_jax.stages import evaluate, score, train
+    from instructrec_jax.stages import evaluate, generate, score, train
 
     names = ["gin/models/t5_tiny.gin", "gin/mixtures/ml_100k.gin", str(path), *overlays]
     paths = [gin_files.find_gin_file(name) for name in names]
@@ -266,7 +266,7 @@ def test_every_shipped_run_is_complete_but_for_what_it_requires(path, overlays):
     }
     values = {"TRAIN_STEPS": "3"}
     lines = [f"{key} = {values.get(key, repr('x'))}" for key in sorted(required)]
-    functions = (evaluate.evaluate, score.score, train.train)
+    functions = (evaluate.evaluate, generate.generate, score.score, train.train)
     (function,) = (
         f
         for f in functions

@@ -34,6 +34,7 @@ VERBS: tuple[Verb, ...] = (
     run_verbs.TRAIN,
     run_verbs.EVAL,
     run_verbs.SCORE,
+    run_verbs.GENERATE,
     convert_verb.CONVERT,
     report_verb.REPORT,
     demo_verb.DEMO,

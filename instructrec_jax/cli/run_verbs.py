@@ -1,4 +1,4 @@
-"""`instructrec train`, `eval` and `score`: stages whose every argument comes from gin."""
+"""`instructrec train`, `eval`, `score`, `generate`: stages whose every argument comes from gin."""
 
 import argparse
 import importlib
@@ -113,5 +113,24 @@ SCORE = Verb(
     ),
     add_arguments=_add_gin,
     run=_runner("score"),
+    takes_gin=True,
+)
+GENERATE = Verb(
+    name="generate",
+    summary="checkpoint -> the likeliest titles of the whole catalogue",
+    description=(
+        "Finds the likeliest titles of the catalogue under each instruction that asks for an item\n"
+        "without candidates, by beam search, and measures HR and NDCG over the whole catalogue.\n"
+        f"Writes Parquet files and metrics.json to INFER_OUTPUT_DIR.\n\n{_GIN_HELP}"
+    ),
+    example=(
+        "instructrec generate --gin_file=gin/models/t5_tiny.gin \\\n"
+        "    --gin_file=gin/mixtures/ml_100k.gin --gin_file=gin/runs/generate.gin \\\n"
+        "    --gin.MIXTURE_OR_TASK_NAME='\"ml_100k.A1\"' --gin.DATA_DIR='\"runs/records\"' \\\n"
+        "    --gin.PREPARED_DIR='\"runs/prepared\"' --gin.CHECKPOINT_PATH='\"runs/model\"' \\\n"
+        "    --gin.INFER_OUTPUT_DIR='\"runs/generated\"'"
+    ),
+    add_arguments=_add_gin,
+    run=_runner("generate"),
     takes_gin=True,
 )

@@ -12,6 +12,7 @@ import seqio
 from instructrec_jax import instructions
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.pipeline.task_registration import GROUPED, RANK, InstructionTask
+from instructrec_jax.records import TaskForm
 
 _LANGUAGE = Path(instructions.__file__).parent  # where templates are checked, not declared
 
@@ -129,6 +130,50 @@ def evaluated_tasks(names: Iterable[str], *, split: str) -> tuple[str, ...]:
             )
         found |= dict.fromkeys(f"{task}.{GROUPED}" for task in ranking)
     return tuple(found)
+
+
+def matching_tasks(names: Iterable[str], *, split: str) -> tuple[str, ...]:
+    """Returns the T2 tasks that tasks and mixtures stand for, each once.
+
+    Args:
+      names: a task whose answer is an item, chosen from the whole catalogue, stands for itself; a
+        mixture for all such that have examples in the split.
+      split: "validation" or "test".
+
+    Raises:
+      UserError: if a name is not registered, or stands for no such task.
+
+    Example:
+      `["ml_100k.sequential"]` stands for A1, A2, A4 and others, but not for A7, which chooses among
+      candidates.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        members = [task for task in seqio.get_subtasks(get(name)) if split in task.splits]
+        matching = [task.name for task in members if _is_matching(task)]
+        if not matching:
+            raise UserError(
+                f"{name} holds no task with {split} examples that asks for an item of the whole "
+                "catalogue; expected a template of task form T2, such as A1, or a mixture of such"
+            )
+        found |= dict.fromkeys(matching)
+    return tuple(found)
+
+
+def records_of(task: str) -> str:
+    """Returns the records that a task of ours renders, "leave_one_out" or "product_search"."""
+    provider = get(task)
+    if not isinstance(provider, InstructionTask):
+        raise UserError(f"{task} renders no instruction records; expected a task such as A7")
+    return provider.config
+
+
+def _is_matching(task: seqio.Task) -> bool:
+    """Returns whether a task of ours gives an instruction and the title of an item."""
+    if not isinstance(task, InstructionTask) or "targets" not in task.output_features:
+        return False
+    template = task.variant.template
+    return template.task_form is TaskForm.MATCHING and template.names_an_item
 
 
 def _place(task: InstructionTask) -> tuple[str, int, int]:
