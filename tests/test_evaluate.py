@@ -13,7 +13,7 @@ from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.scoring.scorer import make_scorer
+from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.scoring.scores import read_scores
 from instructrec_jax.stages.evaluate import FILE_NAME, EvalSettings, evaluate
 from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
@@ -48,7 +48,7 @@ def test_it_measures_what_score_scores(toy_records, checkpoint, tmp_path, caplog
     assert json.loads((tmp_path / "eval" / FILE_NAME).read_text()) == found
     assert found["step"] == 7
     assert (tmp_path / "eval" / "config.gin").read_text() == "A = 1\n"
-    settings = {"tasks": ["toy.A7"], "split": "validation", "num_batches": 2}
+    settings = {"tasks": ["toy.A7"], "split": "validation", "num_requests": 16}
     score_toy(toy_records, checkpoint, tmp_path / "scores", **settings)
     scores = read_scores(tmp_path / "scores")
     ranks = ranking.ranks(np.stack(scores.log_likelihood), scores.target_index)
@@ -63,7 +63,7 @@ def test_it_can_stop_after_a_number_of_examples_and_read_them_again(
     toy_records, checkpoint, tmp_path
 ):
     model = load_model(open_source(checkpoint), abstract_model(MODEL, make_mesh(MeshSettings())))
-    scorer = make_scorer(make_mesh(MeshSettings()))
+    scorer = Scorer(make_mesh(MeshSettings()))
     data, settings = toy_data(toy_records), {"tasks": ["toy.A7"], "batch_size": 8}
     data.open("toy.A7", vocab_size=MODEL.vocab_size)
     score_toy(

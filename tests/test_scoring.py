@@ -1,138 +1,218 @@
-"""Scoring: the same numbers however candidates are laid out."""
+"""Scoring: the numbers of the loss, however requests are laid out, shared and split."""
+
+import dataclasses
+import itertools
 
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from tiny_model import random_tokens, ranking_batch, tiny_model
+from tiny_model import EOS, VOCAB_SIZE, ranking_batch, tiny_model
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.encoder_decoder import training_logits
 from instructrec_jax.models.losses import cross_entropy
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.scoring.packing import pack_candidates
-from instructrec_jax.scoring.scorer import make_scorer
+from instructrec_jax.scoring.requests import TokenRequest, requests_of
+from instructrec_jax.scoring.scorer import Scorer
+from instructrec_jax.scoring.shapes import fit_shapes
 
-# The log-likelihoods themselves.
+LONGEST = 40  # tokens of the longest instruction or candidate here
 
 
-def one_row_per_candidate(batch):
-    """The slow way: every candidate is a training example of its own."""
-    targets = batch["candidate_tokens"]
-    rows, candidates, length = targets.shape
-    flat = targets.reshape(-1, length)
+def text(rng, length, vocabulary=VOCAB_SIZE):
+    return np.append(rng.integers(3, vocabulary, length - 1), EOS).astype(np.int32)
+
+
+def random_requests(seed, number, *, vocabulary=VOCAB_SIZE):
+    """Requests of all sizes; a small vocabulary of titles makes common prefixes frequent."""
+    rng = np.random.default_rng(seed)
+    return [
+        TokenRequest(
+            request_id=str(index),
+            instruction=text(rng, rng.integers(1, LONGEST)),
+            candidates=[
+                text(rng, length, vocabulary) for length in rng.integers(1, 9, rng.integers(1, 12))
+            ],
+        )
+        for index in range(number)
+    ]
+
+
+def one_row_per_candidate(requests, model):
+    """The slow way: every candidate is a training example of its own, scored by the loss."""
+
+    def padded(texts, width):
+        return np.stack([np.pad(tokens, (0, width - len(tokens))) for tokens in texts])
+
+    pairs = [(r.instruction, tokens) for r in requests for tokens in r.candidates]
+    pairs += pairs[:1] * (-len(pairs) % 128)  # of a few shapes alone
+    width = max(len(tokens) for _, tokens in pairs)
+    targets = padded([tokens for _, tokens in pairs], width + -width % 8)
     examples = {
-        "encoder_input_tokens": np.repeat(batch["encoder_input_tokens"], candidates, axis=0),
-        "decoder_input_tokens": np.pad(flat, ((0, 0), (1, 0)))[:, :-1],
-        "decoder_target_tokens": flat,
+        "encoder_input_tokens": padded([instruction for instruction, _ in pairs], LONGEST),
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": targets,
     }
+    found = np.asarray(_log_likelihood_of_rows(model, examples))
+    ends = np.cumsum([len(request.candidates) for request in requests])
+    return np.split(found[: ends[-1]], ends[:-1])
 
-    def log_likelihood(model, examples):
-        logits, target_logits = training_logits(model, examples)
-        weights = (examples["decoder_target_tokens"] > 0).astype(np.float32)
-        total = lambda *row: -cross_entropy(*row, z_loss=0.0, label_smoothing=0.0)[0]  # noqa: E731
-        return jax.vmap(total)(logits, target_logits, weights)
 
-    found = jax.jit(log_likelihood)(tiny_model(), examples).reshape(rows, candidates)
-    return np.where(targets.any(-1), found, -np.inf)
+@jax.jit
+def _log_likelihood_of_rows(model, examples):
+    logits, target_logits = training_logits(model, examples)
+    weights = (examples["decoder_target_tokens"] > 0).astype(np.float32)
+    total = lambda *row: -cross_entropy(*row, z_loss=0.0, label_smoothing=0.0)[0]  # noqa: E731
+    return jax.vmap(total)(logits, target_logits, weights)
+
+
+def assert_close(found, wanted):
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == np.float32
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def one_device():
+    return make_mesh(MeshSettings(), jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
-def batch():
-    made = ranking_batch(0, rows=8, candidates=5, inputs=20, targets=10)
-    made["candidate_tokens"][2, 4] = 0
-    made["candidate_tokens"][7] = 0
-    return made
+def requests():
+    return [*random_requests(0, 10), *random_requests(1, 10, vocabulary=5)]
 
 
 @pytest.fixture(scope="module")
-def expected(batch):
-    return one_row_per_candidate(batch)
+def expected(requests):
+    return one_row_per_candidate(requests, tiny_model())
 
 
 @pytest.fixture(scope="module")
-def score_on_8():
-    return make_scorer(make_mesh(MeshSettings()))
+def scorer(requests):
+    return Scorer(one_device(), fit_shapes(requests))
 
 
-def tokens_of(batch, inputs, candidates):
-    return batch | {"encoder_input_tokens": inputs, "candidate_tokens": candidates}
+MESHES = [MeshSettings(), MeshSettings(data=2, fsdp=2, tensor=2)]
 
 
-def close(a, b):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("settings", [*MESHES, None])
+def test_log_likelihoods_are_those_of_one_row_per_candidate(requests, expected, settings):
+    mesh = make_mesh(settings) if settings else one_device()
+    assert_close(Scorer(mesh)(tiny_model(), requests), expected)
 
 
-@pytest.mark.parametrize("settings", [MeshSettings(), MeshSettings(data=2, fsdp=2, tensor=2), None])
-def test_log_likelihoods_are_those_of_one_row_per_candidate(batch, expected, settings):
-    mesh = make_mesh(settings) if settings else make_mesh(MeshSettings(), jax.devices()[:1])
-    found, num_tokens = make_scorer(mesh)(tiny_model(), batch)
-    assert found.dtype == np.float32
-    close(found, expected)
-    np.testing.assert_array_equal(num_tokens, (batch["candidate_tokens"] > 0).sum(-1))
+def test_neither_order_nor_company_changes_a_number(requests, expected, scorer):
+    model = tiny_model()
+    assert_close(scorer(model, requests[::-1])[::-1], expected)
+    assert_close([scorer(model, [request])[0] for request in requests[:4]], expected[:4])
+    turned = [dataclasses.replace(r, candidates=r.candidates[::-1]) for r in requests]
+    assert_close([found[::-1] for found in scorer(model, turned)], expected)
 
 
-def test_batch_size_padding_bucket_and_order_change_nothing(batch, expected, score_on_8):
-    inputs, candidates = batch["encoder_input_tokens"], batch["candidate_tokens"]
-    longer = tokens_of(
-        batch,
-        np.pad(inputs, ((0, 8), (0, 4))),
-        np.pad(candidates, ((0, 8), (0, 3), (0, 6))),
+@pytest.mark.parametrize("settings", [*MESHES, None])
+def test_many_small_steps_give_the_same_numbers(requests, expected, settings):
+    """Instructions leave and enter memory, and candidates of one are cut over several steps."""
+    shapes = fit_shapes(requests)
+    small = dataclasses.replace(
+        shapes, num_tokens=48, num_nodes=16, num_paths=5, num_chunks=3, chunk_length=8
     )
-    found, _ = score_on_8(tiny_model(), longer)
-    close(found[:8, :5], expected)
-    assert np.isneginf(found[8:]).all() and np.isneginf(found[:, 5:]).all()
-    order = np.random.default_rng(0).permutation(5)
-    found, _ = score_on_8(tiny_model(), tokens_of(batch, inputs, candidates[:, order]))
-    close(found, expected[:, order])
+    mesh = make_mesh(settings) if settings else one_device()
+    assert_close(Scorer(mesh, small)(tiny_model(), requests), expected)
 
 
-def test_candidates_that_need_several_rows_get_the_same_numbers(score_on_8):
-    rng = np.random.default_rng(1)
-    batch = {
-        "encoder_input_tokens": random_tokens(rng, rng.integers(2, 20, 8), 20),
-        "candidate_tokens": random_tokens(rng, rng.integers(60, 100, (8, 4)), 100),
-    }
-    assert pack_candidates(batch)["packed_tokens"].shape[1:] == (2, 256)
-    close(score_on_8(tiny_model(), batch)[0], one_row_per_candidate(batch))
-
-
-def test_candidates_are_packed_as_the_docstring_says():
-    tokens = np.array([[[5, 1, 0], [6, 7, 1]]], np.int32)
-    found = pack_candidates({"candidate_tokens": tokens, "target_index": 1}, row_lengths=(6,))
-    assert found["packed_tokens"].tolist() == [[[5, 1, 6, 7, 1, 0]]]
-    assert found["packed_candidates"].tolist() == [[[1, 1, 2, 2, 2, 0]]]
-    assert found["num_tokens"].tolist() == [[2, 3]]
-    assert found["target_index"] == 1 and "candidate_tokens" not in found
-
-
-@given(
-    st.lists(st.lists(st.integers(0, 7), min_size=3, max_size=3), min_size=1, max_size=4),
-    st.sampled_from([(7,), (8, 12), (30,)]),
-)
-def test_every_candidate_lies_whole_in_one_row(lengths, row_lengths):
+def test_requests_unlike_the_sample_find_room(requests, expected):
+    shapes = fit_shapes([r for r in requests if len(r.instruction) < 9])
+    assert_close(Scorer(one_device(), shapes)(tiny_model(), requests), expected)
     rng = np.random.default_rng(0)
-    tokens = random_tokens(rng, np.array(lengths), 7)
-    found = pack_candidates({"candidate_tokens": tokens}, row_lengths)
-    assert found["packed_tokens"].shape[-1] in row_lengths
-    for example, candidates in enumerate(tokens):
-        rows = found["packed_tokens"][example], found["packed_candidates"][example]
-        for index, candidate in enumerate(candidates):
-            own = [row[owner == index + 1] for row, owner in zip(*rows, strict=True)]
-            own = [row.tolist() for row in own if len(row)]
-            assert own == ([candidate[candidate > 0].tolist()] if candidate.any() else [])
-        assert (rows[0] > 0).sum() == (candidates > 0).sum()
-        for owner in rows[1]:  # side by side: padding comes last only
-            assert (np.diff((owner > 0).astype(int)) <= 0).all()
+    long = TokenRequest(request_id="long", instruction=text(rng, 3), candidates=[text(rng, 39)])
+    tight = dataclasses.replace(shapes, num_nodes=16, num_chunks=2, chunk_length=8)
+    found = Scorer(one_device(), tight)(tiny_model(), [long])
+    assert_close(found, one_row_per_candidate([long], tiny_model()))
 
 
-def test_a_candidate_longer_than_any_row_is_refused():
-    tokens = np.full((1, 1, 9), 5, np.int32)
-    with pytest.raises(UserError, match="a candidate has 9 tokens and a packed row holds 8"):
-        pack_candidates({"candidate_tokens": tokens}, row_lengths=(4, 8))
+def test_a_title_that_begins_another_and_one_twice_have_the_numbers_of_their_own():
+    halo = [9, 10, EOS], [9, 10, 11, EOS], [9, 10, EOS], [EOS], [9, EOS]
+    request = TokenRequest(
+        request_id="halo",
+        instruction=np.array([5, 6, EOS], np.int32),
+        candidates=[np.array(title, np.int32) for title in halo],
+    )
+    (found,) = Scorer(one_device())(tiny_model(), [request])
+    assert_close([found], one_row_per_candidate([request], tiny_model()))
+    assert found[0] == found[2]
+    assert len(set(found.tolist())) == 4
 
 
-def test_a_batch_is_refused_that_the_devices_cannot_share(score_on_8):
-    with pytest.raises(UserError, match="multiple of data x fsdp = 8"):
-        score_on_8(tiny_model(), ranking_batch(0, rows=6))
+def test_the_probabilities_of_all_strings_of_a_tiny_vocabulary_sum_to_one():
+    """EOS counts: without it the strings that go on would be counted with those that end."""
+    model = tiny_model(vocab_size=5)
+    others = [token for token in range(5) if token not in (0, EOS)]
+    # T5 never says the padding token 0, but gives it a probability: strings with it are missing.
+    ended = [(*rest, EOS) for n in range(4) for rest in itertools.product(others, repeat=n)]
+    open_ended = list(itertools.product(others, repeat=4))
+    request = TokenRequest(
+        request_id="all",
+        instruction=np.array([2, 3, EOS], np.int32),
+        candidates=[np.array(string, np.int32) for string in (*ended, *open_ended)],
+    )
+    (found,) = Scorer(one_device())(model, [request])
+    with_padding = _probability_of_padding(model, request, others)
+    np.testing.assert_allclose(np.exp(found).sum() + with_padding, 1.0, rtol=1e-5)
+
+
+def _probability_of_padding(model, request, others):
+    """That a string of four has a 0 before any EOS, by the logits of training."""
+    begins = [rest for n in range(4) for rest in itertools.product(others, repeat=n)]
+    rows = np.array([[0, *begin, *[0] * (3 - len(begin))] for begin in begins], np.int32)
+    targets = np.array([[*begin, 2, *[0] * (3 - len(begin))] for begin in begins], np.int32)
+    batch = {
+        "encoder_input_tokens": np.repeat(request.instruction[None], len(begins), 0),
+        "decoder_input_tokens": rows,
+        "decoder_target_tokens": targets,
+    }
+    log_p = jax.nn.log_softmax(np.asarray(training_logits(model, batch)[0]), axis=-1)
+    total = 0.0
+    for begin, row in zip(begins, np.asarray(log_p), strict=True):
+        so_far = sum(row[place, token] for place, token in enumerate(begin))
+        total += np.exp(so_far + row[len(begin), 0])
+    return total
+
+
+def test_bfloat16_stays_within_its_bound(requests, expected):
+    found = Scorer(one_device())(tiny_model(dtype="bfloat16"), requests)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == np.float32
+        np.testing.assert_allclose(one, other, rtol=0.02, atol=0.1)
+
+
+def test_a_set_is_compiled_for_few_shapes_and_once(requests):
+    scorer = Scorer(one_device(), fit_shapes(requests))
+    many = random_requests(2, 200)
+    scorer(tiny_model(), many)
+    compiled = scorer.num_compiled
+    assert 2 <= compiled <= 8
+    scorer(tiny_model(), many)
+    assert scorer.num_compiled == compiled
+
+
+def test_no_requests_have_no_numbers(scorer):
+    assert scorer(tiny_model(), []) == []
+
+
+@pytest.mark.parametrize("candidates", [[], [[5, EOS], []]])
+def test_a_request_without_candidates_or_text_is_refused(candidates):
+    with pytest.raises(UserError, match=r"request 'u1' has .*at least one candidate"):
+        TokenRequest(
+            request_id="u1",
+            instruction=np.array([4, EOS]),
+            candidates=[np.array(tokens, np.int32) for tokens in candidates],
+        )
+
+
+def test_the_requests_of_a_batch_are_without_padding():
+    batch = ranking_batch(0, rows=3)
+    batch["candidate_tokens"][1, 2] = 0
+    batch["example_id"][2] = ""
+    first, second = requests_of(batch)
+    assert (first.request_id, len(first.candidates), len(second.candidates)) == ("u0:3", 3, 2)
+    whole = [tokens[tokens > 0].tolist() for tokens in batch["candidate_tokens"][0]]
+    assert [tokens.tolist() for tokens in first.candidates] == whole

@@ -16,6 +16,7 @@ Letters of the shapes, beside those of `t5`:
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from jax import Array
 from instructrec_jax.models.t5 import MASKED, T5, Attention, DecoderLayer, Dropout
 
 NODES_PER_LOGITS = 256  # rows of the only float32 [rows, vocabulary] array there is
+AnyArray = Any  # numpy where the host makes it, moved to the device as a whole
 _NO_DROPOUT = Dropout(0.0, None)
 
 
@@ -58,10 +60,10 @@ class FlatInstructions:
       row_length: S.
     """
 
-    tokens: Array
-    begin: Array
-    length: Array
-    place: Array
+    tokens: AnyArray
+    begin: AnyArray
+    length: AnyArray
+    place: AnyArray
     row_length: int
 
 
@@ -90,14 +92,14 @@ class PrefixTrees:
       row_length: S.
     """
 
-    nodes: Array
-    paths: Array
-    targets: Array
-    place_in_paths: Array
-    chunk_begin: Array
-    place_in_chunks: Array
-    memory_begin: Array
-    memory_length: Array
+    nodes: AnyArray
+    paths: AnyArray
+    targets: AnyArray
+    place_in_paths: AnyArray
+    chunk_begin: AnyArray
+    place_in_chunks: AnyArray
+    memory_begin: AnyArray
+    memory_length: AnyArray
     chunk_length: int
     row_length: int
 

@@ -68,6 +68,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition_spec(("batch",)))
 
 
+def num_batch_shares(mesh: Mesh) -> int:
+    """Returns how many parts a batch is split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def check_rows(num_rows: int, mesh: Mesh, *, name: str) -> None:
     """Raises where a batch cannot be split evenly over the mesh.
 
@@ -79,7 +84,7 @@ def check_rows(num_rows: int, mesh: Mesh, *, name: str) -> None:
     Raises:
       UserError: if the rows do not divide.
     """
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    shares = num_batch_shares(mesh)
     if num_rows < 1 or num_rows % shares:
         raise UserError(
             f"{name} is {num_rows}; expected a multiple of data x fsdp = {shares}, the devices "

@@ -42,7 +42,8 @@ def count_nodes(candidates: Sequence[np.ndarray]) -> int:
 
     Example: [5, 6, 1], [5, 7, 1] and [5, 1] have four: none, 5, 5 6 and 5 7.
     """
-    count, previous = 0, ()
+    count = 0
+    previous: Tokens = ()
     for tokens, _ in reading_order(candidates):
         path = (BEGIN, *tokens[:-1])
         count += len(path) - _num_shared(previous, path)

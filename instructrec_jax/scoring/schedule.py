@@ -12,6 +12,7 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ from instructrec_jax.scoring.requests import TokenRequest
 from instructrec_jax.scoring.shapes import Shapes
 
 NUM_HALVES = 2
+_Part = TypeVar("_Part", FlatInstructions, PrefixTrees)
 Place = tuple[int, int]  # a request and one of its candidates
 
 
@@ -144,6 +146,6 @@ def _decode_step(waiting: Sequence[collections.deque[_Waiting]], shapes: Shapes)
     return DecodeStep(trees=_stacked(parts), places=places)
 
 
-def _stacked(parts: Sequence) -> FlatInstructions | PrefixTrees:
+def _stacked(parts: Sequence[_Part]) -> _Part:
     """Returns the groups' arrays side by side, [groups, ...]."""
     return jax.tree.map(lambda *arrays: np.stack(arrays), *parts)

@@ -1,44 +1,117 @@
-"""Log-likelihoods of candidates on a mesh, from numpy batches to numpy results."""
+"""Log-likelihoods of candidates on a mesh, from token requests to numpy results."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from instructrec_jax.models.encoder_decoder import candidate_log_likelihood
+from instructrec_jax.models import shared_decoding
+from instructrec_jax.models.shared_decoding import FlatInstructions, Memory
 from instructrec_jax.models.t5 import T5
-from instructrec_jax.parallel.sharding import batch_sharding, place_batch
-from instructrec_jax.scoring.packing import pack_candidates
+from instructrec_jax.parallel.mesh import DEFAULT_RULES
+from instructrec_jax.parallel.sharding import batch_sharding, num_batch_shares
+from instructrec_jax.scoring.requests import TokenRequest
+from instructrec_jax.scoring.schedule import NUM_HALVES, EncodeStep, schedule
+from instructrec_jax.scoring.shapes import Shapes, fit_shapes
 
-Scorer = Callable[[T5, Mapping[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
-_INPUTS = ("encoder_input_tokens", "packed_tokens", "packed_candidates", "num_tokens")
 
+class Scorer:
+    """Scores requests of any number, in an order and in shapes that waste little.
 
-def make_scorer(mesh: Mesh) -> Scorer:
-    """Returns a function that scores ranking batches.
-
-    Each instruction is encoded once and all its candidates are decoded against it. The function
-    compiles once for each shape of batch that it is given.
-
-    Args:
-      mesh: the device mesh; the batch is split over it, the model lies as it was placed.
-
-    Returns:
-      A function of (model, ranking batch) that gives (log-likelihood float32 [B, C], natural log,
-      sum over tokens including EOS, -inf where there is no candidate; number of tokens, int32
-      [B, C]).
+    Each instruction is encoded once and each distinct prefix of its candidates is decoded once. It
+    compiles once for each shape of step; with `shapes` given, what it computes for some requests
+    depends on nothing but them, the model and the mesh.
     """
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    score = jax.jit(
-        candidate_log_likelihood,
-        in_shardings=(None, batch_sharding(mesh)),
-        out_shardings=everywhere,
-    )
 
-    def run(model: T5, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        packed = pack_candidates(batch)
-        placed = place_batch({name: packed[name] for name in _INPUTS}, mesh)
-        return np.asarray(score(model, placed)), packed["num_tokens"]
+    def __init__(self, mesh: Mesh, shapes: Shapes | None = None) -> None:
+        """Makes a scorer.
 
-    return run
+        Args:
+          mesh: the device mesh; steps are split over "data" and "fsdp", the model lies as placed.
+          shapes: array sizes, from `fit_shapes`; None: fitted to the requests of the first call.
+        """
+        self._num_groups = num_batch_shares(mesh)
+        self._shapes = shapes
+        self._compiled: set[Any] = set()
+        self._sharding = batch_sharding(mesh)
+        self._memory_sharding = NamedSharding(
+            mesh, PartitionSpec(DEFAULT_RULES["batch"], None, None, DEFAULT_RULES["heads"])
+        )
+        self._encode = jax.jit(
+            _encode_into,
+            in_shardings=(None, self._memory_sharding, self._sharding, None),
+            out_shardings=self._memory_sharding,
+            donate_argnums=1,
+        )
+        self._decode = jax.jit(
+            jax.vmap(shared_decoding.log_likelihood, in_axes=(None, 0, 0)),
+            in_shardings=(None, self._memory_sharding, self._sharding),
+            out_shardings=NamedSharding(mesh, PartitionSpec()),
+        )
+        self._make_memory = jax.jit(
+            jnp.zeros, static_argnums=(0, 1), out_shardings=self._memory_sharding
+        )
+
+    @property
+    def num_compiled(self) -> int:
+        """How many step shapes were compiled so far."""
+        return len(self._compiled)
+
+    def __call__(self, model: T5, requests: Sequence[TokenRequest]) -> list[np.ndarray]:
+        """Returns the log-likelihoods of each request's candidates.
+
+        Args:
+          model: the model, placed on the mesh.
+          requests: any number.
+
+        Returns:
+          For each request, in their order, float32 [c]: natural log, sum over the candidate's
+          tokens including EOS.
+        """
+        if not requests:
+            return []
+        if self._shapes is None:
+            self._shapes = fit_shapes(requests, num_groups=self._num_groups)
+        found = [np.zeros(len(request.candidates), np.float32) for request in requests]
+        for log_likelihood, places in list(self._run(model, requests)):
+            for values, group in zip(np.asarray(log_likelihood), places, strict=True):
+                for value, (request, candidate) in zip(values, group, strict=False):
+                    found[request][candidate] = value
+        return found
+
+    def _run(self, model: T5, requests: Sequence[TokenRequest]) -> Iterator[tuple[Array, Any]]:
+        """Yields what each decoding step gave, still on its way from the device."""
+        assert self._shapes is not None
+        shapes = self._shapes.grown(requests)
+        memory = self._empty_memory(model, shapes)
+        for step in schedule(requests, shapes, num_groups=self._num_groups):
+            arrays = step.instructions if isinstance(step, EncodeStep) else step.trees
+            self._compiled.add(
+                (jax.tree.structure(arrays), *map(np.shape, jax.tree.leaves(arrays)))
+            )
+            placed = jax.device_put(arrays, self._sharding)
+            if isinstance(step, EncodeStep):
+                memory = self._encode(model, memory, placed, np.int32(step.half))
+            else:
+                yield self._decode(model, memory, placed), step.places
+
+    def _empty_memory(self, model: T5, shapes: Shapes) -> Memory:
+        config = model.config
+        width = config.num_heads * config.head_dim
+        num_tokens = NUM_HALVES * shapes.num_tokens
+        shape = (self._num_groups, config.num_decoder_layers, num_tokens, width)
+        return Memory(*(self._make_memory(shape, config.dtype) for _ in range(2)))
+
+
+def _encode_into(model: T5, memory: Memory, instructions: FlatInstructions, half: Array) -> Memory:
+    """Returns the memory with one half replaced by what it takes to decode the instructions."""
+    encoded = jax.vmap(shared_decoding.encode, in_axes=(None, 0))(model, instructions)
+
+    def replace(whole: Array, part: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(whole, part, half * part.shape[2], axis=2)
+
+    return jax.tree.map(replace, memory, encoded)

@@ -15,6 +15,7 @@ _NUM_ROW_LENGTHS = 3
 _CHUNK_LENGTHS = range(32, 257, 16)
 # What it costs to copy an instruction's keys and values for one more chunk, in nodes.
 _CHUNK_COST = 48
+_SPILL = 1.01  # candidates are not cut at the end of a step
 _MARGIN = 1.1  # room for requests that are unlike the sample
 
 
@@ -25,6 +26,7 @@ class Shapes:
     Attributes:
       num_tokens: F, instruction tokens of an encoding step.
       row_lengths: S, ascending; a step takes the smallest that holds its longest instruction.
+      rows: I for each of them.
       num_nodes: E, nodes of a decoding step.
       num_paths: P.
       path_length: T.
@@ -60,7 +62,7 @@ class Shapes:
         return TreeShape(
             num_nodes=self.num_nodes,
             num_paths=self.num_paths,
-            path_length=max(self.path_length, 4 * math.ceil(longest / 4)),
+            path_length=max(self.path_length, _path_length(longest)),
             num_chunks=self.num_chunks,
             chunk_length=self.chunk_length,
             row_length=row_length,
@@ -100,34 +102,33 @@ def fit_shapes(
 
     Args:
       requests: a sample of the set, the first shard of it for instance; at least one.
-      max_tokens: of an encoding or a decoding step of one group of devices.
+      max_tokens: of an encoding step of one group of devices; a decoding step takes half as many,
+        since each of them is compared with the whole vocabulary.
       num_groups: groups of devices that share a step.
     """
     lengths = sorted((len(request.instruction) for request in requests), reverse=True)
     num_tokens = _best_num_tokens(lengths, max_tokens, num_groups)
-    row_lengths = _row_lengths(lengths)
     counts = [count_nodes(request.candidates) for request in requests]
     num_candidates = sum(len(request.candidates) for request in requests)
-    num_steps = math.ceil(sum(lengths) / num_tokens / num_groups)
-    # Two encoding steps wait for a decoding step at most.
-    most_nodes = min(max_tokens // 2, 2 * math.ceil(sum(counts) / num_groups / num_steps))
-    num_decodings = math.ceil(sum(counts) / num_groups / max(most_nodes, 1))
     longest = max(len(tokens) for request in requests for tokens in request.candidates)
-    num_nodes = max(1.02 * sum(counts) / num_groups / num_decodings, longest)
-    num_nodes = NODES_PER_LOGITS // 2 * math.ceil(num_nodes / (NODES_PER_LOGITS // 2))
+    # A decoding step has what at most two encoding steps have left to decode.
+    num_steps = math.ceil(sum(lengths) / num_tokens / num_groups)
+    most_nodes = min(max_tokens // 2, 2 * math.ceil(sum(counts) / num_groups / num_steps))
+    num_nodes = _best_num_nodes(sum(counts) / num_groups, max(most_nodes, longest))
     chunk_length = _chunk_length([min(count, num_nodes) for count in counts])
-    chunks_per_node = sum(math.ceil(count / chunk_length) for count in counts) / sum(counts)
-    shapes = Shapes(
+    num_chunks = sum(math.ceil(count / chunk_length) for count in counts)
+    share = _MARGIN * num_nodes / sum(counts)  # of the sample's nodes, in one step
+    row_lengths = _row_lengths(lengths)
+    return Shapes(
         num_tokens=num_tokens,
         row_lengths=row_lengths,
-        rows=[num_tokens] * len(row_lengths),
+        rows=_rows(lengths, row_lengths, num_tokens),
         num_nodes=num_nodes,
-        num_paths=math.ceil(_MARGIN * num_nodes * num_candidates / sum(counts)) + 1,
-        path_length=4 * math.ceil(longest / 4),
+        num_paths=math.ceil(share * num_candidates) + 1,
+        path_length=_path_length(longest),
         chunk_length=chunk_length,
-        num_chunks=math.ceil(_MARGIN * num_nodes * chunks_per_node) + 1,
+        num_chunks=math.ceil(share * num_chunks) + 1,
     )
-    return dataclasses.replace(shapes, rows=_rows(requests, shapes))
 
 
 def _rounded(size: float) -> int:
@@ -154,6 +155,17 @@ def _best_num_tokens(lengths: Sequence[int], max_tokens: int, num_groups: int) -
     return min(sizes, key=num_encoded)
 
 
+def _best_num_nodes(num_nodes: float, most: int) -> int:
+    """Returns the E, up to `most` rounded up, with which the fewest nodes are decoded."""
+    size = NODES_PER_LOGITS // 2
+    sizes = range(size * math.ceil(most / size), size * math.ceil(most / size / 2) - 1, -size)
+    return min(sizes, key=lambda each: math.ceil(_SPILL * num_nodes / each) * (each + size // 8))
+
+
+def _path_length(longest: int) -> int:
+    return _ROUNDING // 4 * math.ceil(longest / (_ROUNDING // 4))
+
+
 def _row_lengths(lengths: Sequence[int]) -> list[int]:
     """Returns the S that split the sorted lengths into equal parts, ascending."""
     places = [len(lengths) * part // _NUM_ROW_LENGTHS for part in range(_NUM_ROW_LENGTHS)]
@@ -169,10 +181,11 @@ def _chunk_length(counts: Sequence[int]) -> int:
     return min(_CHUNK_LENGTHS, key=cost)
 
 
-def _rows(requests: Sequence[TokenRequest], shapes: Shapes) -> list[int]:
-    """Returns the I that the sample needs for each S, with a margin."""
-    most = dict.fromkeys(shapes.row_lengths, 1)
-    for members in shapes.encoding_bins(requests):
-        row_length = shapes.row_length(len(requests[members[0]].instruction))
-        most[row_length] = max(most[row_length], len(members))
-    return [math.ceil(_MARGIN * most[size]) for size in shapes.row_lengths]
+def _rows(lengths: Sequence[int], row_lengths: Sequence[int], num_tokens: int) -> list[int]:
+    """Returns the I for each S: as many instructions as usually fill F, with a margin."""
+    rows, shorter = [], 0
+    for row_length in row_lengths:
+        own = [length for length in lengths if shorter < length <= row_length]
+        rows.append(math.ceil(_MARGIN * num_tokens / (sum(own) / len(own))))
+        shorter = row_length
+    return rows

@@ -17,7 +17,7 @@ from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.parallel.sharding import check_rows
 from instructrec_jax.pipeline import registry
-from instructrec_jax.scoring.scorer import make_scorer
+from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
 from instructrec_jax.stages.run_data import RunData
 from instructrec_jax.training.state import TrainState, abstract_model, describe_placement
@@ -89,7 +89,7 @@ def evaluate(
         data.check_tokenizer(chosen[0], checkpoint.tokenizer)
         restored = load_model(checkpoint, shapes)
         found = {"step": checkpoint.step}
-        found |= make_evaluate(evaluation, data, make_scorer(device_mesh))(restored)
+        found |= make_evaluate(evaluation, data, Scorer(device_mesh))(restored)
         _write(found, output, planned, config_text)
     for name, value in found.items():
         logger.info("%s %s", name, value if name == "step" else f"{value:.4f}")

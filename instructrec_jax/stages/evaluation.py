@@ -11,6 +11,7 @@ from instructrec_jax.metrics import ranking
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.pipeline import loader
 from instructrec_jax.report.normalisers import normalise
+from instructrec_jax.scoring.requests import requests_of
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.run_data import RunData
 
@@ -109,10 +110,16 @@ def _first_examples(batches: Iterable[Batch], number: int) -> Iterator[Batch]:
 
 def _ranks(model: T5, batches: Iterable[Batch], scorer: Scorer, normaliser: str) -> np.ndarray:
     """Returns the target's rank of every real row."""
-    found = []
+    requests, targets = [], []
     for batch in batches:
-        real = (batch["example_id"] != "") & (batch["target_index"] >= 0)
-        log_likelihood, num_tokens = scorer(model, batch)
-        values = normalise(log_likelihood, num_tokens, normaliser)[real]
-        found.append(ranking.ranks(values, batch["target_index"][real]))
-    return np.concatenate(found)
+        requests += requests_of(batch)
+        targets += batch["target_index"][batch["example_id"] != ""].tolist()
+    width = max((len(request.candidates) for request in requests), default=0)
+    log_likelihood = np.full((len(requests), width), -np.inf, np.float32)
+    num_tokens = np.zeros((len(requests), width), np.int32)
+    for row, (request, found) in enumerate(zip(requests, scorer(model, requests), strict=True)):
+        log_likelihood[row, : len(found)] = found
+        num_tokens[row, : len(found)] = [len(tokens) for tokens in request.candidates]
+    is_known = np.asarray(targets) >= 0
+    values = normalise(log_likelihood, num_tokens, normaliser)[is_known]
+    return ranking.ranks(values, np.asarray(targets)[is_known])

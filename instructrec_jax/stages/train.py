@@ -27,7 +27,7 @@ from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.parallel.sharding import check_rows, place_batch
 from instructrec_jax.pipeline import loader, token_sequences
 from instructrec_jax.scoring.packing import pack_candidates
-from instructrec_jax.scoring.scorer import make_scorer
+from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
 from instructrec_jax.stages.run_data import RunData, dataset_of
 from instructrec_jax.training.adafactor import AdafactorState, find_state, replace_state
@@ -173,7 +173,7 @@ def train(
             periods=periods,
             actions=Actions(
                 place=_placer(learning.objective, mesh),
-                evaluate=make_evaluate(evaluation, data, make_scorer(mesh)),
+                evaluate=make_evaluate(evaluation, data, Scorer(mesh)),
                 save=_saver(latest, best, tuning),
             ),
             log=log,
