@@ -83,6 +83,21 @@ def test_the_model_alone_comes_back_from_both_kinds_of_checkpoint(run, state):
             np.testing.assert_array_equal(own, other)
 
 
+def test_no_more_than_the_largest_array_is_read_at_a_time(run, state, monkeypatch):
+    """What is read is held twice until it is in place."""
+    taken, real = [], store.ocp.Checkpointer.restore
+
+    def restore(self, folder, args):
+        taken.append(sum(leaf.size * leaf.dtype.itemsize for leaf in args.item.values()))
+        return real(self, folder, args=args)
+
+    monkeypatch.setattr(store.ocp.Checkpointer, "restore", restore)
+    store.restore(run / store.LATEST / "20", abstract(mesh_of()))
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert max(taken) == largest
+    assert sum(taken) == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
 def test_arrays_are_stored_under_readable_names(state):
     names = set(store.named_arrays(state))
     assert {"step", "model.encoder.layers.attention.query.kernel"} <= names

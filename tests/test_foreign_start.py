@@ -16,7 +16,7 @@ from instructrec_jax.pipeline import vocabulary
 from instructrec_jax.scoring import scores
 from instructrec_jax.stages.convert import convert
 
-SCORED = {"tasks": ("toy.C10.specific.grouped",), "num_batches": 2}
+SCORED = {"tasks": ("toy.C10.specific.grouped",), "num_requests": 16}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,7 @@ def test_a_run_begins_with_the_parameters_and_step_of_each_kind(
     assert f"starting from the parameters of {open_source(folders / kind).path} ({kind})" in (
         caplog.text
     )
+    assert "the optimizer starts afresh: " in caplog.text
     assert store.resolve_checkpoint(tmp_path / "run" / store.LATEST).name == "9"
     found = open_source(tmp_path / "run" / store.LATEST)
     for name, array in arrays.items():  # at rate 0 nothing but the start decides
