@@ -28,7 +28,6 @@ def score_toy(data_dir, checkpoint, output_dir, *, model=MODEL, dry_run=False, *
         checkpoint_path=str(checkpoint),
         output_dir=str(output_dir),
         tasks=TASKS,
-        batch_size=8,
         shard_size=16,
     )
     score(

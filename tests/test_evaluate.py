@@ -72,7 +72,7 @@ def test_it_can_stop_after_a_number_of_examples_and_read_them_again(
         tmp_path / "scores",
         tasks=["toy.A7"],
         split="validation",
-        num_batches=2,
+        num_requests=16,
     )
     scores = read_scores(tmp_path / "scores")
     ranks = ranking.ranks(np.stack(scores.log_likelihood), scores.target_index)

@@ -23,7 +23,7 @@ from instructrec_jax.stages.convert import convert
 RANK, ALPHA = 2, 8.0
 LORA = FineTuning(lora=Lora(rank=RANK, alpha=ALPHA, targets=["attention.*(query|value)", "wo"]))
 RATE = 0.05  # adapters move far in few steps
-SCORED = {"tasks": ("toy.C10.specific.grouped",), "num_batches": 2}
+SCORED = {"tasks": ("toy.C10.specific.grouped",), "num_requests": 16}
 
 
 @pytest.fixture(autouse=True, scope="module")

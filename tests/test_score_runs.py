@@ -18,7 +18,7 @@ from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.scoring.scorer import make_scorer
+from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.scoring.scores import read_scores
 from instructrec_jax.scoring.shards import part_name
 from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
@@ -80,7 +80,7 @@ def test_ranks_from_the_files_are_those_that_training_measures(toy_records, chec
     data = toy_data(toy_records)
     data.open("toy.A7.grouped", vocab_size=600)
     settings = EvaluationSettings(tasks=TASKS, split="test", batch_size=16, normaliser="mean")
-    scorer = make_scorer(make_mesh(MeshSettings()))
+    scorer = Scorer(make_mesh(MeshSettings()))
     measured = make_evaluate(settings, data, scorer)(tiny_model(**sizes))
     found = read_scores(finished)
     for task, template in zip(TASKS, ("A7", "C10.specific"), strict=True):
@@ -99,9 +99,8 @@ def test_a_finished_run_is_reused(toy_records, checkpoint, finished, caplog):
     assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
 
 
-@pytest.mark.parametrize("batch_size", [16, 64])
-def test_the_batch_size_changes_no_score(toy_records, checkpoint, finished, tmp_path, batch_size):
-    score_toy(toy_records, checkpoint, tmp_path, batch_size=batch_size, shard_size=100)
+def test_the_size_of_steps_and_shards_changes_no_score(toy_records, checkpoint, finished, tmp_path):
+    score_toy(toy_records, checkpoint, tmp_path, step_tokens=600, shard_size=100)
     one, other = read_scores(finished), read_scores(tmp_path)
     assert one.example_id == other.example_id and one.template_id == other.template_id
     values = [np.concatenate(found.log_likelihood) for found in (one, other)]
@@ -126,7 +125,8 @@ def test_a_part_that_cannot_be_read_is_named_by_the_next_run(toy_records, checkp
     ("change", "message"),
     [
         ({"split": "validation"}, r"settings\['split'\] was 'test'"),
-        ({"batch_size": 16}, "batch_size"),
+        ({"shard_size": 32}, "shard_size"),
+        ({"step_tokens": 64}, "step_tokens"),
         ({"model": tiny_config(vocab_size=600)}, r"settings\['model'\]"),
     ],
 )
@@ -140,7 +140,6 @@ def test_the_folder_of_another_run_is_refused(toy_records, checkpoint, finished,
     [
         ({"model": tiny_config(vocab_size=600)}, "is of another size than MODEL: there "),
         ({"model": tiny_config(vocab_size=99)}, "the model only 99 rows"),
-        ({"batch_size": 4}, "BATCH_SIZE is 4; expected a multiple of data x fsdp = 8"),
         ({"tasks": ["toy.A7.grouped", "ml_100k.A8.grouped"]}, "expected some of one dataset"),
         ({"tasks": []}, "expected some of one dataset"),
     ],
@@ -154,7 +153,7 @@ def test_a_mistake_leaves_no_folder_behind_that_would_refuse_the_next_try(
 
 
 def test_a_task_named_twice_is_scored_once(toy_records, checkpoint, tmp_path):
-    score_toy(toy_records, checkpoint, tmp_path, tasks=["toy.A7", "toy.A7.grouped"], num_batches=1)
+    score_toy(toy_records, checkpoint, tmp_path, tasks=["toy.A7", "toy.A7.grouped"], num_requests=8)
     assert len(read_scores(tmp_path).example_id) == 8
 
 
@@ -163,19 +162,18 @@ def test_a_dry_run_writes_nothing(checkpoint, tmp_path, caplog):
         score_toy("no such folder", checkpoint, tmp_path / "run", dry_run=True)
     assert "toy.A7.grouped" in caplog.text
     assert re.search(
-        r"[\d,]+ parameters, mesh data=8, fsdp=1, tensor=1, [\d.]+ MiB of parameters per device, "
-        r"8 rows a batch",
+        r"[\d,]+ parameters, mesh data=8, fsdp=1, tensor=1, [\d.]+ MiB of parameters per device",
         caplog.text,
     )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_limit_of_batches_holds_across_a_restart(toy_records, checkpoint, tmp_path):
-    score_toy(toy_records, checkpoint, tmp_path, num_batches=3)
+def test_a_limit_of_requests_holds_across_a_restart(toy_records, checkpoint, tmp_path):
+    score_toy(toy_records, checkpoint, tmp_path, num_requests=24)
     found = read_scores(tmp_path)
     assert found.template_id.count("A7") == found.template_id.count("C10.specific") == 24
     (tmp_path / part_name("A7", 1)).unlink()
-    score_toy(toy_records, checkpoint, tmp_path, num_batches=3)
+    score_toy(toy_records, checkpoint, tmp_path, num_requests=24)
     again = read_scores(tmp_path)
     assert again.example_id == found.example_id
 

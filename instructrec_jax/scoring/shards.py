@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from instructrec_jax.errors import UserError
 from instructrec_jax.scoring.requests import TokenRequest
 
 
@@ -61,16 +60,11 @@ def shards_of(template: str, *, num_requests: int, size: int) -> Iterator[Shard]
     Args:
       template: name of the set.
       num_requests: how many it holds.
-      size: requests of a shard.
-
-    Raises:
-      UserError: if the size is not positive.
+      size: requests of a shard, at least 1.
 
     Example:
       5 requests in shards of 2 are the ranges 0..1, 2..3 and 4..4.
     """
-    if size < 1:
-        raise UserError(f"SHARD_SIZE is {size}; expected at least 1 request")
     for index, first in enumerate(range(0, num_requests, size)):
         numbers = range(first, min(first + size, num_requests))
         yield Shard(template=template, index=index, numbers=numbers)

@@ -1,39 +1,41 @@
 """`instructrec score`: a checkpoint and ranking requests -> log-likelihoods (artefact E)."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+from jax.sharding import Mesh
 
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints.parameters import Source
 from instructrec_jax.checkpoints.source import load_model, open_source
 from instructrec_jax.data.readers.damage import FAIL, Damage
 from instructrec_jax.errors import UserError
-from instructrec_jax.models.t5 import T5, T5Config
+from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.parallel.sharding import check_rows
+from instructrec_jax.parallel.sharding import num_batch_shares
 from instructrec_jax.pipeline import registry, request_tokens
 from instructrec_jax.scoring import scores
 from instructrec_jax.scoring.claims import STALE_SECONDS
-from instructrec_jax.scoring.requests import TokenRequest
-from instructrec_jax.scoring.scorer import make_scorer
+from instructrec_jax.scoring.fitting import fit_shapes
+from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages import score_sets
 from instructrec_jax.stages.run_data import RunData, dataset_of
-from instructrec_jax.stages.score_sets import Rendering, RequestSet
+from instructrec_jax.stages.score_sets import Rendering, RequestSet, SetReader
 from instructrec_jax.stages.score_shards import CLAIMS, explained, score_shards
 from instructrec_jax.training.state import TrainState, abstract_model, describe_placement
 from instructrec_jax.training.stopping import stop_on_sigterm
 
 logger = logging.getLogger(__name__)
+_SAMPLE_SIZE = 512  # requests whose sizes decide for which shapes a run is compiled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +53,8 @@ class ScoreSettings:
       request_templates: templates that write the instructions of `requests`, such as "A7"; none
         where the file holds whole instructions.
       on_damage: "fail" or "skip": what happens to requests that cannot be used.
-      batch_size: examples scored at once.
-      num_batches: how many times that to score of each set; None for all.
+      num_requests: how many to score of each set; None for all.
+      step_tokens: tokens of instructions encoded at once on each group of devices.
       shard_size: requests in one output file; a killed process loses no more than two of them.
       stale_seconds: age after which the claim of a process on another host is dead.
       compilation_cache_dir: where compiled programs are kept for the next start; None for nowhere.
@@ -65,16 +67,17 @@ class ScoreSettings:
     requests: str | None = None
     request_templates: Sequence[str] = ()
     on_damage: str = FAIL
-    batch_size: int = 64
-    num_batches: int | None = None
+    num_requests: int | None = None
+    step_tokens: int = 2048
     shard_size: int = 512
     stale_seconds: float = STALE_SECONDS
     compilation_cache_dir: str | None = None
 
-    @property
-    def limit(self) -> int | None:
-        """Requests to score of each set; None for all."""
-        return None if self.num_batches is None else self.num_batches * self.batch_size
+    def __post_init__(self) -> None:
+        for name in ("shard_size", "num_requests", "step_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name.upper()} is {value}; expected at least 1")
 
 
 def score(
@@ -107,23 +110,23 @@ def score(
     what = run.requests or f"{', '.join(run.tasks)}, split {run.split}"
     logger.info("%s, by %s, into %s", what, checkpoint.path, run.output_dir)
     device_mesh = make_mesh(mesh)
-    check_rows(run.batch_size, device_mesh, name="BATCH_SIZE")
     shapes = abstract_model(model, device_mesh)
-    placement = describe_placement(TrainState(None, shapes, None))
-    logger.info("%s, %d rows a batch", placement, run.batch_size)
+    logger.info("%s", describe_placement(TrainState(None, shapes, None)))
     if dry_run:
         checkpoint.check_fits(model)
         return
     with stop_on_sigterm() as stop:
         opened = _open(data, run, checkpoint, vocab_size=model.vocab_size)
         planned = _plan(model, opened, run, checkpoint)
-        earlier = manifest.find_same_work(run.output_dir, planned)
-        if earlier is not None and _is_finished(earlier, opened.sets, Path(run.output_dir)):
-            logger.info("nothing left to do: %s holds all of it", run.output_dir)
+        folder = Path(run.output_dir)
+        earlier = manifest.find_same_work(folder, planned)
+        if earlier is not None and _is_finished(earlier, opened.sets, folder):
+            logger.info("nothing left to do: %s holds all of it", folder)
             return
+        readers = [SetReader(own) for own in opened.sets]
+        scorer = _make_scorer(device_mesh, readers, step_tokens=run.step_tokens)
         _keep_compiled(run.compilation_cache_dir)
         restored = load_model(checkpoint, shapes)
-        folder = Path(run.output_dir)
         with explained(folder):
             if earlier is None:  # only now: a mistake leaves no folder behind
                 planned.write(folder)
@@ -131,9 +134,9 @@ def score(
             if config_text:
                 files.write_text(folder / "config.gin", config_text)
         is_finished = score_shards(
-            opened.sets,
+            readers,
             folder,
-            score=_scorer(device_mesh, restored, run.batch_size, opened.sets[0].rendering),
+            score=functools.partial(scorer, restored),
             metadata=_metadata(planned, opened, run, checkpoint),
             stop=stop,
             stale_seconds=run.stale_seconds,
@@ -163,7 +166,9 @@ def _open(data: RunData, run: ScoreSettings, checkpoint: Source, *, vocab_size: 
         data.open(first, vocab_size=vocab_size)
         data.check_tokenizer(first, checkpoint.tokenizer)
         tasks = registry.evaluated_tasks(run.tasks, split=run.split)
-        sets = score_sets.task_sets(tasks, split=run.split, rendering=rendering, limit=run.limit)
+        sets = score_sets.task_sets(
+            tasks, split=run.split, rendering=rendering, limit=run.num_requests
+        )
         return _Opened(sets=sets, inputs=data.fingerprint(first), teacher=data.teacher(first))
     if data.data_dir is None and data.vocabulary is None and checkpoint.tokenizer is not None:
         data = dataclasses.replace(data, vocabulary=str(checkpoint.tokenizer))
@@ -175,7 +180,7 @@ def _open(data: RunData, run: ScoreSettings, checkpoint: Source, *, vocab_size: 
     ]
     variants = variants or [request_tokens.INSTRUCTION]
     file = score_sets.request_file(run.requests, variants)
-    sets = score_sets.file_sets(file, variants, rendering=rendering, limit=run.limit)
+    sets = score_sets.file_sets(file, variants, rendering=rendering, limit=run.num_requests)
     inputs = {"requests": file.fingerprint(), "vocabulary": data.vocabulary_hash(first)}
     return _Opened(sets=sets, inputs=inputs, teacher="as the requests say")
 
@@ -192,8 +197,8 @@ def _plan(
         "sets": [own.name for own in opened.sets],
         "split": run.split if run.requests is None else None,
         "feature_lengths": dict(opened.sets[0].rendering.feature_lengths),
-        "batch_size": run.batch_size,
-        "num_batches": run.num_batches,
+        "num_requests": run.num_requests,
+        "step_tokens": run.step_tokens,
         "shard_size": run.shard_size,
     }
     return manifest.Manifest(stage="score", inputs=inputs, settings=settings)
@@ -250,28 +255,11 @@ def _keep_compiled(folder: str | None) -> None:
     logger.info("compiled programs are kept in %s", path)
 
 
-def _scorer(
-    device_mesh: Any, model: T5, batch_size: int, rendering: Rendering
-) -> Callable[[Sequence[TokenRequest]], list[np.ndarray]]:
-    score_batch = make_scorer(device_mesh)
-    length = rendering.feature_lengths["inputs"]
-    width = rendering.feature_lengths["targets"]
-
-    def run(requests: Sequence[TokenRequest]) -> list[np.ndarray]:
-        found = []
-        for first in range(0, len(requests), batch_size):
-            batch = requests[first : first + batch_size]
-            most = max(len(request.candidates) for request in batch)
-            inputs = np.zeros((batch_size, length), np.int32)
-            candidates = np.zeros((batch_size, most, width), np.int32)
-            for row, request in enumerate(batch):
-                inputs[row, : len(request.instruction)] = request.instruction
-                for place, tokens in enumerate(request.candidates):
-                    candidates[row, place, : len(tokens)] = tokens
-            values, _ = score_batch(
-                model, {"encoder_input_tokens": inputs, "candidate_tokens": candidates}
-            )
-            found += [values[row, : len(request.candidates)] for row, request in enumerate(batch)]
-        return found
-
-    return run
+def _make_scorer(mesh: Mesh, readers: Sequence[SetReader], *, step_tokens: int) -> Scorer:
+    """Returns the scorer of a run, for shapes that every process finds alike."""
+    size = max(_SAMPLE_SIZE // len(readers), 1)
+    sample = [request for reader in readers for request in reader.first(size)]
+    if not sample:
+        raise UserError(f"none of the first {size} requests can be used; see the first of them")
+    shapes = fit_shapes(sample, max_tokens=step_tokens, num_groups=num_batch_shares(mesh))
+    return Scorer(mesh, shapes)

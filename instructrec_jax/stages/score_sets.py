@@ -80,12 +80,22 @@ class RequestSet:
 
 
 class SetReader:
-    """Prepares shards of a set. It reads forward: shards are best asked for in their order."""
+    """Prepares shards of a set. It reads forward: shards are best asked for in their order.
+
+    Attributes:
+      set: the set.
+    """
 
     def __init__(self, requests: RequestSet) -> None:
-        self._set = requests
+        self.set = requests
         self._rows = _Cursor(requests.open)
         self._render: GroupRenderer | None = None
+
+    def first(self, number: int) -> list[TokenRequest]:
+        """Returns the first requests of the set, without those that cannot be used."""
+        numbers = range(min(number, self.set.num_requests))
+        found, _ = self.read(Shard(template=self.set.template, index=0, numbers=numbers))
+        return [prepared.request for prepared in found]
 
     def read(self, shard: Shard) -> tuple[list[PreparedRequest], Damage]:
         """Returns the requests of a shard, and which were left out.
@@ -93,7 +103,7 @@ class SetReader:
         Raises:
           UserError: if one cannot be used and the policy is "fail", or the set has shrunk.
         """
-        own, damage = self._set, self._set.rendering.damage()
+        own, damage = self.set, self.set.rendering.damage()
         rows = self._rows.read(shard.numbers)
         if len(rows) < len(shard.numbers):
             raise UserError(
@@ -171,7 +181,7 @@ def file_sets(
         RequestSet(
             name=template_name(variant),
             variant=variant,
-            num_requests=min(num_rows, limit or num_rows),
+            num_requests=_number(num_rows, limit),
             open=file.rows,
             parse=parse,
             misfit=lambda row, error: file.misfit(row[0], error),
@@ -203,12 +213,16 @@ def _task_set(task: str, split: str, rendering: Rendering, limit: int | None) ->
     return RequestSet(
         name=task,
         variant=request_tokens.task_variant(task, split=split),
-        num_requests=number if limit is None else min(number, limit),
+        num_requests=_number(number, limit),
         open=lambda: request_tokens.task_records(task, split=split),
         parse=lambda record: (record, None),
         misfit=misfit,
         rendering=rendering,
     )
+
+
+def _number(there: int, limit: int | None) -> int:
+    return there if limit is None else min(there, limit)
 
 
 def _prepared(group: Group, ids: np.ndarray | None) -> PreparedRequest:

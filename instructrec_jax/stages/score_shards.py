@@ -19,7 +19,7 @@ from instructrec_jax.scoring import scores
 from instructrec_jax.scoring.claims import Claims
 from instructrec_jax.scoring.requests import TokenRequest
 from instructrec_jax.scoring.shards import PreparedRequest, Shard
-from instructrec_jax.stages.score_sets import RequestSet, SetReader
+from instructrec_jax.stages.score_sets import SetReader
 from instructrec_jax.training.progress import clock
 from instructrec_jax.training.stopping import Stop, StopAskedError
 
@@ -30,11 +30,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _Item = TypeVar("_Item")
 
 ScoreRequests = Callable[[Sequence[TokenRequest]], list[np.ndarray]]
-Work = tuple[RequestSet, Shard, list[PreparedRequest], Damage]
+Ready = tuple[Shard, list[PreparedRequest], Damage]
 
 
 def score_shards(
-    sets: Sequence[RequestSet],
+    readers: Sequence[SetReader],
     folder: Path,
     *,
     score: ScoreRequests,
@@ -47,7 +47,7 @@ def score_shards(
     The next shard is read, rendered and tokenised while one is scored.
 
     Args:
-      sets: what is scored.
+      readers: of the sets that are scored.
       folder: where parts and claims lie.
       score: gives the log-likelihoods of requests, float32 [c] each.
       metadata: what the parts of each template say of where they come from.
@@ -60,17 +60,18 @@ def score_shards(
     Raises:
       UserError: if a request cannot be used, or the disk is full.
     """
-    progress = _Progress(sets, folder)
+    work = [(reader, shard) for reader in readers for shard in reader.set.shards()]
+    progress = _Progress([shard for _, shard in work], folder)
     with explained(folder), Claims(folder / CLAIMS, stale_seconds=stale_seconds) as claims:
-        ahead = _ReadAhead(lambda is_over: _claimed(sets, folder, claims, is_over))
+        ahead = _ReadAhead(lambda is_over: _claimed(work, folder, claims, is_over))
         with contextlib.closing(ahead):
             while True:
                 try:
                     with stop.interrupts():
-                        work = ahead.next()
-                        if work is None:
+                        ready = ahead.next()
+                        if ready is None:
                             return True
-                        _, shard, prepared, damage = work
+                        shard, prepared, damage = ready
                         values = score([part.request for part in prepared])
                 except StopAskedError:
                     logger.info("stopped on SIGTERM; the same command goes on: %s", progress)
@@ -96,24 +97,26 @@ def explained(folder: Path) -> Iterator[None]:
 
 
 def _claimed(
-    sets: Sequence[RequestSet], folder: Path, claims: Claims, is_over: threading.Event
-) -> Iterator[Work]:
+    work: Sequence[tuple[SetReader, Shard]],
+    folder: Path,
+    claims: Claims,
+    is_over: threading.Event,
+) -> Iterator[Ready]:
     """Claims shards and reads them, until all parts are there."""
-    readers = {own.template: SetReader(own) for own in sets}
-    left = [(own, shard) for own in sets for shard in own.shards()]
+    left = list(work)
     is_waiting = False
     while left:
         taken, num_taken = [], 0
-        for own, shard in left:
+        for reader, shard in left:
             if scores.is_written(folder, shard):
                 continue
             if not claims.take(shard.file_name):
-                taken.append((own, shard))
+                taken.append((reader, shard))
             elif scores.is_written(folder, shard):  # by another process, a moment ago
                 claims.give_back(shard.file_name)
             else:
                 num_taken += 1
-                yield own, shard, *readers[own.template].read(shard)
+                yield shard, *reader.read(shard)
         if taken and not num_taken:
             if not is_waiting:
                 logger.info("waiting for %d parts that other processes are at", len(taken))
@@ -141,8 +144,8 @@ def _write(
 class _Progress:
     """How far the work of all processes is."""
 
-    def __init__(self, sets: Sequence[RequestSet], folder: Path) -> None:
-        self._names = {shard.file_name for own in sets for shard in own.shards()}
+    def __init__(self, shards: Sequence[Shard], folder: Path) -> None:
+        self._names = {shard.file_name for shard in shards}
         self._folder = folder
         self._began = self._mark = time.monotonic()
         self._num_before = self._num_written()

@@ -1,0 +1,197 @@
+"""Kills scoring runs at random moments and compares what is left with an undisturbed run.
+
+    python benchmarks/kill_storm.py --num_kills=30 --num_processes=3
+
+Protocol: an invented file of requests is scored with a random T5 (t5_tiny) by `instructrec score`,
+once undisturbed. Then the same command runs in another folder; it gets SIGKILL at a random moment
+(one in four before it has claimed anything) and is started again, until it was killed so many
+times; then it may finish. Where it finishes earlier, the storm goes on in a new folder. At last
+several processes share one set, and one of them is killed. Every finished folder must hold the same
+files, byte for byte. The moments are drawn from a seed, what is going on then is up to the machine.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+VOCAB_SIZE = 600
+
+
+def make_inputs(folder: Path, num_requests: int) -> None:
+    """Writes requests, a vocabulary and a checkpoint."""
+    import jax
+
+    from instructrec_jax.checkpoints.store import CheckpointStore
+    from instructrec_jax.models.t5 import T5, T5Config
+    from instructrec_jax.pipeline.vocabulary import train_vocabulary
+
+    draw = random.Random(0)
+    syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
+    words = ["".join(draw.choices(syllables, k=draw.randint(1, 4))) for _ in range(400)]
+    titles = [" ".join(draw.choices(words, k=draw.randint(1, 6))) for _ in range(3000)]
+    titles = sorted(set(titles))
+    with (folder / "requests.jsonl").open("w") as out:
+        for number in range(num_requests):
+            row = {
+                "id": number,
+                "history": draw.sample(titles, draw.randint(1, 20)),
+                "candidates": draw.sample(titles, 10),
+                "target_index": draw.randrange(10),
+            }
+            out.write(json.dumps(row) + "\n")
+    size = train_vocabulary(titles, folder / "vocabulary.model", vocab_size=VOCAB_SIZE)
+    config = T5Config(  # as gin/models/t5_tiny.gin has it
+        vocab_size=size,
+        emb_dim=64,
+        num_heads=4,
+        head_dim=16,
+        mlp_dim=128,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+    )
+    store = CheckpointStore(folder / "model" / "checkpoints", keep=1)
+    store.save(0, {"model": T5(config, jax.random.key(0))})
+    store.close()
+    (folder / "vocab_size").write_text(str(size))
+
+
+class Storm:
+    """Starts, kills and compares runs over the same inputs."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self._folder = folder
+        self._draw = random.Random(seed)
+        macros = {
+            "VOCAB_SIZE": int((folder / "vocab_size").read_text()),
+            "VOCABULARY": str(folder / "vocabulary.model"),
+            "REQUESTS": str(folder / "requests.jsonl"),
+            "REQUEST_TEMPLATES": ["A7"],
+            "CHECKPOINT_PATH": str(folder / "model"),
+            "COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "SHARD_SIZE": 32,
+        }
+        names = ("models/t5_tiny", "mixtures/ml_100k", "runs/score_requests")
+        self._command = [
+            *(sys.executable, "-m", "instructrec_jax", "score"),
+            *(f"--gin_file=gin/{name}.gin" for name in names),
+            *(f"--gin.{name}={value!r}" for name, value in macros.items()),
+        ]
+        self.seconds = self._undisturbed()
+        self._expected = self._contents("undisturbed")
+        self.num_kills = 0
+
+    def start(self, name: str) -> subprocess.Popen:
+        """Starts a process on a folder."""
+        output = f"--gin.INFER_OUTPUT_DIR={str(self._folder / name)!r}"
+        return subprocess.Popen(
+            [*self._command, output], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def check(self, name: str) -> None:
+        """Raises where a finished folder does not hold the same bytes."""
+        found = self._contents(name)
+        if found != self._expected:
+            wrong = sorted(
+                part
+                for part in found.keys() | self._expected.keys()
+                if found.get(part) != self._expected.get(part)
+            )
+            raise SystemExit(f"{name} differs from an undisturbed run in {wrong}")
+
+    def kill_at_random(self, process: subprocess.Popen, name: str, longest: float) -> bool:
+        """Kills a process; returns False where it has finished before."""
+        if self._draw.random() < 0.25:
+            time.sleep(self._draw.uniform(0, self.seconds["start"]))
+        else:
+            while not self._has_claim(name, process.pid) and process.poll() is None:
+                time.sleep(0.005)
+            time.sleep(self._draw.uniform(0, longest))
+        is_running = process.poll() is None
+        process.kill()
+        process.wait()
+        self.num_kills += is_running
+        return is_running
+
+    def finish(self, process: subprocess.Popen) -> None:
+        """Waits for the end of a process, which has to be a good one."""
+        if process.wait():
+            raise SystemExit("a run failed")
+
+    def num_parts(self, name: str) -> int:
+        """Returns how many parts a folder holds."""
+        return len(list((self._folder / name).glob("*.parquet")))
+
+    def _undisturbed(self) -> dict[str, float]:
+        """Runs once, and returns how long the start and the scoring took."""
+        began = time.monotonic()
+        process = self.start("undisturbed")
+        while not self._has_claim("undisturbed", process.pid) and process.poll() is None:
+            time.sleep(0.01)
+        started = time.monotonic()
+        self.finish(process)
+        return {"start": started - began, "scoring": time.monotonic() - started}
+
+    def _has_claim(self, name: str, pid: int) -> bool:
+        for claim in (self._folder / name / "claims").glob("*.claim"):
+            try:
+                if json.loads(claim.read_text())["pid"] == pid:
+                    return True
+            except (OSError, ValueError):
+                continue
+        return False
+
+    def _contents(self, name: str) -> dict[str, bytes]:
+        """Returns the files of a folder; the manifest and the config name the folder itself."""
+        folder = self._folder / name
+        return {
+            path.relative_to(folder).as_posix(): b""
+            if path.suffix != ".parquet"
+            else path.read_bytes()
+            for path in folder.rglob("*")
+        }
+
+
+def main() -> None:
+    """Prints what was done, and ends with 1 where a byte differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num_kills", type=int, default=30)
+    parser.add_argument("--num_processes", type=int, default=3)
+    parser.add_argument("--num_requests", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_inputs(folder, options.num_requests)
+        storm = Storm(folder, options.seed)
+        num_parts = storm.num_parts("undisturbed")
+        print(f"undisturbed: {num_parts} parts; seconds {storm.seconds}", flush=True)
+        number, longest = 0, 2 * storm.seconds["scoring"] / options.num_kills
+        while storm.num_kills < options.num_kills:
+            run = f"storm {number}"
+            if storm.kill_at_random(storm.start(run), run, longest):
+                print(f"kill {storm.num_kills}: {storm.num_parts(run)} parts", flush=True)
+            else:
+                storm.finish(storm.start(run))  # it had just ended, or was ending
+                storm.check(run)
+                number += 1
+        storm.finish(storm.start(run))
+        storm.check(run)
+        print(f"{storm.num_kills} kills over {number + 1} folders: the same bytes", flush=True)
+        processes = [storm.start("shared") for _ in range(options.num_processes + 1)]
+        storm.kill_at_random(processes[0], "shared", storm.seconds["scoring"] / 4)
+        for process in processes[1:]:
+            storm.finish(process)
+        storm.check("shared")
+        print(f"{options.num_processes} processes, and one more that was killed: the same bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Scoring runs on files of requests, and what they leave behind when something goes wrong."""
+
+import dataclasses
+import errno
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from score_toy import score_toy
+from test_request_files import write
+from tiny_model import tiny_model
+
+from instructrec_jax import manifest
+from instructrec_jax.checkpoints.store import CheckpointStore
+from instructrec_jax.errors import UserError
+from instructrec_jax.scoring import scores as score_files
+from instructrec_jax.scoring.scores import read_scores
+from instructrec_jax.scoring.shards import part_name
+
+TASK = "toy.C10.specific.grouped"
+TITLES = ["Quiet Fox", "Red Moon; part 2", "Tiny River", "Blue Bee"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    store = CheckpointStore(folder / "checkpoints", keep=1)
+    sizes = {"vocab_size": 600, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    store.save(5, {"model": tiny_model(**sizes)})
+    store.close()
+    return folder
+
+
+def request(number, **changes):
+    row = {"id": f"r{number}", "instruction": f"Choose one of {number}.", "candidates": TITLES}
+    return row | changes
+
+
+def score_requests(toy_records, checkpoint, output, path, **run):
+    score_toy(toy_records, checkpoint, output, tasks=["toy.all"], requests=str(path), **run)
+    return read_scores(output)
+
+
+def test_requests_score_as_the_records_that_they_are_taken_from(
+    toy, toy_records, checkpoint, tmp_path
+):
+    from instructrec_jax.pipeline import request_tokens
+
+    rows = []
+    for record in request_tokens.task_records(TASK, split="test"):
+        values = {name: record[name].tolist() for name in ("history", "candidates")}
+        rows.append(
+            {
+                "id": record["example_id"].decode(),
+                **{name: [text.decode() for text in texts] for name, texts in values.items()},
+                "intention": record["specific_intention"].decode(),
+                "candidate_ids": record["candidate_ids"].tolist(),
+                "target_index": record["candidate_ids"].tolist().index(record["target_id"]),
+            }
+        )
+    score_toy(toy_records, checkpoint, tmp_path / "task", tasks=[TASK])
+    expected = read_scores(tmp_path / "task")
+    found = score_requests(
+        toy_records,
+        checkpoint,
+        tmp_path / "out",
+        write(tmp_path / "r.parquet", rows),
+        request_templates=["C10.specific"],
+    )
+    for field in dataclasses.fields(found):
+        if field.name != "metadata":
+            values = zip(getattr(found, field.name), getattr(expected, field.name), strict=True)
+            for one, other in values:
+                np.testing.assert_array_equal(one, other, err_msg=field.name)
+
+
+def test_a_whole_instruction_is_scored_as_it_stands(toy, toy_records, checkpoint, tmp_path):
+    from instructrec_jax.pipeline.vocabulary import CorpusVocabulary
+
+    path = write(tmp_path / "r.jsonl", [request(0, exclude=[0]), request(1, target_index=3)])
+    found = score_requests(toy_records, checkpoint, tmp_path / "out", path)
+    assert found.example_id == ["r0", "r1"] and set(found.template_id) == {"instruction"}
+    assert [ids.tolist() for ids in found.candidate_ids] == [[1, 2, 3], [0, 1, 2, 3]]
+    assert found.target_index.tolist() == [-1, 3]
+    spelled = [title.replace("; ", ", ") for title in TITLES]
+    encode = CorpusVocabulary().encode
+    assert found.num_tokens[1].tolist() == [len(encode(title)) + 1 for title in spelled]
+    assert found.num_chars[1].tolist() == [len(title) for title in spelled]
+    table = pq.read_table(tmp_path / "out" / part_name("instruction", 0))
+    order = np.argsort(-found.log_likelihood[1])
+    assert np.array(table["rank"][1].as_py())[order].tolist() == [1, 2, 3, 4]
+
+
+def test_what_cannot_be_used_is_left_out_and_counted_or_ends_the_run(
+    toy_records, checkpoint, tmp_path
+):
+    rows = [request(number) for number in range(40)]
+    rows[3] = '{"id": "r3"'
+    rows[20] = request(20, instruction="so long " * 300)
+    rows[39] = request(0)
+    path, output = write(tmp_path / "r.jsonl", rows), tmp_path / "out"
+    with pytest.raises(UserError, match=r"r\.jsonl line 4: not JSON"):
+        score_requests(toy_records, checkpoint, output, path)
+    assert not output.exists()
+    rows[3], rows[39] = request(3), request(39)
+    with pytest.raises(UserError, match=r"line 21: .*example r20: the instruction .* needs \d+ to"):
+        score_requests(toy_records, checkpoint, output, write(path, rows))
+    rows[3], rows[39] = '{"id": "r3"', request(0)
+    found = score_requests(
+        toy_records, checkpoint, output, write(path, rows), on_damage="skip", shard_size=16
+    )
+    assert found.example_id == [f"r{number}" for number in range(39) if number not in (3, 20)]
+    written = manifest.read_manifest(output)
+    assert written.counts == {"instruction": 37}
+    assert written.drops == {"not_json": 1, "too_long": 1, "repeated_id": 1}
+    assert written.damage["too_long"] == ["r.jsonl line 21"]
+    assert len(list(output.glob("*.parquet"))) == 3
+
+
+def test_a_run_that_met_a_bad_request_goes_on_when_it_may_be_skipped(
+    toy_records, checkpoint, tmp_path, monkeypatch
+):
+    rows = [request(number) for number in range(40)]
+    rows[39] = request(39, instruction="so long " * 300)
+    path, output = write(tmp_path / "r.jsonl", rows), tmp_path / "out"
+    monkeypatch.setattr("instructrec_jax.stages.score._SAMPLE_SIZE", 8)
+    with pytest.raises(UserError, match=r"line 40: .*needs .* tokens"):
+        score_requests(toy_records, checkpoint, output, path)
+    before = {part.name: part.stat().st_mtime_ns for part in output.glob("*.parquet")}
+    assert len(before) == 2, "what is written is not lost"
+    assert not list((output / "claims").iterdir())
+    found = score_requests(toy_records, checkpoint, output, path, on_damage="skip")
+    assert len(found.example_id) == 39
+    after = {part.name: part.stat().st_mtime_ns for part in output.glob("*.parquet")}
+    assert before.items() < after.items()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"request_templates": ["A1"]}, "no history, which a template of the run shows"),
+        ({"request_templates": ["A99"]}, r"unknown task or mixture 'toy\.A99'"),
+        ({"request_templates": ["A3"]}, "A3 does not choose among candidates"),
+        ({"on_damage": "ignore"}, "ON_DAMAGE is 'ignore'; expected one of"),
+        ({"shard_size": 0}, "SHARD_SIZE is 0; expected at least 1"),
+    ],
+)
+def test_a_mistake_leaves_no_folder_behind(toy_records, checkpoint, tmp_path, change, message):
+    row = {"id": "a", "candidates": TITLES}
+    row |= {} if "request_templates" in change else {"instruction": "Choose."}
+    path = write(tmp_path / "r.jsonl", [row])
+    with pytest.raises(UserError, match=message):
+        score_requests(toy_records, checkpoint, tmp_path / "out", path, **change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_other_requests_is_refused(toy_records, checkpoint, tmp_path):
+    output = tmp_path / "out"
+    path = write(tmp_path / "r.jsonl", [request(0)])
+    score_requests(toy_records, checkpoint, output, path)
+    write(path, [request(1)])
+    with pytest.raises(UserError, match=r"holds another run: inputs\['requests'\]"):
+        score_requests(toy_records, checkpoint, output, path)
+
+
+def test_a_full_disk_is_said_in_one_message_and_the_next_run_goes_on(
+    toy_records, checkpoint, tmp_path, monkeypatch
+):
+    path = write(tmp_path / "r.jsonl", [request(number) for number in range(40)])
+    output, write_table = tmp_path / "out", pq.write_table
+    calls = []
+
+    def fill_up(table, where, **options):
+        calls.append(where)
+        if len(calls) == 2:
+            where.write_bytes(b"PAR1")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_table(table, where, **options)
+
+    monkeypatch.setattr(score_files.pq, "write_table", fill_up)
+    with pytest.raises(UserError, match=r"no space is left for .*out \(No space left on device\)"):
+        score_requests(toy_records, checkpoint, output, path)
+    assert [part.name for part in output.glob("*.parquet")] == [part_name("instruction", 0)]
+    assert not [part for part in output.rglob(".*.tmp")] and not any((output / "claims").iterdir())
+    found = score_requests(toy_records, checkpoint, output, path)
+    assert found.example_id == [f"r{number}" for number in range(40)]
+
+
+def test_parts_say_where_they_come_from_and_not_who_wrote_them(toy_records, checkpoint, tmp_path):
+    path = write(tmp_path / "r.jsonl", [request(0)])
+    found = score_requests(toy_records, checkpoint, tmp_path / "out", path)
+    stored = pq.read_schema(tmp_path / "out" / part_name("instruction", 0)).metadata
+    told = json.loads(stored[b"instructrec"])
+    assert told.keys() == {
+        *("checkpoint", "requests", "vocabulary", "template", "work"),
+        *("split", "teacher", "checkpoint_step", "versions"),
+    }
+    assert found.metadata == {**told, "command": manifest.read_manifest(tmp_path / "out").command}
