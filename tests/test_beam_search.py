@@ -58,7 +58,8 @@ def by_brute_force(row, excluded=()):
     return found, values[[ids[0] for ids in found]]
 
 
-def generate(model=None, rows=None, **kwargs):
+def generate(model=None, rows=None, *, num_titles, **kwargs):
+    kwargs = {"num_titles": num_titles, "num_beams": num_titles} | kwargs
     model = tiny_model() if model is None else model
     rows = instructions() if rows is None else rows
     return generate_from_catalogue(model, rows, build_trie(titles()), **kwargs)
@@ -128,7 +129,8 @@ def test_excluded_items_take_no_place_in_the_beam(num_beams):
     smaller = build_trie([titles()[item] for item in rest], rest)
     found = generate(num_titles=num_beams, excluded=[gone] * 5)
     model = tiny_model()
-    other = generate_from_catalogue(model, instructions(), smaller, num_titles=num_beams)
+    sizes = {"num_titles": num_beams, "num_beams": num_beams}
+    other = generate_from_catalogue(model, instructions(), smaller, **sizes)
     assert_equal(found, other)
 
 

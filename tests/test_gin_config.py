@@ -105,6 +105,17 @@ def test_included_files_count_as_the_files_they_are(write):
     assert run([top])[1] == 4
 
 
+def test_a_file_found_behind_the_first_folder_is_no_error(tmp_path, monkeypatch, caplog):
+    from instructrec_jax.stages import train as stage
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    names = ("models/t5_tiny.gin", "mixtures/ml_100k.gin", "runs/finetune.gin")
+    paths = [gin_files.find_gin_file(f"gin/{name}") for name in names]
+    gin_config._configure(stage.train, paths, ["DATA_DIR = 'a'", "MODEL_DIR = 'b'"], [])
+    assert caplog.records == []
+
+
 def test_a_dry_run_shows_the_config_and_tells_the_stage(write, caplog):
     caplog.set_level("INFO")
     result = run([write("run.gin", RUN)], "MODEL_DIR='d'", "STEPS=4", dry_run=True)

@@ -7,7 +7,8 @@ functions. Which macros stand where is checked by `gin_survey` before gin sees t
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def _configure(
     gin.clear_config()
     try:
         for path in paths:
-            _parse_file(path, macros)
+            with _without_search_notes():
+                _parse_file(path, macros)
         if lines:
             gin.parse_config([*_import_lines(paths), *lines])
         gin.finalize()
@@ -109,6 +111,20 @@ def _configure(
         return gin.get_configurable(function)
     except KeyError:  # no gin file mentions the function
         return function
+
+
+@contextmanager
+def _without_search_notes() -> Iterator[None]:
+    """Holds back gin's errors on folders that lack a file which it then finds in another."""
+
+    def is_no_note(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Path not found")
+
+    logging.getLogger().addFilter(is_no_note)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(is_no_note)
 
 
 def _import_lines(paths: Sequence[Path]) -> list[str]:

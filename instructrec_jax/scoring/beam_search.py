@@ -79,8 +79,8 @@ def generate_from_catalogue(
       instructions: int32 [s] each, tokens ending in EOS, no padding.
       catalogue: from `build_trie`.
       num_titles: how many titles to return.
-      num_beams: how many beginnings are followed at a time, at least `num_titles`, which is the
-        default; the more, the more exact and the slower.
+      num_beams: how many beginnings are followed at a time, at least `num_titles`; by default four
+        times as many. The more, the more exact and the slower.
       excluded: for each instruction the ids of items that are not to be returned, such as those of
         the history. A title all of whose items are excluded takes no place in the beam.
       batch_size: instructions searched for at once; the results do not depend on it.
@@ -97,7 +97,7 @@ def generate_from_catalogue(
       >>> found = generate_from_catalogue(model, [encode(text) + [1]], catalogue, num_titles=10)
       >>> [titles[ids[0]] for ids in found[0].item_ids]
     """
-    num_beams = num_titles if num_beams is None else num_beams
+    num_beams = 4 * num_titles if num_beams is None else num_beams
     excluded = [()] * len(instructions) if excluded is None else excluded
     hidden = [catalogue.titles_without(items) for items in excluded]
     _check(catalogue, hidden, num_titles=num_titles, num_beams=num_beams)

@@ -64,7 +64,7 @@ class GenerateSettings:
     split: str = "test"
     batch_size: int = 8
     num_titles: int = 10
-    num_beams: int = 20
+    num_beams: int = 40
     num_examples: int | None = None
     exclude_history: bool = True
 
