@@ -60,6 +60,24 @@ def test_a_run_begins_with_the_parameters_and_step_of_each_kind(
         np.testing.assert_array_equal(found.read(name), array)
 
 
+def test_a_state_of_adafactor_is_no_use_to_adamw(toy_records, arrays, tmp_path, caplog):
+    slots = {
+        name: dict.fromkeys(("m", "v_col", "v_row"), np.zeros(1, np.float32)) | {"v": array**2}
+        for name, array in arrays.items()
+    }
+    start = write(tmp_path / "t5x", "t5x", arrays, config=MODEL, slots=slots.items())
+    with caplog.at_level("INFO"):
+        train_toy(
+            toy_records,
+            tmp_path / "run",
+            None,
+            objective="packed text",
+            train_steps_relative=1,
+            initial_checkpoint_path=str(start),
+        )
+    assert "the optimizer starts afresh: the state in " in caplog.text
+
+
 def test_each_kind_scores_alike(toy_records, folders, tmp_path):
     found = {}
     for kind in ("hf", "t5x", "native"):
