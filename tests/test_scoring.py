@@ -12,9 +12,9 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.models.encoder_decoder import training_logits
 from instructrec_jax.models.losses import cross_entropy
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.scoring.fitting import fit_shapes
 from instructrec_jax.scoring.requests import TokenRequest, requests_of
 from instructrec_jax.scoring.scorer import Scorer
-from instructrec_jax.scoring.shapes import fit_shapes
 
 LONGEST = 40  # tokens of the longest instruction or candidate here
 

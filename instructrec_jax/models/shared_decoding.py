@@ -16,6 +16,7 @@ Letters of the shapes, beside those of `t5`:
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from jax import Array
 
 from instructrec_jax.models.t5 import MASKED, T5, Attention, DecoderLayer, Dropout
 
+KEYS_PER_BLOCK = 256  # measured: attention to more at a time costs twice as much on CPU
 NODES_PER_LOGITS = 256  # rows of the only float32 [rows, vocabulary] array there is
 AnyArray = Any  # numpy where the host makes it, moved to the device as a whole
 _NO_DROPOUT = Dropout(0.0, None)
@@ -108,9 +110,9 @@ def encode(model: T5, instructions: FlatInstructions) -> Memory:
     """Returns what the decoder needs of the instructions, [L, F, N * H]."""
     encoder, row_length = model.encoder, instructions.row_length
     rows = instructions.begin[:, None] + jnp.arange(row_length)
-    bias = encoder.relpos_bias(row_length) + _beyond(instructions.length, row_length)
+    biases = encoder.relpos_bias(row_length), _beyond(instructions.length, row_length)
     attend = functools.partial(
-        _attend, queries_at=rows, keys_at=rows, bias=bias, place=instructions.place
+        _attend, queries_at=rows, keys_at=rows, biases=biases, place=instructions.place
     )
 
     def encoder_layer(x, layer):
@@ -147,14 +149,14 @@ def _decode(model: T5, memory: Memory, trees: PrefixTrees) -> Array:
         _attend,
         queries_at=trees.paths,
         keys_at=trees.paths,
-        bias=jnp.where(causal, decoder.relpos_bias(path_length), MASKED)[None],
+        biases=[jnp.where(causal, decoder.relpos_bias(path_length), MASKED)],
         place=trees.place_in_paths,
     )
     attend_instruction = functools.partial(
         _attend,
         queries_at=trees.chunk_begin[:, None] + jnp.arange(trees.chunk_length),
         keys_at=trees.memory_begin[:, None] + jnp.arange(trees.row_length),
-        bias=_beyond(trees.memory_length, trees.row_length),
+        biases=[_beyond(trees.memory_length, trees.row_length)],
         place=trees.place_in_chunks,
     )
 
@@ -179,7 +181,7 @@ def _attend(
     values: Array,
     queries_at: Array,
     keys_at: Array,
-    bias: Array,
+    biases: Sequence[Array],
     place: Array,
 ) -> Array:
     """Attends in rows gathered from flat tokens, and returns to the flat tokens.
@@ -191,7 +193,7 @@ def _attend(
       values: the same for values.
       queries_at: int32 [R, T], which token stands where in the rows; any for padding.
       keys_at: int32 [R, S], the same for keys.
-      bias: float32, broadcasts to [R, N, T, S].
+      biases: float32, to be added to the logits; each broadcasts to [R, N, T, S] and has S keys.
       place: int32 [X], where among the [R * T] places a token stands.
 
     Returns:
@@ -200,16 +202,30 @@ def _attend(
     _, num_heads, head_dim = attention.query.kernel.shape
     heads = functools.partial(_gather_heads, num_heads=num_heads, head_dim=head_dim)
     query = heads(attention.query(queries_from), queries_at)
-    logits = jnp.einsum("RNTH,RNSH->RNTS", query, heads(keys, keys_at)).astype(jnp.float32)
-    logits = logits + bias
+    blocks = _blocks(keys_at.shape[1])
+    logits = [
+        jnp.einsum("RNTH,RNSH->RNTS", query, heads(keys, keys_at[:, block])).astype(jnp.float32)
+        + sum(bias[..., block] for bias in biases)
+        for block in blocks
+    ]
     # Dividing after the product with the values, not before: the same numbers, and XLA's CPU code
     # then runs all of it as one loop, twice as fast.
-    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    mixed = jnp.einsum("RNTS,RNSH->RNTH", weights.astype(query.dtype), heads(values, keys_at))
-    mixed = (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(query.dtype)
+    highest = functools.reduce(jnp.maximum, [jnp.max(x, axis=-1, keepdims=True) for x in logits])
+    weights = [jnp.exp(x - highest) for x in logits]
+    mixed = sum(
+        jnp.einsum("RNTS,RNSH->RNTH", x.astype(query.dtype), heads(values, keys_at[:, block]))
+        for x, block in zip(weights, blocks, strict=True)
+    )
+    mixed = mixed / sum(jnp.sum(x, axis=-1, keepdims=True) for x in weights)
     row, column = jnp.divmod(place, queries_at.shape[1])
     at = (row[:, None] * num_heads + jnp.arange(num_heads)) * queries_at.shape[1] + column[:, None]
-    return attention.out(mixed.reshape(-1, head_dim)[at])
+    return attention.out(mixed.astype(query.dtype).reshape(-1, head_dim)[at])
+
+
+def _blocks(num_keys: int) -> list[slice]:
+    """Returns equal parts of the keys, each small enough for attention to stay in cache."""
+    size = math.ceil(num_keys / math.ceil(num_keys / KEYS_PER_BLOCK))
+    return [slice(begin, begin + size) for begin in range(0, num_keys, size)]
 
 
 def _gather_heads(flat: Array, at: Array, *, num_heads: int, head_dim: int) -> Array:

@@ -14,9 +14,10 @@ from instructrec_jax.models.shared_decoding import FlatInstructions, Memory
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.mesh import DEFAULT_RULES
 from instructrec_jax.parallel.sharding import batch_sharding, num_batch_shares
+from instructrec_jax.scoring.fitting import fit_shapes
 from instructrec_jax.scoring.requests import TokenRequest
 from instructrec_jax.scoring.schedule import NUM_HALVES, EncodeStep, schedule
-from instructrec_jax.scoring.shapes import Shapes, fit_shapes
+from instructrec_jax.scoring.shapes import Shapes
 
 
 class Scorer:

@@ -1,0 +1,179 @@
+"""The ways of scoring that `benchmarks/score.py` compares, each run in a process of its own.
+
+A worker reads one JSON line a job on standard input ({"way", "workload", "folder"} first, then any
+line for one more run) and answers each with one JSON line. Not meant to be started by hand.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+SIZES = {"emb_dim": 512, "num_heads": 6, "mlp_dim": 1024}
+NUM_LAYERS, HEAD_DIM, VOCAB_SIZE = 8, 64, 32128
+USERS = {"rerank10": (32, 10), "rerank100": (8, 100)}
+PEAK_SIZE = 2048  # of the square matrices whose product is the machine's peak
+Request = tuple[np.ndarray, list[np.ndarray]]
+Run = Callable[[], list[np.ndarray]]
+
+
+def workload(num_users: int, num_candidates: int, seed: int = 0) -> list[Request]:
+    """Returns random requests: instructions of normal(230, 60) in [80, 512], titles of 6..20."""
+    rng = np.random.default_rng(seed)
+    requests = []
+    for _ in range(num_users):
+        length = int(np.clip(rng.normal(230, 60), 80, 512))
+        titles = [_text(rng, size) for size in rng.integers(6, 21, num_candidates)]
+        requests.append((_text(rng, length), titles))
+    return requests
+
+
+def useful_flops(requests: Sequence[Request]) -> int:
+    """Returns the FLOPs of the matrix products that cannot be left out, prefixes aside.
+
+    Real tokens only; the encoder and the cross-attention's keys and values once a user.
+    """
+    emb, inner, mlp = SIZES["emb_dim"], SIZES["num_heads"] * HEAD_DIM, SIZES["mlp_dim"]
+    total = 0
+    for instruction, titles in requests:
+        num = len(instruction)
+        total += NUM_LAYERS * (num * (8 * emb * inner + 6 * emb * mlp) + 4 * num * num * inner)
+        total += NUM_LAYERS * num * 4 * emb * inner
+        for title in titles:
+            size = len(title)
+            attended = size * (size + 1) // 2 + size * num
+            total += NUM_LAYERS * (size * (12 * emb * inner + 6 * emb * mlp) + 4 * attended * inner)
+            total += 2 * size * emb * VOCAB_SIZE
+    return total
+
+
+def hugging_face(folder: Path, requests: Sequence[Request], *, is_encoded_once: bool) -> Run:
+    """Returns the usual loop over users with torch.
+
+    Args:
+      folder: the checkpoint.
+      requests: what is scored; a user's candidates are one batch, padded to the longest.
+      is_encoded_once: whether the encoder runs once a user, its output repeated for each
+        candidate; otherwise it runs for each candidate, in batches of at most 32 rows.
+    """
+    import torch
+    from transformers import T5ForConditionalGeneration
+
+    model = T5ForConditionalGeneration.from_pretrained(folder, local_files_only=True).eval()
+
+    def of_titles(instruction, titles, encoded):
+        labels = torch.nn.utils.rnn.pad_sequence(
+            [torch.from_numpy(title).long() for title in titles], batch_first=True
+        )
+        inputs = torch.nn.functional.pad(labels, (1, -1))
+        given = {"decoder_input_ids": inputs, "use_cache": False}
+        if encoded is not None:
+            given["encoder_outputs"] = (encoded.expand(len(titles), -1, -1),)
+        else:
+            given["input_ids"] = torch.from_numpy(instruction).long().expand(len(titles), -1)
+        log_p = torch.log_softmax(model(**given).logits, dim=-1)
+        found = log_p.gather(-1, labels[..., None])[..., 0]
+        return (found * (labels > 0)).sum(-1)
+
+    def run() -> list[np.ndarray]:
+        found = []
+        with torch.inference_mode():
+            for instruction, titles in requests:
+                encoded, rows = None, 32
+                if is_encoded_once:
+                    tokens = torch.from_numpy(instruction).long()[None]
+                    encoded, rows = model.encoder(tokens).last_hidden_state, len(titles)
+                parts = [titles[at : at + rows] for at in range(0, len(titles), rows)]
+                values = [of_titles(instruction, part, encoded) for part in parts]
+                found.append(torch.cat(values).numpy())
+        return found
+
+    return run
+
+
+def ours(folder: Path, requests: Sequence[Request]) -> Run:
+    """Returns this package's scorer on one device."""
+    import jax
+
+    from instructrec_jax.checkpoints.source import load_model, open_source
+    from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+    from instructrec_jax.scoring.requests import TokenRequest
+    from instructrec_jax.scoring.scorer import Scorer
+    from instructrec_jax.training.state import abstract_model
+
+    mesh = make_mesh(MeshSettings(), jax.devices()[:1])
+    checkpoint = open_source(str(folder))
+    assert checkpoint.config is not None
+    model = load_model(checkpoint, abstract_model(checkpoint.config, mesh))
+    scorer = Scorer(mesh)
+    as_requests = [
+        TokenRequest(request_id=str(index), instruction=instruction, candidates=titles)
+        for index, (instruction, titles) in enumerate(requests)
+    ]
+    return lambda: scorer(model, as_requests)
+
+
+WAYS: dict[str, Callable[[Path, Sequence[Request]], Run]] = {
+    "ours": ours,
+    "hf_once": lambda folder, requests: hugging_face(folder, requests, is_encoded_once=True),
+    "hf_repeat": lambda folder, requests: hugging_face(folder, requests, is_encoded_once=False),
+}
+
+
+def matmul_peak(way: str) -> Callable[[], float]:
+    """Returns a function that measures the peak of float32 matrix products, FLOP/s."""
+    a = np.random.default_rng(0).normal(size=(PEAK_SIZE, PEAK_SIZE)).astype(np.float32)
+    if way == "ours":
+        import jax
+
+        on_device, multiply = jax.numpy.asarray(a), jax.jit(lambda a: a @ a)
+        run = lambda: multiply(on_device).block_until_ready()  # noqa: E731
+    else:
+        import torch
+
+        tensor = torch.from_numpy(a)
+        run = lambda: tensor @ tensor  # noqa: E731
+    run()
+    return lambda: 2 * PEAK_SIZE**3 / min(_seconds(run) for _ in range(4))
+
+
+def _text(rng: np.random.Generator, size: int) -> np.ndarray:
+    return np.append(rng.integers(3, 32100, size - 1), 1).astype(np.int32)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def _jobs() -> Iterator[dict]:
+    for line in sys.stdin:
+        yield json.loads(line)
+
+
+def main() -> None:
+    """Answers jobs until there are no more."""
+    jobs = _jobs()
+    job = next(jobs)
+    users = job["users"]
+    requests = workload(*job["shape"])[:users]
+    run, peak = WAYS[job["way"]](Path(job["folder"]), requests), matmul_peak(job["way"])
+    began = time.perf_counter()
+    found = run()
+    first_seconds = time.perf_counter() - began
+    answer = {"first_seconds": first_seconds, "found": [values.tolist() for values in found]}
+    print(json.dumps(answer), flush=True)
+    for _ in jobs:
+        before, seconds, after = peak(), _seconds(run), peak()
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        answer = {"seconds": seconds, "peaks": [before, after], "max_rss": memory}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
