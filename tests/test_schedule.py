@@ -77,6 +77,21 @@ def test_every_candidate_is_read_once_against_its_own_instruction(requests, size
     ]
 
 
+def test_groups_of_one_step_keep_to_the_rows_that_its_longest_instruction_leaves():
+    requests = [
+        TokenRequest(
+            request_id="r",
+            instruction=np.ones(length, np.int32),
+            candidates=[np.ones(1, np.int32)],
+        )
+        for length in (10, 20, 10, 10)
+    ]
+    sizes = {"num_tokens": 48, "row_lengths": (16, 32), "rows": (3, 1)}
+    shapes = dataclasses.replace(fit_shapes(requests), **sizes)
+    steps = [s for s in schedule(requests, shapes, num_groups=2) if isinstance(s, EncodeStep)]
+    assert [s.instructions.length.tolist() for s in steps] == [[[20], [10]], [[10, 10, 0], [0] * 3]]
+
+
 @given(candidates)
 def test_nodes_are_the_distinct_prefixes(candidates):
     prefixes = {tuple(tokens[:end]) for tokens in candidates for end in range(len(tokens))}

@@ -102,7 +102,9 @@ SCORE = Verb(
     name="score",
     summary="checkpoint -> log-likelihoods of every candidate",
     description=(
-        "Scores all candidates of every example, going on after the parts that are there already.\n"
+        "Scores all candidates of every example of a task (gin/runs/score.gin), or of every\n"
+        "request of a file (gin/runs/score_requests.gin), but for the parts that are there\n"
+        "already. Several processes with the same command share the work.\n"
         f"Writes Parquet files to INFER_OUTPUT_DIR.\n\n{_GIN_HELP}"
     ),
     example=(

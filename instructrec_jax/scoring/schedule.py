@@ -70,7 +70,7 @@ def schedule(
 ) -> Iterator[EncodeStep | DecodeStep]:
     """Yields the steps that score the requests."""
     waiting: list[collections.deque[_Waiting]] = [collections.deque() for _ in range(num_groups)]
-    every = list(shapes.encoding_bins(requests))
+    every = list(shapes.encoding_bins(requests, num_groups=num_groups))
     for step, first in enumerate(range(0, len(every), num_groups)):
         rows = every[first : first + num_groups]
         while any(queue and queue[0].step <= step - NUM_HALVES for queue in waiting):

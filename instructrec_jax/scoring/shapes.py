@@ -61,12 +61,15 @@ class Shapes:
             row_length=row_length,
         )
 
-    def encoding_bins(self, requests: Sequence[TokenRequest]) -> Iterator[list[int]]:
-        """Yields the indices of the requests of each encoding step, longest first."""
+    def encoding_bins(
+        self, requests: Sequence[TokenRequest], *, num_groups: int = 1
+    ) -> Iterator[list[int]]:
+        """Yields the indices of the requests that each group encodes in a step, longest first."""
         lengths = [len(request.instruction) for request in requests]
         order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
         most = lambda longest: self.num_instructions(self.row_length(longest))  # noqa: E731
-        return bins_of(((index, lengths[index]) for index in order), self.num_tokens, most)
+        items = ((index, lengths[index]) for index in order)
+        return bins_of(items, self.num_tokens, most, num_groups)
 
     def grown(self, requests: Sequence[TokenRequest]) -> "Shapes":
         """Returns shapes in which every one of the requests has room."""
@@ -81,25 +84,26 @@ class Shapes:
 
 
 def bins_of(
-    items: Iterable[tuple[int, int]], size: int, most: Callable[[int], int]
+    items: Iterable[tuple[int, int]], size: int, most: Callable[[int], int], num_groups: int = 1
 ) -> Iterator[list[int]]:
     """Yields items in their order, as many as fit, bin after bin.
 
     Args:
       items: pairs of an index and a length.
       size: what the lengths in a bin sum up to at most.
-      most: how many items a bin takes at most, given the length of its first.
+      most: how many items a bin takes at most, given the length of the first item of its step.
+      num_groups: bins of a step.
 
     Example:
       Lengths 5, 4, 3 and 3 in bins of 7 are the bins [0], [1, 2] and [3].
     """
     members: list[int] = []
-    used = limit = 0
+    used = limit = num_bins = 0
     for index, length in items:
         if members and (used + length > size or len(members) == limit):
             yield members
-            members, used = [], 0
-        if not members:
+            members, used, num_bins = [], 0, num_bins + 1
+        if not members and num_bins % num_groups == 0:
             limit = most(length)
         members.append(index)
         used += length

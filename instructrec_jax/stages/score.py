@@ -24,7 +24,7 @@ from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.parallel.sharding import num_batch_shares
 from instructrec_jax.pipeline import registry, request_tokens
 from instructrec_jax.scoring import scores
-from instructrec_jax.scoring.claims import STALE_SECONDS
+from instructrec_jax.scoring.claims import STALE_SECONDS, Claims
 from instructrec_jax.scoring.fitting import fit_shapes
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages import score_sets
@@ -122,6 +122,7 @@ def score(
         earlier = manifest.find_same_work(folder, planned)
         if earlier is not None and _is_finished(earlier, opened.sets, folder):
             logger.info("nothing left to do: %s holds all of it", folder)
+            shutil.rmtree(folder / CLAIMS, ignore_errors=True)
             return
         readers = [SetReader(own) for own in opened.sets]
         scorer = _make_scorer(device_mesh, readers, step_tokens=run.step_tokens)
@@ -131,8 +132,8 @@ def score(
             if earlier is None:  # only now: a mistake leaves no folder behind
                 planned.write(folder)
                 manifest.find_same_work(folder, planned)  # another run may have been as quick
-            if config_text:
-                files.write_text(folder / "config.gin", config_text)
+                if config_text:
+                    files.write_text(folder / "config.gin", config_text)
         is_finished = score_shards(
             readers,
             folder,
@@ -233,17 +234,20 @@ def _is_finished(earlier: manifest.Manifest, sets: Sequence[RequestSet], folder:
 
 
 def _finish(folder: Path, sets: Sequence[RequestSet]) -> None:
-    """Counts what all processes have written, and tidies up; any of them may do it, or several."""
-    counts, damage = {}, Damage()
-    for own in sets:
-        counts[own.name], left_out = scores.count_rows(folder, own.shards())
-        damage.add(left_out)
-    shutil.rmtree(folder / CLAIMS, ignore_errors=True)
-    files.remove_leftovers(folder)
-    found = manifest.read_manifest(folder)
-    dataclasses.replace(found, counts=counts, drops=damage.counts, damage=damage.examples).write(
-        folder
-    )
+    """Counts what all processes have written, and tidies up, unless another one is at it."""
+    with Claims(folder / CLAIMS) as claims:
+        if not claims.take(manifest.FILE_NAME):
+            return
+        files.remove_leftovers(folder)
+        found = manifest.read_manifest(folder)
+        if not found.counts:
+            counts, damage = {}, Damage()
+            for own in sets:
+                counts[own.name], left_out = scores.count_rows(folder, own.shards())
+                damage.add(left_out)
+            told = {"counts": counts, "drops": damage.counts, "damage": damage.examples}
+            dataclasses.replace(found, **told).write(folder)
+        shutil.rmtree(folder / CLAIMS, ignore_errors=True)
 
 
 def _keep_compiled(folder: str | None) -> None:
