@@ -212,14 +212,15 @@ def _attend(
     # then runs all of it as one loop, twice as fast.
     highest = functools.reduce(jnp.maximum, [jnp.max(x, axis=-1, keepdims=True) for x in logits])
     weights = [jnp.exp(x - highest) for x in logits]
-    mixed = sum(
+    mixed = [
         jnp.einsum("RNTS,RNSH->RNTH", x.astype(query.dtype), heads(values, keys_at[:, block]))
         for x, block in zip(weights, blocks, strict=True)
-    )
-    mixed = mixed / sum(jnp.sum(x, axis=-1, keepdims=True) for x in weights)
+    ]
+    totals = [jnp.sum(x, axis=-1, keepdims=True) for x in weights]
+    found = functools.reduce(jnp.add, mixed) / functools.reduce(jnp.add, totals)
     row, column = jnp.divmod(place, queries_at.shape[1])
     at = (row[:, None] * num_heads + jnp.arange(num_heads)) * queries_at.shape[1] + column[:, None]
-    return attention.out(mixed.astype(query.dtype).reshape(-1, head_dim)[at])
+    return attention.out(found.astype(query.dtype).reshape(-1, head_dim)[at])
 
 
 def _blocks(num_keys: int) -> list[slice]:

@@ -65,7 +65,7 @@ def _best_num_tokens(lengths: Sequence[int], max_tokens: int, num_groups: int) -
     def num_encoded(size: int) -> int:
         return math.ceil(len(_bins(lengths, size)) / num_groups) * (size + _STEP_COST)
 
-    most = rounded(max(max_tokens, lengths[0]))
+    most = rounded(max(min(max_tokens, sum(lengths)), lengths[0]))
     sizes = range(most, max(most // 2, rounded(lengths[0])) - 1, -ROUNDING)
     return min(sizes, key=num_encoded)
 

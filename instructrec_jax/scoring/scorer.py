@@ -19,6 +19,8 @@ from instructrec_jax.scoring.requests import TokenRequest
 from instructrec_jax.scoring.schedule import NUM_HALVES, EncodeStep, schedule
 from instructrec_jax.scoring.shapes import Shapes
 
+_FAR_LARGER = 8
+
 
 class Scorer:
     """Scores requests of any number, in an order and in shapes that waste little.
@@ -33,10 +35,13 @@ class Scorer:
 
         Args:
           mesh: the device mesh; steps are split over "data" and "fsdp", the model lies as placed.
-          shapes: array sizes, from `fit_shapes`; None: fitted to the requests of the first call.
+          shapes: array sizes, from `fit_shapes`; None: fitted to the requests of the first call,
+            and anew to those of a far larger one.
         """
         self._num_groups = num_batch_shares(mesh)
         self._shapes = shapes
+        self._fitted: Shapes | None = None
+        self._fitted_to = 0  # instruction tokens
         self._compiled: set[Any] = set()
         self._sharding = batch_sharding(mesh)
         self._memory_sharding = NamedSharding(
@@ -75,19 +80,28 @@ class Scorer:
         """
         if not requests:
             return []
-        if self._shapes is None:
-            self._shapes = fit_shapes(requests, num_groups=self._num_groups)
+        shapes = self._shapes_for(requests).grown(requests)
         found = [np.zeros(len(request.candidates), np.float32) for request in requests]
-        for log_likelihood, places in list(self._run(model, requests)):
+        for log_likelihood, places in list(self._run(model, requests, shapes)):
             for values, group in zip(np.asarray(log_likelihood), places, strict=True):
                 for value, (request, candidate) in zip(values, group, strict=False):
                     found[request][candidate] = value
         return found
 
-    def _run(self, model: T5, requests: Sequence[TokenRequest]) -> Iterator[tuple[Array, Any]]:
+    def _shapes_for(self, requests: Sequence[TokenRequest]) -> Shapes:
+        """Returns the given shapes, or those fitted to a call like this one."""
+        if self._shapes is not None:
+            return self._shapes
+        num_tokens = sum(len(request.instruction) for request in requests)
+        if self._fitted is None or num_tokens > _FAR_LARGER * self._fitted_to:
+            self._fitted = fit_shapes(requests, num_groups=self._num_groups)
+            self._fitted_to = num_tokens
+        return self._fitted
+
+    def _run(
+        self, model: T5, requests: Sequence[TokenRequest], shapes: Shapes
+    ) -> Iterator[tuple[Array, Any]]:
         """Yields what each decoding step gave, still on its way from the device."""
-        assert self._shapes is not None
-        shapes = self._shapes.grown(requests)
         memory = self._empty_memory(model, shapes)
         for step in schedule(requests, shapes, num_groups=self._num_groups):
             arrays = step.instructions if isinstance(step, EncodeStep) else step.trees

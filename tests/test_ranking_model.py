@@ -1,0 +1,92 @@
+"""Scoring and ranking of texts from Python."""
+
+import numpy as np
+import pytest
+from score_toy import score_toy
+from test_request_files import write
+from tiny_model import tiny_model
+
+from instructrec_jax.checkpoints.store import CheckpointStore
+from instructrec_jax.errors import UserError
+from instructrec_jax.scoring.scores import read_scores
+from instructrec_jax.stages.ranking_model import open_model, rank, score_candidates
+
+INSTRUCTIONS = ["Choose one of these,\n please.", "What  would I like?"]
+CANDIDATES = [["Quiet Fox", "Red Moon; part 2", "Quiet Fox 2"], ["Tiny River", "Blue Bee"]]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    store = CheckpointStore(folder / "checkpoints", keep=1)
+    sizes = {"vocab_size": 600, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    store.save(5, {"model": tiny_model(**sizes)})
+    store.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vocabulary(toy_records):
+    return toy_records / "toy" / "vocabulary" / "sentencepiece.model"
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint, vocabulary):
+    return open_model(checkpoint, vocabulary=vocabulary)
+
+
+def test_texts_are_scored_as_requests_with_whole_instructions(
+    toy_records, checkpoint, model, tmp_path
+):
+    rows = [
+        {"id": str(number), "instruction": instruction, "candidates": candidates}
+        for number, (instruction, candidates) in enumerate(
+            zip(INSTRUCTIONS, CANDIDATES, strict=True)
+        )
+    ]
+    path = write(tmp_path / "r.jsonl", rows)
+    score_toy(toy_records, checkpoint, tmp_path / "out", tasks=["toy.all"], requests=str(path))
+    expected = read_scores(tmp_path / "out").log_likelihood
+    found = score_candidates(model, INSTRUCTIONS, CANDIDATES)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_candidates_are_ranked_best_first(model):
+    found = score_candidates(model, INSTRUCTIONS, CANDIDATES)
+    for ranked, given, values in zip(
+        rank(model, INSTRUCTIONS, CANDIDATES), CANDIDATES, found, strict=True
+    ):
+        assert [each.value for each in ranked] == sorted(values, reverse=True)
+        assert [given[each.place] for each in ranked] == [each.candidate for each in ranked]
+        assert all(each.log_likelihood == each.value for each in ranked)
+    (ranked,) = rank(model, ["Choose."], [["Blue Bee", "Blue Bee"]], normaliser="mean")
+    assert [each.place for each in ranked] == [0, 1]
+    assert ranked[0].value == ranked[1].value > ranked[0].log_likelihood
+
+
+@pytest.mark.parametrize(
+    ("instructions", "candidates", "message"),
+    [
+        ("Choose.", [["a"]], r"write \[text\]"),
+        (["Choose."], ["Blue Bee"], r"write \[text\]"),
+        (["Choose."], [["a"], ["b"]], "1 instructions and candidates for 2"),
+        (["Choose."], [[]], "number 0.* at least one candidate"),
+        (["Choose."], [["Blue Bee", " "]], "number 0.* no empty text"),
+        ([""], [["Blue Bee"]], "number 0.* no empty text"),
+    ],
+)
+def test_requests_that_cannot_be_scored_are_refused(model, instructions, candidates, message):
+    with pytest.raises(UserError, match=message):
+        score_candidates(model, instructions, candidates)
+
+
+def test_a_model_needs_the_vocabulary_it_was_made_for(checkpoint, vocabulary, tmp_path):
+    with pytest.raises(UserError, match="no SentencePiece model lies beside"):
+        open_model(checkpoint)
+    store = CheckpointStore(tmp_path / "checkpoints", keep=1)
+    sizes = {"vocab_size": 16, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    store.save(5, {"model": tiny_model(**sizes)})
+    store.close()
+    with pytest.raises(UserError, match="only 16 rows for them"):
+        open_model(tmp_path, vocabulary=vocabulary)
