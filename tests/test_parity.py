@@ -26,6 +26,8 @@ from instructrec_jax.models.encoder_decoder import candidate_log_likelihood, tra
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.scoring.packing import pack_candidates
+from instructrec_jax.scoring.requests import requests_of
+from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.training.state import abstract_model
 
 TOLERANCE = 1e-5
@@ -84,6 +86,17 @@ def test_optimised_code_gives_the_same_log_likelihoods(model, batch, golden):
     assert error_of(found, golden["sequence_scores"]) <= TOLERANCE
 
 
+@pytest.fixture(scope="module")
+def requests(batch):
+    names = np.array([f"example {row}" for row in range(len(batch["candidate_tokens"]))])
+    return requests_of({**batch, "example_id": names})
+
+
+def test_scored_sets_equal_hugging_face(model, requests, golden):
+    scorer = Scorer(make_mesh(MeshSettings(), jax.devices()[:1]))
+    assert error_of(np.stack(scorer(model, requests)), golden["sequence_scores"]) <= TOLERANCE
+
+
 def test_logits_equal_those_of_hugging_face(logits, golden):
     wanted = golden["logits_ex0_cand0"]
     assert error_of(logits[0][0, : len(wanted)], wanted) <= TOLERANCE
@@ -102,9 +115,16 @@ def test_encoder_output_equals_that_of_hugging_face(model, golden):
     assert error_of(encoded, wanted) <= TOLERANCE
 
 
-def test_bfloat16_ranks_the_golden_candidates_alike_apart_from_ties(batch, golden):
-    found = candidate_log_likelihood(load(GOLDEN, dtype="bfloat16"), pack_candidates(batch))
-    found, wanted = np.asarray(found), golden["sequence_scores"]
+@pytest.mark.parametrize("is_set", [False, True])
+def test_bfloat16_ranks_the_golden_candidates_alike_apart_from_ties(
+    batch, requests, golden, is_set
+):
+    narrow = load(GOLDEN, dtype="bfloat16")
+    if is_set:
+        found = np.stack(Scorer(make_mesh(MeshSettings(), jax.devices()[:1]))(narrow, requests))
+    else:
+        found = np.asarray(candidate_log_likelihood(narrow, pack_candidates(batch)))
+    wanted = golden["sequence_scores"]
     assert np.abs(found - wanted).max() <= BFLOAT16_BOUND / 2
     for one, other in itertools.permutations(range(wanted.shape[1]), 2):
         is_clear = wanted[:, one] - wanted[:, other] > BFLOAT16_BOUND

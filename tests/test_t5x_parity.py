@@ -19,6 +19,8 @@ from instructrec_jax.models.objectives import NegativeLogLikelihood
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.pipeline import loader
 from instructrec_jax.scoring.packing import pack_candidates
+from instructrec_jax.scoring.requests import requests_of
+from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.training.metrics_log import FILE_NAME, read_metrics
 from instructrec_jax.training.state import abstract_model
 
@@ -84,6 +86,16 @@ def ranking_batch(golden):
 def test_candidate_log_likelihoods_equal_those_of_t5x(model, golden):
     found = jax.jit(candidate_log_likelihood)(model, ranking_batch(golden))
     assert error_of(found, golden["sequence_scores"]) <= TOLERANCE
+
+
+def test_scored_sets_equal_t5x(model, golden):
+    batch = {
+        "encoder_input_tokens": golden["encoder_input_tokens"],
+        "candidate_tokens": golden["candidate_targets"],
+        "example_id": np.full(len(golden["candidate_targets"]), "golden"),
+    }
+    found = Scorer(one_device())(model, requests_of(batch))
+    assert error_of(np.stack(found), golden["sequence_scores"]) <= TOLERANCE
 
 
 def test_token_log_probabilities_equal_those_of_t5x(logits, golden):
