@@ -3,9 +3,10 @@
     python benchmarks/score.py --json=/tmp/score.json
 
 Ways: `ours`; `hf_once`: torch, the encoder once a user and its output repeated for each candidate;
-`hf_repeat`: torch, one (instruction, candidate) pair a row, 32 rows a batch. The last runs on the
-first users alone (4 of rerank10, 1 of rerank100): it takes minutes, and its rate does not depend on
-how many there are.
+`hf_repeat`: torch, one (instruction, candidate) pair a row, 32 rows a batch; `t5x`: the score mode
+of T5X where that is installed (it is on no package registry), likewise one pair a row, padded to
+512 and 24 tokens. The last two run on the first users alone (4 or 3 of rerank10, 1 of rerank100):
+they take minutes, and their rate does not depend on how many there are.
 
 Protocol: T5-small shapes (512 wide, 6 heads of 64, 1024, 8 + 8 layers, 32128 words), float32, the
 same random weights and requests for all. Instruction lengths normal(230, 60) clipped to [80, 512],
@@ -20,6 +21,7 @@ with 1, 10, 100 and 1000 candidates.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -35,7 +37,12 @@ from instructrec_jax.checkpoints.huggingface import write_huggingface
 from instructrec_jax.checkpoints.parameters import neutral_shapes
 from instructrec_jax.models.t5 import T5Config
 
-FEWER_USERS = {("hf_repeat", "rerank10"): 4, ("hf_repeat", "rerank100"): 1}
+FEWER_USERS = {
+    ("hf_repeat", "rerank10"): 4,
+    ("hf_repeat", "rerank100"): 1,
+    ("t5x", "rerank10"): 3,
+    ("t5x", "rerank100"): 1,
+}
 GROWTH = (1, 10, 100, 1000)
 
 
@@ -81,6 +88,11 @@ class Worker:
             "warm_up_seconds": self.first["first_seconds"] - seconds,
             "max_rss_mib": self.runs[-1]["max_rss"] / 2**20,
         }
+
+
+def _installed_ways() -> list[str]:
+    has_t5x = importlib.util.find_spec("t5x") is not None
+    return [way for way in score_ways.WAYS if way != "t5x" or has_t5x]
 
 
 def write_model(folder: Path) -> int:
@@ -167,7 +179,7 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="+", default=list(score_ways.USERS))
-    parser.add_argument("--ways", nargs="+", default=list(score_ways.WAYS))
+    parser.add_argument("--ways", nargs="+", default=_installed_ways())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--json", type=Path, help="where to write every figure")

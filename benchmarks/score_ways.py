@@ -117,17 +117,77 @@ def ours(folder: Path, requests: Sequence[Request]) -> Run:
     return lambda: scorer(model, as_requests)
 
 
+def t5x(folder: Path, requests: Sequence[Request]) -> Run:
+    """Returns T5X's score mode: one (instruction, candidate) pair a row, padded to 512 and 24."""
+    import jax
+    import seqio
+    from flax import traverse_util
+    from t5x import models
+    from t5x.examples.t5 import network
+
+    from instructrec_jax.checkpoints.parameters import neutral_shapes
+    from instructrec_jax.checkpoints.source import open_source
+
+    source = open_source(str(folder))
+    vocabulary = seqio.PassThroughVocabulary(size=VOCAB_SIZE)
+    config = network.T5Config(
+        **SIZES,
+        vocab_size=VOCAB_SIZE,
+        head_dim=HEAD_DIM,
+        num_encoder_layers=NUM_LAYERS,
+        num_decoder_layers=NUM_LAYERS,
+        mlp_activations=("gelu", "linear"),
+        dropout_rate=0.0,
+        dtype="float32",
+    )
+    model = models.EncoderDecoderModel(
+        module=network.Transformer(config=config),
+        input_vocabulary=vocabulary,
+        output_vocabulary=vocabulary,
+        optimizer_def=None,
+    )
+    arrays = {tuple(name.split(".")): source.read(name) for name in neutral_shapes(source.config)}
+    params = jax.device_put(traverse_util.unflatten_dict(arrays))
+    score_batch = jax.jit(lambda params, batch: model.score_batch(params, batch))
+
+    def padded(texts: Sequence[np.ndarray], width: int) -> np.ndarray:
+        return np.stack([np.pad(text, (0, width - len(text))) for text in texts])
+
+    pairs = [(instruction, title) for instruction, titles in requests for title in titles]
+    size = -(-len(pairs) // -(-len(pairs) // 32))
+    batches = []
+    for at in range(0, len(pairs), size):
+        rows = pairs[at : at + size] + pairs[:1] * max(0, at + size - len(pairs))
+        targets = padded([title for _, title in rows], 24)
+        batches.append(
+            {
+                "encoder_input_tokens": padded([instruction for instruction, _ in rows], 512),
+                "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+                "decoder_target_tokens": targets,
+                "decoder_loss_weights": (targets > 0).astype(np.int32),
+            }
+        )
+
+    def run() -> list[np.ndarray]:
+        found = np.concatenate([np.asarray(score_batch(params, batch)) for batch in batches])
+        ends = np.cumsum([len(titles) for _, titles in requests])
+        return np.split(found[: ends[-1]], ends[:-1])
+
+    return run
+
+
 WAYS: dict[str, Callable[[Path, Sequence[Request]], Run]] = {
     "ours": ours,
     "hf_once": lambda folder, requests: hugging_face(folder, requests, is_encoded_once=True),
     "hf_repeat": lambda folder, requests: hugging_face(folder, requests, is_encoded_once=False),
+    "t5x": t5x,
 }
 
 
 def matmul_peak(way: str) -> Callable[[], float]:
     """Returns a function that measures the peak of float32 matrix products, FLOP/s."""
     a = np.random.default_rng(0).normal(size=(PEAK_SIZE, PEAK_SIZE)).astype(np.float32)
-    if way == "ours":
+    if way in ("ours", "t5x"):
         import jax
 
         on_device, multiply = jax.numpy.asarray(a), jax.jit(lambda a: a @ a)
