@@ -245,8 +245,8 @@ def _finish(folder: Path, sets: Sequence[RequestSet]) -> None:
             for own in sets:
                 counts[own.name], left_out = scores.count_rows(folder, own.shards())
                 damage.add(left_out)
-            told = {"counts": counts, "drops": damage.counts, "damage": damage.examples}
-            dataclasses.replace(found, **told).write(folder)
+            found = dataclasses.replace(found, counts=counts, drops=damage.counts)
+            dataclasses.replace(found, damage=damage.examples).write(folder)
         shutil.rmtree(folder / CLAIMS, ignore_errors=True)
 
 
