@@ -16,8 +16,9 @@ each, then `--rounds` rounds, of which the median counts. Before and after each 
 measures the float32 matrix-product peak (2048 x 2048), so that a share of the peak compares what
 happened within seconds. Useful FLOPs are those of real tokens, with the encoder and the keys and
 values of cross-attention once a user; what prefixes share is not taken off. `agreement` is the
-largest relative difference of a log-likelihood to ours. `--growth` also measures the cost of a user
-with 1, 10, 100 and 1000 candidates.
+largest relative difference of a log-likelihood to ours. Memory is the process's peak less what it
+used before it had a model; it is compared with the bytes of the parameters. `--growth` also
+measures the cost of a user with 1, 10, 100 and 1000 candidates.
 """
 
 import argparse
@@ -86,7 +87,7 @@ class Worker:
             "useful_share_of_peak": statistics.median(shares),
             "peak_gflops": statistics.median(np.mean(run["peaks"]) for run in self.runs) / 1e9,
             "warm_up_seconds": self.first["first_seconds"] - seconds,
-            "max_rss_mib": self.runs[-1]["max_rss"] / 2**20,
+            "memory_mib": self.runs[-1]["memory"] / 2**20,
         }
 
 
@@ -115,7 +116,9 @@ def write_model(folder: Path) -> int:
     return sum(4 * int(np.prod(shape)) for shape in shapes.values())
 
 
-def compare(name: str, ways: list[str], rounds: int, folder: Path) -> dict[str, float]:
+def compare(
+    name: str, ways: list[str], *, rounds: int, folder: Path, num_bytes: int
+) -> dict[str, float]:
     """Runs the ways on a workload in turn; returns its figures, "<figure>_<way>_<workload>"."""
     shape = score_ways.USERS[name]
     workers = {
@@ -143,6 +146,7 @@ def compare(name: str, ways: list[str], rounds: int, folder: Path) -> dict[str, 
         )
     if own is not None:
         figures[f"useful_share_of_peak_{name}"] = own.figures()["useful_share_of_peak"]
+        figures[f"memory_over_parameters_{name}"] = own.figures()["memory_mib"] * 2**20 / num_bytes
     return figures
 
 
@@ -187,9 +191,12 @@ def main() -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        figures["parameters_mib"] = write_model(model) / 2**20
+        num_bytes = write_model(model)
+        figures["parameters_mib"] = num_bytes / 2**20
         for name in args.workloads:
-            figures |= compare(name, args.ways, args.rounds, model)
+            figures |= compare(
+                name, args.ways, rounds=args.rounds, folder=model, num_bytes=num_bytes
+            )
             show(name, args.ways, figures)
         if args.growth:
             figures |= growth(args.rounds, model)
