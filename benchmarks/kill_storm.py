@@ -173,7 +173,7 @@ def main() -> None:
         storm = Storm(folder, options.seed)
         num_parts = storm.num_parts("undisturbed")
         print(f"undisturbed: {num_parts} parts; seconds {storm.seconds}", flush=True)
-        number, longest = 0, 2 * storm.seconds["scoring"] / options.num_kills
+        number, longest = 0, 4 * storm.seconds["scoring"] / options.num_kills
         while storm.num_kills < options.num_kills:
             run = f"storm {number}"
             if storm.kill_at_random(storm.start(run), run, longest):
