@@ -97,6 +97,8 @@ def score_rows(template: str, examples, *, bonus: float) -> list[dict]:
                 "log_likelihood": values.astype(np.float32).tolist(),
                 "num_tokens": [3] * len(ids),
                 "num_chars": [9] * len(ids),
+                "last_round": [1] * len(ids),
+                "num_ballots": 1,
                 "target_index": target,
             }
         )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from instructrec_jax.data.readers.damage import Damage
 from instructrec_jax.errors import UserError
 from instructrec_jax.scoring import scores as score_files
-from instructrec_jax.scoring.requests import TokenRequest
+from instructrec_jax.scoring.ballots import Outcome
 from instructrec_jax.scoring.scores import read_scores
 from instructrec_jax.scoring.shards import PreparedRequest, Shard, part_name, shards_of
 
@@ -23,6 +23,8 @@ def row(name: str, size: int) -> dict:
         "log_likelihood": -np.arange(size, dtype=np.float32),
         "num_tokens": np.full(size, 2, np.int32),
         "num_chars": np.full(size, 9, np.int32),
+        "last_round": np.ones(size, np.int32),
+        "num_ballots": 1,
         "target_index": size - 1,
     }
 
@@ -65,35 +67,49 @@ def test_a_folder_without_scores_is_refused(tmp_path):
         read_scores(tmp_path)
 
 
-def prepared(name: str, lengths: list[int]) -> PreparedRequest:
-    return PreparedRequest(
-        request=TokenRequest(
-            request_id=name,
-            instruction=np.array([5, 1], np.int32),
-            candidates=[np.full(length, 7, np.int32) for length in lengths],
-        ),
-        candidate_ids=np.arange(len(lengths), dtype=np.int64) + 2**40,
-        num_chars=np.array(lengths, np.int32) * 3,
+def decided(
+    name: str, values: list[list[float]], last_round: tuple[int, ...]
+) -> tuple[PreparedRequest, Outcome]:
+    num_tokens = np.arange(len(values), dtype=np.int32) + 2
+    prepared = PreparedRequest(
+        request_id=name,
+        candidate_ids=num_tokens.astype(np.int64) + 2**40,
+        num_tokens=num_tokens,
+        num_chars=num_tokens * 3,
         target_index=-1,
+    )
+    return prepared, Outcome(
+        log_likelihood=np.array(values, np.float32),
+        last_round=np.array(last_round, np.int32),
+        num_ballots=3,
     )
 
 
 def test_a_row_tells_ids_counts_and_the_rank_of_each_candidate(tmp_path):
-    values = [np.array([-3.0, -1.0, -3.0], np.float32)]
-    rows = score_files.score_rows("A7", [prepared("a", [2, 3, 4])], values)
+    rows = score_files.score_rows("A7", [decided("a", [[-3.0], [-1.0], [-3.0]], (1, 1, 1))])
     score_files.write_part(tmp_path / part_name("A7", 0), rows, {})
     table = pq.read_table(tmp_path / part_name("A7", 0))
     assert table["rank"].to_pylist() == [[3, 1, 3]], "ties count against a candidate"
     assert table["num_tokens"].to_pylist() == [[2, 3, 4]]
-    assert table["candidate_ids"].to_pylist() == [[2**40, 2**40 + 1, 2**40 + 2]]
+    assert table["candidate_ids"].to_pylist() == [[2**40 + 2, 2**40 + 3, 2**40 + 4]]
     assert table["prior_log_likelihood"].to_pylist() == [None]
+    assert table["num_ballots"].to_pylist() == [3]
     assert read_scores(tmp_path).num_chars[0].tolist() == [6, 9, 12]
 
 
+def test_a_row_tells_of_rounds_and_of_the_prior(tmp_path):
+    values = [[-3.0, -5.0], [-1.0, -6.0], [-4.0, -7.0]]
+    rows = score_files.score_rows("A7", [decided("a", values, (2, 1, 2))])
+    score_files.write_part(tmp_path / part_name("A7", 0), rows, {})
+    found = read_scores(tmp_path)
+    assert rows[0]["rank"].tolist() == [1, 3, 2], "who went on ranks first"
+    assert found.last_round[0].tolist() == [2, 1, 2] and found.num_ballots.tolist() == [3]
+    assert found.prior_log_likelihood[0].tolist() == [-5.0, -6.0, -7.0]
+
+
 def test_what_is_no_number_is_never_written():
-    values = [np.array([-1.0, np.nan], np.float32)]
     with pytest.raises(UserError, match=r"request 'a' has a log-likelihood that is not a number"):
-        score_files.score_rows("A7", [prepared("a", [2, 3])], values)
+        score_files.score_rows("A7", [decided("a", [[-1.0], [np.nan]], (1, 1))])
 
 
 def test_parts_are_read_by_template_and_number(tmp_path):

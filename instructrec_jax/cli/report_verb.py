@@ -28,7 +28,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["sum"],
         metavar="NAME",
-        help="sum, mean: what candidates may be ranked by; validation chooses (default sum)",
+        help="sum, mean (per token), char (per character), pmi (needs scores WITH_PRIOR): what "
+        "candidates may be ranked by; validation chooses (default sum)",
     )
 
 

@@ -11,7 +11,9 @@ from instructrec_jax.errors import UserError
 METRIC_NAMES = ("hr@1", "hr@3", "hr@5", "ndcg@3", "ndcg@5")
 
 
-def ranks(log_likelihood: ArrayLike, positive_index: ArrayLike) -> NDArray[np.int64]:
+def ranks(
+    log_likelihood: ArrayLike, positive_index: ArrayLike, tier: ArrayLike = 0
+) -> NDArray[np.int64]:
     """Returns the rank of the positive candidate of every example, best = 1.
 
     Ties count against the positive, so a constant scorer never looks good.
@@ -19,6 +21,7 @@ def ranks(log_likelihood: ArrayLike, positive_index: ArrayLike) -> NDArray[np.in
     Args:
       log_likelihood: [n, c] float, higher is better; -inf marks a masked candidate.
       positive_index: [n] int, column of the positive candidate.
+      tier: [n, c] int; a higher one is better whatever the log-likelihoods are.
 
     Returns:
       [n] int64: 1 + number of better candidates + number of equal other candidates.
@@ -35,15 +38,19 @@ def ranks(log_likelihood: ArrayLike, positive_index: ArrayLike) -> NDArray[np.in
     _check_shapes(values, index)
     positive = values[np.arange(len(index)), index]
     _check_values(values, positive)
-    at_least_as_good = (values >= positive[:, None]).sum(axis=1)
-    return at_least_as_good.astype(np.int64)  # the positive itself supplies the leading 1
+    tiers = np.broadcast_to(np.asarray(tier, dtype=np.int64), values.shape)
+    own = tiers[np.arange(len(index)), index][:, None]
+    at_least_as_good = (tiers > own) | ((tiers == own) & (values >= positive[:, None]))
+    # The positive itself supplies the leading 1.
+    return at_least_as_good.sum(axis=1).astype(np.int64)
 
 
-def ranks_of_all(log_likelihood: ArrayLike) -> NDArray[np.int64]:
+def ranks_of_all(log_likelihood: ArrayLike, tier: ArrayLike = 0) -> NDArray[np.int64]:
     """Returns the rank that each candidate of one example would have as the positive one.
 
     Args:
       log_likelihood: [c] float, higher is better; no NaN.
+      tier: [c] int; a higher one is better whatever the log-likelihoods are.
 
     Returns:
       [c] int64: 1 + number of better candidates + number of equal other candidates.
@@ -51,7 +58,8 @@ def ranks_of_all(log_likelihood: ArrayLike) -> NDArray[np.int64]:
     Example:
       `ranks_of_all([-1.0, -2.0, -1.0])` is `[2, 3, 2]`.
     """
-    values = np.asarray(log_likelihood, dtype=np.float64)
+    _, places = np.unique(np.asarray(log_likelihood, dtype=np.float64), return_inverse=True)
+    values = places + len(places) * np.asarray(tier, dtype=np.int64)
     num_worse = np.searchsorted(np.sort(values), values, side="left")
     return len(values) - num_worse
 

@@ -1,4 +1,6 @@
-"""Percentile bootstrap over examples, exact in memory of the distinct ranks only.
+"""Intervals and tests over examples: percentile bootstrap, and whether groups differ.
+
+The bootstrap is exact in memory of the distinct ranks only.
 
 An example enters every metric through its rank, and ranks take few values (at most the number of
 candidates). Drawing n examples with replacement is therefore the same as drawing how often each
@@ -87,6 +89,40 @@ def paired_difference_intervals(
     pairs, counts = np.unique(np.stack([ours, theirs], axis=1), axis=0, return_counts=True)
     table = _metric_table(pairs[:, 0]) - _metric_table(pairs[:, 1])
     return _intervals(table, counts, seed, num_resamples, confidence)
+
+
+def homogeneity_p_value(
+    num_hits: ArrayLike, num_examples: ArrayLike, *, seed: int, num_draws: int = NUM_RESAMPLES
+) -> float:
+    """Returns how likely hit rates of groups differ as much where the group does not matter.
+
+    Pearson's chi-square statistic, against its distribution over all ways to deal out the hits
+    with the margins as they are, by drawing: right for groups of any size, unlike the asymptotic
+    one, which needs five expected hits in each.
+
+    Args:
+      num_hits: [g] int, hits of each group.
+      num_examples: [g] int, examples of each group, no fewer than its hits.
+      seed: of the draws.
+      num_draws: how many.
+
+    Returns:
+      The p-value, at least 1 / (num_draws + 1); 1.0 where all examples are hits, or none.
+    """
+    hits, sizes = np.asarray(num_hits, dtype=np.int64), np.asarray(num_examples, dtype=np.int64)
+    total, number = int(sizes.sum()), int(hits.sum())
+    if number in (0, total):
+        return 1.0
+    expected = sizes * (number / total)
+
+    def chi_square(table: NDArray[np.int64]) -> NDArray[np.float64]:
+        # Hits and misses of a group are off by as much; the common factor does not matter.
+        return ((table - expected) ** 2 / np.maximum(expected, np.finfo(float).tiny)).sum(axis=-1)
+
+    generator = np.random.default_rng(seed)
+    drawn = generator.multivariate_hypergeometric(sizes, number, size=num_draws, method="marginals")
+    at_least = chi_square(drawn) >= chi_square(hits) * (1 - 1e-12)
+    return float((1 + at_least.sum()) / (1 + num_draws))
 
 
 def _metric_table(rank: NDArray[np.int64]) -> NDArray[np.float64]:

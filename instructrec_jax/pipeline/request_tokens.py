@@ -78,6 +78,20 @@ def as_arrays(record: InstructionRecord) -> Record:
     return {**values, "is_training": False}
 
 
+def with_fewer_candidates(record: Record, number: int) -> Record:
+    """Returns a record with the first candidates alone, the target among them.
+
+    Args:
+      record: of `task_records` or `as_arrays`.
+      number: how many to keep at most.
+    """
+    ids = np.asarray(record["candidate_ids"])
+    is_negative = ids != record["target_id"]
+    kept = np.flatnonzero(~is_negative | (np.cumsum(is_negative) < number))
+    titles = [record["candidates"][place] for place in kept]
+    return {**record, "candidate_ids": ids[kept], "candidates": titles}
+
+
 class GroupRenderer:
     """Renders records as the grouped form of a task does."""
 

@@ -24,6 +24,10 @@ _WHAT = {
     "inputs": "the instruction without all history that may go",
     "targets": "the answer",
 }
+_FEWER_CANDIDATES = (
+    ', or show fewer candidates: "candidates" there says how many, and scoring with BALLOTS = '
+    "@ballots.Groups() shows only ballots.Groups.size of them at a time"
+)
 
 Values = dict[Slot, tf.Tensor]
 
@@ -83,6 +87,7 @@ class TokenBudget:
             what=_WHAT[self.feature],
             task=self.task,
             example_id=example_id,
+            remedy=_FEWER_CANDIDATES if Slot.CANDIDATES in slots_of(self.segments) else "",
         )
         with tf.control_dependencies(check):
             return fitted._replace(tokens=tf.identity(tokens))
@@ -187,6 +192,7 @@ def assert_fits(
     what: str,
     task: str,
     example_id: tf.Tensor,
+    remedy: str = "",
 ) -> list[tf.Operation]:
     """Returns an operation that fails where a row of tokens is longer than its feature.
 
@@ -197,6 +203,7 @@ def assert_fits(
       what: the thing that has to fit, for the message.
       task: name for the message.
       example_id: scalar string for the message.
+      remedy: what helps beside more tokens, for the message.
     """
     if max_tokens is None:
         return []
@@ -208,7 +215,7 @@ def assert_fits(
             f": {what} needs ",
             tf.strings.as_string(num_tokens),
             f" tokens and the feature length of {feature} is {max_tokens}; raise it in "
-            f"TASK_FEATURE_LENGTHS{ERROR_END}",
+            f"TASK_FEATURE_LENGTHS{remedy}{ERROR_END}",
         ]
     )
     return [tf.debugging.Assert(num_tokens <= max_tokens, [message])]

@@ -12,6 +12,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking, statistics
 from instructrec_jax.metrics.statistics import Interval
 from instructrec_jax.report import scenarios
+from instructrec_jax.report.position_bias import PositionBias
 
 MODEL = "model"
 
@@ -51,6 +52,8 @@ class ScenarioResult:
       choices: all that validation chose among.
       rows: the systems, ours last.
       protocol: what a number needs beside it to mean something.
+      unsure: metrics whose K lies beyond what the ballots make sure of, see `scoring.ballots`.
+      position_bias: None where prompts do not show all candidates once, all as many.
     """
 
     scenario: str
@@ -58,6 +61,8 @@ class ScenarioResult:
     choices: Sequence[Choice]
     rows: Sequence[SystemRow]
     protocol: Mapping[str, Any]
+    unsure: Sequence[str] = ()
+    position_bias: PositionBias | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,8 @@ def as_json(report: Report) -> dict[str, Any]:
                     for row in result.rows
                     if row.system != MODEL
                 },
+                "unsure": list(result.unsure),
+                "position_bias": result.position_bias and dataclasses.asdict(result.position_bias),
             }
             for result in report.scenarios
         },
@@ -51,10 +53,10 @@ def as_text(report: Report) -> str:
             highlight=False,
             markup=False,
         )
-        console.print(_text_table(result.rows))
-        for row in result.rows:
-            if row.system != MODEL:
-                console.print(_lead(row), highlight=False, markup=False)
+        console.print(_text_table(result))
+        lines = [_lead(row) for row in result.rows if row.system != MODEL]
+        for line in [*lines, *_unsure_note(result), *_places_line(result)]:
+            console.print(line, highlight=False, markup=False)
         console.print()
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).rstrip() + "\n"
 
@@ -76,7 +78,7 @@ def as_markdown(report: Report, *, curve: str | None) -> str:
 
 def _markdown_scenario(result: ScenarioResult) -> list[str]:
     """Returns the lines of one scenario: results, leads, choice of template, protocol."""
-    names = [name.upper() for name in METRIC_NAMES]
+    names = _metric_names(result)
     leads = [row for row in result.rows if row.system != MODEL]
     lines = [f"## {result.scenario}", "", "Test split, mean and 95% bootstrap interval.", ""]
     lines += _markdown_table(
@@ -104,6 +106,17 @@ def _markdown_scenario(result: ScenarioResult) -> list[str]:
             for choice in result.choices
         ],
     )
+    lines += [part for note in _unsure_note(result) for part in ("", note)]
+    if result.position_bias is not None:
+        p_value = result.position_bias.p_value
+        lines += ["", f"HR@1 by the place of the target in the prompt, p = {p_value:.2g}.", ""]
+        lines += _markdown_table(
+            ["place", "n", "HR@1"],
+            [
+                [row.name, str(row.num_examples), _short(row.hit_rate)]
+                for row in result.position_bias.rows
+            ],
+        )
     lines += ["", "Protocol:", ""]
     lines += [f"* {name}: `{value}`" for name, value in result.protocol.items()]
     return [*lines, ""]
@@ -115,13 +128,39 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def _text_table(rows: Sequence[SystemRow]) -> Table:
+def _metric_names(result: ScenarioResult) -> list[str]:
+    """Returns the metrics' names as headers, those that are not sure with a mark."""
+    return [name.upper() + ("*" if name in result.unsure else "") for name in METRIC_NAMES]
+
+
+def _unsure_note(result: ScenarioResult) -> list[str]:
+    """Returns what the mark means, if there is one."""
+    if not result.unsure:
+        return []
+    return [
+        "* not sure for the model: the draw of groups can rank a target lower that belongs among "
+        f"the first K ({result.protocol['ballots']})"
+    ]
+
+
+def _places_line(result: ScenarioResult) -> list[str]:
+    """Returns one line with HR@1 by place, if it was measured."""
+    if result.position_bias is None:
+        return []
+    rows, p_value = result.position_bias.rows, result.position_bias.p_value
+    rates = " ".join(_short(row.hit_rate) for row in rows)
+    return [
+        f"HR@1 by the target's place {rows[0].first}-{rows[-1].last}: {rates} (p {p_value:.2g})"
+    ]
+
+
+def _text_table(result: ScenarioResult) -> Table:
     """Returns the table of one scenario for a terminal."""
     table = Table(box=box.ASCII2, show_edge=False, pad_edge=False)
     table.add_column("system", no_wrap=True)
-    for name in METRIC_NAMES:
-        table.add_column(f"{name.upper()} (95%)", no_wrap=True)
-    for row in rows:
+    for name in _metric_names(result):
+        table.add_column(f"{name} (95%)", no_wrap=True)
+    for row in result.rows:
         cells = [_mean_and_interval(row.metrics[name]) for name in METRIC_NAMES]
         table.add_row(row.system, *cells)
     return table

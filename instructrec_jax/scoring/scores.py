@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from instructrec_jax import files, manifest
 from instructrec_jax.data.readers.damage import Damage
 from instructrec_jax.errors import UserError
-from instructrec_jax.metrics import ranking
+from instructrec_jax.scoring.ballots import Outcome
 from instructrec_jax.scoring.shards import PreparedRequest, Shard
 
 SCHEMA = pa.schema(
@@ -32,7 +32,9 @@ SCHEMA = pa.schema(
         ("prior_log_likelihood", pa.list_(pa.float32())),
         ("num_tokens", pa.list_(pa.int32())),
         ("num_chars", pa.list_(pa.int32())),
+        ("last_round", pa.list_(pa.int32())),
         ("rank", pa.list_(pa.int32())),
+        ("num_ballots", pa.int32()),
         ("target_index", pa.int32()),
     ]
 )
@@ -54,6 +56,9 @@ class Scores:
         where that was not scored.
       num_tokens: n arrays int32 [c], tokens counted.
       num_chars: n arrays int32 [c], characters of the title.
+      last_round: n arrays int32 [c], the round that the log-likelihood is of, from 1; whoever took
+        part in a later one ranks before whoever did not, see `ballots`.
+      num_ballots: int32 [n], prompts that were scored, those for the prior not counted.
       target_index: int32 [n], -1 where the target is unknown.
       metadata: where the scores come from: checkpoint, hashes, versions, command.
     """
@@ -65,6 +70,8 @@ class Scores:
     prior_log_likelihood: Sequence[np.ndarray | None]
     num_tokens: Sequence[np.ndarray]
     num_chars: Sequence[np.ndarray]
+    last_round: Sequence[np.ndarray]
+    num_ballots: np.ndarray
     target_index: np.ndarray
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -96,38 +103,39 @@ def write_part(
 
 
 def score_rows(
-    template: str,
-    requests: Sequence[PreparedRequest],
-    log_likelihoods: Sequence[np.ndarray],
+    template: str, decided: Iterable[tuple[PreparedRequest, Outcome]]
 ) -> list[dict[str, Any]]:
     """Returns the rows of scored requests.
 
     Args:
       template: id of the template that wrote the instructions.
-      requests: n requests.
-      log_likelihoods: n arrays float32 [c].
+      decided: requests, and their candidates' log-likelihoods: under the template's prompt and,
+        where that was scored too, under the prior's.
 
     Raises:
       UserError: if a log-likelihood is not a number.
     """
     rows = []
-    for prepared, values in zip(requests, log_likelihoods, strict=True):
+    for prepared, outcome in decided:
+        values = outcome.log_likelihood
         if np.isnan(values).any():
             raise UserError(
-                f"a candidate of request {prepared.request.request_id!r} has a log-likelihood "
+                f"a candidate of request {prepared.request_id!r} has a log-likelihood "
                 "that is not a number (NaN); the model has diverged or its weights are damaged: "
                 "score with another checkpoint"
             )
-        candidates = prepared.request.candidates
         rows.append(
             {
-                "example_id": prepared.request.request_id,
+                "example_id": prepared.request_id,
                 "template_id": template,
                 "candidate_ids": prepared.candidate_ids,
-                "log_likelihood": values,
-                "num_tokens": np.array([len(tokens) for tokens in candidates], np.int32),
+                "log_likelihood": values[:, 0],
+                "prior_log_likelihood": values[:, 1] if values.shape[1] > 1 else None,
+                "num_tokens": prepared.num_tokens,
                 "num_chars": prepared.num_chars,
-                "rank": ranking.ranks_of_all(values).astype(np.int32),
+                "last_round": outcome.last_round,
+                "rank": outcome.rank,
+                "num_ballots": outcome.num_ballots,
                 "target_index": prepared.target_index,
             }
         )
@@ -175,6 +183,8 @@ def read_scores(folder: Path | str) -> Scores:
         prior_log_likelihood=_arrays_or_none(table["prior_log_likelihood"]),
         num_tokens=_arrays(table["num_tokens"]),
         num_chars=_arrays(table["num_chars"]),
+        last_round=_arrays(table["last_round"]),
+        num_ballots=table["num_ballots"].to_numpy(),
         target_index=table["target_index"].to_numpy(),
         metadata=metadata,
     )

@@ -9,22 +9,22 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from instructrec_jax.scoring.requests import TokenRequest
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreparedRequest:
-    """A request ready to be scored, and what its row tells beside the log-likelihoods.
+    """What the row of a request tells beside the log-likelihoods.
 
     Attributes:
-      request: the tokens.
+      request_id: its name.
       candidate_ids: int64 [c].
+      num_tokens: int32 [c], tokens of each candidate, EOS included.
       num_chars: int32 [c], characters of each candidate.
       target_index: place of the target among the candidates, -1 where it is unknown.
     """
 
-    request: TokenRequest
+    request_id: str
     candidate_ids: np.ndarray
+    num_tokens: np.ndarray
     num_chars: np.ndarray
     target_index: int
 

@@ -67,8 +67,9 @@ def read_t5x_scores(folder: Path | str) -> Scores:
         template = task.split(".", 1)[-1].removesuffix(_RANK)
         for example_id, rows in _examples(files[task]).items():
             _add(found, template, example_id, rows, where=f"{folder}, task {task}")
-    target_index = np.asarray(found.pop("target_index"), np.int32)
-    return Scores(**found, target_index=target_index, metadata=_metadata(folder))
+    for name in ("target_index", "num_ballots"):
+        found[name] = np.asarray(found[name], np.int32)  # type: ignore[assignment]
+    return Scores(**found, metadata=_metadata(folder))  # type: ignore[arg-type]
 
 
 def _score_files(folder: Path) -> Iterator[tuple[Path, re.Match[str]]]:
@@ -163,6 +164,8 @@ def _add(
     found["prior_log_likelihood"].append(None)
     found["num_tokens"].append(np.array([row.num_tokens for row in rows], np.int32))
     found["num_chars"].append(np.array([row.num_chars for row in rows], np.int32))
+    found["last_round"].append(np.ones(len(rows), np.int32))
+    found["num_ballots"].append(1)
     found["target_index"].append(correct[0] if correct else -1)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from instructrec_jax import files, manifest
+from instructrec_jax import files, manifest, seeds
 from instructrec_jax.baselines import chance, cooccurrence, popularity
 from instructrec_jax.data import prepared as prepared_files
 from instructrec_jax.data.prepared import PreparedData
@@ -17,12 +17,13 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest
 from instructrec_jax.metrics import ranking, statistics
 from instructrec_jax.records import CandidateList
-from instructrec_jax.report import curves, evaluation, scenarios, writers
+from instructrec_jax.report import curves, evaluation, position_bias, scenarios, writers
 from instructrec_jax.report.evaluation import Choice, Report, ScenarioResult
-from instructrec_jax.report.normalisers import checked_names, normalise
+from instructrec_jax.report.normalisers import checked_names
 from instructrec_jax.scoring import scores as score_files
 from instructrec_jax.scoring import t5x_scores
 from instructrec_jax.scoring.scores import Scores
+from instructrec_jax.stages.report_scores import ScoredSplit, ballots_of
 
 SEED = 0  # of the bootstrap and of the random scorer; results of different runs stay comparable
 CURVE = "training_curve.png"
@@ -117,6 +118,12 @@ def _protocol(
                 f"{folders[split]} holds scores of the {part.metadata['split']} split, not of "
                 f"{split}; were the folders exchanged?"
             )
+    ballots = [ballots_of(scores[split]) for split in ("validation", "test")]
+    if ballots[0] != ballots[1]:
+        raise UserError(
+            f"{folders['validation']} was scored with BALLOTS {ballots[0]} and {folders['test']} "
+            f"with {ballots[1]}; score both splits with the same"
+        )
     steps = {split: part.metadata["checkpoint_step"] for split, part in scores.items()}
     if scores["validation"].metadata["checkpoint"] != scores["test"].metadata["checkpoint"]:
         raise UserError(
@@ -148,8 +155,8 @@ def _make_report(
 ) -> Report:
     """Computes every scenario that was scored."""
     known = {(example.split, example.example_id): example for example in data.candidates}
-    validation = _Scored(scores["validation"], "validation", known)
-    test = _Scored(scores["test"], "test", known)
+    validation = ScoredSplit(scores["validation"], "validation", known)
+    test = ScoredSplit(scores["test"], "test", known)
     baselines = _Baselines(data)
     templates: dict[str, list[str]] = {}
     for template_id in sorted(validation.rows, key=scenarios.template_order):
@@ -168,7 +175,7 @@ def _make_report(
 def _scenario(
     scenario: str,
     choices: Sequence[Choice],
-    test: "_Scored",
+    test: ScoredSplit,
     baselines: "_Baselines",
     protocol: Mapping[str, Any],
 ) -> ScenarioResult:
@@ -178,82 +185,33 @@ def _scenario(
     examples = test.examples(chosen.template_id)
     ranks_by_system = baselines.ranks(examples) | {evaluation.MODEL: ours}
     counts = sorted({len(example.candidate_ids) for example in examples})
+    ballots = test.ballots(chosen.template_id)
     details = {
         "num_examples": len(examples),
         "num_candidates": counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}",
         "template": chosen.template_id,
         "normaliser": chosen.normaliser,
+        "ballots": ballots.description,
         "choice": "best validation NDCG@5, ties by HR@1, then lower id",
     }
     rows = evaluation.compare_systems(ranks_by_system, seed=SEED)
+    bias = None
+    if ballots.show_all and len(counts) == 1:
+        bias = position_bias.position_bias(
+            test.target_index(chosen.template_id),
+            ours,
+            num_candidates=counts[0],
+            seed=seeds.stable_seed(SEED, "position bias", scenario),
+        )
     return ScenarioResult(
         scenario=scenario,
         chosen=chosen,
         choices=choices,
         rows=rows,
         protocol={**protocol, **details},
+        unsure=[name for name in ranking.METRIC_NAMES if not ballots.is_sure(name)],
+        position_bias=bias,
     )
-
-
-class _Scored:
-    """One split's scores by template, checked against the candidates of A."""
-
-    def __init__(
-        self,
-        scores: Scores,
-        split: str,
-        known: Mapping[tuple[str, str], CandidateList],
-    ):
-        self._scores = scores
-        self._split = split
-        self._known = known
-        self.rows: dict[str, list[int]] = {}
-        for row, template_id in enumerate(scores.template_id):
-            self.rows.setdefault(template_id, []).append(row)
-
-    def examples(self, template_id: str) -> list[CandidateList]:
-        """Returns the candidate lists of a template's examples, in order of the scores."""
-        if template_id not in self.rows:
-            raise UserError(
-                f"the {self._split} scores lack template {template_id}, which validation chose; "
-                "score the same templates on both splits"
-            )
-        found = [self._example(row) for row in self.rows[template_id]]
-        if len({example.example_id for example in found}) != len(found):
-            raise UserError(
-                f"the {self._split} scores hold an example of {template_id} twice; score again"
-            )
-        return found
-
-    def rank(self, template_id: str, normaliser: str) -> NDArray[np.int64]:
-        """Returns the target's rank in every example of a template."""
-        self.examples(template_id)
-        rows = self.rows[template_id]
-        log_likelihood = evaluation.stack_rows(
-            [self._scores.log_likelihood[row] for row in rows], -np.inf
-        )
-        num_tokens = evaluation.stack_rows([self._scores.num_tokens[row] for row in rows], 0)
-        target = np.asarray(self._scores.target_index)[rows]
-        return ranking.ranks(normalise(log_likelihood, num_tokens, normaliser), target)
-
-    def _example(self, row: int) -> CandidateList:
-        """Returns the candidate list that a row was scored on."""
-        example_id = self._scores.example_id[row]
-        example = self._known.get((self._split, example_id))
-        if example is None:
-            raise UserError(
-                f"the {self._split} scores hold example {example_id!r}, which is no {self._split} "
-                "example of the prepared folder; name the folder they were made from"
-            )
-        scored = tuple(int(item) for item in self._scores.candidate_ids[row])
-        target = int(self._scores.target_index[row])
-        same_target = 0 <= target < len(scored) and scored[target] == example.target_id
-        if sorted(scored) != sorted(example.candidate_ids) or not same_target:
-            raise UserError(
-                f"the {self._split} scores rank example {example_id!r} among other candidates than "
-                "the prepared folder lists; build and score again from that folder"
-            )
-        return example
 
 
 class _Baselines:

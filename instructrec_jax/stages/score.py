@@ -24,11 +24,13 @@ from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.parallel.sharding import num_batch_shares
 from instructrec_jax.pipeline import registry, request_tokens
 from instructrec_jax.scoring import scores
+from instructrec_jax.scoring.ballots import Strategy, Whole, cost_of, described
 from instructrec_jax.scoring.claims import STALE_SECONDS, Claims
 from instructrec_jax.scoring.fitting import fit_shapes
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages import score_sets
 from instructrec_jax.stages.run_data import RunData, dataset_of
+from instructrec_jax.stages.score_rounds import Contest
 from instructrec_jax.stages.score_sets import Rendering, RequestSet, SetReader
 from instructrec_jax.stages.score_shards import CLAIMS, explained, score_shards
 from instructrec_jax.training.state import TrainState, abstract_model, describe_placement
@@ -54,6 +56,9 @@ class ScoreSettings:
       request_templates: templates that write the instructions of `requests`, such as "A7"; none
         where the file holds whole instructions.
       on_damage: "fail" or "skip": what happens to requests that cannot be used.
+      ballots: which candidates a prompt shows: all at once, or a strategy of `scoring.ballots`.
+      with_prior: score every candidate under a prompt that tells nothing of the user as well, for
+        the normaliser "pmi".
       num_requests: how many to score of each set; None for all.
       step_tokens: tokens of instructions encoded at once on each group of devices.
       shard_size: requests in one output file; a killed process loses no more than two of them.
@@ -68,6 +73,8 @@ class ScoreSettings:
     requests: str | None = None
     request_templates: Sequence[str] = ()
     on_damage: str = FAIL
+    ballots: Strategy = dataclasses.field(default_factory=Whole)
+    with_prior: bool = False
     num_requests: int | None = None
     step_tokens: int = 2048
     shard_size: int = 512
@@ -162,7 +169,11 @@ def _open(data: RunData, run: ScoreSettings, checkpoint: Source, *, vocab_size: 
         raise UserError(f"tasks to score are {list(run.tasks)}; expected some of one dataset")
     first = run.tasks[0]
     rendering = Rendering(
-        feature_lengths=data.feature_lengths, shard_size=run.shard_size, on_damage=run.on_damage
+        feature_lengths=data.feature_lengths,
+        shard_size=run.shard_size,
+        on_damage=run.on_damage,
+        ballots=run.ballots,
+        with_prior=run.with_prior,
     )
     if run.requests is None:
         data.open(first, vocab_size=vocab_size)
@@ -193,7 +204,7 @@ def _plan(
     """Returns the manifest of the run, its counts still empty."""
     inputs = {"checkpoint": checkpoint.fingerprint(), **opened.inputs}
     for own in opened.sets:
-        inputs[f"template {own.template}"] = score_sets.wording_hash(own.variant)
+        inputs[f"template {own.template}"] = score_sets.wording_hash(own.prompts)
     settings = {
         "model": dataclasses.asdict(model),
         "sets": [own.name for own in opened.sets],
@@ -202,6 +213,8 @@ def _plan(
         "num_requests": run.num_requests,
         "step_tokens": run.step_tokens,
         "shard_size": run.shard_size,
+        "ballots": described(run.ballots),
+        "with_prior": run.with_prior,
     }
     return manifest.Manifest(stage="score", inputs=inputs, settings=settings)
 
@@ -215,6 +228,7 @@ def _metadata(
         **{name: found for name, found in planned.inputs.items() if " " not in name},
         "work": hashlib.sha256(work.encode()).hexdigest(),
         "split": planned.settings["split"],
+        "ballots": planned.settings["ballots"],
         "teacher": opened.teacher,
         "checkpoint_step": checkpoint.step,
         "versions": planned.versions,
@@ -264,8 +278,24 @@ def _keep_compiled(folder: str | None) -> None:
 def _make_scorer(mesh: Mesh, readers: Sequence[SetReader], *, step_tokens: int) -> Scorer:
     """Returns the scorer of a run, for shapes that every process finds alike."""
     size = max(_SAMPLE_SIZE // len(readers), 1)
-    sample = [request for reader in readers for request in reader.first(size)]
-    if not sample:
+    contests = [contest for reader in readers for contest in reader.first(size)]
+    if not contests:
         raise UserError(f"none of the first {size} requests can be used; see the first of them")
+    _log_cost(contests, readers[0].set.rendering)
+    sample = [prompt for contest in contests for prompt in contest.prompts]
     shapes = fit_shapes(sample, max_tokens=step_tokens, num_groups=num_batch_shares(mesh))
     return Scorer(mesh, shapes)
+
+
+def _log_cost(contests: Sequence[Contest], rendering: Rendering) -> None:
+    """Says what it takes to compare the candidates of a request, by the largest of the first."""
+    number = max(len(contest.record["candidate_ids"]) for contest in contests)
+    cost = cost_of(rendering.ballots, number)
+    if cost.num_ballots > 1 or rendering.with_prior:
+        logger.info(
+            "ballots %s: for %d candidates %d prompts in %d rounds, %d candidates scored%s",
+            described(rendering.ballots),
+            number,
+            *(cost.num_ballots, cost.num_rounds, cost.num_shown),
+            ", and as much again for the prior" if rendering.with_prior else "",
+        )

@@ -11,12 +11,14 @@ import numpy as np
 from instructrec_jax.data.readers.damage import POLICIES, SKIP, Damage, DamagedLineError
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Variant
+from instructrec_jax.instructions.prior import prior_of, shows_candidates
 from instructrec_jax.pipeline import request_tokens
-from instructrec_jax.pipeline.request_tokens import Group, GroupRenderer, Record
+from instructrec_jax.pipeline.request_tokens import Record
+from instructrec_jax.scoring.ballots import Strategy, Whole
 from instructrec_jax.scoring.request_files import RequestFile
 from instructrec_jax.scoring.request_rows import TEXT_FIELDS
-from instructrec_jax.scoring.requests import TokenRequest
-from instructrec_jax.scoring.shards import PreparedRequest, Shard, shards_of
+from instructrec_jax.scoring.shards import Shard, shards_of
+from instructrec_jax.stages.score_rounds import BallotRenderer, Contest
 
 logger = logging.getLogger(__name__)
 ON_DAMAGE = "ON_DAMAGE"
@@ -31,11 +33,15 @@ class Rendering:
       feature_lengths: tokens of "inputs" and "targets" (TASK_FEATURE_LENGTHS).
       shard_size: requests of a shard.
       on_damage: "fail" or "skip": what happens to requests that cannot be used.
+      ballots: which candidates a prompt shows (BALLOTS).
+      with_prior: whether candidates are scored under the neutral prompt too (WITH_PRIOR).
     """
 
     feature_lengths: Mapping[str, int]
     shard_size: int
     on_damage: str
+    ballots: Strategy = dataclasses.field(default_factory=Whole)
+    with_prior: bool = False
 
     def __post_init__(self) -> None:
         if self.on_damage not in POLICIES:
@@ -68,10 +74,34 @@ class RequestSet:
     misfit: Callable[[Any, UserError], DamagedLineError]
     rendering: Rendering
 
+    def __post_init__(self) -> None:
+        """Checks that the settings make sense with the template.
+
+        Raises:
+          UserError: if there is nothing to shuffle, or no prompt to compare with.
+        """
+        name = type(self.rendering.ballots).__name__
+        if name != Whole.__name__ and not shows_candidates(self.variant):
+            raise UserError(
+                f"BALLOTS is {name} and template {self.template} shows no candidates, so any "
+                "number of them fits beside its prompt; use ballots.Whole, or a template that "
+                "shows them, such as A7"
+            )
+        if self.rendering.with_prior and self.variant == request_tokens.INSTRUCTION:
+            raise UserError(
+                "WITH_PRIOR is True and the requests hold whole instructions, which cannot be said "
+                "without preference and intention; give REQUEST_TEMPLATES and texts instead"
+            )
+
     @property
     def template(self) -> str:
         """The set's name in files and rows."""
         return template_name(self.variant)
+
+    @property
+    def prompts(self) -> list[Variant]:
+        """What every ballot is rendered with: the template and, where asked for, the prior."""
+        return [self.variant, *([prior_of(self.variant)] if self.rendering.with_prior else [])]
 
     def shards(self) -> list[Shard]:
         """Returns its shards in order."""
@@ -89,16 +119,15 @@ class SetReader:
     def __init__(self, requests: RequestSet) -> None:
         self.set = requests
         self._rows = _Cursor(requests.open)
-        self._render: GroupRenderer | None = None
+        self._render: BallotRenderer | None = None
 
-    def first(self, number: int) -> list[TokenRequest]:
+    def first(self, number: int) -> list[Contest]:
         """Returns the first requests of the set, without those that cannot be used."""
         numbers = range(min(number, self.set.num_requests))
-        found, _ = self.read(Shard(template=self.set.template, index=0, numbers=numbers))
-        return [prepared.request for prepared in found]
+        return self.read(Shard(template=self.set.template, index=0, numbers=numbers))[0]
 
-    def read(self, shard: Shard) -> tuple[list[PreparedRequest], Damage]:
-        """Returns the requests of a shard, and which were left out.
+    def read(self, shard: Shard) -> tuple[list[Contest], Damage]:
+        """Returns the requests of a shard in their first round, and which were left out.
 
         Raises:
           UserError: if one cannot be used and the policy is "fail", or the set has shrunk.
@@ -110,22 +139,30 @@ class SetReader:
                 f"{own.name} has fewer requests than the {own.num_requests} it had when the run "
                 "began; do not change a set while it is scored"
             )
-        parsed = []
+        lengths = dict(own.rendering.feature_lengths)
+        num_candidates = lengths.pop("candidates", None)
+        contests = []
         for row in rows:
             try:
-                parsed.append((row, *own.parse(row)))
+                record, ids = own.parse(row)
             except DamagedLineError as error:
                 damage.handle(error)
+                continue
+            if num_candidates is not None:
+                record = request_tokens.with_fewer_candidates(record, num_candidates)
+            contests.append(Contest(row, record, ids, own.rendering.ballots))
         if self._render is None:
-            self._render = GroupRenderer(own.variant, own.name, own.rendering.feature_lengths)
-        prepared = []
-        groups = self._render([record for _, record, _ in parsed])
-        for (row, _, ids), group in zip(parsed, groups, strict=True):
-            if isinstance(group, UserError):
-                damage.handle(own.misfit(row, group))
-            else:
-                prepared.append(_prepared(group, ids))
-        return prepared, damage
+            self._render = BallotRenderer(own.prompts, own.name, lengths, own.misfit)
+        return self._render(contests, damage), damage
+
+    def next_round(self, contests: Sequence[Contest], damage: Damage) -> list[Contest]:
+        """Gives contests that `read` gave the prompts of their next round; any thread may.
+
+        Raises:
+          UserError: if one does not fit and the policy is "fail".
+        """
+        assert self._render is not None
+        return self._render(contests, damage)
 
 
 def template_name(variant: Variant) -> str:
@@ -134,9 +171,13 @@ def template_name(variant: Variant) -> str:
     return whole.template.template_id if variant == whole else variant.name
 
 
-def wording_hash(variant: Variant) -> str:
-    """Returns the sha256 of what a template says, and of what it takes for its query."""
-    parts = (variant.template.inputs, variant.template.targets, variant.query or "")
+def wording_hash(prompts: Sequence[Variant]) -> str:
+    """Returns the sha256 of what templates say, and of what they take for their query."""
+    parts = [
+        part
+        for variant in prompts
+        for part in (variant.template.inputs, variant.template.targets, variant.query or "")
+    ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -223,22 +264,6 @@ def _task_set(task: str, split: str, rendering: Rendering, limit: int | None) ->
 
 def _number(there: int, limit: int | None) -> int:
     return there if limit is None else min(there, limit)
-
-
-def _prepared(group: Group, ids: np.ndarray | None) -> PreparedRequest:
-    """Returns a rendered group as a request; its places name `ids`, where there are any."""
-    places = group["candidate_ids"]
-    tokens = group["candidates"]
-    return PreparedRequest(
-        request=TokenRequest(
-            request_id=bytes(group["example_id"]).decode(),
-            instruction=group["inputs"],
-            candidates=[row[row > 0] for row in tokens],
-        ),
-        candidate_ids=places.astype(np.int64) if ids is None else ids[places],
-        num_chars=group["candidate_num_chars"],
-        target_index=int(group["target_index"]),
-    )
 
 
 class _Cursor(Generic[_Row]):

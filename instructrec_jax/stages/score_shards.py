@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import queue
@@ -11,14 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-
 from instructrec_jax.data.readers.damage import Damage
 from instructrec_jax.errors import UserError
 from instructrec_jax.scoring import scores
 from instructrec_jax.scoring.claims import Claims
-from instructrec_jax.scoring.requests import TokenRequest
-from instructrec_jax.scoring.shards import PreparedRequest, Shard
+from instructrec_jax.scoring.shards import Shard
+from instructrec_jax.stages.score_rounds import Contest, ScoreRequests, decide
 from instructrec_jax.stages.score_sets import SetReader
 from instructrec_jax.training.progress import clock
 from instructrec_jax.training.stopping import Stop, StopAskedError
@@ -29,8 +28,7 @@ _POLL_SECONDS = 0.5
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _Item = TypeVar("_Item")
 
-ScoreRequests = Callable[[Sequence[TokenRequest]], list[np.ndarray]]
-Ready = tuple[Shard, list[PreparedRequest], Damage]
+Ready = tuple[SetReader, Shard, list[Contest], Damage]
 
 
 def score_shards(
@@ -71,12 +69,13 @@ def score_shards(
                         ready = ahead.next()
                         if ready is None:
                             return True
-                        shard, prepared, damage = ready
-                        values = score([part.request for part in prepared])
+                        reader, shard, contests, damage = ready
+                        render = functools.partial(reader.next_round, damage=damage)
+                        decided = decide(contests, score=score, render=render)
                 except StopAskedError:
                     logger.info("stopped on SIGTERM; the same command goes on: %s", progress)
                     return False
-                rows = scores.score_rows(shard.template, prepared, values)
+                rows = scores.score_rows(shard.template, decided)
                 _write(folder, shard, rows, metadata[shard.template], damage)
                 claims.give_back(shard.file_name)
                 progress.show(shard, rows)
@@ -116,7 +115,7 @@ def _claimed(
                 claims.give_back(shard.file_name)
             else:
                 num_taken += 1
-                yield shard, *reader.read(shard)
+                yield reader, shard, *reader.read(shard)
         if taken and not num_taken:
             if not is_waiting:
                 logger.info("waiting for %d parts that other processes are at", len(taken))

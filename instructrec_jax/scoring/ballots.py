@@ -1,0 +1,226 @@
+"""How the candidates of a request are compared: in one prompt, in several, or in rounds.
+
+A ballot is one prompt that shows some of the candidates in some order. A strategy says round by
+round which ballots are to be scored and, from what they got, how all candidates rank. It knows
+nothing of texts and models: it is a generator that yields ballots and is sent log-likelihoods.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Generator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from instructrec_jax.errors import UserError
+from instructrec_jax.metrics import ranking
+from instructrec_jax.seeds import stable_seed
+
+Ballot = np.ndarray  # int [n], places of the candidates that a prompt shows, in its order
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """What a request's ballots came to.
+
+    Attributes:
+      log_likelihood: float32 [c, p], natural log, of each candidate under each of p prompts that
+        show the same ballot; those of the last round in which the candidate took part. Only the
+        first prompt decides who goes on and who ranks where.
+      last_round: int32 [c], that round, from 1.
+      num_ballots: how many were scored.
+    """
+
+    log_likelihood: np.ndarray
+    last_round: np.ndarray
+    num_ballots: int
+
+    @property
+    def rank(self) -> np.ndarray:
+        """int32 [c], from 1: by the last round, then by log-likelihood; ties count against."""
+        return ranking.ranks_of_all(self.log_likelihood[:, 0], self.last_round).astype(np.int32)
+
+
+# Yields the ballots of a round, and is sent float32 [n, p] for each of them.
+Rounds = Generator[list[Ballot], list[np.ndarray], Outcome]
+
+
+class Strategy(Protocol):
+    """A way of comparing candidates; a frozen dataclass of its settings."""
+
+    @property
+    def sure_ranks(self) -> int | None:
+        """Ranks up to which nobody can be missing who belongs there; None for all of them.
+
+        Whoever beats all but k - 1 others in every ballot is sure to have rank k at most, for k up
+        to this number; beyond it the luck of the draw can rank a candidate lower.
+        """
+
+    def rounds(self, num_candidates: int, request_id: str) -> Rounds:
+        """Returns the rounds of a request, the same for the same arguments."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Whole:
+    """One ballot of all candidates in their own order."""
+
+    sure_ranks = None
+
+    def rounds(self, num_candidates: int, request_id: str) -> Rounds:
+        """Returns one round of one ballot."""
+        (found,) = yield [np.arange(num_candidates)]
+        return Outcome(
+            log_likelihood=found, last_round=np.ones(num_candidates, np.int32), num_ballots=1
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rotations:
+    """All candidates in several rotated orders, whose log-likelihoods are averaged.
+
+    With as many rotations as candidates each stands once in every place, so what a model adds for
+    the place alone is the same for all. Costs as many times the work of one ballot.
+
+    Attributes:
+      number: how many orders; no more than there are candidates.
+    """
+
+    number: int = 10
+
+    sure_ranks = None
+
+    def __post_init__(self) -> None:
+        if self.number < 1:
+            raise UserError(f"ballots.Rotations.number is {self.number}; expected at least 1")
+
+    def rounds(self, num_candidates: int, request_id: str) -> Rounds:
+        """Returns one round of the rotated ballots."""
+        number, order = min(self.number, num_candidates), np.arange(num_candidates)
+        ballots = [np.roll(order, -(turn * num_candidates // number)) for turn in range(number)]
+        found = yield ballots
+        total = np.zeros(found[0].shape, np.float64)
+        for ballot, values in zip(ballots, found, strict=True):
+            total[ballot] += values
+        return Outcome(
+            log_likelihood=(total / number).astype(np.float32),
+            last_round=np.ones(num_candidates, np.int32),
+            num_ballots=number,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Random groups, the best of which meet again until one group is left.
+
+    One winner of each group of ten is the paper's way with 100 candidates (section 4.2.4, table
+    10). Who goes on ranks before who does not; those who go out in the same round rank by the
+    log-likelihood they had then. In a ballot candidates stand in their own order.
+
+    Attributes:
+      size: candidates in one ballot at most; groups differ by one in size.
+      winners: how many of each go on, half of the size at most.
+      seed: of the draw.
+    """
+
+    size: int = 10
+    winners: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.winners <= self.size // 2:
+            raise UserError(
+                f"ballots.Groups has size {self.size} and winners {self.winners}; expected a size "
+                "of at least 2, and at least 1 and at most half of a group to go on"
+            )
+
+    @property
+    def sure_ranks(self) -> int | None:
+        """The winners of one group: all of the best may have been drawn into it."""
+        return self.winners
+
+    def rounds(self, num_candidates: int, request_id: str) -> Rounds:
+        """Returns rounds of ballots, one where all candidates fit into a group."""
+        draw = np.random.default_rng(stable_seed(self.seed, "ballots", request_id))
+        left = np.arange(num_candidates)
+        last_round, num_ballots = np.zeros(num_candidates, np.int32), 0
+        results: dict[int, np.ndarray] = {}
+        for number in itertools.count(1):
+            num_groups = -(-len(left) // self.size)
+            mixed = draw.permutation(left) if num_groups > 1 else left
+            groups = [np.sort(group) for group in np.array_split(mixed, num_groups)]
+            found = yield groups
+            num_ballots += num_groups
+            last_round[left] = number
+            for group, values in zip(groups, found, strict=True):
+                results.update(zip(group.tolist(), values, strict=True))
+            if num_groups == 1:
+                break
+            best = [np.argsort(-values[:, 0], kind="stable")[: self.winners] for values in found]
+            left = np.sort(np.concatenate([g[b] for g, b in zip(groups, best, strict=True)]))
+        return Outcome(
+            log_likelihood=np.stack([results[place] for place in range(num_candidates)]),
+            last_round=last_round,
+            num_ballots=num_ballots,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tournament:
+    """Groups whose better half goes on: costlier than one winner, and sure of half a group.
+
+    Attributes:
+      size: candidates in one ballot at most.
+      seed: of the draw.
+    """
+
+    size: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < 2:
+            raise UserError(f"ballots.Tournament.size is {self.size}; expected at least 2")
+
+    @property
+    def sure_ranks(self) -> int | None:
+        """Half a group."""
+        return self.size // 2
+
+    def rounds(self, num_candidates: int, request_id: str) -> Rounds:
+        """Returns rounds as `Groups` does."""
+        groups = Groups(size=self.size, winners=self.size // 2, seed=self.seed)
+        return groups.rounds(num_candidates, request_id)
+
+
+class Cost(NamedTuple):
+    """What a request takes: rounds, ballots, and candidates shown in all of them together."""
+
+    num_rounds: int
+    num_ballots: int
+    num_shown: int
+
+
+def cost_of(strategy: Strategy, num_candidates: int) -> Cost:
+    """Returns what a request with that many candidates takes.
+
+    Example:
+      `cost_of(Groups(size=10), 100)` is 2 rounds, 11 ballots, 110 candidates.
+    """
+    rounds = strategy.rounds(num_candidates, "")
+    ballots, sizes, num_rounds = next(rounds), [], 0
+    while True:
+        num_rounds += 1
+        sizes += [len(ballot) for ballot in ballots]
+        try:
+            ballots = rounds.send([np.zeros((len(ballot), 1), np.float32) for ballot in ballots])
+        except StopIteration:
+            return Cost(num_rounds, len(sizes), sum(sizes))
+
+
+def described(strategy: Strategy) -> dict[str, Any]:
+    """Returns name, settings and guarantee of a strategy as JSON values."""
+    settings = dataclasses.asdict(strategy)  # type: ignore[call-overload]
+    return {
+        "strategy": type(strategy).__name__,
+        **settings,
+        "sure_ranks": strategy.sure_ranks,
+    }
