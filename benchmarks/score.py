@@ -87,7 +87,7 @@ class Worker:
             "useful_share_of_peak": statistics.median(shares),
             "peak_gflops": statistics.median(np.mean(run["peaks"]) for run in self.runs) / 1e9,
             "warm_up_seconds": self.first["first_seconds"] - seconds,
-            "memory_mib": self.runs[-1]["memory"] / 2**20,
+            "memory_mib": self.first["memory"] / 2**20,
         }
 
 

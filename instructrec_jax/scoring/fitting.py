@@ -13,7 +13,7 @@ from instructrec_jax.scoring.shapes import ROUNDING, Shapes, bins_of, path_lengt
 _NUM_ROW_LENGTHS = 4  # each is compiled twice, for encoding and decoding
 _CHUNK_LENGTHS = range(32, 257, 16)
 _CHUNK_COST = 48  # of copying an instruction's keys and values for one more chunk, in nodes
-_STEP_COST = 24  # of one more step, in tokens or nodes
+_STEP_COST = 64  # of one more step, in tokens or nodes: each layer copies its weights once
 _SPILL = 1.01  # candidates are not cut at the end of a decoding step
 _MARGIN = 1.1  # room for candidates that are unlike the sample's
 

@@ -11,6 +11,7 @@ With several groups of devices each step holds one part for each of them.
 import collections
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -63,6 +64,12 @@ class _Waiting:
     length: int
     step: int
     row_length: int
+
+
+def num_halves(requests: Sequence[TokenRequest], shapes: Shapes, *, num_groups: int = 1) -> int:
+    """Returns how much memory `schedule` needs, in halves: one where a single step encodes all."""
+    num_bins = len(list(shapes.encoding_bins(requests, num_groups=num_groups)))
+    return min(NUM_HALVES, math.ceil(num_bins / num_groups))
 
 
 def schedule(
