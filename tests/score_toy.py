@@ -9,8 +9,10 @@ import logging
 import sys
 import time
 
+from tiny_model import tiny_model
 from train_toy import LENGTHS, MODEL
 
+from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.parallel.mesh import MeshSettings
 from instructrec_jax.scoring import scores
 from instructrec_jax.stages.run_data import RunData
@@ -19,11 +21,22 @@ from instructrec_jax.stages.score import ScoreSettings, score
 TASKS = ("toy.A7.grouped", "toy.C10.specific.grouped")
 
 
-def toy_data(data_dir) -> RunData:
-    return RunData(data_dir=str(data_dir), feature_lengths=LENGTHS)
+def save_toy_model(folder):
+    """Writes a random model as the checkpoint of step 5; returns the folder."""
+    store = CheckpointStore(folder / "checkpoints", keep=1)
+    sizes = {"vocab_size": 600, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    store.save(5, {"model": tiny_model(**sizes)})
+    store.close()
+    return folder
 
 
-def score_toy(data_dir, checkpoint, output_dir, *, model=MODEL, dry_run=False, **run):
+def toy_data(data_dir, lengths=LENGTHS) -> RunData:
+    return RunData(data_dir=str(data_dir), feature_lengths=lengths)
+
+
+def score_toy(
+    data_dir, checkpoint, output_dir, *, model=MODEL, lengths=LENGTHS, dry_run=False, **run
+):
     settings = ScoreSettings(
         checkpoint_path=str(checkpoint),
         output_dir=str(output_dir),
@@ -32,7 +45,7 @@ def score_toy(data_dir, checkpoint, output_dir, *, model=MODEL, dry_run=False, *
     )
     score(
         model=model,
-        data=toy_data(data_dir),
+        data=toy_data(data_dir, lengths),
         run=dataclasses.replace(settings, **run),
         mesh=MeshSettings(),
         config_text="A = 1\n",
@@ -41,7 +54,7 @@ def score_toy(data_dir, checkpoint, output_dir, *, model=MODEL, dry_run=False, *
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, force=True)
     write_part = scores.write_part
 
     def write_and_rest(*arguments):

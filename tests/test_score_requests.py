@@ -7,12 +7,10 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from score_toy import score_toy
+from score_toy import save_toy_model, score_toy
 from test_request_files import write
-from tiny_model import tiny_model
 
 from instructrec_jax import manifest
-from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.errors import UserError
 from instructrec_jax.scoring import scores as score_files
 from instructrec_jax.scoring.scores import read_scores
@@ -24,12 +22,7 @@ TITLES = ["Quiet Fox", "Red Moon; part 2", "Tiny River", "Blue Bee"]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    store = CheckpointStore(folder / "checkpoints", keep=1)
-    sizes = {"vocab_size": 600, "num_encoder_layers": 1, "num_decoder_layers": 1}
-    store.save(5, {"model": tiny_model(**sizes)})
-    store.close()
-    return folder
+    return save_toy_model(tmp_path_factory.mktemp("trained"))
 
 
 def request(number, **changes):

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from score_toy import TASKS, score_toy, toy_data
+from score_toy import TASKS, save_toy_model, score_toy, toy_data
 from tiny_model import tiny_config, tiny_model
 
 from instructrec_jax import manifest
-from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
@@ -26,12 +25,7 @@ from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    store = CheckpointStore(folder / "checkpoints", keep=1)
-    sizes = {"vocab_size": 600, "num_encoder_layers": 1, "num_decoder_layers": 1}
-    store.save(5, {"model": tiny_model(**sizes)})
-    store.close()
-    return folder
+    return save_toy_model(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")
