@@ -105,7 +105,7 @@ def score_rows(template: str, examples, *, bonus: float) -> list[dict]:
     return rows
 
 
-def write_scores(folder, data, split, bonuses, *, step=30, change=None):
+def write_scores(folder, data, split, bonuses, *, step=30, change=None, **told):
     folder.mkdir()
     total = 0
     for template, bonus in bonuses.items():
@@ -120,6 +120,7 @@ def write_scores(folder, data, split, bonuses, *, step=30, change=None):
             "checkpoint": f"hash of {step}",
             "split": split,
             "teacher": "extractive-1",
+            **told,
         }
         scores.write_part(folder / part_name(template, 0), rows, metadata)
     Manifest(stage="score", inputs={}, settings={}, counts={"rows": total}).write(folder)
@@ -129,9 +130,7 @@ VALIDATION = {"A7": 0.5, "A9": 2.5, "B7.specific": 0.2, "C10.specific": 3.0}
 TEST = {"A7": 4.0, "A9": 2.5, "B7.specific": 0.2, "C10.specific": 3.0}
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("report")
+def make_folders(root):
     data = make_data()
     (root / "prepared").mkdir()
     prepared.write_prepared(root / "prepared", data)
@@ -144,6 +143,11 @@ def folders(tmp_path_factory):
     ]
     (root / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return root
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return make_folders(tmp_path_factory.mktemp("report"))
 
 
 def run(folders, output, **changes):
@@ -376,8 +380,17 @@ def test_an_id_without_family_is_refused():
 def test_normalisers_turn_sums_into_means_and_leave_masks_alone():
     values = np.array([[-6.0, -4.0, -np.inf]], dtype=np.float32)
     tokens = np.array([[3, 1, 0]], dtype=np.int32)
-    assert normalisers.normalise(values, tokens, "sum").tolist() == [[-6.0, -4.0, -np.inf]]
-    assert normalisers.normalise(values, tokens, "mean").tolist() == [[-2.0, -4.0, -np.inf]]
+    beside = {
+        "num_chars": np.array([[12, 4, 0]], dtype=np.int32),
+        "prior_log_likelihood": np.array([[-7.0, -2.0, 0]], dtype=np.float32),
+    }
+    expected = {"sum": [-6, -4], "mean": [-2, -4], "char": [-0.5, -1], "pmi": [1, -2]}
+    assert expected.keys() == set(normalisers.NAMES)
+    for name, wanted in expected.items():
+        found = normalisers.normalise(values, tokens, name, **beside)
+        assert found.tolist() == [[*wanted, -np.inf]] and found.dtype == np.float32
+    with pytest.raises(UserError, match="'pmi' cannot be had here"):
+        normalisers.normalise(values, tokens, "pmi")
 
 
 def test_ragged_rows_are_padded_behind():
