@@ -10,6 +10,8 @@ from instructrec_jax.cli import gin_config, gin_files, t5x_macros
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning, Lora
 from instructrec_jax.models.t5 import T5
+from instructrec_jax.scoring import ballots
+from instructrec_jax.stages import score as score_stage
 from instructrec_jax.stages import train as stage
 from instructrec_jax.training.state import num_parameters
 
@@ -19,7 +21,7 @@ BINDINGS = ["DATA_DIR='records'", "MODEL_DIR='model'"]
 
 
 class StoppedError(Exception):
-    """Raised where the training stage begins its work."""
+    """Raised where a stage begins its work."""
 
 
 def configured(*names, bindings=()):
@@ -243,3 +245,36 @@ def test_the_overlay_frozen_keeps_parts_out_of_gradient_and_optimizer(caplog):
     with pytest.raises(UserError, match=r"'embeder' is found in no name; .*token_embedder"):
         bindings = ["TRAIN_STEPS_RELATIVE=5", "FROZEN=['embeder']"]
         dry_run("flan_t5_small", caplog, *bindings, files=overlay)
+
+
+@pytest.mark.parametrize(
+    ("bindings", "expected"),
+    [
+        ([], ballots.Whole()),
+        (
+            ["BALLOTS=@ballots.Rotations()", "ballots.Rotations.number=5"],
+            ballots.Rotations(number=5),
+        ),
+        (
+            ["BALLOTS=@ballots.Groups()", "ballots.Groups.size=20", "ballots.Groups.winners=3"],
+            ballots.Groups(size=20, winners=3),
+        ),
+        (["BALLOTS=@ballots.Tournament()"], ballots.Tournament(size=10)),
+    ],
+)
+@pytest.mark.parametrize("run", ["score", "score_requests"])
+def test_ballots_are_chosen_on_the_command_line(run, bindings, expected, monkeypatch):
+    seen = {}
+
+    def stop(_checkpoint_path):
+        seen.update(sys._getframe(1).f_locals)
+        raise StoppedError
+
+    monkeypatch.setattr(score_stage, "open_source", stop)
+    given = [*bindings, "DATA_DIR='d'", "CHECKPOINT_PATH='c'", "INFER_OUTPUT_DIR='o'"]
+    given += ["WITH_PRIOR=True"] + (["REQUESTS='r.jsonl'"] if run == "score_requests" else [])
+    files = ["gin/models/t5_tiny.gin", MIXTURE, f"gin/runs/{run}.gin"]
+    with pytest.raises(StoppedError):
+        gin_config.run_with_gin(score_stage.score, gin_file_names=files, bindings=given)
+    assert seen["run"].ballots == expected
+    assert seen["run"].with_prior

@@ -129,3 +129,19 @@ def test_metrics_are_ordered_as_their_definitions_say(rank):
     assert 0 <= found["hr@1"] <= found["ndcg@3"] <= found["hr@3"] <= found["hr@5"] <= 1
     assert found["ndcg@3"] <= found["ndcg@5"] <= found["hr@5"]
     assert ranking.ndcg(rank, 1) == ranking.hit_rate(rank, 1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 2)), min_size=1, max_size=12),
+)
+def test_the_ranks_of_all_are_those_of_each_as_the_positive(rows):
+    values, tier = np.array(rows, np.float64).T
+    every = np.arange(len(rows))
+    found = ranking.ranks(np.tile(values, (len(rows), 1)), every, np.tile(tier, (len(rows), 1)))
+    np.testing.assert_array_equal(ranking.ranks_of_all(values, tier), found)
+    better = [
+        1 + sum(other >= own for place, other in enumerate(keys) if place != index)
+        for keys in [[(level, value) for value, level in rows]]
+        for index, own in enumerate(keys)
+    ]
+    assert found.tolist() == better, "a tier stands above every log-likelihood"

@@ -13,7 +13,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, read_manifest
 from instructrec_jax.metrics.statistics import Interval
 from instructrec_jax.records import CandidateList, History, Item
-from instructrec_jax.report import evaluation, normalisers, scenarios, writers
+from instructrec_jax.report import evaluation, scenarios, writers
 from instructrec_jax.report.evaluation import Choice
 from instructrec_jax.scoring import scores
 from instructrec_jax.scoring.shards import part_name
@@ -375,22 +375,6 @@ def test_the_family_letter_names_the_scenario(template_id, scenario):
 def test_an_id_without_family_is_refused():
     with pytest.raises(UserError, match="names no family"):
         scenarios.scenario_of("ml_100k.D7")
-
-
-def test_normalisers_turn_sums_into_means_and_leave_masks_alone():
-    values = np.array([[-6.0, -4.0, -np.inf]], dtype=np.float32)
-    tokens = np.array([[3, 1, 0]], dtype=np.int32)
-    beside = {
-        "num_chars": np.array([[12, 4, 0]], dtype=np.int32),
-        "prior_log_likelihood": np.array([[-7.0, -2.0, 0]], dtype=np.float32),
-    }
-    expected = {"sum": [-6, -4], "mean": [-2, -4], "char": [-0.5, -1], "pmi": [1, -2]}
-    assert expected.keys() == set(normalisers.NAMES)
-    for name, wanted in expected.items():
-        found = normalisers.normalise(values, tokens, name, **beside)
-        assert found.tolist() == [[*wanted, -np.inf]] and found.dtype == np.float32
-    with pytest.raises(UserError, match="'pmi' cannot be had here"):
-        normalisers.normalise(values, tokens, "pmi")
 
 
 def test_ragged_rows_are_padded_behind():
