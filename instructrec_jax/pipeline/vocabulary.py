@@ -9,8 +9,9 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import sentencepiece
 import seqio
 import tensorflow as tf
@@ -22,6 +23,7 @@ from instructrec_jax.errors import UserError
 T5_PATH = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
 T5_EXTRA_IDS = 100
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+SentencePieceModel: TypeAlias = sentencepiece.SentencePieceProcessor
 _SENTINEL = re.compile(r"▁?<extra_id_\d+>")
 
 
@@ -57,7 +59,7 @@ def use_vocabulary(path: Path | str | None, *, extra_ids: int = 0) -> None:
     _choice = _Choice(str(path), extra_ids, Path(path).stat().st_mtime)
 
 
-def check_vocabulary(path: Path | str) -> sentencepiece.SentencePieceProcessor:
+def check_vocabulary(path: Path | str) -> SentencePieceModel:
     """Returns the loaded model of a file that can serve as a vocabulary.
 
     Raises:
@@ -69,7 +71,7 @@ def check_vocabulary(path: Path | str) -> sentencepiece.SentencePieceProcessor:
             "`instructrec build` train one"
         )
     try:
-        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        model = SentencePieceModel(model_file=str(path))
     except (RuntimeError, OSError, ValueError) as error:
         raise UserError(f"vocabulary {path} is not a SentencePiece model ({error})") from None
     found = (model.pad_id(), model.eos_id(), model.unk_id())
@@ -79,6 +81,12 @@ def check_vocabulary(path: Path | str) -> sentencepiece.SentencePieceProcessor:
             "use T5's model, or let `instructrec build` train one"
         )
     return model
+
+
+def tokens_of(model: SentencePieceModel, text: str) -> np.ndarray:
+    """Returns a text's ids ending in EOS, int32, as tasks tokenise it; none for an empty text."""
+    ids = model.encode(text)
+    return np.array([*ids, EOS_ID] if ids else [], np.int32)
 
 
 def pieces(path: Path | str) -> list[str]:

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 
 from instructrec_jax.checkpoints.source import load_model, open_source
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import plain_text, plain_title
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.pipeline.vocabulary import EOS_ID, check_vocabulary
+from instructrec_jax.pipeline.vocabulary import SentencePieceModel, check_vocabulary, tokens_of
 from instructrec_jax.report.normalisers import normalise
 from instructrec_jax.scoring.requests import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
@@ -30,7 +29,7 @@ class RankingModel:
     """
 
     model: T5
-    vocabulary: sentencepiece.SentencePieceProcessor
+    vocabulary: SentencePieceModel
     scorer: Scorer
 
 
@@ -170,14 +169,8 @@ def _requests(
     return [
         TokenRequest(
             request_id=f"number {index}",
-            instruction=_tokens(model, plain_text(instruction)),
-            candidates=[_tokens(model, plain_title(text)) for text in texts],
+            instruction=tokens_of(model.vocabulary, plain_text(instruction)),
+            candidates=[tokens_of(model.vocabulary, plain_title(text)) for text in texts],
         )
         for index, (instruction, texts) in enumerate(zip(instructions, candidates, strict=True))
     ]
-
-
-def _tokens(model: RankingModel, text: str) -> np.ndarray:
-    """Returns a text's ids and EOS, int32; none at all for an empty text."""
-    ids = model.vocabulary.encode(text)
-    return np.array([*ids, EOS_ID] if ids else [], np.int32)
