@@ -95,7 +95,7 @@ def test_figures_beyond_what_groups_make_sure_of_are_marked(folders, tmp_path):
     assert found["unsure"] == ["hr@3", "hr@5", "ndcg@3", "ndcg@5"]
     assert found["position_bias"] is None
     assert found["protocol"]["ballots"] == (
-        "Groups, seed 0, size 5, sure_ranks 1, winners 1; 3 prompts an example"
+        "Groups, seed 0, size 5, winners 1; 3 prompts an example"
     )
     for name in ("report.md", "report.txt"):
         text = (tmp_path / "out" / name).read_text()

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from score_toy import save_toy_model, score_toy
 from test_request_files import write
+from train_toy import LENGTHS
 
 from instructrec_jax import manifest
 from instructrec_jax.errors import UserError
@@ -103,6 +104,23 @@ def test_every_strategy_ranks_every_candidate_and_goes_on_with_the_same_bytes(
     assert parts(folder) == before
     with pytest.raises(UserError, match=r"holds another run: .*settings\['ballots'\]"):
         score_toy(toy_records, checkpoint, folder, **run | {"ballots": Whole()})
+
+
+def test_fewer_candidates_are_those_that_training_measures(toy_records, checkpoint, tmp_path):
+    from instructrec_jax.pipeline import loader
+
+    lengths = LENGTHS | {"candidates": 4}
+    run = {"tasks": TASKS, "num_requests": 8, "lengths": lengths}
+    score_toy(toy_records, checkpoint, tmp_path / "whole", **run)
+    score_toy(toy_records, checkpoint, tmp_path / "groups", ballots=Groups(size=2), **run)
+    batches = loader.ranking_batches(
+        TASKS[0], split="test", feature_lengths=LENGTHS, batch_size=8, num_candidates=4
+    )
+    expected = next(batches)
+    for name in ("whole", "groups"):
+        found = read_scores(tmp_path / name)
+        np.testing.assert_array_equal(np.stack(found.candidate_ids), expected["candidate_ids"])
+        np.testing.assert_array_equal(found.target_index, expected["target_index"])
 
 
 def test_one_rotation_and_one_group_are_the_whole_list(toy_records, checkpoint, whole, tmp_path):

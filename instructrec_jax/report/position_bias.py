@@ -19,13 +19,13 @@ class PlaceRow:
       first: the first of these places, from 1.
       last: the last of them.
       num_examples: how many there are.
-      hit_rate: their HR@1; 0 where there is none.
+      hit_rate: their HR@1; None where there is none.
     """
 
     first: int
     last: int
     num_examples: int
-    hit_rate: float
+    hit_rate: float | None
 
     @property
     def name(self) -> str:
@@ -69,7 +69,7 @@ def position_bias(
                 first=int(group[0]) + 1,
                 last=int(group[-1]) + 1,
                 num_examples=int(count),
-                hit_rate=float(number / max(count, 1)),
+                hit_rate=float(number / count) if count else None,
             )
             for group, count, number in zip(groups, counts, num_hits, strict=True)
         ],

@@ -12,6 +12,7 @@ from rich.table import Table
 from instructrec_jax.metrics.ranking import METRIC_NAMES
 from instructrec_jax.metrics.statistics import Interval
 from instructrec_jax.report.evaluation import MODEL, Report, ScenarioResult, SystemRow
+from instructrec_jax.report.position_bias import PlaceRow
 
 WIDTH = 100
 _HEADLINE_METRICS = ("hr@1", "ndcg@5")
@@ -112,10 +113,7 @@ def _markdown_scenario(result: ScenarioResult) -> list[str]:
         lines += ["", f"HR@1 by the place of the target in the prompt, p = {p_value:.2g}.", ""]
         lines += _markdown_table(
             ["place", "n", "HR@1"],
-            [
-                [row.name, str(row.num_examples), _short(row.hit_rate)]
-                for row in result.position_bias.rows
-            ],
+            [[row.name, str(row.num_examples), _rate(row)] for row in result.position_bias.rows],
         )
     lines += ["", "Protocol:", ""]
     lines += [f"* {name}: `{value}`" for name, value in result.protocol.items()]
@@ -148,10 +146,15 @@ def _places_line(result: ScenarioResult) -> list[str]:
     if result.position_bias is None:
         return []
     rows, p_value = result.position_bias.rows, result.position_bias.p_value
-    rates = " ".join(_short(row.hit_rate) for row in rows)
+    rates = " ".join(_rate(row) for row in rows)
     return [
         f"HR@1 by the target's place {rows[0].first}-{rows[-1].last}: {rates} (p {p_value:.2g})"
     ]
+
+
+def _rate(row: PlaceRow) -> str:
+    """Returns HR@1 at some places, a dash where no target stood there."""
+    return "-" if row.hit_rate is None else _short(row.hit_rate)
 
 
 def _text_table(result: ScenarioResult) -> Table:

@@ -14,6 +14,8 @@ from instructrec_jax.report import evaluation
 from instructrec_jax.report.normalisers import PMI, normalise
 from instructrec_jax.scoring.scores import Scores
 
+_NO_SETTINGS = {"strategy", "sure_ranks"}
+
 
 def ballots_of(scores: Scores) -> Mapping[str, Any]:
     """Returns which candidates each prompt of some scores showed; T5X shows all."""
@@ -96,7 +98,7 @@ class ScoredSplit:
         rows = self.rows[template_id]
         has_rounds = any(self._scores.last_round[row].max() > 1 for row in rows)
         number = float(np.asarray(self._scores.num_ballots)[rows].mean())
-        settings = [f"{name} {told[name]}" for name in sorted(told.keys() - {"strategy"})]
+        settings = [f"{name} {told[name]}" for name in sorted(told.keys() - _NO_SETTINGS)]
         name = ", ".join([told["strategy"], *settings])
         return Ballots(
             description=f"{name}; {number:g} prompts an example",

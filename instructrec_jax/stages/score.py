@@ -293,8 +293,8 @@ def _log_cost(contests: Sequence[Contest], rendering: Rendering) -> None:
     cost = cost_of(rendering.ballots, number)
     if cost.num_ballots > 1 or rendering.with_prior:
         logger.info(
-            "ballots %s: for %d candidates %d prompts in %d rounds, %d candidates scored%s",
-            described(rendering.ballots),
+            "%s: for %d candidates %d prompts in %d rounds, %d candidates scored%s",
+            rendering.ballots,
             number,
             *(cost.num_ballots, cost.num_rounds, cost.num_shown),
             ", and as much again for the prior" if rendering.with_prior else "",
