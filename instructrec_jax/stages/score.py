@@ -38,7 +38,7 @@ from instructrec_jax.training.stopping import stop_on_sigterm
 
 logger = logging.getLogger(__name__)
 _MIN_COMPILE_SECONDS = 0.1  # of programs that are worth keeping
-_SAMPLE_SIZE = 512  # requests whose sizes decide for which shapes a run is compiled
+_SAMPLE_SIZE = 512  # prompts whose sizes decide for which shapes a run is compiled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,6 +150,7 @@ def score(
             stop=stop,
             stale_seconds=run.stale_seconds,
         )
+        logger.info("steps of %d shapes were compiled", scorer.num_compiled)
         if is_finished:
             _finish(folder, opened.sets)
 
@@ -280,7 +281,7 @@ def _make_scorer(mesh: Mesh, readers: Sequence[SetReader], *, step_tokens: int) 
     size = max(_SAMPLE_SIZE // len(readers), 1)
     contests = [contest for reader in readers for contest in reader.first(size)]
     if not contests:
-        raise UserError(f"none of the first {size} requests can be used; see the first of them")
+        raise UserError("none of the first requests can be used; ON_DAMAGE = 'fail' says why")
     _log_cost(contests, readers[0].set.rendering)
     sample = [prompt for contest in contests for prompt in contest.prompts]
     shapes = fit_shapes(sample, max_tokens=step_tokens, num_groups=num_batch_shares(mesh))
