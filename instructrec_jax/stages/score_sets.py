@@ -121,10 +121,13 @@ class SetReader:
         self._rows = _Cursor(requests.open)
         self._render: BallotRenderer | None = None
 
-    def first(self, number: int) -> list[Contest]:
-        """Returns the first requests of the set, without those that cannot be used."""
-        numbers = range(min(number, self.set.num_requests))
-        return self.read(Shard(template=self.set.template, index=0, numbers=numbers))[0]
+    def first(self, num_prompts: int) -> list[Contest]:
+        """Returns the first requests of the set, about as many as make so many prompts.
+
+        Those that cannot be used are left out.
+        """
+        each = sum(len(contest.prompts) for contest in self._head(1))
+        return self._head(max(num_prompts // max(each, 1), 1))
 
     def read(self, shard: Shard) -> tuple[list[Contest], Damage]:
         """Returns the requests of a shard in their first round, and which were left out.
@@ -163,6 +166,10 @@ class SetReader:
         """
         assert self._render is not None
         return self._render(contests, damage)
+
+    def _head(self, number: int) -> list[Contest]:
+        numbers = range(min(number, self.set.num_requests))
+        return self.read(Shard(template=self.set.template, index=0, numbers=numbers))[0]
 
 
 def template_name(variant: Variant) -> str:
