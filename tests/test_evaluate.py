@@ -85,6 +85,8 @@ def test_it_can_stop_after_a_number_of_examples_and_read_them_again(
                 assert found[f"validation/{name}"] == value
     with pytest.raises(UserError, match="EVALUATOR_NUM_EXAMPLES is 0"):
         EvaluationSettings(**settings, num_examples=0)
+    with pytest.raises(UserError, match="normaliser of evaluation 'pmi'"):
+        EvaluationSettings(**settings, normaliser="pmi")
 
 
 def test_the_folder_of_another_evaluation_is_refused(toy_records, checkpoint, tmp_path):

@@ -63,6 +63,8 @@ def test_candidates_are_ranked_best_first(model):
     (ranked,) = rank(model, ["Choose."], [["Blue Bee", "Blue Bee"]], normaliser="mean")
     assert [each.place for each in ranked] == [0, 1]
     assert ranked[0].value == ranked[1].value > ranked[0].log_likelihood
+    (ranked,) = rank(model, ["Choose."], [["Blue  Bee"]], normaliser="char")
+    assert ranked[0].value == pytest.approx(ranked[0].log_likelihood / 8)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from instructrec_jax.errors import UserError
+from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.metrics import ranking
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.pipeline import loader
@@ -17,6 +17,8 @@ from instructrec_jax.stages.run_data import RunData
 
 Batch = Mapping[str, np.ndarray]
 
+_NORMALISERS = ("sum", "mean")  # those that need nothing but tokens
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
@@ -25,7 +27,7 @@ class EvaluationSettings:
     Attributes:
       tasks: grouped ranking tasks, "<dataset>.<template>.grouped".
       split: where; the test split is for `score` and `report` alone.
-      batch_size: examples scored at once.
+      batch_size: examples read at once; `num_batches` counts in them.
       num_batches: batches of each task (EVAL_STEPS); None for the whole split.
       num_examples: examples of each task (EVALUATOR_NUM_EXAMPLES); None for all; where both are
         given, the first limit met counts.
@@ -48,6 +50,8 @@ class EvaluationSettings:
                 f"EVALUATOR_NUM_EXAMPLES is {self.num_examples}; expected a number of examples "
                 ">= 1, or None for all of the split"
             )
+        if self.normaliser not in _NORMALISERS:  # now, not at the first evaluation
+            raise unknown_name("normaliser of evaluation", self.normaliser, _NORMALISERS)
 
     @property
     def headline(self) -> str:

@@ -127,7 +127,7 @@ def rank(
       model: from `open_model`.
       instructions: n texts.
       candidates: n sequences of texts.
-      normaliser: "sum", or "mean" over a candidate's tokens.
+      normaliser: "sum", "mean" over a candidate's tokens, or "char", the mean over its characters.
 
     Raises:
       UserError: as `score_candidates`, or if no normaliser has that name.
@@ -137,7 +137,8 @@ def rank(
     ranked = []
     for texts, request, log_likelihood in zip(candidates, requests, found, strict=True):
         num_tokens = np.array([len(tokens) for tokens in request.candidates], np.int32)
-        values = normalise(log_likelihood, num_tokens, normaliser)
+        num_chars = np.array([len(plain_title(text)) for text in texts], np.int32)
+        values = normalise(log_likelihood, num_tokens, normaliser, num_chars=num_chars)
         ranked.append(
             [
                 RankedCandidate(
