@@ -110,10 +110,8 @@ def test_each_node_lies_at_one_of_its_places(candidates):
             row_length=8,
         )
     )
-    assert builder.is_empty
     order = reading_order(candidates)
     assert builder.add(order, begin=3, length=5) == len(candidates)
-    assert not builder.is_empty
     trees = builder.arrays()
     for node in range(count_nodes(candidates)):
         assert trees.paths.reshape(-1)[trees.place_in_paths[node]] == node

@@ -63,11 +63,6 @@ class TreeBuilder:
         self._chunks: list[tuple[int, int, int]] = []  # begin, and the instruction's in memory
         self._chunk_of_node: list[tuple[int, int]] = []
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is no candidate yet."""
-        return not self._paths
-
     def add(self, candidates: Sequence[tuple[Tokens, int]], *, begin: int, length: int) -> int:
         """Adds candidates of one instruction while there is room.
 

@@ -20,7 +20,7 @@ from instructrec_jax.scoring.requests import TokenRequest
 from instructrec_jax.scoring.schedule import EncodeStep, num_halves, schedule
 from instructrec_jax.scoring.shapes import Shapes
 
-_FAR_LARGER = 8
+_FAR_LARGER = 8  # times the instruction tokens that the shapes were fitted to
 
 
 class Scorer:

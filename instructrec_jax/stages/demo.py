@@ -32,9 +32,9 @@ MACROS = {"TASK_FEATURE_LENGTHS": {"inputs": 192, "targets": 40, "history": 10, 
 # The user's own logs may hold longer titles than MovieLens.
 OWN_DATA_TITLE_CHARS = 60
 OWN_DATA_MACROS = {
-    "TASK_FEATURE_LENGTHS": {"inputs": 512, "targets": 40, "history": 10, "preference": 0},
-    "INPUT_BUCKETS": [128, 192, 256, 384],
+    "TASK_FEATURE_LENGTHS": {"inputs": 512, "targets": 40, "history": 10, "preference": 0}
 }
+OWN_DATA_BUCKETS = [128, 192, 256, 384]  # scoring needs none: it pads nothing
 
 ConfiguredStage = Callable[..., Any]
 
@@ -69,12 +69,13 @@ def demo(
     name = dataset or ("ml_100k" if data_dir is None else "my_data")
     built = _make_records(name, root, data_dir)
     macros = _macros(name, root, built)
+    training: dict[str, Any] = dict(SMOKE_MACROS) if is_smoke else {}
     if data_dir is not None:
         macros |= OWN_DATA_MACROS
-    smoke = SMOKE_MACROS if is_smoke else {}
+        training["INPUT_BUCKETS"] = OWN_DATA_BUCKETS
     with _stage("train", root / "model"):
         model_dir = {"MODEL_DIR": str(root / "model"), "EVAL_TASKS": _evaluated(name, built)}
-        train([MODEL_FILE, MIXTURE_FILE, TRAIN_FILE], **{**macros, **model_dir, **smoke})
+        train([MODEL_FILE, MIXTURE_FILE, TRAIN_FILE], **{**macros, **model_dir, **training})
     for split in ("validation", "test"):
         with _stage(f"score {split}", root / "scores" / split):
             run = {

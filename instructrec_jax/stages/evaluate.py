@@ -15,7 +15,6 @@ from instructrec_jax.checkpoints.parameters import Source
 from instructrec_jax.checkpoints.source import load_model, open_source
 from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.parallel.sharding import check_rows
 from instructrec_jax.pipeline import registry
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
@@ -69,7 +68,6 @@ def evaluate(
     """
     checkpoint = open_source(run.checkpoint_path)
     device_mesh = make_mesh(mesh)
-    check_rows(evaluation.batch_size, device_mesh, name="BATCH_SIZE")
     shapes = abstract_model(model, device_mesh)
     tasks = ", ".join(evaluation.tasks)
     logger.info("%s, split %s, by %s", tasks, evaluation.split, checkpoint.path)

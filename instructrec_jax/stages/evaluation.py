@@ -93,7 +93,6 @@ def _read(task: str, settings: EvaluationSettings, data: RunData) -> Iterator[Ba
         split=settings.split,
         feature_lengths=data.feature_lengths,
         batch_size=settings.batch_size,
-        buckets=data.buckets,
     )
     batches = itertools.islice(batches, settings.num_batches)
     if settings.num_examples is None:

@@ -22,8 +22,8 @@ class RunData:
       module: module that registers the tasks (MIXTURE_OR_TASK_MODULE).
       vocabulary: a SentencePiece model; by default the one that `build` left with the dataset.
       extra_ids: sentinel ids after its pieces: 100 with T5's own file.
-      buckets: input lengths that batches are trimmed to, the smallest that holds the longest row;
-        empty: every batch has the full length.
+      buckets: input lengths that training batches of whole rankings are trimmed to, the smallest
+        that holds the longest row; empty: every batch has the full length.
     """
 
     data_dir: str | None
