@@ -30,7 +30,7 @@ def make_inputs(folder: Path, num_requests: int) -> None:
 
     from instructrec_jax.checkpoints.store import CheckpointStore
     from instructrec_jax.models.t5 import T5, T5Config
-    from instructrec_jax.pipeline.vocabulary import train_vocabulary
+    from instructrec_jax.tokenizer import train_vocabulary
 
     draw = random.Random(0)
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]

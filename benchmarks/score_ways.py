@@ -102,7 +102,7 @@ def ours(folder: Path, requests: Sequence[Request]) -> Run:
 
     from instructrec_jax.checkpoints.source import load_model, open_source
     from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-    from instructrec_jax.scoring.requests import TokenRequest
+    from instructrec_jax.scoring.prefix_trees import TokenRequest
     from instructrec_jax.scoring.scorer import Scorer
     from instructrec_jax.training.state import abstract_model
 

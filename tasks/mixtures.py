@@ -14,7 +14,7 @@ from instructrec_jax.instructions.language import (
     unique_templates,
     variants,
 )
-from instructrec_jax.pipeline.task_registration import register_family, register_mixture
+from instructrec_jax.pipeline.registry import register_family, register_mixture
 from tasks import (
     chain_of_thought,
     personalized_search,

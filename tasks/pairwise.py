@@ -5,7 +5,7 @@ It is no part of the 39 templates nor of any shipped mixture. Name this module a
 """
 
 from instructrec_jax.instructions.language import Template
-from instructrec_jax.pipeline.task_registration import register_family
+from instructrec_jax.pipeline.registry import register_family
 from instructrec_jax.records import TaskForm
 from tasks import mixtures
 

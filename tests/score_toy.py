@@ -14,7 +14,7 @@ from train_toy import LENGTHS, MODEL
 
 from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.parallel.mesh import MeshSettings
-from instructrec_jax.scoring import scores
+from instructrec_jax.scores import parts
 from instructrec_jax.stages.run_data import RunData
 from instructrec_jax.stages.score import ScoreSettings, score
 
@@ -55,11 +55,11 @@ def score_toy(
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, force=True)
-    write_part = scores.write_part
+    write_part = parts.write_part
 
     def write_and_rest(*arguments):
         write_part(*arguments)
         time.sleep(0.2)
 
-    scores.write_part = write_and_rest
+    parts.write_part = write_and_rest
     score_toy(*sys.argv[1:])

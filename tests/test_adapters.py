@@ -26,10 +26,12 @@ from instructrec_jax.models.adapters import (
     split,
     with_adapters,
 )
-from instructrec_jax.models.encoder_decoder import candidate_log_likelihood, training_logits
-from instructrec_jax.models.objectives import NegativeLogLikelihood
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.parallel.sharding import place_batch, state_shardings
+from instructrec_jax.models.objectives import (
+    NegativeLogLikelihood,
+    candidate_log_likelihood,
+    training_logits,
+)
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, place_batch, state_shardings
 from instructrec_jax.training import optimizers
 from instructrec_jax.training.state import TrainState, abstract_state
 from instructrec_jax.training.step import make_train_step

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instructrec_jax.damage import Damage
 from instructrec_jax.data.raw_log import count_log
 from instructrec_jax.data.readers.amazon import category_of_file
-from instructrec_jax.data.readers.damage import Damage
 from instructrec_jax.data.readers.literals import parse_record
 from instructrec_jax.data.readers.registry import read_logs, recognise
 from instructrec_jax.errors import UserError

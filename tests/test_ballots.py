@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.scoring.ballots import (
+from instructrec_jax.scoring.candidate_views import (
     Groups,
     Outcome,
     Rotations,

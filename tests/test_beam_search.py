@@ -8,13 +8,12 @@ import pytest
 from tiny_model import EOS, packed_arrays, random_tokens, tiny_config, tiny_model
 
 from instructrec_jax.errors import UserError
+from instructrec_jax.generation import beam_search
+from instructrec_jax.generation.beam_search import generate_from_catalogue
+from instructrec_jax.generation.catalogue_trie import build_trie
 from instructrec_jax.metrics import ranking
-from instructrec_jax.models.encoder_decoder import candidate_log_likelihood
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.parallel.sharding import state_shardings
-from instructrec_jax.scoring import beam_search
-from instructrec_jax.scoring.beam_search import generate_from_catalogue
-from instructrec_jax.scoring.catalogue_trie import build_trie
+from instructrec_jax.models.objectives import candidate_log_likelihood
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, state_shardings
 from instructrec_jax.training.state import TrainState
 
 NUM_ITEMS = 40

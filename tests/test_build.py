@@ -15,8 +15,7 @@ from instructrec_jax.instructions import builder
 from instructrec_jax.instructions.coverage import num_renderable
 from instructrec_jax.manifest import read_manifest
 from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
-from instructrec_jax.stages import build_shards
-from instructrec_jax.stages.build import BuildSettings, Execution, build
+from instructrec_jax.stages.build import BuildSettings, Execution, build, shards
 from instructrec_jax.stages.prepare import prepare
 
 SETTINGS = BuildSettings(vocab_size=600, records_per_shard=100)
@@ -113,7 +112,7 @@ def test_an_interrupted_build_goes_on_with_the_next_file(
     toy_prepared, toy_records, tmp_path, monkeypatch
 ):
     begun = []
-    write = build_shards.record_store.write_shard
+    write = shards.record_store.write_shard
 
     def write_shard(path, records):
         if len(begun) == 3:
@@ -126,7 +125,7 @@ def test_an_interrupted_build_goes_on_with_the_next_file(
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(build_shards.record_store, "write_shard", write_shard)
+    monkeypatch.setattr(shards.record_store, "write_shard", write_shard)
     arguments = {
         "dataset": "toy",
         "input_dir": toy_prepared,

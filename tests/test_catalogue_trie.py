@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.scoring.catalogue_trie import EOS, build_trie
+from instructrec_jax.generation.catalogue_trie import EOS, build_trie
 
 TITLES = st.lists(
     st.lists(st.integers(2, 5), min_size=1, max_size=4).map(lambda body: (*body, EOS)),

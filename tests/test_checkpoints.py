@@ -7,8 +7,7 @@ from tiny_model import tiny_config
 
 from instructrec_jax.checkpoints import store
 from instructrec_jax.errors import UserError
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.parallel.sharding import state_shardings
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, state_shardings
 from instructrec_jax.training import optimizers
 from instructrec_jax.training.state import TrainState, abstract_model, abstract_state
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from instructrec_jax.scoring.claims import Claims
+from instructrec_jax.scores.claims import Claims
 
 
 def write_claim(folder, *, host, pid, age=0.0):

@@ -13,8 +13,8 @@ from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.scores.parts import read_scores
 from instructrec_jax.scoring.scorer import Scorer
-from instructrec_jax.scoring.scores import read_scores
 from instructrec_jax.stages.evaluate import FILE_NAME, EvalSettings, evaluate
 from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
 from instructrec_jax.training.state import abstract_model

@@ -9,11 +9,11 @@ from score_toy import score_toy
 from tiny_model import tiny_config
 from train_toy import MODEL, train_toy
 
+from instructrec_jax import tokenizer
 from instructrec_jax.checkpoints import store
 from instructrec_jax.checkpoints.source import open_source
 from instructrec_jax.errors import UserError
-from instructrec_jax.pipeline import vocabulary
-from instructrec_jax.scoring import scores
+from instructrec_jax.scores import parts
 from instructrec_jax.stages.convert import convert
 
 SCORED = {"tasks": ("toy.C10.specific.grouped",), "num_requests": 16}
@@ -82,7 +82,7 @@ def test_each_kind_scores_alike(toy_records, folders, tmp_path):
     found = {}
     for kind in ("hf", "t5x", "native"):
         score_toy(toy_records, folders / kind, tmp_path / kind, **SCORED)
-        written = scores.read_scores(tmp_path / kind)
+        written = parts.read_scores(tmp_path / kind)
         assert written.metadata["checkpoint_step"] == 7
         found[kind] = np.concatenate(list(written.log_likelihood))
     assert np.isfinite(found["hf"]).all() and len(found["hf"]) > 10
@@ -94,7 +94,7 @@ def test_each_kind_scores_alike(toy_records, folders, tmp_path):
 def test_a_checkpoint_with_another_tokenizer_is_refused(toy_records, folders, tmp_path, stage):
     other = shutil.copytree(folders / "hf", tmp_path / "other")
     corpus = [f"{a}{b} {b}{a}" for a in ("ba", "ko", "li", "mu") for b in ("re", "sta", "ti")]
-    vocabulary.train_vocabulary(corpus, other / "spiece.model", vocab_size=290)
+    tokenizer.train_vocabulary(corpus, other / "spiece.model", vocab_size=290)
     run = {"initial_checkpoint_path": str(other), "objective": "packed text"}
     with pytest.raises(UserError, match=r"is not the one of the checkpoint, .*spiece\.model \("):
         if stage is train_toy:

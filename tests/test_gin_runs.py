@@ -10,7 +10,7 @@ from instructrec_jax.cli import gin_config, gin_files, t5x_macros
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning, Lora
 from instructrec_jax.models.t5 import T5
-from instructrec_jax.scoring import ballots
+from instructrec_jax.scoring import candidate_views
 from instructrec_jax.stages import score as score_stage
 from instructrec_jax.stages import train as stage
 from instructrec_jax.training.state import num_parameters
@@ -250,16 +250,20 @@ def test_the_overlay_frozen_keeps_parts_out_of_gradient_and_optimizer(caplog):
 @pytest.mark.parametrize(
     ("bindings", "expected"),
     [
-        ([], ballots.Whole()),
+        ([], candidate_views.Whole()),
         (
-            ["BALLOTS=@ballots.Rotations()", "ballots.Rotations.number=5"],
-            ballots.Rotations(number=5),
+            ["BALLOTS=@candidate_views.Rotations()", "candidate_views.Rotations.number=5"],
+            candidate_views.Rotations(number=5),
         ),
         (
-            ["BALLOTS=@ballots.Groups()", "ballots.Groups.size=20", "ballots.Groups.winners=3"],
-            ballots.Groups(size=20, winners=3),
+            [
+                "BALLOTS=@candidate_views.Groups()",
+                "candidate_views.Groups.size=20",
+                "candidate_views.Groups.winners=3",
+            ],
+            candidate_views.Groups(size=20, winners=3),
         ),
-        (["BALLOTS=@ballots.Tournament()"], ballots.Tournament(size=10)),
+        (["BALLOTS=@candidate_views.Tournament()"], candidate_views.Tournament(size=10)),
     ],
 )
 @pytest.mark.parametrize("run", ["score", "score_requests"])

@@ -12,13 +12,12 @@ from instructrec_jax.cli.main import main
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.lint import Severity
 from instructrec_jax.manifest import Manifest, read_manifest
-from instructrec_jax.pipeline import record_reader, record_store, registry
+from instructrec_jax.pipeline import record_store, registry
 from instructrec_jax.report import lint_report
-from instructrec_jax.stages import lint_leaks
-from instructrec_jax.stages.lint import lint
-from instructrec_jax.stages.lint_coverage import absent_aspects, cover, coverage_findings
-from instructrec_jax.stages.lint_leaks import check_records
-from instructrec_jax.stages.lint_tokens import token_findings
+from instructrec_jax.stages.lint import leaks, lint
+from instructrec_jax.stages.lint.coverage import absent_aspects, cover, coverage_findings
+from instructrec_jax.stages.lint.leaks import check_records
+from instructrec_jax.stages.lint.tokens import token_findings
 
 MODULE = "lint_toy"
 SEARCH = {"user_id": "", "position": -1, "history": (), "preference": ()}
@@ -45,12 +44,12 @@ def test_records_without_a_fault_give_no_finding(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"vague_intention": ("tea", "a braku dole la please")}, lint_leaks.INTENTION),
-        ({"second_vague_intention": ("The user wants Braku Dole La",)}, lint_leaks.INTENTION),
-        ({"preference": ("likes Braku Dole La",)}, lint_leaks.PREFERENCE),
-        ({"candidate_ids": (1, 2)}, lint_leaks.NO_CANDIDATE),
-        ({"example_id": "u10:2"}, lint_leaks.REPEATED),
-        ({"example_id": "u30:2"}, lint_leaks.IN_TWO_SPLITS),
+        ({"vague_intention": ("tea", "a braku dole la please")}, leaks.INTENTION),
+        ({"second_vague_intention": ("The user wants Braku Dole La",)}, leaks.INTENTION),
+        ({"preference": ("likes Braku Dole La",)}, leaks.PREFERENCE),
+        ({"candidate_ids": (1, 2)}, leaks.NO_CANDIDATE),
+        ({"example_id": "u10:2"}, leaks.REPEATED),
+        ({"example_id": "u30:2"}, leaks.IN_TWO_SPLITS),
     ],
 )
 def test_a_record_that_gives_its_answer_away_is_an_error(tmp_path, changes, name):
@@ -80,13 +79,13 @@ def test_one_word_of_a_preference_may_be_the_title_of_an_item_by_chance(tmp_path
 def test_a_search_by_a_preference_that_names_its_target_is_a_warning(tmp_path):
     """The history that it was taken from is not in the record."""
     tally = check(tmp_path, target="Braku Dole La", history=(), preference=("likes Braku Dole La",))
-    assert found_in(tally) == {lint_leaks.SEARCH_PREFERENCE: 1}
+    assert found_in(tally) == {leaks.SEARCH_PREFERENCE: 1}
     assert [finding.severity for finding in tally.findings] == [Severity.WARNING]
 
 
 def test_an_item_that_was_chosen_twice_is_counted_and_no_finding(tmp_path):
     tally = check(tmp_path, target="Copper kettle")
-    assert found_in(tally) == {lint_leaks.REPEAT_PURCHASE: 1}
+    assert found_in(tally) == {leaks.REPEAT_PURCHASE: 1}
     assert tally.findings == []
 
 
@@ -94,7 +93,7 @@ def test_equal_wishes_in_training_and_held_out_records_are_a_coincidence(tmp_pat
     held_out = numbered(30)
     tally = check(tmp_path, target_id=30, candidate_ids=(1, 30),
                   vague_intention=held_out.vague_intention)  # fmt: skip
-    assert found_in(tally) == {lint_leaks.SAME_WISH: 1}
+    assert found_in(tally) == {leaks.SAME_WISH: 1}
     assert [finding.severity for finding in tally.findings] == [Severity.WARNING]
 
 
@@ -113,18 +112,18 @@ def test_a_search_that_is_held_out_must_not_be_trained_on(tmp_path):
             },
         )
         record_store.use_data_dir(folder)
-        assert check_records("own").counts[lint_leaks.HELD_OUT_PAIR] == expected
+        assert check_records("own").counts[leaks.HELD_OUT_PAIR] == expected
 
 
 @pytest.mark.parametrize("max_hashes", [1, 3, 1000])
 def test_repeated_ids_are_found_in_any_number_of_passes(tmp_path, monkeypatch, max_hashes):
-    monkeypatch.setattr(lint_leaks, "_MAX_HASHES", max_hashes)
+    monkeypatch.setattr(leaks, "_MAX_HASHES", max_hashes)
     train = [numbered(n) for n in (*range(40, 60), 41, 41, 50)]
     tally = check_splits(tmp_path, train=train, test=[numbered(42), numbered(99)])
-    assert tally.counts[lint_leaks.REPEATED] == 3
-    assert tally.counts[lint_leaks.IN_TWO_SPLITS] == 1
-    assert set(tally.examples[lint_leaks.REPEATED]) == {"u41:2", "u50:2"}
-    assert tally.examples[lint_leaks.IN_TWO_SPLITS] == ["u42:2"]
+    assert tally.counts[leaks.REPEATED] == 3
+    assert tally.counts[leaks.IN_TWO_SPLITS] == 1
+    assert set(tally.examples[leaks.REPEATED]) == {"u41:2", "u50:2"}
+    assert tally.examples[leaks.IN_TWO_SPLITS] == ["u42:2"]
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -141,18 +140,18 @@ def test_columns_are_the_fields_of_the_records(tmp_path):
     write_dataset(tmp_path, {(LEAVE_ONE_OUT, "train"): records})
     record_store.use_data_dir(tmp_path)
     names = ("example_id", "history", "candidate_ids", "target_id")
-    (batch,) = record_reader.column_batches("own", LEAVE_ONE_OUT, "train", names)
+    (batch,) = record_store.column_batches("own", LEAVE_ONE_OUT, "train", names)
     assert batch == {
         "example_id": [record.example_id.encode() for record in records],
         "history": [[title.encode() for title in record.history] for record in records],
         "candidate_ids": [list(record.candidate_ids) for record in records],
         "target_id": [record.target_id for record in records],
     }
-    assert not list(record_reader.column_batches("own", LEAVE_ONE_OUT, "test", names))
+    assert not list(record_store.column_batches("own", LEAVE_ONE_OUT, "test", names))
     (example,) = record_store.RecordSource("own", LEAVE_ONE_OUT).get_dataset(
         "train", shuffle=False
     ).take(1).as_numpy_iterator()  # fmt: skip
-    assert record_reader.as_record(example) == records[0]
+    assert record_store.as_record(example) == records[0]
 
 
 def built(aspects: list[str], *, teacher: str = "hand-1", drops=None) -> Manifest:

@@ -17,7 +17,7 @@ from instructrec_jax.checkpoints.parameters import neutral_shapes
 from instructrec_jax.checkpoints.source import open_source
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning, Lora
-from instructrec_jax.scoring import scores
+from instructrec_jax.scores import parts
 from instructrec_jax.stages.convert import convert
 
 RANK, ALPHA = 2, 8.0
@@ -144,7 +144,7 @@ def test_scores_of_a_run_equal_those_of_its_exports(toy_records, run, tmp_path):
     found = {}
     for kind in ("run", "native"):
         score_toy(toy_records, folders[kind], tmp_path / f"{kind}_scores", **SCORED)
-        found[kind] = scores.read_scores(tmp_path / f"{kind}_scores").log_likelihood
+        found[kind] = parts.read_scores(tmp_path / f"{kind}_scores").log_likelihood
     for one, other in zip(*found.values(), strict=True):
         np.testing.assert_array_equal(one, other)
 

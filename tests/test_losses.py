@@ -10,9 +10,14 @@ from tiny_model import EOS, packed, packed_arrays, ranking_batch, tiny_model, tr
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.models import objectives
-from instructrec_jax.models.encoder_decoder import candidate_log_likelihood, training_logits
-from instructrec_jax.models.losses import cross_entropy, listwise_cross_entropy
-from instructrec_jax.models.objectives import Listwise, NegativeLogLikelihood
+from instructrec_jax.models.objectives import (
+    Listwise,
+    NegativeLogLikelihood,
+    candidate_log_likelihood,
+    cross_entropy,
+    listwise_cross_entropy,
+    training_logits,
+)
 
 score = jax.jit(candidate_log_likelihood)
 

@@ -10,8 +10,7 @@ import pytest
 from tiny_model import tiny_config, tiny_model
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.parallel.sharding import state_shardings
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, state_shardings
 from instructrec_jax.training import optimizers, warm_start
 from instructrec_jax.training.state import TrainState
 

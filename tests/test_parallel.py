@@ -17,8 +17,14 @@ from tiny_model import (
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.objectives import Listwise, NegativeLogLikelihood
-from instructrec_jax.parallel.mesh import DEFAULT_RULES, MeshSettings, make_mesh, partition_spec
-from instructrec_jax.parallel.sharding import place_batch, state_shardings
+from instructrec_jax.parallel.mesh import (
+    DEFAULT_RULES,
+    MeshSettings,
+    make_mesh,
+    partition_spec,
+    place_batch,
+    state_shardings,
+)
 from instructrec_jax.training import optimizers
 from instructrec_jax.training.state import TrainState, abstract_state, initial_state
 from instructrec_jax.training.step import make_train_step

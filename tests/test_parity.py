@@ -22,12 +22,12 @@ from hf_reference import (
 
 from instructrec_jax.checkpoints.huggingface import write_huggingface
 from instructrec_jax.checkpoints.source import load_model, open_source
-from instructrec_jax.models.encoder_decoder import candidate_log_likelihood, training_logits
+from instructrec_jax.models.objectives import candidate_log_likelihood, training_logits
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.scoring.packing import pack_candidates
-from instructrec_jax.scoring.requests import requests_of
+from instructrec_jax.scoring.prefix_trees import requests_of
 from instructrec_jax.scoring.scorer import Scorer
+from instructrec_jax.training.packing import pack_candidates
 from instructrec_jax.training.state import abstract_model
 
 TOLERANCE = 1e-5

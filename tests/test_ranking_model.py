@@ -8,8 +8,8 @@ from tiny_model import tiny_model
 
 from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.errors import UserError
-from instructrec_jax.scoring.scores import read_scores
-from instructrec_jax.stages.ranking_model import open_model, rank, score_candidates
+from instructrec_jax.scores.parts import read_scores
+from instructrec_jax.serving.ranking_model import open_model, rank, score_candidates
 
 INSTRUCTIONS = ["Choose one of these,\n please.", "What  would I like?"]
 CANDIDATES = [["Quiet Fox", "Red Moon; part 2", "Quiet Fox 2"], ["Tiny River", "Blue Bee"]]

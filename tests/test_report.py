@@ -15,8 +15,8 @@ from instructrec_jax.metrics.statistics import Interval
 from instructrec_jax.records import CandidateList, History, Item
 from instructrec_jax.report import evaluation, scenarios, writers
 from instructrec_jax.report.evaluation import Choice
-from instructrec_jax.scoring import scores
-from instructrec_jax.scoring.shards import part_name
+from instructrec_jax.scores import parts
+from instructrec_jax.scores.parts import part_name
 from instructrec_jax.stages import report as stage
 
 NUM_USERS, NUM_ITEMS = 60, 40
@@ -122,7 +122,7 @@ def write_scores(folder, data, split, bonuses, *, step=30, change=None, **told):
             "teacher": "extractive-1",
             **told,
         }
-        scores.write_part(folder / part_name(template, 0), rows, metadata)
+        parts.write_part(folder / part_name(template, 0), rows, metadata)
     Manifest(stage="score", inputs={}, settings={}, counts={"rows": total}).write(folder)
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructrec_jax.data.readers.damage import Damage
+from instructrec_jax.damage import Damage
 from instructrec_jax.errors import UserError
-from instructrec_jax.scoring.request_files import RequestFile
+from instructrec_jax.requests.request_files import RequestFile
 
 ROW = {"id": "u7", "instruction": "Which one?", "candidates": ["Braid", "Doom", "Ico"]}
 

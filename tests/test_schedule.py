@@ -6,10 +6,15 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructrec_jax.scoring.fitting import fit_shapes
-from instructrec_jax.scoring.prefix_trees import TreeBuilder, TreeShape, count_nodes, reading_order
-from instructrec_jax.scoring.requests import TokenRequest
-from instructrec_jax.scoring.schedule import EncodeStep, schedule
+from instructrec_jax.scoring.prefix_trees import (
+    TokenRequest,
+    TreeBuilder,
+    TreeShape,
+    count_nodes,
+    reading_order,
+)
+from instructrec_jax.scoring.scorer import EncodeStep, schedule
+from instructrec_jax.scoring.shapes import fit_shapes
 
 texts = st.lists(st.integers(2, 4), max_size=5).map(lambda rest: np.array([*rest, 1], np.int32))
 candidates = st.lists(texts, min_size=1, max_size=6)

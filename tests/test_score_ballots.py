@@ -11,10 +11,9 @@ from train_toy import LENGTHS
 
 from instructrec_jax import manifest
 from instructrec_jax.errors import UserError
-from instructrec_jax.scoring.ballots import Groups, Rotations, Tournament, Whole
+from instructrec_jax.scores.parts import part_name, read_scores
+from instructrec_jax.scoring.candidate_views import Groups, Rotations, Tournament, Whole
 from instructrec_jax.scoring.scorer import Scorer
-from instructrec_jax.scoring.scores import read_scores
-from instructrec_jax.scoring.shards import part_name
 
 TASKS = ("toy.A7.grouped",)
 WORDS = ["Quiet", "Red", "Tiny", "Blue", "Wooden"], ["Fox", "Moon", "River", "Bee"], list("ABCDE")

@@ -12,9 +12,8 @@ from test_request_files import write
 
 from instructrec_jax import manifest
 from instructrec_jax.errors import UserError
-from instructrec_jax.scoring import scores as score_files
-from instructrec_jax.scoring.scores import read_scores
-from instructrec_jax.scoring.shards import part_name
+from instructrec_jax.scores import parts as score_files
+from instructrec_jax.scores.parts import part_name, read_scores
 
 TASK = "toy.C10.specific.grouped"
 TITLES = ["Quiet Fox", "Red Moon; part 2", "Tiny River", "Blue Bee"]

@@ -17,9 +17,8 @@ from instructrec_jax import manifest
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.scores.parts import part_name, read_scores
 from instructrec_jax.scoring.scorer import Scorer
-from instructrec_jax.scoring.scores import read_scores
-from instructrec_jax.scoring.shards import part_name
 from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
 
 

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructrec_jax.data.readers.damage import Damage
+from instructrec_jax.damage import Damage
 from instructrec_jax.errors import UserError
-from instructrec_jax.scoring import scores as score_files
-from instructrec_jax.scoring.ballots import Outcome
-from instructrec_jax.scoring.scores import read_scores
-from instructrec_jax.scoring.shards import PreparedRequest, Shard, part_name, shards_of
+from instructrec_jax.scores import parts as score_files
+from instructrec_jax.scores.parts import PreparedRequest, Shard, part_name, read_scores, shards_of
+from instructrec_jax.scoring.candidate_views import Outcome
 
 
 def row(name: str, size: int) -> dict:

@@ -9,12 +9,11 @@ import pytest
 from tiny_model import EOS, VOCAB_SIZE, ranking_batch, tiny_model
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.models.encoder_decoder import training_logits
-from instructrec_jax.models.losses import cross_entropy
+from instructrec_jax.models.objectives import cross_entropy, training_logits
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.scoring.fitting import fit_shapes
-from instructrec_jax.scoring.requests import TokenRequest, requests_of
+from instructrec_jax.scoring.prefix_trees import TokenRequest, requests_of
 from instructrec_jax.scoring.scorer import Scorer
+from instructrec_jax.scoring.shapes import fit_shapes
 
 LONGEST = 40  # tokens of the longest instruction or candidate here
 

@@ -20,6 +20,8 @@ LEVELS = {
     "seeds": (0, ""),
     "files": (0, ""),
     "manifest": (0, ""),
+    "damage": (0, ""),
+    "tokenizer": (0, ""),
     "data": (1, ""),
     "instructions": (1, ""),
     "metrics": (1, ""),
@@ -28,6 +30,10 @@ LEVELS = {
     "pipeline": (2, "tf"),
     "training": (2, "jax"),
     "scoring": (2, "jax"),
+    "generation": (2, "jax"),
+    "requests": (2, ""),
+    "scores": (2, ""),
+    "serving": (3, "jax"),
     "baselines": (2, "jax"),
     "checkpoints": (2, "jax"),
     "teacher": (2, ""),
@@ -37,7 +43,9 @@ LEVELS = {
     "__main__": (5, ""),
 }
 # Parts of one level, of which the first may import the second: records are built from artefact A.
-BESIDE = {("instructions", "data")}
+# The candidate views of scoring decide what a row of artefact E holds.
+BESIDE = {("instructions", "data"), ("scores", "scoring")}
+JAX_PARTS = {part for part, (_, column) in LEVELS.items() if column == "jax"} | {"baselines"}
 # Third-party packages that may be imported in some parts only.
 HOMES = {
     "gin": {"cli"},
@@ -47,10 +55,10 @@ HOMES = {
     "tensorflow_datasets": {"pipeline"},
     "tensorflow_text": {"pipeline"},
     "seqio": {"pipeline"},
-    "sentencepiece": {"pipeline"},
-    "pyarrow": {"data", "instructions", "metrics", "scoring"},
-    "jax": {"models", "parallel", "training", "scoring", "checkpoints", "baselines", "stages"},
-    "flax": {"models", "parallel", "training", "scoring", "checkpoints", "baselines"},
+    "sentencepiece": {"tokenizer"},
+    "pyarrow": {"data", "instructions", "metrics", "generation", "requests", "scores"},
+    "jax": JAX_PARTS | {"stages"},
+    "flax": JAX_PARTS,
     "optax": {"training", "checkpoints", "baselines", "stages"},
     "orbax": {"checkpoints"},
     "tensorstore": {"checkpoints"},

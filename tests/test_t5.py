@@ -17,8 +17,11 @@ from tiny_model import (
 from instructrec_jax.cli.gin_config import run_with_gin
 from instructrec_jax.errors import UserError
 from instructrec_jax.models import t5
-from instructrec_jax.models.encoder_decoder import candidate_log_likelihood, training_logits
-from instructrec_jax.models.objectives import NegativeLogLikelihood
+from instructrec_jax.models.objectives import (
+    NegativeLogLikelihood,
+    candidate_log_likelihood,
+    training_logits,
+)
 from instructrec_jax.parallel.mesh import DEFAULT_RULES
 from instructrec_jax.training.state import num_parameters
 

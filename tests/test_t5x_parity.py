@@ -13,15 +13,18 @@ from instructrec_jax.checkpoints import parameters
 from instructrec_jax.checkpoints.t5x_reader import T5xCheckpoint
 from instructrec_jax.checkpoints.t5x_writer import write_t5x
 from instructrec_jax.cli import main
-from instructrec_jax.models.encoder_decoder import candidate_log_likelihood, training_logits
-from instructrec_jax.models.losses import cross_entropy
-from instructrec_jax.models.objectives import NegativeLogLikelihood
+from instructrec_jax.models.objectives import (
+    NegativeLogLikelihood,
+    candidate_log_likelihood,
+    cross_entropy,
+    training_logits,
+)
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.pipeline import loader
-from instructrec_jax.scoring.packing import pack_candidates
-from instructrec_jax.scoring.requests import requests_of
+from instructrec_jax.scoring.prefix_trees import requests_of
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.training.metrics_log import FILE_NAME, read_metrics
+from instructrec_jax.training.packing import pack_candidates
 from instructrec_jax.training.state import abstract_model
 
 TOLERANCE = 1e-5

@@ -9,8 +9,8 @@ from test_report import TEST, VALIDATION, make_data, run, score_rows, write_scor
 from instructrec_jax.data import prepared
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest
-from instructrec_jax.scoring import t5x_scores
-from instructrec_jax.scoring.scores import read_scores
+from instructrec_jax.scores import t5x
+from instructrec_jax.scores.parts import read_scores
 
 # What `gin.config_str` makes of T5X's run, long lines broken as it breaks them.
 CONFIG = """import __main__ as infer_script
@@ -71,7 +71,7 @@ def folders(tmp_path_factory):
 
 
 def test_what_t5x_wrote_is_read_as_our_own_scores(folders):
-    own, found = read_scores(folders / "own_test"), t5x_scores.read_t5x_scores(folders / "test")
+    own, found = read_scores(folders / "own_test"), t5x.read_t5x_scores(folders / "test")
     assert found.example_id == own.example_id and found.template_id == own.template_id
     for name in ("candidate_ids", "log_likelihood", "num_tokens", "num_chars"):
         for row, expected in zip(getattr(found, name), getattr(own, name), strict=True):
@@ -102,9 +102,9 @@ def test_the_report_of_t5x_scores_has_the_numbers_of_our_own(folders, tmp_path):
 def test_without_the_config_split_and_checkpoint_are_unknown(folders, tmp_path):
     rows = [json.loads(line) for line in next(folders.glob("test/toy.A7*-00001")).open()]
     write_lines(tmp_path, "toy.A7.rank", rows)
-    metadata = t5x_scores.read_t5x_scores(tmp_path).metadata
+    metadata = t5x.read_t5x_scores(tmp_path).metadata
     assert metadata["split"] is None and metadata["checkpoint_step"] is None
-    assert metadata["checkpoint"] == t5x_scores.UNKNOWN
+    assert metadata["checkpoint"] == t5x.UNKNOWN
 
 
 def test_exchanged_folders_of_t5x_are_noticed(folders, tmp_path):
@@ -121,7 +121,7 @@ def test_shards_are_put_together_in_any_order_of_rows(folders, tmp_path):
     half = len(rows) // 2 // 10 * 10
     write_lines(tmp_path, "toy.A9.rank", rows[half:][::-1], shard=1, shards=2)
     write_lines(tmp_path, "toy.A9.rank", rows[:half], shard=0, shards=2)
-    found = t5x_scores.read_t5x_scores(tmp_path)
+    found = t5x.read_t5x_scores(tmp_path)
     assert len(found.example_id) == len(rows) // 10
     expected = {
         (row["inputs"]["example_id"], *row["inputs"]["idx"][1:]): row["score"] for row in rows
@@ -171,26 +171,26 @@ def test_rows_that_make_no_sense_are_refused(folders, tmp_path, change, message)
     change(rows)
     write_lines(tmp_path, "toy.A7.rank", rows)
     with pytest.raises(UserError, match=message):
-        t5x_scores.read_t5x_scores(tmp_path)
+        t5x.read_t5x_scores(tmp_path)
 
 
 def test_a_line_cut_short_is_named(folders, tmp_path):
     path = write_lines(tmp_path, "toy.A7.rank", [{"inputs": {}, "score": 1.0}])
     path.write_text(path.read_text()[:-4])
     with pytest.raises(UserError, match="line 1 is no score"):
-        t5x_scores.read_t5x_scores(tmp_path)
+        t5x.read_t5x_scores(tmp_path)
 
 
 def test_unfinished_runs_and_other_tasks_are_refused(tmp_path):
     path = write_lines(tmp_path, "toy.A7.rank", [], shard=0, shards=2)
     with pytest.raises(UserError, match=r"has not finished scoring toy\.A7\.rank .* shard 1 of 2"):
-        t5x_scores.read_t5x_scores(tmp_path)
+        t5x.read_t5x_scores(tmp_path)
     write_lines(tmp_path, "toy.A7.rank", [], shard=1, shards=2)
     path.with_name(path.name + ".COMPLETED").unlink()
     with pytest.raises(UserError, match=r"shard 0 of 2 or its \.COMPLETED"):
-        t5x_scores.read_t5x_scores(tmp_path)
+        t5x.read_t5x_scores(tmp_path)
     other = tmp_path / "other"
     other.mkdir()
     write_lines(other, "toy.A7", [])
     with pytest.raises(UserError, match=r"T5X's scores of toy\.A7; expected .*\.rank"):
-        t5x_scores.read_t5x_scores(other)
+        t5x.read_t5x_scores(other)

@@ -12,7 +12,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Kind, Slot, slots_of, variants
 from instructrec_jax.manifest import read_manifest
 from instructrec_jax.pipeline import loader, preprocessors, record_store, registry, vocabulary
-from instructrec_jax.pipeline.task_registration import (
+from instructrec_jax.pipeline.registry import (
     mixing_rate,
     pair_features,
     register_mixture,

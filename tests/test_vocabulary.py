@@ -8,6 +8,7 @@ import seqio
 import tensorflow as tf
 from sentencepiece import sentencepiece_model_pb2
 
+from instructrec_jax import tokenizer
 from instructrec_jax.errors import UserError
 from instructrec_jax.pipeline import vocabulary
 from instructrec_jax.pipeline.vocabulary import CorpusVocabulary
@@ -25,7 +26,7 @@ def forget_choice():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("vocabulary") / "toy.model"
-    vocabulary.train_vocabulary(CORPUS, path, vocab_size=320)
+    tokenizer.train_vocabulary(CORPUS, path, vocab_size=320)
     return path
 
 
@@ -35,7 +36,7 @@ def test_all_instances_follow_the_choice_of_the_run(model, tmp_path):
     vocabulary.use_vocabulary(model)
     assert early.vocab_size == vocabulary.vocabulary_size() == 320
     other = tmp_path / "other.model"
-    vocabulary.train_vocabulary(CORPUS, other, vocab_size=300)
+    tokenizer.train_vocabulary(CORPUS, other, vocab_size=300)
     vocabulary.use_vocabulary(other)
     assert early.vocab_size == 300
     assert early.tf_tokenizer.vocab_size().numpy() == 300
@@ -49,7 +50,7 @@ def test_extra_ids_come_after_the_pieces(model):
 def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
     path = tmp_path / "toy.model"
     for size in (300, 320):
-        vocabulary.train_vocabulary(CORPUS, path, vocab_size=size)
+        tokenizer.train_vocabulary(CORPUS, path, vocab_size=size)
         vocabulary.use_vocabulary(path)
         assert vocabulary.vocabulary_size() == size
 
@@ -84,7 +85,7 @@ def test_tensorflow_and_python_tokenise_alike_and_every_character_survives(model
 
 
 def test_training_again_gives_the_same_bytes(model, tmp_path):
-    vocabulary.train_vocabulary(iter(CORPUS), tmp_path / "again.model", vocab_size=320)
+    tokenizer.train_vocabulary(iter(CORPUS), tmp_path / "again.model", vocab_size=320)
     assert (tmp_path / "again.model").read_bytes() == model.read_bytes()
 
 
@@ -97,20 +98,20 @@ def test_pieces_do_not_cross_blanks(model):
 
 def test_a_small_corpus_gives_fewer_pieces(tmp_path):
     path = tmp_path / "a.model"
-    found = vocabulary.train_vocabulary(CORPUS, path, vocab_size=5000)
+    found = tokenizer.train_vocabulary(CORPUS, path, vocab_size=5000)
     assert 259 < found < 5000
-    assert found == vocabulary.check_vocabulary(path).get_piece_size()
-    assert vocabulary.train_vocabulary(CORPUS, tmp_path / "b.model", vocab_size=300) == 300
+    assert found == tokenizer.check_vocabulary(path).get_piece_size()
+    assert tokenizer.train_vocabulary(CORPUS, tmp_path / "b.model", vocab_size=300) == 300
 
 
 def test_too_few_pieces_are_refused_with_the_smallest_number(tmp_path):
     with pytest.raises(UserError, match=r"vocab_size=100 .* at least \d+"):
-        vocabulary.train_vocabulary(CORPUS, tmp_path / "a.model", vocab_size=100)
+        tokenizer.train_vocabulary(CORPUS, tmp_path / "a.model", vocab_size=100)
 
 
 def test_an_empty_corpus_is_refused(tmp_path):
     with pytest.raises(UserError, match="no text"):
-        vocabulary.train_vocabulary(["", " "], tmp_path / "a.model", vocab_size=300)
+        tokenizer.train_vocabulary(["", " "], tmp_path / "a.model", vocab_size=300)
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -131,7 +132,7 @@ def test_other_special_ids_are_refused(tmp_path):
         sentence_iterator=iter(CORPUS), model_prefix=str(path), vocab_size=30, minloglevel=2
     )
     with pytest.raises(UserError, match=r"pad, eos, unk = \(-1, 2, 0\); expected \(0, 1, 2\)"):
-        vocabulary.copy_vocabulary(f"{path}.model", tmp_path / "copy.model")
+        tokenizer.copy_vocabulary(f"{path}.model", tmp_path / "copy.model")
     assert not (tmp_path / "copy.model").exists()
 
 

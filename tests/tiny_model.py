@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructrec_jax.models.t5 import T5, T5Config
-from instructrec_jax.scoring.packing import pack_candidates
+from instructrec_jax.training.packing import pack_candidates
 
 VOCAB_SIZE = 64
 EOS = 1

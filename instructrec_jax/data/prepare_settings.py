@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from instructrec_jax.data.readers import damage
+from instructrec_jax import damage
 from instructrec_jax.errors import UserError
 
 MIN_HISTORY = 3  # one item to learn from, the validation target, the test target

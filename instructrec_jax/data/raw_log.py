@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from instructrec_jax.data.readers.damage import Damage
+from instructrec_jax.damage import Damage
 from instructrec_jax.data.readers.events import EventReader, read_reviews
 from instructrec_jax.errors import UserError
 

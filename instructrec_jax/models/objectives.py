@@ -1,19 +1,148 @@
-"""Training objectives: what a gin file may put in OBJECTIVE."""
+"""Training objectives: what a gin file may put in OBJECTIVE, with the losses they are made of."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.models.encoder_decoder import (
-    Batch,
-    candidate_log_likelihood,
-    training_logits,
-)
-from instructrec_jax.models.losses import cross_entropy, listwise_cross_entropy
 from instructrec_jax.models.t5 import T5, example_segments, same_segment
+
+Batch = Mapping[str, Array]
+
+
+def training_logits(
+    model: T5, batch: Batch, dropout_key: Array | None = None
+) -> tuple[Array, Array]:
+    """Returns the logits of a training batch, packed or not.
+
+    Args:
+      model: the model.
+      batch: `encoder_input_tokens` int32 [B, S]; `decoder_input_tokens` and
+        `decoder_target_tokens` int32 [B, T]; when packed also `encoder_segment_ids` [B, S] and
+        `decoder_segment_ids` [B, T].
+      dropout_key: a key in training, None otherwise.
+
+    Returns:
+      (all logits, float32 [B, T, V]; those of the target tokens, float32 [B, T]).
+    """
+    tokens, targets = batch["encoder_input_tokens"], batch["decoder_target_tokens"]
+    encoder_segments = batch.get("encoder_segment_ids", example_segments(tokens))
+    segments = batch.get("decoder_segment_ids", example_segments(targets))
+    hidden = model.decode(
+        batch["decoder_input_tokens"][:, None],
+        segments[:, None],
+        encoded=model.encode(tokens, encoder_segments, dropout_key=dropout_key),
+        cross_mask=same_segment(segments, encoder_segments)[:, None],
+        dropout_key=dropout_key,
+    )[:, 0]
+    return model.logits(hidden), model.target_logits(hidden, targets)
+
+
+def candidate_log_likelihood(model: T5, batch: Batch, dropout_key: Array | None = None) -> Array:
+    """Returns log P(candidate | instruction), the sum over its tokens including EOS.
+
+    The instruction is encoded once, however many candidates it has, and short candidates share
+    rows. Source: paper section 3.3: candidates are ranked by the likelihood of their titles.
+
+    Args:
+      model: the model.
+      batch: a packed ranking batch: `encoder_input_tokens` int32 [B, S]; `packed_tokens` int32
+        [B, R, T], candidates one after another, each ending in EOS; `packed_candidates` int32
+        [B, R, T], 1 + index of the candidate a token belongs to, 0 = padding; `num_tokens` int32
+        [B, C], 0 where there is no candidate.
+      dropout_key: a key in training, None otherwise.
+
+    Returns:
+      float32 [B, C], natural log, -inf where there is no candidate.
+    """
+    owners, num_tokens = batch["packed_candidates"], batch["num_tokens"]
+    log_likelihood = _packed_token_log_likelihood(model, batch, dropout_key)
+    # A product with a one-hot instead of a scatter: the same sum in the same order every time.
+    one_hot = jax.nn.one_hot(owners - 1, num_tokens.shape[1], dtype=jnp.float32)
+    total = jnp.einsum("BRT,BRTC->BC", log_likelihood, one_hot)
+    return jnp.where(num_tokens > 0, total, -jnp.inf)
+
+
+def _packed_token_log_likelihood(model: T5, batch: Batch, dropout_key: Array | None) -> Array:
+    """Returns the log-probability of every packed token, float32 [B, R, T], 0 on padding."""
+    tokens, targets = batch["encoder_input_tokens"], batch["packed_tokens"]
+    owners = batch["packed_candidates"]
+    encoder_segments = example_segments(tokens)
+    follows = owners == jnp.pad(owners, ((0, 0), (0, 0), (1, 0)))[..., :-1]
+    previous = jnp.pad(targets, ((0, 0), (0, 0), (1, 0)))[..., :-1]
+    hidden = model.decode(
+        jnp.where(follows, previous, 0),
+        owners,
+        encoded=model.encode(tokens, encoder_segments, dropout_key=dropout_key),
+        cross_mask=(owners > 0)[..., None] & (encoder_segments > 0)[:, None, None, :],
+        dropout_key=dropout_key,
+    )
+    log_z = jax.nn.logsumexp(model.logits(hidden), axis=-1)
+    return jnp.where(owners > 0, model.target_logits(hidden, targets) - log_z, 0.0)
+
+
+def cross_entropy(
+    logits: Array,
+    target_logits: Array,
+    weights: Array,
+    *,
+    z_loss: float,
+    label_smoothing: float,
+) -> tuple[Array, Array]:
+    """Returns the negative log-likelihood of the targets with z-loss, summed over tokens.
+
+    Source: paper section 3.3, equation (1), the NLL of the target; the z-loss, z_loss * log(Z)^2,
+    is T5X's and keeps the softmax normaliser Z near 1.
+
+    Args:
+      logits: float32 [..., T, V].
+      target_logits: float32 [..., T], those of the target tokens.
+      weights: float32 [..., T], 0 where a token does not count.
+      z_loss: factor of log(Z)^2.
+      label_smoothing: probability mass spread evenly over the other V - 1 tokens; the entropy of
+        the smoothed target is subtracted, so that a perfect prediction costs 0.
+
+    Returns:
+      (loss, the z-loss part of it), float32 scalars, sums over the counted tokens.
+    """
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    loss = log_z - target_logits
+    if label_smoothing:
+        others = logits.shape[-1] - 1
+        confidence, low = 1.0 - label_smoothing, label_smoothing / others
+        rest = jnp.sum(logits, axis=-1) - target_logits - others * log_z
+        entropy = -(confidence * jnp.log(confidence) + label_smoothing * jnp.log(low))
+        loss = confidence * loss - low * rest - entropy
+    total_z = jnp.sum(z_loss * jnp.square(log_z) * weights)
+    return jnp.sum(loss * weights) + total_z, total_z
+
+
+def listwise_cross_entropy(
+    log_likelihood: Array, target_index: Array, is_counted: Array
+) -> tuple[Array, Array]:
+    """Returns the cross-entropy of the target under a softmax over its candidates.
+
+    The ListNet loss with one relevant item (Cao et al., ICML 2007), over log-likelihoods.
+
+    Args:
+      log_likelihood: float32 [B, C], scaled as wished; -inf for padding candidates.
+      target_index: int32 [B], place of the target among the candidates.
+      is_counted: bool [B], False on padding rows.
+
+    Returns:
+      (sum of losses, number of counted rows whose target has the highest value), float32 scalars.
+    """
+    safe = jnp.where(is_counted[:, None], log_likelihood, 0.0)
+    target = jnp.where(is_counted, target_index, 0)[:, None]
+    log_probability = jax.nn.log_softmax(safe, axis=-1)
+    loss = -jnp.take_along_axis(log_probability, target, axis=-1)[:, 0]
+    hits = jnp.argmax(safe, axis=-1) == target[:, 0]
+    return jnp.sum(jnp.where(is_counted, loss, 0.0)), jnp.sum(hits & is_counted, dtype=jnp.float32)
+
 
 REAL_TOKENS = "NUM_REAL_TARGET_TOKENS"
 TOTAL_TOKENS = "NUM_TOTAL_TARGET_TOKENS"

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.pipeline import registry
-from instructrec_jax.pipeline.task_registration import GROUP_FIELDS, GROUPED
+from instructrec_jax.pipeline.registry import GROUP_FIELDS, GROUPED
 from instructrec_jax.pipeline.token_budget import ERROR_BEGIN, ERROR_END
 
 Batch = dict[str, np.ndarray]

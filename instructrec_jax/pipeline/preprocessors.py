@@ -15,7 +15,7 @@ from instructrec_jax.instructions.language import QUERY_FIELDS, Query, Slot, Var
 from instructrec_jax.instructions.render import NO, NUM_ANSWER_TITLES, YES
 from instructrec_jax.pipeline import rendering
 from instructrec_jax.pipeline.token_budget import Fitted, TokenBudget, assert_fits
-from instructrec_jax.pipeline.vocabulary import EOS_ID
+from instructrec_jax.tokenizer import EOS_ID
 
 Record = dict[str, tf.Tensor]
 Lengths = Mapping[str, int] | None

@@ -6,8 +6,8 @@ import seqio
 import tensorflow as tf
 
 from instructrec_jax.pipeline import loader, preprocessors
-from instructrec_jax.pipeline.record_reader import as_record
-from instructrec_jax.pipeline.task_registration import InstructionTask
+from instructrec_jax.pipeline.record_store import as_record
+from instructrec_jax.pipeline.registry import InstructionTask
 from instructrec_jax.records import InstructionRecord
 
 Sample = Iterator[tuple[InstructionRecord, loader.Batch]]

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from instructrec_jax.instructions.language import LIST_SEPARATOR, Segments, Slot, slots_of
 from instructrec_jax.pipeline import rendering
-from instructrec_jax.pipeline.vocabulary import EOS_ID
+from instructrec_jax.tokenizer import EOS_ID
 
 # Begins and ends our message inside the text of a TensorFlow error; the loader takes it out.
 ERROR_BEGIN, ERROR_END = "[[instructrec: ", " :instructrec]]"
@@ -26,7 +26,7 @@ _WHAT = {
 }
 _FEWER_CANDIDATES = (
     ', or show fewer candidates: "candidates" there says how many, and scoring with BALLOTS = '
-    "@ballots.Groups() shows only ballots.Groups.size of them at a time"
+    "@candidate_views.Groups() shows only candidate_views.Groups.size of them at a time"
 )
 
 Values = dict[Slot, tf.Tensor]

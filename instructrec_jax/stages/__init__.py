@@ -1,1 +1,1 @@
-"""One file a stage; the only place where the pipeline meets the models."""
+"""A file or a folder for each verb; the only place where the pipeline meets the models."""

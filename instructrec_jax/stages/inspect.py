@@ -10,7 +10,7 @@ from typing import Any
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
-from instructrec_jax.pipeline.task_registration import GROUPED, RANK
+from instructrec_jax.pipeline.registry import GROUPED, RANK
 from instructrec_jax.stages.run_data import VOCABULARY_FILE, dataset_of
 
 logger = logging.getLogger(__name__)

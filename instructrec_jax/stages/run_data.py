@@ -7,6 +7,7 @@ from pathlib import Path
 from instructrec_jax import files, manifest
 from instructrec_jax.errors import UserError
 from instructrec_jax.pipeline import record_store, registry, vocabulary
+from instructrec_jax.tokenizer import pieces
 
 VOCABULARY_FILE = Path("vocabulary") / "sentencepiece.model"
 
@@ -71,7 +72,7 @@ class RunData:
         if tokenizer is None:
             return
         own = self._vocabulary_path(task)
-        theirs, ours = vocabulary.pieces(tokenizer), vocabulary.pieces(own)
+        theirs, ours = pieces(tokenizer), pieces(own)
         # One file may hold the sentinel ids that the other leaves to its reader.
         if theirs[: len(ours)] != ours[: len(theirs)]:
             raise UserError(

@@ -23,7 +23,7 @@ from flax import nnx
 from jax import Array
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.parallel.sharding import logical_axes
+from instructrec_jax.parallel.mesh import logical_axes
 
 Shape = tuple[int, ...]
 

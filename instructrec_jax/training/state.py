@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from instructrec_jax.models.adapters import EVERYTHING, FineTuning, join, split, with_adapters
 from instructrec_jax.models.t5 import T5, T5Config
-from instructrec_jax.parallel.sharding import bytes_per_device, state_shardings
+from instructrec_jax.parallel.mesh import bytes_per_device, state_shardings
 
 
 class TrainState(NamedTuple):

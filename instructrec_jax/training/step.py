@@ -7,10 +7,9 @@ import optax
 from jax.sharding import Mesh
 
 from instructrec_jax.models.adapters import EVERYTHING, FineTuning, join, split
-from instructrec_jax.models.encoder_decoder import Batch
-from instructrec_jax.models.objectives import Metrics, Objective
+from instructrec_jax.models.objectives import Batch, Metrics, Objective
 from instructrec_jax.models.t5 import T5
-from instructrec_jax.parallel.sharding import batch_sharding
+from instructrec_jax.parallel.mesh import batch_sharding
 from instructrec_jax.training.state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]

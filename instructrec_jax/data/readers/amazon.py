@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from instructrec_jax.damage import SKIP, Damage, damaged
 from instructrec_jax.data.raw_log import LogBuilder, RawItem, RawLog
-from instructrec_jax.data.readers.damage import SKIP, Damage, damaged
 from instructrec_jax.data.readers.events import Event
 from instructrec_jax.data.readers.formats import Format
 from instructrec_jax.data.readers.lines import read_lines

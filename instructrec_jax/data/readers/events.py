@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from instructrec_jax.data.readers.damage import Damage, damaged
+from instructrec_jax.damage import Damage, damaged
 from instructrec_jax.data.readers.rows import as_id, as_text, as_time
 from instructrec_jax.errors import UserError
 

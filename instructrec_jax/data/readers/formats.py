@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from instructrec_jax.damage import Damage
 from instructrec_jax.data.raw_log import RawLog
-from instructrec_jax.data.readers.damage import Damage
 from instructrec_jax.errors import UserError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NoReturn, cast
 
-from instructrec_jax.data.readers.damage import Damage, DamagedLineError, damaged
+from instructrec_jax.damage import Damage, DamagedLineError, damaged
 from instructrec_jax.errors import UserError
 
 _GZIP_MAGIC = b"\x1f\x8b"

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from instructrec_jax.data.readers.damage import damaged
+from instructrec_jax.damage import damaged
 
 
 def parse_record(text: str, path: Path, line: int) -> dict[str, Any]:

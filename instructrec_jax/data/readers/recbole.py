@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from instructrec_jax.damage import Damage
 from instructrec_jax.data.raw_log import LogBuilder, RawItem, RawLog
-from instructrec_jax.data.readers.damage import Damage
 from instructrec_jax.data.readers.events import RowEvents
 from instructrec_jax.data.readers.formats import Format, find_one
 from instructrec_jax.data.readers.rows import Column, as_id, as_text, header_names, tsv_rows

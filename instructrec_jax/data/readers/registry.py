@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from instructrec_jax.damage import Damage
 from instructrec_jax.data.raw_log import RawLog
 from instructrec_jax.data.readers import amazon, plain, recbole, sequences
-from instructrec_jax.data.readers.damage import Damage
 from instructrec_jax.data.readers.formats import Format
 from instructrec_jax.errors import UserError
 

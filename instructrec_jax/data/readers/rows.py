@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructrec_jax.data.readers.damage import Damage, DamagedLineError, damaged
+from instructrec_jax.damage import Damage, DamagedLineError, damaged
 from instructrec_jax.data.readers.lines import fail, read_lines
 from instructrec_jax.data.titles import category_path
 from instructrec_jax.errors import UserError

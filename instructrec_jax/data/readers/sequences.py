@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from instructrec_jax.damage import Damage, damaged
 from instructrec_jax.data.raw_log import LogBuilder, RawLog
-from instructrec_jax.data.readers.damage import Damage, damaged
 from instructrec_jax.data.readers.formats import Format, find_one
 from instructrec_jax.data.readers.plain import find_items, read_items
 from instructrec_jax.data.readers.rows import Column, as_id, tsv_rows

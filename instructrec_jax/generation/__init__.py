@@ -1,0 +1,1 @@
+"""Item generation (T2): titles of a catalogue that a model finds likeliest, by beam search."""

@@ -1,0 +1,1 @@
+"""Ranking requests from files, row by row, as records."""

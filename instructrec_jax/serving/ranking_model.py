@@ -1,0 +1,177 @@
+"""Scoring and ranking texts from Python, for a notebook or a service: no tasks, no files."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from instructrec_jax.checkpoints.source import load_model, open_source
+from instructrec_jax.errors import UserError
+from instructrec_jax.instructions.language import plain_text, plain_title
+from instructrec_jax.models.t5 import T5
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.report.normalisers import normalise
+from instructrec_jax.scoring.prefix_trees import TokenRequest
+from instructrec_jax.scoring.scorer import Scorer
+from instructrec_jax.tokenizer import SentencePieceModel, check_vocabulary, tokens_of
+from instructrec_jax.training.state import abstract_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RankingModel:
+    """A model on its devices with what turns texts into its tokens.
+
+    Attributes:
+      model: the parameters.
+      vocabulary: the SentencePiece model.
+      scorer: scores tokens on the mesh.
+    """
+
+    model: T5
+    vocabulary: SentencePieceModel
+    scorer: Scorer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RankedCandidate:
+    """A candidate and where it stands.
+
+    Attributes:
+      candidate: its text, as it was given.
+      place: its index among the candidates that were given.
+      log_likelihood: natural log of its probability, the sum over its tokens and EOS.
+      value: what it was ranked by.
+    """
+
+    candidate: str
+    place: int
+    log_likelihood: float
+    value: float
+
+
+def open_model(
+    checkpoint_path: Path | str,
+    *,
+    vocabulary: Path | str | None = None,
+    dtype: str = "float32",
+    mesh: MeshSettings | None = None,
+) -> RankingModel:
+    """Returns a checkpoint ready to score texts.
+
+    Args:
+      checkpoint_path: a MODEL_DIR, or Flan-T5 or T5 1.1 as Hugging Face or T5X keep it.
+      vocabulary: its SentencePiece model; None: the one that lies beside it.
+      dtype: compute type, "float32" or "bfloat16".
+      mesh: how devices are shared; None: all of them split the requests.
+
+    Raises:
+      UserError: if there is no checkpoint or no vocabulary, or they do not fit each other.
+    """
+    source = open_source(checkpoint_path)
+    path = source.tokenizer if vocabulary is None else vocabulary
+    if path is None:
+        raise UserError(
+            f"no SentencePiece model lies beside {source.path}; name it with vocabulary=, for a "
+            "model of this package DATA_DIR/<dataset>/vocabulary/sentencepiece.model"
+        )
+    pieces = check_vocabulary(path)
+    config = dataclasses.replace(source.config, dtype=dtype)
+    if pieces.get_piece_size() > config.vocab_size:
+        raise UserError(
+            f"vocabulary {path} has {pieces.get_piece_size()} ids and the model of "
+            f"{source.path} only {config.vocab_size} rows for them; name the one it was made for"
+        )
+    device_mesh = make_mesh(mesh or MeshSettings())
+    model = load_model(source, abstract_model(config, device_mesh))
+    return RankingModel(model=model, vocabulary=pieces, scorer=Scorer(device_mesh))
+
+
+def score_candidates(
+    model: RankingModel, instructions: Sequence[str], candidates: Sequence[Sequence[str]]
+) -> list[np.ndarray]:
+    """Returns the log-likelihood of every candidate under its instruction.
+
+    Texts become tokens as in `instructrec score` with requests that hold whole instructions, and
+    the numbers are the same. The first call compiles, which takes seconds; many instructions in one
+    call cost far less than one by one.
+
+    Args:
+      model: from `open_model`.
+      instructions: n texts.
+      candidates: n sequences of texts, such as titles; they may differ in number.
+
+    Returns:
+      n arrays float32 [c]: natural log, the sum over the candidate's tokens including EOS.
+
+    Raises:
+      UserError: if the numbers differ, or a request has no candidates or an empty text.
+
+    Example:
+      `score_candidates(model, ["What next after: Red Kite?"], [["Blue Kite", "Moon Doll"]])`
+      may give `[array([-7.1, -9.4])]`.
+    """
+    return model.scorer(model.model, _requests(model, instructions, candidates))
+
+
+def rank(
+    model: RankingModel,
+    instructions: Sequence[str],
+    candidates: Sequence[Sequence[str]],
+    *,
+    normaliser: str = "sum",
+) -> list[list[RankedCandidate]]:
+    """Returns the candidates of each instruction, best first; equal ones stay in their order.
+
+    Args:
+      model: from `open_model`.
+      instructions: n texts.
+      candidates: n sequences of texts.
+      normaliser: "sum", "mean" over a candidate's tokens, or "char", the mean over its characters.
+
+    Raises:
+      UserError: as `score_candidates`, or if no normaliser has that name.
+    """
+    requests = _requests(model, instructions, candidates)
+    found = model.scorer(model.model, requests)
+    ranked = []
+    for texts, request, log_likelihood in zip(candidates, requests, found, strict=True):
+        num_tokens = np.array([len(tokens) for tokens in request.candidates], np.int32)
+        num_chars = np.array([len(plain_title(text)) for text in texts], np.int32)
+        values = normalise(log_likelihood, num_tokens, normaliser, num_chars=num_chars)
+        ranked.append(
+            [
+                RankedCandidate(
+                    candidate=texts[place],
+                    place=int(place),
+                    log_likelihood=float(log_likelihood[place]),
+                    value=float(values[place]),
+                )
+                for place in np.argsort(-values, kind="stable")
+            ]
+        )
+    return ranked
+
+
+def _requests(
+    model: RankingModel, instructions: Sequence[str], candidates: Sequence[Sequence[str]]
+) -> list[TokenRequest]:
+    """Returns texts as tokens."""
+    if isinstance(instructions, str) or any(isinstance(texts, str) for texts in candidates):
+        raise UserError(
+            "instructions and the candidates of each are sequences of texts, and a text was given "
+            "in place of one; write [text]"
+        )
+    if len(instructions) != len(candidates):
+        raise UserError(
+            f"{len(instructions)} instructions and candidates for {len(candidates)}; expected one "
+            "sequence of candidates for each instruction"
+        )
+    return [
+        TokenRequest(
+            request_id=f"number {index}",
+            instruction=tokens_of(model.vocabulary, plain_text(instruction)),
+            candidates=[tokens_of(model.vocabulary, plain_title(text)) for text in texts],
+        )
+        for index, (instruction, texts) in enumerate(zip(instructions, candidates, strict=True))
+    ]

@@ -1,0 +1,240 @@
+"""The stage `build`: artefact A to instruction records (C) and a vocabulary, ready for SeqIO."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from instructrec_jax import files, tokenizer
+from instructrec_jax.data.columnar import LEAVE_ONE_OUT
+from instructrec_jax.data.prepared import PreparedData, read_prepared
+from instructrec_jax.data.splits import TRAIN
+from instructrec_jax.errors import UserError
+from instructrec_jax.instructions.builder import RecordSettings
+from instructrec_jax.instructions.language import Literal, Template, plain_text, plain_title
+from instructrec_jax.manifest import Manifest, find_same_work
+from instructrec_jax.pipeline import registry
+from instructrec_jax.records import InstructionRecord
+from instructrec_jax.stages.build import beam
+from instructrec_jax.stages.build import shards as build_shards
+from instructrec_jax.stages.build.shards import Shard, Work
+from instructrec_jax.stages.run_data import VOCABULARY_FILE
+
+logger = logging.getLogger(__name__)
+_NUM_SAMPLE_RECORDS = 3000  # whose teacher texts the vocabulary learns from
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildSettings(RecordSettings):
+    """What decides the records and the vocabulary beside the prepared data.
+
+    Attributes:
+      vocabulary_path: a SentencePiece model to copy, such as T5's; None to train one.
+      vocab_size: most pieces of the vocabulary that is trained; few texts give fewer.
+      task_module: the module whose templates the vocabulary should know.
+      teacher: who writes preferences and intentions: "extractive", or "none" for no such texts.
+      records_per_shard: most records in a file.
+    """
+
+    vocabulary_path: str | None = None
+    vocab_size: int = 2000
+    task_module: str = "tasks.mixtures"
+    teacher: str = "extractive"
+    records_per_shard: int = 20_000
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "num_train_negatives",
+            "max_train_positions",
+            "records_per_shard",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}; it must be at least 1")
+        build_shards.make_teacher(self.teacher)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Where the files are written, which decides nothing of what is in them.
+
+    Attributes:
+      num_workers: processes of this machine.
+      runner: an Apache Beam runner instead, such as "DirectRunner".
+      beam_options: further flags of that runner.
+    """
+
+    num_workers: int = 1
+    runner: str | None = None
+    beam_options: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise UserError(f"num_workers={self.num_workers}; it must be at least 1")
+
+
+def build(
+    *,
+    dataset: str,
+    input_dir: Path | str,
+    output_dir: Path | str,
+    settings: BuildSettings,
+    execution: Execution | None = None,
+) -> Manifest:
+    """Writes `output_dir/<dataset>`: the TFDS configs, the vocabulary and the manifest.
+
+    It streams, and files that an interrupted run has finished are kept and not written again; the
+    folder appears under its name when all is there.
+
+    Args:
+      dataset: its name; tasks bear it.
+      input_dir: output folder of `prepare`.
+      output_dir: the TFDS data_dir, which may hold other datasets too.
+      settings: what else decides the records.
+      execution: where the work is done; None for this process.
+
+    Returns:
+      The manifest; that of the earlier run where the same work is done already.
+
+    Raises:
+      UserError: if an input or a setting is unusable, or the folder holds another run.
+    """
+    folder = Path(output_dir) / dataset
+    planned = _plan(dataset, Path(input_dir), settings)
+    if (earlier := find_same_work(folder, planned)) is not None:
+        logger.info("build: %s is up to date", folder)
+        return earlier
+    data = read_prepared(input_dir)
+    _check(data, dataset, Path(input_dir), settings)
+    partial = _partial_folder(folder, planned)
+    work = Work(
+        input_dir=str(input_dir),
+        output_dir=str(partial),
+        dataset=dataset,
+        teacher=settings.teacher,
+        settings=settings,
+    )
+    shards = build_shards.plan_shards(work, settings.records_per_shard)
+    try:
+        pieces = _write_vocabulary(partial / VOCABULARY_FILE, data, work, settings)
+        _write_shards(work, shards, execution or Execution())
+    except UserError:
+        _remove_if_nothing_is_there(partial)
+        raise
+    counts, drops = build_shards.finish(work, shards)
+    manifest = dataclasses.replace(planned, counts={**counts, "vocabulary": pieces}, drops=drops)
+    manifest.write(partial)
+    partial.rename(folder)
+    _remove_other_partial_folders(folder)
+    _report(manifest, folder)
+    return manifest
+
+
+def _plan(dataset: str, input_dir: Path, settings: BuildSettings) -> Manifest:
+    """Returns the manifest of the work, without what it will count."""
+    plain = dataclasses.asdict(settings)
+    path = plain.pop("vocabulary_path")
+    teacher = build_shards.make_teacher(settings.teacher)
+    plain["teacher"] = teacher.name if teacher else "none"  # its version decides the texts
+    inputs = {"prepared": files.sha256(input_dir / "manifest.json")} if input_dir.exists() else {}
+    if path is not None:
+        tokenizer.check_vocabulary(path)
+        inputs["vocabulary"] = files.sha256(path)
+    return Manifest(stage="build", inputs=inputs, settings={"dataset": dataset, **plain})
+
+
+def _check(data: PreparedData, dataset: str, input_dir: Path, settings: BuildSettings) -> None:
+    """Raises where the prepared data are not what is asked for."""
+    if data.dataset != dataset:
+        raise UserError(f"{input_dir} holds dataset {data.dataset!r}, not {dataset!r}")
+    if settings.states_time and not len(data.histories.times):
+        raise UserError(
+            f"states_time is set, and {input_dir} has no times in seconds since 1970; leave it out"
+        )
+
+
+def _partial_folder(folder: Path, planned: Manifest) -> Path:
+    """Returns where the work is done until it is complete; equal work finds the same folder."""
+    work = json.dumps([dict(planned.inputs), dict(planned.settings)], sort_keys=True)
+    name = f".{folder.name}.{hashlib.sha256(work.encode()).hexdigest()[:12]}.partial"
+    partial = folder.with_name(name)
+    for left in partial.rglob(".*.tmp"):  # half-written by a run that was killed
+        left.unlink()
+    return partial
+
+
+def _remove_if_nothing_is_there(partial: Path) -> None:
+    """Removes the folder of a run that could not begin."""
+    if not any(path.is_file() for path in partial.rglob("*")):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_other_partial_folders(folder: Path) -> None:
+    """Removes what interrupted runs with other settings left, now that the dataset is there."""
+    for other in folder.parent.glob(f".{folder.name}.*.partial"):
+        shutil.rmtree(other)
+
+
+def _write_shards(work: Work, shards: Sequence[Shard], execution: Execution) -> None:
+    """Writes what is missing, wherever it is to be done."""
+    if execution.runner is not None:
+        beam.run_on_beam(work, shards, runner=execution.runner, options=execution.beam_options)
+        return
+    written = build_shards.write_all(work, shards, num_workers=execution.num_workers)
+    for number, shard in enumerate(written, start=1):
+        logger.info("build: %s %s, file %d of %d", shard.config, shard.split, number, len(shards))
+
+
+def _write_vocabulary(path: Path, data: PreparedData, work: Work, settings: BuildSettings) -> int:
+    """Copies or trains the vocabulary; returns its number of pieces."""
+    if path.exists():
+        return tokenizer.check_vocabulary(path).get_piece_size()
+    if settings.vocabulary_path is not None:
+        return tokenizer.copy_vocabulary(settings.vocabulary_path, path)
+    templates = registry.import_task_module(settings.task_module, data.dataset).TEMPLATES
+    builder = build_shards.record_builder(work)
+    num_sampled = min(_NUM_SAMPLE_RECORDS, builder.num_records(LEAVE_ONE_OUT, TRAIN))
+    sample = builder.records(LEAVE_ONE_OUT, TRAIN, range(num_sampled), build_shards.Tally())
+    lines = itertools.chain(vocabulary_lines(data, templates), teacher_lines(sample))
+    return tokenizer.train_vocabulary(lines, path, vocab_size=settings.vocab_size)
+
+
+def _report(manifest: Manifest, folder: Path) -> None:
+    """Logs what was written and left out."""
+    for name, count in {**manifest.counts, **manifest.drops}.items():
+        logger.info("build: %s=%d", name, count)
+    logger.info("build: wrote %s, texts by the teacher %s", folder, manifest.settings["teacher"])
+
+
+def vocabulary_lines(data: PreparedData, templates: Iterable[Template]) -> Iterator[str]:
+    """Yields the corpus of the vocabulary: titles, categories and the templates' wording.
+
+    Every prompt holds a template and about thirty titles, so the wording comes once for each
+    thirty titles: its words become single pieces, and prompts short.
+    """
+    wording = [text for template in templates for text in _literals(template)]
+    for index, item in enumerate(data.items):
+        if index % 30 == 0:
+            yield from wording
+        yield plain_title(item.title)
+        if item.category:
+            yield plain_text(item.category)
+
+
+def teacher_lines(records: Iterable[InstructionRecord]) -> Iterator[str]:
+    """Yields the teacher's texts of records, the first of each aspect."""
+    for record in records:
+        for texts in (record.preference, record.vague_intention, record.second_vague_intention):
+            yield from (plain_text(text) for text in texts[:1])
+
+
+def _literals(template: Template) -> Iterator[str]:
+    """Yields the fixed texts of a template."""
+    for segment in template.input_segments + template.target_segments:
+        parts = getattr(segment, "segments", (segment,))
+        yield from (part.text for part in parts if isinstance(part, Literal))

@@ -1,0 +1,207 @@
+"""`instructrec generate`: a checkpoint and T2 tasks -> the likeliest titles of the whole catalogue.
+
+Source: paper section 2.1, T2: the item is produced from the whole catalogue. HR@K and NDCG@K are
+those of the target's rank among all titles, not among candidates.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from instructrec_jax import files, manifest
+from instructrec_jax.checkpoints.parameters import Source
+from instructrec_jax.checkpoints.source import load_model, open_source
+from instructrec_jax.generation.beam_search import Generated, generate_from_catalogue
+from instructrec_jax.generation.catalogue_trie import CatalogueTrie
+from instructrec_jax.generation.generated_files import write_generated
+from instructrec_jax.metrics import ranking
+from instructrec_jax.models.t5 import T5, T5Config
+from instructrec_jax.parallel.mesh import MeshSettings, check_rows, make_mesh
+from instructrec_jax.pipeline import registry
+from instructrec_jax.stages.generate import catalogue
+from instructrec_jax.stages.generate.catalogue import CatalogueRequest
+from instructrec_jax.stages.run_data import RunData
+from instructrec_jax.training.state import TrainState, abstract_model, describe_placement
+
+logger = logging.getLogger(__name__)
+FILE_NAME = "metrics.json"
+CUTOFFS = (1, 3, 5, 10, 20, 50)
+_BATCHES_A_CHUNK = 32
+Metrics = dict[str, float]
+Search = Callable[[Sequence[CatalogueRequest]], list[Generated]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateSettings:
+    """One run.
+
+    Attributes:
+      checkpoint_path: any checkpoint that `score` takes (CHECKPOINT_PATH).
+      prepared_dir: the prepared data that the records were built from, for the catalogue.
+      output_dir: where files and metrics go (INFER_OUTPUT_DIR).
+      tasks: T2 tasks, or mixtures, which stand for all they hold.
+      split: "validation" or "test".
+      batch_size: examples searched for at once (BATCH_SIZE).
+      num_titles: titles to find for each example.
+      num_beams: beginnings that are followed at a time (BEAM_SIZE).
+      num_examples: of each task; None for the whole split.
+      exclude_history: never say an item of the user's history.
+    """
+
+    checkpoint_path: str
+    prepared_dir: str
+    output_dir: str
+    tasks: Sequence[str]
+    split: str = "test"
+    batch_size: int = 8
+    num_titles: int = 10
+    num_beams: int = 40
+    num_examples: int | None = None
+    exclude_history: bool = True
+
+
+def generate(
+    *,
+    model: T5Config,
+    data: RunData,
+    run: GenerateSettings,
+    mesh: MeshSettings,
+    config_text: str = "",
+    dry_run: bool = False,
+) -> Metrics | None:
+    """Finds the likeliest titles of every example and writes them with their metrics.
+
+    The folder is written whole or not at all.
+
+    Args:
+      model: sizes of the checkpoint's model (MODEL).
+      data: records, tasks and vocabulary.
+      run: this run.
+      mesh: how devices are shared.
+      config_text: the resolved gin config, written to the output folder.
+      dry_run: say what would be done, and stop before anything is read or written.
+
+    Returns:
+      HR@K and NDCG@K over the whole catalogue, of each task; None after a dry run.
+
+    Raises:
+      UserError: for a mistake in settings, data or checkpoint.
+    """
+    checkpoint = open_source(run.checkpoint_path)
+    device_mesh = make_mesh(mesh)
+    check_rows(run.batch_size, device_mesh, name="BATCH_SIZE")
+    shapes = abstract_model(model, device_mesh)
+    tasks = ", ".join(run.tasks)
+    logger.info("%s, split %s, by %s, into %s", tasks, run.split, checkpoint.path, run.output_dir)
+    logger.info("%s", describe_placement(TrainState(None, shapes, None)))
+    if dry_run:
+        checkpoint.check_fits(model)
+        return None
+    data.open(run.tasks[0], vocab_size=model.vocab_size)
+    run = dataclasses.replace(run, tasks=registry.matching_tasks(run.tasks, split=run.split))
+    planned = _plan(model, data, run, checkpoint)
+    output = Path(run.output_dir)
+    if manifest.find_same_work(output, planned):
+        logger.info("generate: %s is up to date", output)
+        return json.loads((output / FILE_NAME).read_text(encoding="utf-8"))
+    data.check_tokenizer(run.tasks[0], checkpoint.tokenizer)
+    prepared = catalogue.open_catalogue(run.prepared_dir, run.tasks[0])
+    trie = catalogue.make_trie(prepared, max_tokens=data.feature_lengths["targets"])
+    logger.info("%d items of %d titles", len(prepared.items), trie.num_titles)
+    search = _searcher(load_model(checkpoint, shapes), trie, run, device_mesh)
+    found: Metrics = {"step": checkpoint.step}
+    with files.atomic_directory(output) as folder:
+        for task in run.tasks:
+            read = functools.partial(catalogue.requests, task, prepared, data)
+            stream = read(split=run.split, exclude_history=run.exclude_history)
+            found |= _generate_task(task, stream, search, run, planned, folder=folder)
+        files.write_text(folder / FILE_NAME, json.dumps(found, indent=2) + "\n")
+        if config_text:
+            files.write_text(folder / "config.gin", config_text)
+        planned.write(folder)
+    return found
+
+
+def _plan(
+    model: T5Config, data: RunData, run: GenerateSettings, checkpoint: Source
+) -> manifest.Manifest:
+    """Returns the manifest of the run."""
+    inputs = {"checkpoint": checkpoint.fingerprint()}
+    for task in run.tasks:
+        inputs |= data.fingerprint(task)
+    settings = {
+        "model": dataclasses.asdict(model),
+        "feature_lengths": dict(data.feature_lengths),
+        **dataclasses.asdict(run),
+    }
+    for where in ("checkpoint_path", "prepared_dir", "output_dir", "batch_size"):
+        del settings[where]  # they do not decide what is found
+    return manifest.Manifest(stage="generate", inputs=inputs, settings=settings)
+
+
+def _searcher(model: T5, trie: CatalogueTrie, run: GenerateSettings, mesh: Mesh) -> Search:
+    """Returns what finds the titles of some requests."""
+
+    def search(requests: Sequence[CatalogueRequest]) -> list[Generated]:
+        return generate_from_catalogue(
+            model,
+            [request.instruction for request in requests],
+            trie,
+            num_titles=run.num_titles,
+            num_beams=run.num_beams,
+            excluded=[request.excluded.tolist() for request in requests],
+            batch_size=run.batch_size,
+            mesh=mesh,
+        )
+
+    return search
+
+
+def _generate_task(
+    task: str,
+    stream: Iterator[CatalogueRequest],
+    search: Search,
+    run: GenerateSettings,
+    planned: manifest.Manifest,
+    *,
+    folder: Path,
+) -> Metrics:
+    """Writes the file of a task; returns its metrics."""
+    template, began, ranks = task.split(".", 1)[1], time.monotonic(), list[int]()
+
+    def chunks() -> Iterator[list[dict[str, Any]]]:
+        size = _BATCHES_A_CHUNK * run.batch_size
+        for requests in catalogue.in_chunks(stream, size, run.num_examples):
+            rows = list(map(_row, requests, search(requests)))
+            ranks.extend(row["rank"] for row in rows)
+            rate = len(ranks) / (time.monotonic() - began)
+            logger.info("%s: %d examples, %.1f a second", task, len(ranks), rate)
+            yield rows
+
+    metadata = {**planned.inputs, "template_id": template, **planned.settings}
+    write_generated(folder / f"{template}.parquet", chunks(), metadata)
+    metrics: Metrics = {}
+    for cutoff in (k for k in CUTOFFS if k <= run.num_titles):
+        metrics[f"{run.split}/{task}/hr@{cutoff}"] = ranking.hit_rate(ranks, cutoff)
+        metrics[f"{run.split}/{task}/ndcg@{cutoff}"] = ranking.ndcg(ranks, cutoff)
+    for name, value in metrics.items():
+        logger.info("%s %.4f", name, value)
+    return {**metrics, f"{run.split}/{task}/num_examples": len(ranks)}
+
+
+def _row(request: CatalogueRequest, found: Generated) -> dict[str, Any]:
+    return {
+        "example_id": request.example_id,
+        "target_id": request.target_id,
+        "item_ids": [np.asarray(ids).tolist() for ids in found.item_ids],
+        "log_likelihood": found.log_likelihood,
+        "rank": found.rank_of(request.target_id),
+    }

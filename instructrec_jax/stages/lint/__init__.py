@@ -1,0 +1,145 @@
+"""The stage `lint`: what is wrong with templates and with a dataset that `build` wrote."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from instructrec_jax import files, manifest, tokenizer
+from instructrec_jax.errors import UserError
+from instructrec_jax.instructions.lint import lint_templates
+from instructrec_jax.manifest import Manifest, find_same_work, read_manifest
+from instructrec_jax.pipeline import record_store, registry, vocabulary
+from instructrec_jax.pipeline.registry import InstructionTask
+from instructrec_jax.report import lint_report
+from instructrec_jax.report.lint_report import LintReport
+from instructrec_jax.stages.lint.coverage import cover, coverage_findings
+from instructrec_jax.stages.lint.leaks import check_records
+from instructrec_jax.stages.lint.tokens import summarise_tasks, token_findings
+from instructrec_jax.stages.run_data import VOCABULARY_FILE
+
+logger = logging.getLogger(__name__)
+
+
+def lint(
+    *,
+    dataset: str,
+    data_dir: Path | str,
+    task_module: str = "tasks.mixtures",
+    input_tokens: int = 512,
+    target_tokens: int = 128,
+    max_examples: int = 2000,
+    output_dir: Path | str | None = None,
+) -> LintReport:
+    """Checks the templates of a module and a dataset's records, and shows what it finds.
+
+    All records are read once for ids and leaks; tokens are counted on a sample of every task, read
+    through its SeqIO pipeline.
+
+    Args:
+      dataset: its name.
+      data_dir: output folder of `build`.
+      task_module: module that registers the tasks.
+      input_tokens: most tokens of an instruction.
+      target_tokens: most tokens of an answer.
+      max_examples: size of each task's sample; 0 for all examples.
+      output_dir: folder for lint.json and lint.md, new, empty or of the same work; None for none.
+
+    Returns:
+      The report, which is also shown.
+
+    Raises:
+      UserError: if the dataset or the module is missing, a number is impossible, or the output
+        folder holds something else.
+    """
+    for name, value in (("input_tokens", input_tokens), ("target_tokens", target_tokens)):
+        if value < 1:
+            raise UserError(f"{name}={value}; it must be at least 1")
+    if max_examples < 0:
+        raise UserError(f"max_examples={max_examples}; give 0 for all examples, or more than 0")
+    registry.import_task_module(task_module, dataset)
+    record_store.use_data_dir(data_dir)
+    record_store.check_dataset(dataset)
+    folder = Path(data_dir) / dataset
+    vocabulary.use_vocabulary(folder / VOCABULARY_FILE)
+    tasks = registry.instruction_tasks(dataset)
+    if not tasks:
+        raise UserError(
+            f"task module {task_module!r} registers no template for dataset {dataset!r}; give it a "
+            "function register(dataset), or register them at import"
+        )
+    protocol = {
+        "dataset": dataset,
+        "task_module": task_module,
+        "input_tokens": input_tokens,
+        "target_tokens": target_tokens,
+        "max_examples": max_examples,
+    }
+    planned = _plan(folder, tasks, protocol)
+    earlier = None if output_dir is None else find_same_work(output_dir, planned)
+    report = _inspect(dataset, tasks, read_manifest(folder), protocol)
+    for line in lint_report.as_text(report).splitlines():
+        logger.info("%s", line)
+    if output_dir is not None and earlier is None:
+        _write(report, planned, Path(output_dir))
+    return report
+
+
+def _plan(folder: Path, tasks: list[InstructionTask], protocol: Mapping[str, Any]) -> Manifest:
+    """Returns the manifest of the work, without what it will count."""
+    wordings = repr([(task.name, task.variant, task.config) for task in tasks])
+    return Manifest(
+        stage="lint",
+        inputs={
+            "records": files.sha256(folder / manifest.FILE_NAME),
+            "vocabulary": files.sha256(folder / VOCABULARY_FILE),
+            "templates": hashlib.sha256(wordings.encode()).hexdigest(),
+        },
+        settings=protocol,
+    )
+
+
+def _inspect(
+    dataset: str, tasks: list[InstructionTask], built: Manifest, protocol: Mapping[str, Any]
+) -> LintReport:
+    """Looks for everything; the order of the findings is that of the passes."""
+    words = vocabulary.CorpusVocabulary()
+    templates = {task.variant.template.template_id: task.variant.template for task in tasks}
+    findings = lint_templates(
+        templates.values(), is_known=lambda text: tokenizer.UNK_ID not in words.encode(text)
+    )
+    coverage = cover(tasks, built)
+    records = check_records(dataset)
+    logger.info("lint: read %d records, now samples of %d tasks", records.num_records, len(tasks))
+    lengths = {"inputs": protocol["input_tokens"], "targets": protocol["target_tokens"]}
+    max_examples = protocol["max_examples"]
+    samples = list(summarise_tasks(dataset, feature_lengths=lengths, max_examples=max_examples))
+    sample = f"the first {max_examples} examples" if max_examples else "all examples"
+    return LintReport(
+        dataset=dataset,
+        protocol={**protocol, "teacher": built.settings["teacher"], "sample": sample},
+        coverage=coverage,
+        samples=samples,
+        records={"records": records.num_records, **records.counts},
+        findings=[
+            *findings,
+            *coverage_findings(coverage),
+            *records.findings,
+            *token_findings(samples),
+        ],
+    )
+
+
+def _write(report: LintReport, planned: Manifest, output_dir: Path) -> None:
+    """Writes the report and its manifest, whole or not at all."""
+    text = json.dumps(lint_report.as_json(report), indent=2, ensure_ascii=False)
+    with files.atomic_directory(output_dir) as folder:
+        files.write_text(folder / "lint.json", text + "\n")
+        files.write_text(folder / "lint.md", lint_report.as_markdown(report))
+        counts = {**report.records, "errors": report.num_errors, "warnings": report.num_warnings}
+        Manifest(
+            stage=planned.stage, inputs=planned.inputs, settings=planned.settings, counts=counts
+        ).write(folder)
+    logger.info("lint: wrote %s", output_dir)

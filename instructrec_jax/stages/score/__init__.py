@@ -1,0 +1,301 @@
+"""`instructrec score`: a checkpoint and ranking requests -> log-likelihoods (artefact E)."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from instructrec_jax import files, manifest
+from instructrec_jax.checkpoints.parameters import Source
+from instructrec_jax.checkpoints.source import load_model, open_source
+from instructrec_jax.damage import FAIL, Damage
+from instructrec_jax.errors import UserError
+from instructrec_jax.models.t5 import T5Config
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, num_batch_shares
+from instructrec_jax.pipeline import registry, request_tokens
+from instructrec_jax.scores import parts
+from instructrec_jax.scores.claims import STALE_SECONDS, Claims
+from instructrec_jax.scoring.candidate_views import Strategy, Whole, cost_of, described
+from instructrec_jax.scoring.scorer import Scorer
+from instructrec_jax.scoring.shapes import fit_shapes
+from instructrec_jax.stages.run_data import RunData, dataset_of
+from instructrec_jax.stages.score import sets as request_sets
+from instructrec_jax.stages.score.rounds import Contest
+from instructrec_jax.stages.score.sets import Rendering, RequestSet, SetReader
+from instructrec_jax.stages.score.shards import CLAIMS, explained, score_shards
+from instructrec_jax.training.state import TrainState, abstract_model, describe_placement
+from instructrec_jax.training.stopping import stop_on_sigterm
+
+logger = logging.getLogger(__name__)
+_MIN_COMPILE_SECONDS = 0.1  # of programs that are worth keeping
+_SAMPLE_SIZE = 512  # prompts whose sizes decide for which shapes a run is compiled
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
+    """One scoring run, which any number of processes may share.
+
+    Attributes:
+      checkpoint_path: a step folder, or a MODEL_DIR for its best (CHECKPOINT_PATH); or Flan-T5 or
+        T5 1.1 as Hugging Face or T5X keep it, see `checkpoints.source.open_source`.
+      output_dir: where the parts go (INFER_OUTPUT_DIR).
+      tasks: ranking tasks, or mixtures, which stand for all they hold of the evaluation pool. With
+        `requests` they only name the dataset whose templates and vocabulary are used.
+      split: "validation" or "test".
+      requests: a file of requests in place of the records of the tasks, see `request_rows`.
+      request_templates: templates that write the instructions of `requests`, such as "A7"; none
+        where the file holds whole instructions.
+      on_damage: "fail" or "skip": what happens to requests that cannot be used.
+      ballots: which candidates a prompt shows: all at once, or a strategy of `scoring.ballots`.
+      with_prior: score every candidate under a prompt that tells nothing of the user as well, for
+        the normaliser "pmi".
+      num_requests: how many to score of each set; None for all.
+      step_tokens: tokens of instructions encoded at once on each group of devices.
+      shard_size: requests in one output file; a killed process loses no more than two of them.
+      stale_seconds: age after which the claim of a process on another host is dead.
+      compilation_cache_dir: where compiled programs are kept for the next start; None for nowhere.
+    """
+
+    checkpoint_path: str
+    output_dir: str
+    tasks: Sequence[str]
+    split: str = "test"
+    requests: str | None = None
+    request_templates: Sequence[str] = ()
+    on_damage: str = FAIL
+    ballots: Strategy = dataclasses.field(default_factory=Whole)
+    with_prior: bool = False
+    num_requests: int | None = None
+    step_tokens: int = 2048
+    shard_size: int = 512
+    stale_seconds: float = STALE_SECONDS
+    compilation_cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("shard_size", "num_requests", "step_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name.upper()} is {value}; expected at least 1")
+
+
+def score(
+    *,
+    model: T5Config,
+    data: RunData,
+    run: ScoreSettings,
+    mesh: MeshSettings,
+    config_text: str = "",
+    dry_run: bool = False,
+) -> None:
+    """Scores every candidate of every request, but for the parts that are there already.
+
+    The same command may run in several processes, on several hosts that see the same folder; they
+    share the work, and each of them may be killed or join at any time. What is written does not
+    depend on them, as long as they compute alike (kind of device, versions).
+
+    Args:
+      model: sizes of the checkpoint's model (MODEL).
+      data: records, tasks and vocabulary.
+      run: this run.
+      mesh: how devices are shared.
+      config_text: the resolved gin config, written to the output folder.
+      dry_run: say what would be done, and stop before anything is written.
+
+    Raises:
+      UserError: for a mistake in settings, data or checkpoint.
+    """
+    checkpoint = open_source(run.checkpoint_path)
+    what = run.requests or f"{', '.join(run.tasks)}, split {run.split}"
+    logger.info("%s, by %s, into %s", what, checkpoint.path, run.output_dir)
+    device_mesh = make_mesh(mesh)
+    shapes = abstract_model(model, device_mesh)
+    logger.info("%s", describe_placement(TrainState(None, shapes, None)))
+    if dry_run:
+        checkpoint.check_fits(model)
+        return
+    with stop_on_sigterm() as stop:
+        opened = _open(data, run, checkpoint, vocab_size=model.vocab_size)
+        planned = _plan(model, opened, run, checkpoint)
+        folder = Path(run.output_dir)
+        earlier = manifest.find_same_work(folder, planned)
+        if earlier is not None and _is_finished(earlier, opened.sets, folder):
+            logger.info("nothing left to do: %s holds all of it", folder)
+            shutil.rmtree(folder / CLAIMS, ignore_errors=True)
+            return
+        readers = [SetReader(own) for own in opened.sets]
+        scorer = _make_scorer(device_mesh, readers, step_tokens=run.step_tokens)
+        _keep_compiled(run.compilation_cache_dir)
+        restored = load_model(checkpoint, shapes)
+        with explained(folder):
+            if earlier is None:  # only now: a mistake leaves no folder behind
+                planned.write(folder)
+                manifest.find_same_work(folder, planned)  # another run may have been as quick
+                if config_text:
+                    files.write_text(folder / "config.gin", config_text)
+        is_finished = score_shards(
+            readers,
+            folder,
+            score=functools.partial(scorer, restored),
+            metadata=_metadata(planned, opened, run, checkpoint),
+            stop=stop,
+            stale_seconds=run.stale_seconds,
+        )
+        logger.info("steps of %d shapes were compiled", scorer.num_compiled)
+        if is_finished:
+            _finish(folder, opened.sets)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """The sets of a run, the hashes of what they come from, and who wrote their texts."""
+
+    sets: Sequence[RequestSet]
+    inputs: Mapping[str, str]
+    teacher: str
+
+
+def _open(data: RunData, run: ScoreSettings, checkpoint: Source, *, vocab_size: int) -> _Opened:
+    """Opens what is scored."""
+    if len({dataset_of(task) for task in run.tasks}) != 1:
+        raise UserError(f"tasks to score are {list(run.tasks)}; expected some of one dataset")
+    first = run.tasks[0]
+    rendering = Rendering(
+        feature_lengths=data.feature_lengths,
+        shard_size=run.shard_size,
+        on_damage=run.on_damage,
+        ballots=run.ballots,
+        with_prior=run.with_prior,
+    )
+    if run.requests is None:
+        data.open(first, vocab_size=vocab_size)
+        data.check_tokenizer(first, checkpoint.tokenizer)
+        tasks = registry.evaluated_tasks(run.tasks, split=run.split)
+        sets = request_sets.task_sets(
+            tasks, split=run.split, rendering=rendering, limit=run.num_requests
+        )
+        return _Opened(sets=sets, inputs=data.fingerprint(first), teacher=data.teacher(first))
+    if data.data_dir is None and data.vocabulary is None and checkpoint.tokenizer is not None:
+        data = dataclasses.replace(data, vocabulary=str(checkpoint.tokenizer))
+    data.open_vocabulary(first, vocab_size=vocab_size)
+    data.check_tokenizer(first, checkpoint.tokenizer)
+    variants = [
+        request_tokens.ranking_variant(dataset_of(first), name)
+        for name in dict.fromkeys(run.request_templates)
+    ]
+    variants = variants or [request_tokens.INSTRUCTION]
+    file = request_sets.request_file(run.requests, variants)
+    sets = request_sets.file_sets(file, variants, rendering=rendering, limit=run.num_requests)
+    inputs = {"requests": file.fingerprint(), "vocabulary": data.vocabulary_hash(first)}
+    return _Opened(sets=sets, inputs=inputs, teacher="as the requests say")
+
+
+def _plan(
+    model: T5Config, opened: _Opened, run: ScoreSettings, checkpoint: Source
+) -> manifest.Manifest:
+    """Returns the manifest of the run, its counts still empty."""
+    inputs = {"checkpoint": checkpoint.fingerprint(), **opened.inputs}
+    for own in opened.sets:
+        inputs[f"template {own.template}"] = request_sets.wording_hash(own.prompts)
+    settings = {
+        "model": dataclasses.asdict(model),
+        "sets": [own.name for own in opened.sets],
+        "split": run.split if run.requests is None else None,
+        "feature_lengths": dict(opened.sets[0].rendering.feature_lengths),
+        "num_requests": run.num_requests,
+        "step_tokens": run.step_tokens,
+        "shard_size": run.shard_size,
+        "ballots": described(run.ballots),
+        "with_prior": run.with_prior,
+    }
+    return manifest.Manifest(stage="score", inputs=inputs, settings=settings)
+
+
+def _metadata(
+    planned: manifest.Manifest, opened: _Opened, run: ScoreSettings, checkpoint: Source
+) -> dict[str, dict[str, Any]]:
+    """Returns what the parts of each template tell; the same in every process of a run."""
+    work = json.dumps([planned.inputs, planned.settings], sort_keys=True)
+    common = {
+        **{name: found for name, found in planned.inputs.items() if " " not in name},
+        "work": hashlib.sha256(work.encode()).hexdigest(),
+        "split": planned.settings["split"],
+        "ballots": planned.settings["ballots"],
+        "teacher": opened.teacher,
+        "checkpoint_step": checkpoint.step,
+        "versions": planned.versions,
+    }
+    return {
+        own.template: {**common, "template": planned.inputs[f"template {own.template}"]}
+        for own in opened.sets
+    }
+
+
+def _is_finished(earlier: manifest.Manifest, sets: Sequence[RequestSet], folder: Path) -> bool:
+    """Whether all rows that an earlier run counted are there still."""
+    if not earlier.counts:
+        return False
+    shards = [shard for own in sets for shard in own.shards()]
+    there = [shard for shard in shards if parts.is_written(folder, shard)]
+    return parts.count_rows(folder, there)[0] == sum(earlier.counts.values())
+
+
+def _finish(folder: Path, sets: Sequence[RequestSet]) -> None:
+    """Counts what all processes have written, and tidies up, unless another one is at it."""
+    with Claims(folder / CLAIMS) as claims:
+        if not claims.take(manifest.FILE_NAME):
+            return
+        files.remove_leftovers(folder)
+        found = manifest.read_manifest(folder)
+        if not found.counts:
+            counts, damage = {}, Damage()
+            for own in sets:
+                counts[own.name], left_out = parts.count_rows(folder, own.shards())
+                damage.add(left_out)
+            found = dataclasses.replace(found, counts=counts, drops=damage.counts)
+            dataclasses.replace(found, damage=damage.examples).write(folder)
+        shutil.rmtree(folder / CLAIMS, ignore_errors=True)
+
+
+def _keep_compiled(folder: str | None) -> None:
+    """Has JAX keep what it compiles, so that the next start need not compile it again."""
+    if folder is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    path = Path(folder).expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
+    logger.info("compiled programs are kept in %s", path)
+
+
+def _make_scorer(mesh: Mesh, readers: Sequence[SetReader], *, step_tokens: int) -> Scorer:
+    """Returns the scorer of a run, for shapes that every process finds alike."""
+    size = max(_SAMPLE_SIZE // len(readers), 1)
+    contests = [contest for reader in readers for contest in reader.first(size)]
+    if not contests:
+        raise UserError("none of the first requests can be used; ON_DAMAGE = 'fail' says why")
+    _log_cost(contests, readers[0].set.rendering)
+    sample = [prompt for contest in contests for prompt in contest.prompts]
+    shapes = fit_shapes(sample, max_tokens=step_tokens, num_groups=num_batch_shares(mesh))
+    return Scorer(mesh, shapes)
+
+
+def _log_cost(contests: Sequence[Contest], rendering: Rendering) -> None:
+    """Says what it takes to compare the candidates of a request, by the largest of the first."""
+    number = max(len(contest.record["candidate_ids"]) for contest in contests)
+    cost = cost_of(rendering.ballots, number)
+    if cost.num_ballots > 1 or rendering.with_prior:
+        logger.info(
+            "%s: for %d candidates %d prompts in %d rounds, %d candidates scored%s",
+            rendering.ballots,
+            number,
+            *(cost.num_ballots, cost.num_rounds, cost.num_shown),
+            ", and as much again for the prior" if rendering.with_prior else "",
+        )

@@ -1,0 +1,215 @@
+"""Scores sets shard by shard, together with any number of other processes on the same folder."""
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from instructrec_jax.damage import Damage
+from instructrec_jax.errors import UserError
+from instructrec_jax.scores import parts
+from instructrec_jax.scores.claims import Claims
+from instructrec_jax.scores.parts import Shard
+from instructrec_jax.stages.score.rounds import Contest, ScoreRequests, decide
+from instructrec_jax.stages.score.sets import SetReader
+from instructrec_jax.training.progress import clock
+from instructrec_jax.training.stopping import Stop, StopAskedError
+
+logger = logging.getLogger(__name__)
+CLAIMS = "claims"
+_POLL_SECONDS = 0.5
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_Item = TypeVar("_Item")
+
+Ready = tuple[SetReader, Shard, list[Contest], Damage]
+
+
+def score_shards(
+    readers: Sequence[SetReader],
+    folder: Path,
+    *,
+    score: ScoreRequests,
+    metadata: Mapping[str, Mapping[str, Any]],
+    stop: Stop,
+    stale_seconds: float,
+) -> bool:
+    """Writes the parts of all shards that nobody has written, and waits for those of others.
+
+    The next shard is read, rendered and tokenised while one is scored.
+
+    Args:
+      readers: of the sets that are scored.
+      folder: where parts and claims lie.
+      score: gives the log-likelihoods of requests, float32 [c] each.
+      metadata: what the parts of each template say of where they come from.
+      stop: asks to stop: the shard being scored is dropped.
+      stale_seconds: age after which the claim of another process is dead.
+
+    Returns:
+      Whether all parts are there; False after a request to stop.
+
+    Raises:
+      UserError: if a request cannot be used, or the disk is full.
+    """
+    work = [(reader, shard) for reader in readers for shard in reader.set.shards()]
+    progress = _Progress([shard for _, shard in work], folder)
+    with explained(folder), Claims(folder / CLAIMS, stale_seconds=stale_seconds) as claims:
+        ahead = _ReadAhead(lambda is_over: _claimed(work, folder, claims, is_over))
+        with contextlib.closing(ahead):
+            while True:
+                try:
+                    with stop.interrupts():
+                        ready = ahead.next()
+                        if ready is None:
+                            return True
+                        reader, shard, contests, damage = ready
+                        render = functools.partial(reader.next_round, damage=damage)
+                        decided = decide(contests, score=score, render=render)
+                except StopAskedError:
+                    logger.info("stopped on SIGTERM; the same command goes on: %s", progress)
+                    return False
+                rows = parts.score_rows(shard.template, decided)
+                _write(folder, shard, rows, metadata[shard.template], damage)
+                claims.give_back(shard.file_name)
+                progress.show(shard, rows)
+
+
+@contextlib.contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turns the error of a full disk into a message that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise UserError(
+            f"no space is left for {folder} ({error.strerror or error}); what is written is "
+            "whole: free some space and run the same command again, it goes on"
+        ) from None
+
+
+def _claimed(
+    work: Sequence[tuple[SetReader, Shard]],
+    folder: Path,
+    claims: Claims,
+    is_over: threading.Event,
+) -> Iterator[Ready]:
+    """Claims shards and reads them, until all parts are there."""
+    left = list(work)
+    is_waiting = False
+    while left:
+        taken, num_taken = [], 0
+        for reader, shard in left:
+            if parts.is_written(folder, shard):
+                continue
+            if not claims.take(shard.file_name):
+                taken.append((reader, shard))
+            elif parts.is_written(folder, shard):  # by another process, a moment ago
+                claims.give_back(shard.file_name)
+            else:
+                num_taken += 1
+                yield reader, shard, *reader.read(shard)
+        if taken and not num_taken:
+            if not is_waiting:
+                logger.info("waiting for %d parts that other processes are at", len(taken))
+            is_waiting = True
+            if is_over.wait(_POLL_SECONDS):
+                return
+        left = taken
+
+
+def _write(
+    folder: Path,
+    shard: Shard,
+    rows: list[dict[str, Any]],
+    metadata: Mapping[str, Any],
+    damage: Damage,
+) -> None:
+    """Writes a part, unless another process has written the same and tidied up."""
+    try:
+        parts.write_part(folder / shard.file_name, rows, metadata, damage)
+    except FileNotFoundError:
+        if not parts.is_written(folder, shard):
+            raise
+
+
+class _Progress:
+    """How far the work of all processes is."""
+
+    def __init__(self, shards: Sequence[Shard], folder: Path) -> None:
+        self._names = {shard.file_name for shard in shards}
+        self._folder = folder
+        self._began = self._mark = time.monotonic()
+        self._num_before = self._num_written()
+
+    def __str__(self) -> str:
+        return f"{self._num_written()} of {len(self._names)} parts are there"
+
+    def show(self, shard: Shard, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Shows a line after a part."""
+        now, num_written = time.monotonic(), self._num_written()
+        num_candidates = sum(len(row["num_tokens"]) for row in rows)
+        rate, self._mark = num_candidates / (now - self._mark), now
+        num_new = max(num_written - self._num_before, 1)
+        left = (now - self._began) / num_new * (len(self._names) - num_written)
+        logger.info(
+            "%s: %d requests, %.0f candidates/s; %s, %s left",
+            shard.file_name,
+            len(rows),
+            rate,
+            self,
+            clock(left),
+        )
+
+    def _num_written(self) -> int:
+        return len(self._names.intersection(os.listdir(self._folder)))
+
+
+class _ReadAhead(Generic[_Item]):
+    """Runs an iterator in a thread, one item ahead of its reader."""
+
+    def __init__(self, make: Callable[[threading.Event], Iterator[_Item]]) -> None:
+        """Starts the thread.
+
+        Args:
+          make: makes the iterator, which ends early where the event is set.
+        """
+        self._is_over = threading.Event()
+        self._slots = threading.Semaphore(1)
+        self._items: queue.SimpleQueue[_Item | BaseException | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, args=(make,), name="reader", daemon=True)
+        self._thread.start()
+
+    def next(self) -> _Item | None:
+        """Returns the next item, None after the last; raises what the iterator raised."""
+        item = self._items.get()
+        self._slots.release()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._is_over.set()
+        self._slots.release()
+        self._thread.join()
+
+    def _run(self, make: Callable[[threading.Event], Iterator[_Item]]) -> None:
+        last: BaseException | None = None
+        try:
+            items = make(self._is_over)
+            while self._slots.acquire() and not self._is_over.is_set():
+                item = next(items, None)
+                if item is None:
+                    break
+                self._items.put(item)
+        except BaseException as error:
+            last = error
+        self._items.put(last)
