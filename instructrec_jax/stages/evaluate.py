@@ -19,7 +19,7 @@ from instructrec_jax.pipeline import registry
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
 from instructrec_jax.stages.run_data import RunData
-from instructrec_jax.training.state import TrainState, abstract_model, describe_placement
+from instructrec_jax.training.state import abstract_model, describe_placement
 
 logger = logging.getLogger(__name__)
 FILE_NAME = "metrics.json"
@@ -71,7 +71,7 @@ def evaluate(
     shapes = abstract_model(model, device_mesh)
     tasks = ", ".join(evaluation.tasks)
     logger.info("%s, split %s, by %s", tasks, evaluation.split, checkpoint.path)
-    logger.info("%s", describe_placement(TrainState(None, shapes, None)))
+    logger.info("%s", describe_placement(shapes))
     if dry_run:
         checkpoint.check_fits(model)
         return None

@@ -121,23 +121,24 @@ def num_parameters(model: T5) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(model))
 
 
-def describe_placement(state: TrainState) -> str:
-    """Returns the number of parameters, the mesh, and the memory that a state takes on a device.
+def describe_placement(model: T5, optimizer_state: Any = None) -> str:
+    """Returns the number of parameters, the mesh, and the memory they take on a device.
 
     Args:
-      state: arrays, or shapes, with shardings; a step or optimizer state that is None counts not.
+      model: arrays, or shapes, with shardings.
+      optimizer_state: likewise; None where there is no optimizer.
     """
-    mesh = jax.tree.leaves(state.model)[0].sharding.mesh
+    mesh = jax.tree.leaves(model)[0].sharding.mesh
     axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    memory = f"{_mebibytes(state.model)} MiB of parameters"
-    if state.optimizer_state is not None:
-        memory = (
-            f"{_mebibytes(state)} MiB of state per device ({memory}, "
-            f"{_mebibytes(state.optimizer_state)} MiB of the optimizer's)"
-        )
-    else:
+    memory = f"{_mebibytes(model)} MiB of parameters"
+    if optimizer_state is None:
         memory += " per device"
-    return f"{num_parameters(state.model):,} parameters, mesh {axes}, {memory}"
+    else:
+        memory = (
+            f"{_mebibytes((model, optimizer_state))} MiB of state per device ({memory}, "
+            f"{_mebibytes(optimizer_state)} MiB of the optimizer's)"
+        )
+    return f"{num_parameters(model):,} parameters, mesh {axes}, {memory}"
 
 
 def _mebibytes(tree: Any) -> str:

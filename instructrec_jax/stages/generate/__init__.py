@@ -29,7 +29,7 @@ from instructrec_jax.pipeline import registry
 from instructrec_jax.stages.generate import catalogue
 from instructrec_jax.stages.generate.catalogue import CatalogueRequest
 from instructrec_jax.stages.run_data import RunData
-from instructrec_jax.training.state import TrainState, abstract_model, describe_placement
+from instructrec_jax.training.state import abstract_model, describe_placement
 
 logger = logging.getLogger(__name__)
 FILE_NAME = "metrics.json"
@@ -101,7 +101,7 @@ def generate(
     shapes = abstract_model(model, device_mesh)
     tasks = ", ".join(run.tasks)
     logger.info("%s, split %s, by %s, into %s", tasks, run.split, checkpoint.path, run.output_dir)
-    logger.info("%s", describe_placement(TrainState(None, shapes, None)))
+    logger.info("%s", describe_placement(shapes))
     if dry_run:
         checkpoint.check_fits(model)
         return None

@@ -32,7 +32,7 @@ from instructrec_jax.stages.score import sets as request_sets
 from instructrec_jax.stages.score.rounds import Contest
 from instructrec_jax.stages.score.sets import Rendering, RequestSet, SetReader
 from instructrec_jax.stages.score.shards import CLAIMS, explained, score_shards
-from instructrec_jax.training.state import TrainState, abstract_model, describe_placement
+from instructrec_jax.training.state import abstract_model, describe_placement
 from instructrec_jax.training.stopping import stop_on_sigterm
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def score(
     logger.info("%s, by %s, into %s", what, checkpoint.path, run.output_dir)
     device_mesh = make_mesh(mesh)
     shapes = abstract_model(model, device_mesh)
-    logger.info("%s", describe_placement(TrainState(None, shapes, None)))
+    logger.info("%s", describe_placement(shapes))
     if dry_run:
         checkpoint.check_fits(model)
         return

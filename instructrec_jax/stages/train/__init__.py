@@ -372,9 +372,10 @@ def _describe(
     name = settings["name"] if isinstance(settings, Mapping) else settings
     num_steps = periods.last_step - first_step
     after = f" after step {first_step}" if first_step else ""
+    placement = describe_placement(abstract.model, abstract.optimizer_state)
     num_trained = num_parameters(split(abstract.model, learning.fine_tuning)[0])
     learns = "" if num_trained == num_parameters(abstract.model) else f", {num_trained:,} learn"
     return (
-        f"{run.mixture}: {describe_placement(abstract)}; {name}{learns}, {num_steps} steps of "
+        f"{run.mixture}: {placement}; {name}{learns}, {num_steps} steps of "
         f"{run.batch_size} rows{after}, into {run.model_dir}"
     )
