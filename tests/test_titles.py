@@ -12,6 +12,7 @@ from instructrec_jax.data.titles import (
     clean_text,
     cut_title,
     junk_kind,
+    model_title,
     title_ids,
 )
 
@@ -27,6 +28,13 @@ from instructrec_jax.data.titles import (
         ("pen&notebook &paragon; R&D", "pen&notebook &paragon; R&D"),
         ("\ud83d half", "half"),
         ("&nbsp;\t ", ""),
+        ("\u200b \u200d&shy;", ""),
+        ("\ufe0f", ""),
+        ("\u3164\u2800", ""),
+        ("\ufffd\ufffd", ""),
+        ("!!!", "!!!"),
+        ("\U0001f3b5", "\U0001f3b5"),
+        ("a\u200db", "a\u200db"),
     ],
 )
 def test_entities_and_blanks_are_cleaned(raw, clean):
@@ -65,7 +73,34 @@ def test_a_cut_title_is_short_a_prefix_and_not_empty(text, limit):
 
 
 def test_titles_that_differ_in_case_alone_share_a_number():
-    assert title_ids(["Halo", "Chess", "HALO", "chess "]).tolist() == [0, 1, 0, 2]
+    assert title_ids(["Halo", "Chess", "HALO", "Draughts"]).tolist() == [0, 1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Cr\u00eape", "Cre\u0302pe"),
+        ("\uff21\uff23\uff24\uff23", "ACDC"),
+        ("\u00be Time", "3\u20444 Time"),
+        ("And so\u2026", "And so..."),
+        ("\u200fBlue Bird", "Blue Bird"),
+        ("Blue\u200cBird", "Blue Bird"),
+        ("Blue\u00adbird", "Bluebird"),
+        ("Blue\ufffd Bird", "Blue Bird"),
+        ("Ape; Bat", "Ape, Bat"),
+        ("Ape;\u00a0 Bat", "Ape, Bat"),
+    ],
+)
+def test_titles_of_equal_tokens_are_one_title_to_a_model(one, other):
+    assert model_title(one) == model_title(other)
+    assert title_ids([one, "Cow", other.upper()]).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("Halo", "HALO"), ("Bluebird", "Blue Bird"), ("\u00e9", "e"), ("A;B", "A,B")]
+)
+def test_titles_of_other_tokens_differ(one, other):
+    assert model_title(one) != model_title(other)
 
 
 @pytest.mark.parametrize(

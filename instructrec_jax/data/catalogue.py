@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from instructrec_jax.data.prepare_settings import REFUSE, PrepareSettings
 from instructrec_jax.data.raw_log import RawItem, RawLog
-from instructrec_jax.data.titles import clean_brand, clean_text, cut_title, junk_kind
+from instructrec_jax.data.titles import clean_brand, clean_text, cut_title, junk_kind, model_title
 from instructrec_jax.errors import UserError
 from instructrec_jax.records import Item
 
@@ -64,7 +64,7 @@ def _nameless(log: RawLog, titles: Sequence[str], settings: PrepareSettings) -> 
         for title, item in zip(titles, log.items, strict=True)
         if item.raw_id in named_by_events
     ]
-    groups = collections.Counter(title.casefold() for title in titles_of_events)
+    groups = collections.Counter(model_title(title).casefold() for title in titles_of_events)
     num_missing = groups.pop("", 0)
     num_shared = sum(number for number in groups.values() if number > 1)
     num_items = len(titles_of_events)
@@ -85,11 +85,15 @@ def _nameless(log: RawLog, titles: Sequence[str], settings: PrepareSettings) -> 
                 "raise --max_same_title_share"
             )
         return []
-    all_groups = collections.Counter(title.casefold() for title in titles) if cannot_tell else {}
+    all_groups = (
+        collections.Counter(model_title(title).casefold() for title in titles)
+        if cannot_tell
+        else {}
+    )
     return [
         place
         for place, title in enumerate(titles)
-        if not title or all_groups.get(title.casefold(), 1) > 1
+        if not title or all_groups.get(model_title(title).casefold(), 1) > 1
     ]
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from instructrec_jax.damage import Damage
 from instructrec_jax.data.readers.events import EventReader, read_reviews
+from instructrec_jax.data.titles import is_seen
 from instructrec_jax.errors import UserError
 
 
@@ -80,7 +81,7 @@ def count_log(log: RawLog) -> dict[str, int]:
         "log_items": len(log.event_items),
         "log_pairs": int((pairs[1:] != pairs[:-1]).sum()) + 1,
         "log_items_listed": len(log.items),
-        "log_items_without_title": sum(not item.title.strip() for item in log.items),
+        "log_items_without_title": sum(not is_seen(item.title) for item in log.items),
     }
     if log.reviews is not None:
         counts["log_reviews_without_text"] = log.num_without_text

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from instructrec_jax.data.titles import model_title
 from instructrec_jax.records import Item
 from instructrec_jax.seeds import stable_seed
 
@@ -24,7 +25,7 @@ def search_split(title: str, *, dataset: str, seed: int) -> str:
     Returns:
       "train" for 8 of 10 titles, "validation" for one, "test" for one.
     """
-    share = stable_seed(seed, dataset, "search_split", title.casefold()) / _SEED_RANGE
+    share = stable_seed(seed, dataset, "search_split", model_title(title).casefold()) / _SEED_RANGE
     return next(name for name, bound in _SHARES if share < bound or bound == 1.0)
 
 

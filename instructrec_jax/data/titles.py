@@ -1,12 +1,22 @@
-"""Titles, category paths and brands: clean, one line, of bounded length, without shop junk."""
+"""Titles, category paths and brands: cleaned, cut, and compared as a model reads them."""
 
 import html
 import re
+import unicodedata
 from collections.abc import Sequence
 from html.entities import html5
 
 import numpy as np
 import numpy.typing as npt
+
+LIST_SEPARATOR = "; "
+# What stands for the separator inside a title, so that the items of a list stay separable.
+SEPARATOR_STAND_IN = ", "
+
+# SentencePiece's normalisation (nmt_nfkc, which T5 uses too) makes these a blank.
+_BLANK_TO_MODELS = re.compile("[\u200b\u200c\u200e\u200f\u2581\ufeff\ufffd\\s]+")
+# Letters and symbols by their category that have no shape of their own.
+_UNSEEN = frozenset("\u115f\u1160\u2581\u2800\u3164\uffa0\ufffd")
 
 # A semicolon is asked for except after the commonest names: the prefixes that HTML tolerates
 # without one (&not, &para, &sect ...) would eat into words such as "pen&notebook".
@@ -35,14 +45,40 @@ def clean_text(text: str) -> str:
     """Returns the text with HTML entities resolved and every run of blanks made one blank.
 
     Entities that were escaped twice are resolved too; control characters, line ends and tabs
-    count as blanks.
+    count as blanks. A text in which nothing can be seen, such as zero-width spaces, becomes "".
 
     Example:
       " Tom &amp;amp; Jerry\\t&quot;Gold&quot; " -> 'Tom & Jerry "Gold"'.
     """
     while (plain := _ENTITY.sub(_resolve, text)) != text:
         text = plain
-    return " ".join(_NO_TEXT.sub(" ", text).split())
+    text = " ".join(_NO_TEXT.sub(" ", text).split())
+    return text if is_seen(text) else ""
+
+
+def is_seen(text: str) -> bool:
+    """Whether a text holds a letter, digit, sign or symbol that a reader sees.
+
+    Example:
+      "!!!" -> True; "\\u200b" (zero-width space) or "\\u3164" (Hangul filler) -> False.
+    """
+    return any(unicodedata.category(c)[0] in "LNPS" and c not in _UNSEEN for c in text)
+
+
+def model_title(title: str) -> str:
+    """Returns what a title is to a model: a model cannot tell titles of equal result apart.
+
+    Tokenizers read text after NFKC, without most characters of no width, and prompts spell the
+    list separator inside a title otherwise. Characters that only steer the layout (category Cf)
+    go too: a reader cannot see them.
+
+    Example:
+      "Ｈａｌｏ;  Reach" -> "Halo, Reach".
+    """
+    if not title.isascii():
+        title = _BLANK_TO_MODELS.sub(" ", unicodedata.normalize("NFKC", title))
+        title = "".join(c for c in title if unicodedata.category(c) != "Cf")
+    return " ".join(title.split()).replace(LIST_SEPARATOR, SEPARATOR_STAND_IN)
 
 
 def junk_kind(title: str) -> str:
@@ -105,7 +141,7 @@ def cut_title(title: str, max_chars: int) -> str:
 
 
 def title_ids(titles: Sequence[str]) -> npt.NDArray[np.int32]:
-    """Numbers the titles so that equal ones, whatever their case, share a number.
+    """Numbers the titles so that those equal to a model, whatever their case, share a number.
 
     Args:
       titles: [items].
@@ -117,7 +153,7 @@ def title_ids(titles: Sequence[str]) -> npt.NDArray[np.int32]:
       ["Halo", "Chess", "HALO"] -> [0, 1, 0].
     """
     numbers: dict[str, int] = {}
-    keys = (title.casefold() for title in titles)
+    keys = (model_title(title).casefold() for title in titles)
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int32)
 
 

@@ -14,12 +14,10 @@ import functools
 import re
 from collections.abc import Iterable, Iterator
 
+from instructrec_jax.data.titles import LIST_SEPARATOR, SEPARATOR_STAND_IN
 from instructrec_jax.errors import UserError
 from instructrec_jax.records import Intention, Preference, TaskForm
 
-LIST_SEPARATOR = "; "
-# What stands for the separator inside a title, so that the items of a list stay separable.
-SEPARATOR_STAND_IN = ", "
 # Control characters and every kind of blank. Written out, because the regular expressions of
 # Python and of TensorFlow disagree on what a blank is.
 BLANKS = "[\x00-\x20\x7f-\xa0\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u3000\ufeff]+"

@@ -24,6 +24,7 @@ _PROTOCOL = {
     "split": "last item test, last but one validation, earlier ones training",
     "product_search_split": "80/10/10 by hash of the title, items with a category",
     "negatives": "uniform from the catalogue minus the user's whole sequence, titles distinct",
+    "equal_titles": "as a model reads them: NFKC, no layout characters, no case",
 }
 
 
