@@ -1,4 +1,4 @@
-"""Ranks and metrics against hand computation, oracles and invariances."""
+"""Ranks, metrics and normalisers against hand computation, oracles and invariances."""
 
 import math
 
@@ -145,3 +145,58 @@ def test_the_ranks_of_all_are_those_of_each_as_the_positive(rows):
         for index, own in enumerate(keys)
     ]
     assert found.tolist() == better, "a tier stands above every log-likelihood"
+
+
+def test_normalisers_turn_sums_into_means_and_leave_masks_alone():
+    values = np.array([[-6.0, -4.0, -np.inf]], dtype=np.float32)
+    tokens = np.array([[3, 1, 0]], dtype=np.int32)
+    beside = {
+        "num_chars": np.array([[12, 4, 0]], dtype=np.int32),
+        "prior_log_likelihood": np.array([[-7.0, -2.0, 0]], dtype=np.float32),
+    }
+    expected = {"sum": [-6, -4], "mean": [-2, -4], "char": [-0.5, -1], "pmi": [1, -2]}
+    assert expected.keys() == set(ranking.NORMALISERS)
+    for name, wanted in expected.items():
+        found = ranking.normalise(values, tokens, name, **beside)
+        assert found.tolist() == [[*wanted, -np.inf]] and found.dtype == np.float32
+    with pytest.raises(UserError, match="'pmi' cannot be had here"):
+        ranking.normalise(values, tokens, "pmi")
+
+
+def test_seqio_score_metrics_by_hand():
+    targets = [(0, 0, False), (0, 1, True), (1, 0, True), (1, 1, False)]
+    found = ranking.hit_rate_and_ndcg(targets, [-2.0, -1.0, -3.0, -1.0])
+    assert found["hr@1"] == 0.5
+    assert found["hr@3"] == 1.0
+    assert found["ndcg@3"] == pytest.approx((1 + 1 / np.log2(3)) / 2)
+
+
+def test_seqio_score_metrics_equal_the_report_for_any_order_of_rows_and_numbers_of_candidates():
+    rng = np.random.default_rng(0)
+    sizes, positives = [10, 4, 10, 7], [3, 0, 9, 6]
+    scores = np.full((4, 10), -np.inf)
+    rows = []
+    for example, (size, positive) in enumerate(zip(sizes, positives, strict=True)):
+        scores[example, :size] = rng.normal(size=size)
+        rows += [(example * 3, place, place == positive) for place in range(size)]
+    flat = [scores[example // 3, place] for example, place, _ in rows]
+    order = rng.permutation(len(rows))
+    found = ranking.hit_rate_and_ndcg([rows[i] for i in order], [flat[i] for i in order])
+    assert found == ranking.evaluate(ranking.ranks(scores, positives))
+
+
+def test_a_row_scored_twice_is_refused():
+    with pytest.raises(UserError, match="twice"):
+        ranking.hit_rate_and_ndcg([(0, 0, True), (0, 0, True)], [-1.0, -1.0])
+
+
+@pytest.mark.parametrize("labels", [(False, False), (True, True)])
+def test_an_example_needs_one_correct_candidate(labels):
+    with pytest.raises(UserError, match="exactly one"):
+        ranking.hit_rate_and_ndcg([(0, 0, labels[0]), (0, 1, labels[1])], [-1.0, -2.0])
+
+
+def test_labels_come_from_targets_only():
+    row = {"idx": np.array([4, 2]), "is_correct": np.bool_(True)}
+    assert ranking.candidate_label("text", row, is_target=True) == (4, 2, True)
+    assert ranking.candidate_label(-1.5, row) == -1.5

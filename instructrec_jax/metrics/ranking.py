@@ -1,14 +1,72 @@
-"""Rank of the positive candidate, and the metrics that depend on that rank alone.
+"""From log-likelihoods of candidates to the rank of the positive one, and to HR@K and NDCG@K.
 
 Source: InstructRec section 4.1: one relevant item among the candidates, HR@K and NDCG@K.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from instructrec_jax.errors import UserError
+from instructrec_jax.errors import UserError, unknown_name
 
+NORMALISERS = ("sum", "mean", "char", "pmi")
+PMI = "pmi"
 METRIC_NAMES = ("hr@1", "hr@3", "hr@5", "ndcg@3", "ndcg@5")
+
+
+def normalise(
+    log_likelihood: NDArray[np.float32],
+    num_tokens: NDArray[np.int32],
+    name: str,
+    *,
+    num_chars: NDArray[np.int32] | None = None,
+    prior_log_likelihood: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """Returns the candidates' log-likelihoods under the named normaliser.
+
+    Args:
+      log_likelihood: [..., c] float32, natural log, summed over the target's tokens incl. EOS.
+      num_tokens: [..., c] int32, number of those tokens; 0 at padding.
+      name: "sum" (the paper's reading), "mean" (per token) or "char" (per character), which do
+        not punish long titles, or "pmi" (pointwise mutual information: less what a prompt without
+        preference and intention gives, which does not favour titles that are likely anyway).
+      num_chars: [..., c] int32, characters of the title, which "char" needs.
+      prior_log_likelihood: [..., c] float32, under that prompt, which "pmi" needs; finite.
+
+    Returns:
+      [..., c] float32; -inf stays -inf.
+
+    Raises:
+      UserError: if no normaliser has that name, or what it needs is not there.
+    """
+    checked_normalisers([name])
+    if name == "sum":
+        return log_likelihood
+    other = {"mean": num_tokens, "char": num_chars, PMI: prior_log_likelihood}[name]
+    if other is None:
+        raise UserError(
+            f"normaliser {name!r} cannot be had here; only `report` has it, {PMI!r} from scores "
+            "that were made WITH_PRIOR = True"
+        )
+    if name == PMI:
+        return log_likelihood - other
+    return (log_likelihood / np.maximum(other, 1)).astype(np.float32)
+
+
+def checked_normalisers(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names if there is at least one and all are known.
+
+    Raises:
+      UserError: otherwise.
+    """
+    if not names:
+        raise UserError(f"no normaliser was given; choose among {', '.join(NORMALISERS)}")
+    for name in names:
+        if name not in NORMALISERS:
+            raise unknown_name("normaliser", name, NORMALISERS)
+    return tuple(names)
 
 
 def ranks(
@@ -126,6 +184,49 @@ def evaluate(rank: ArrayLike) -> dict[str, float]:
       `evaluate([1, 4])["hr@3"]` is 0.5.
     """
     return {name: float(_mean(values)) for name, values in per_example(rank).items()}
+
+
+def candidate_label(value: Any, example: Mapping[str, Any], is_target: bool = False) -> Any:
+    """Returns what the metric must know of a row: its example, its candidate, whether it is right.
+
+    A SeqIO postprocessor: for targets it returns `(example, candidate, is_correct)`; model output
+    passes unchanged.
+    """
+    if not is_target:
+        return value
+    example_index, candidate = (int(place) for place in np.asarray(example["idx"]))
+    return example_index, candidate, bool(example["is_correct"])
+
+
+def hit_rate_and_ndcg(
+    targets: Sequence[tuple[int, int, bool]], scores: Sequence[float]
+) -> dict[str, float]:
+    """Returns HR@1,3,5 and NDCG@3,5 from one log-likelihood a row.
+
+    Args:
+      targets: `(example, candidate, is_correct)` of every row, in any order.
+      scores: log-likelihood of every row.
+
+    Raises:
+      UserError: if a row occurs twice, or an example has no correct candidate or several.
+
+    Example:
+      targets `[(0, 0, False), (0, 1, True)]` with scores `[-2.0, -1.0]` give HR@1 = 1.
+    """
+    rows = np.asarray([target[:2] for target in targets], dtype=np.int64).reshape(-1, 2)
+    is_correct = np.asarray([target[2] for target in targets], dtype=bool)
+    if len(np.unique(rows, axis=0)) != len(rows):
+        raise UserError("a candidate was scored twice; score every row of the task once")
+    _, example = np.unique(rows[:, 0], return_inverse=True)
+    num_examples = int(example.max()) + 1 if len(rows) else 0
+    num_correct = np.bincount(example[is_correct], minlength=num_examples)
+    if not (num_correct == 1).all():
+        raise UserError("every example needs exactly one correct candidate; the task's rows differ")
+    log_likelihood = np.full((num_examples, int(rows[:, 1].max(initial=-1)) + 1), -np.inf)
+    log_likelihood[example, rows[:, 1]] = np.asarray(scores, dtype=np.float64)
+    positive = np.zeros(num_examples, dtype=np.int64)
+    positive[example[is_correct]] = rows[is_correct, 1]
+    return evaluate(ranks(log_likelihood, positive))
 
 
 def _mean(values: NDArray[np.float64]) -> np.floating:

@@ -19,7 +19,8 @@ import tensorflow as tf
 from instructrec_jax import instructions
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.instructions.language import Template, Variant, variants
-from instructrec_jax.pipeline import preprocessors, score_metrics
+from instructrec_jax.metrics import ranking
+from instructrec_jax.pipeline import preprocessors
 from instructrec_jax.pipeline.record_store import RecordSource
 from instructrec_jax.pipeline.vocabulary import CorpusVocabulary
 from instructrec_jax.records import TaskForm
@@ -141,8 +142,8 @@ def _register_task(dataset: str, family: str, config: str, variant: Variant) -> 
             [*group, preprocessors.one_row_per_candidate],
             pair_features(),
             **same,
-            postprocess_fn=score_metrics.candidate_label,
-            metric_fns=[score_metrics.hit_rate_and_ndcg],
+            postprocess_fn=ranking.candidate_label,
+            metric_fns=[ranking.hit_rate_and_ndcg],
         )
     return name
 
@@ -285,13 +286,13 @@ def evaluated_tasks(names: Iterable[str], *, split: str) -> tuple[str, ...]:
             members = [task for task in members if split in task.splits]
         tasks = [task.name for task in members]
         plain = [task.removesuffix(f".{GROUPED}") for task in tasks]
-        ranking = [task for task in plain if f"{task}.{RANK}" in seqio.TaskRegistry.names()]
-        if not ranking:
+        ranked = [task for task in plain if f"{task}.{RANK}" in seqio.TaskRegistry.names()]
+        if not ranked:
             raise UserError(
                 f"{name} holds no task of the evaluation pool; expected a template that chooses "
                 "among candidates, such as A7, or a mixture of such"
             )
-        found |= dict.fromkeys(f"{task}.{GROUPED}" for task in ranking)
+        found |= dict.fromkeys(f"{task}.{GROUPED}" for task in ranked)
     return tuple(found)
 
 

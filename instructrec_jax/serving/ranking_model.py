@@ -9,9 +9,9 @@ import numpy as np
 from instructrec_jax.checkpoints.source import load_model, open_source
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import plain_text, plain_title
+from instructrec_jax.metrics.ranking import normalise
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.report.normalisers import normalise
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.tokenizer import SentencePieceModel, check_vocabulary, tokens_of

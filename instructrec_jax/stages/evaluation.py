@@ -8,9 +8,9 @@ import numpy as np
 
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.metrics import ranking
+from instructrec_jax.metrics.ranking import normalise
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.pipeline import loader
-from instructrec_jax.report.normalisers import normalise
 from instructrec_jax.scoring.prefix_trees import requests_of
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.run_data import RunData

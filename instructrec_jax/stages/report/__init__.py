@@ -16,10 +16,10 @@ from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest
 from instructrec_jax.metrics import ranking, statistics
+from instructrec_jax.metrics.ranking import checked_normalisers
 from instructrec_jax.records import CandidateList
 from instructrec_jax.report import curves, evaluation, position_bias, scenarios, writers
 from instructrec_jax.report.evaluation import Choice, Report, ScenarioResult
-from instructrec_jax.report.normalisers import checked_names
 from instructrec_jax.scores import parts as score_files
 from instructrec_jax.scores import t5x
 from instructrec_jax.scores.parts import Scores
@@ -56,7 +56,7 @@ def report(
     Raises:
       UserError: if a folder is missing, or the scores do not belong to the candidates of A.
     """
-    names = checked_names(normalisers)
+    names = checked_normalisers(normalisers)
     score_folders = {"validation": Path(validation_scores_dir), "test": Path(test_scores_dir)}
     planned = _plan(dataset, Path(prepared_dir), score_folders, metrics_file, names)
     output = Path(output_dir)

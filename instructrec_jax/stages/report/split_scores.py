@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
+from instructrec_jax.metrics.ranking import PMI, normalise
 from instructrec_jax.records import CandidateList
 from instructrec_jax.report import evaluation
-from instructrec_jax.report.normalisers import PMI, normalise
 from instructrec_jax.scores.parts import Scores
 
 _NO_SETTINGS = {"strategy", "sure_ranks"}
