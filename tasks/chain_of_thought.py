@@ -13,6 +13,7 @@ SEQUENTIAL = (
         inputs="Past choices: {history}. First say what this user prefers, then recommend an item.",
         targets="The preference: {preference}. So the recommendation: {target}",
         task_form=TaskForm.MATCHING,
+        family="sequential",
         kind=Kind.CHAIN_OF_THOUGHT,
     ),
 )

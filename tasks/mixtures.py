@@ -1,8 +1,8 @@
-"""Registers every template for the shipped datasets, and mixtures over them.
+"""All 39 templates, and the mixtures over them for any dataset.
 
-Importing this module registers; nothing is read until a task is opened. For data of your own call
-`register` with the name you gave it. Tasks that a dataset has no texts for are left out of its
-mixtures when these are opened.
+`register` registers them with SeqIO; nothing is read until a task is opened, and tasks that a
+dataset has no texts for are left out of its mixtures then. Importing this module imports no SeqIO,
+so that templates can be listed and rendered without it; T5X's own programs name `tasks.t5x`.
 """
 
 from instructrec_jax.instructions.language import (
@@ -14,7 +14,6 @@ from instructrec_jax.instructions.language import (
     unique_templates,
     variants,
 )
-from instructrec_jax.pipeline.registry import register_family, register_mixture
 from tasks import (
     chain_of_thought,
     personalized_search,
@@ -24,26 +23,18 @@ from tasks import (
     task_reversal,
 )
 
-DATASETS = ("ml_100k", "amazon_games")
-# The paper's appendices A, B and C, and the records that each renders.
-FAMILIES = {
-    "sequential": (
-        *sequential.TEMPLATES,
-        *chain_of_thought.SEQUENTIAL,
-        *task_reversal.SEQUENTIAL,
-    ),
-    "product_search": (*product_search.TEMPLATES, *task_reversal.PRODUCT_SEARCH),
-    "personalized_search": (
-        *personalized_search.TEMPLATES,
-        *task_reversal.PERSONALIZED_SEARCH,
-        *relatedness.PERSONALIZED_SEARCH,
-    ),
-}
-CONFIGS = {
-    "sequential": sequential.CONFIG,
-    "product_search": product_search.CONFIG,
-    "personalized_search": personalized_search.CONFIG,
-}
+# Their order is that of the paper's appendices A, B and C.
+TEMPLATES: tuple[Template, ...] = unique_templates(
+    sequential.TEMPLATES,
+    chain_of_thought.SEQUENTIAL,
+    task_reversal.SEQUENTIAL,
+    product_search.TEMPLATES,
+    task_reversal.PRODUCT_SEARCH,
+    personalized_search.TEMPLATES,
+    task_reversal.PERSONALIZED_SEARCH,
+    relatedness.PERSONALIZED_SEARCH,
+    where=__file__,
+)
 KINDS = {
     "task_reversal": task_reversal.TEMPLATES,
     "relatedness": relatedness.TEMPLATES,
@@ -57,13 +48,13 @@ ABLATION_STEPS = (
     "strategies",
     "second_vague_intention",
 )
-TEMPLATES: tuple[Template, ...] = unique_templates(*FAMILIES.values(), where=__file__)
 
 
 def register(dataset: str) -> None:
     """Registers all tasks and mixtures of a dataset; does nothing for what is there already."""
-    for family, templates in FAMILIES.items():
-        register_family(dataset, family, config=CONFIGS[family], templates=templates)
+    from instructrec_jax.pipeline.task_registration import register_mixture, register_templates
+
+    register_templates(dataset, TEMPLATES)
     mixtures = {kind: variants(templates) for kind, templates in KINDS.items()}
     mixtures["without_teacher"] = (v for v in variants(TEMPLATES) if not v.needs & TEACHER_FIELDS)
     for name, members in {**mixtures, **ablation_steps(), "all": variants(TEMPLATES)}.items():
@@ -98,7 +89,3 @@ def _ablation_step(variant: Variant) -> int:
         return 3
     states = variant.query or Slot.PREFERENCE in variant.template.required_slots
     return 2 if states else 1
-
-
-for _dataset in DATASETS:
-    register(_dataset)

@@ -5,7 +5,6 @@ It is no part of the 39 templates nor of any shipped mixture. Name this module a
 """
 
 from instructrec_jax.instructions.language import Template
-from instructrec_jax.pipeline.registry import register_family
 from instructrec_jax.records import TaskForm
 from tasks import mixtures
 
@@ -17,11 +16,14 @@ TEMPLATES = (
         "Which comes next: {first} or {second}?",
         targets="{target}",
         task_form=TaskForm.PAIRWISE,
+        family="pairwise",
     ),
 )
 
 
 def register(dataset: str) -> None:
     """Registers everything of `mixtures`, and the pairwise template."""
+    from instructrec_jax.pipeline.task_registration import register_templates
+
     mixtures.register(dataset)
-    register_family(dataset, "pairwise", config="leave_one_out", templates=(PAIRWISE,))
+    register_templates(dataset, (PAIRWISE,))

@@ -10,11 +10,10 @@ from functools import partial
 from instructrec_jax.instructions.language import ANY_QUERY, VAGUE_QUERIES, Query, Template
 from instructrec_jax.records import TaskForm
 
-CONFIG = "leave_one_out"
-
-_MATCHING = partial(Template, targets="{target}", task_form=TaskForm.MATCHING)
+_TEMPLATE = partial(Template, family="personalized_search")
+_MATCHING = partial(_TEMPLATE, targets="{target}", task_form=TaskForm.MATCHING)
 _RERANKING = partial(
-    Template,
+    _TEMPLATE,
     targets="{target}",
     task_form=TaskForm.RERANKING,
     queries=ANY_QUERY,

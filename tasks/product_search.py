@@ -9,11 +9,10 @@ from functools import partial
 from instructrec_jax.instructions.language import ANY_QUERY, Query, Template
 from instructrec_jax.records import TaskForm
 
-CONFIG = "product_search"
-
-_MATCHING = partial(Template, targets="{target}", task_form=TaskForm.MATCHING)
+_TEMPLATE = partial(Template, family="product_search", records="product_search")
+_MATCHING = partial(_TEMPLATE, targets="{target}", task_form=TaskForm.MATCHING)
 _RERANKING = partial(
-    Template,
+    _TEMPLATE,
     targets="{target}",
     task_form=TaskForm.RERANKING,
     queries=ANY_QUERY,

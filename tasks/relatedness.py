@@ -9,7 +9,12 @@ from functools import partial
 from instructrec_jax.instructions.language import VAGUE_QUERIES, Kind, Query, Template
 from instructrec_jax.records import TaskForm
 
-_TEMPLATE = partial(Template, task_form=TaskForm.MATCHING, kind=Kind.RELATEDNESS)
+_TEMPLATE = partial(
+    Template,
+    family="personalized_search",
+    task_form=TaskForm.MATCHING,
+    kind=Kind.RELATEDNESS,
+)
 
 PERSONALIZED_SEARCH = (
     _TEMPLATE(

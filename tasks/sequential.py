@@ -9,11 +9,10 @@ from functools import partial
 from instructrec_jax.instructions.language import Template
 from instructrec_jax.records import TaskForm
 
-CONFIG = "leave_one_out"
-
-_MATCHING = partial(Template, targets="{target}", task_form=TaskForm.MATCHING)
-_RERANKING = partial(Template, targets="{target}", task_form=TaskForm.RERANKING, is_evaluated=True)
-_POINTWISE = partial(Template, targets="{answer}", task_form=TaskForm.POINTWISE)
+_TEMPLATE = partial(Template, family="sequential")
+_MATCHING = partial(_TEMPLATE, targets="{target}", task_form=TaskForm.MATCHING)
+_RERANKING = partial(_TEMPLATE, targets="{target}", task_form=TaskForm.RERANKING, is_evaluated=True)
+_POINTWISE = partial(_TEMPLATE, targets="{answer}", task_form=TaskForm.POINTWISE)
 
 TEMPLATES = (
     _MATCHING(

@@ -9,7 +9,7 @@ from instructrec_jax.instructions.coverage import aspects_of
 from instructrec_jax.instructions.language import Query, Template
 from instructrec_jax.manifest import Manifest
 from instructrec_jax.pipeline import record_store
-from instructrec_jax.pipeline.registry import register_family
+from instructrec_jax.pipeline.task_registration import register_templates
 from instructrec_jax.records import InstructionRecord, TaskForm
 from instructrec_jax.stages.lint.leaks import check_records
 
@@ -20,6 +20,7 @@ TEMPLATES = (
         inputs="Past choices: {history}.[ Taste: {preference}.] Next of: {candidates}?",
         targets="{target}",
         task_form=TaskForm.RERANKING,
+        family="lint",
         is_evaluated=True,
     ),
     Template(
@@ -27,6 +28,7 @@ TEMPLATES = (
         inputs="Wanted: {query}. Give the item.",
         targets="{target}",
         task_form=TaskForm.MATCHING,
+        family="lint",
         queries=(Query.VAGUE, Query.SPECIFIC),
     ),
 )
@@ -50,7 +52,7 @@ Records = Mapping[tuple[str, str], Iterable[InstructionRecord]]
 
 def register(dataset: str) -> None:
     """Registers both templates."""
-    register_family(dataset, "lint", config="leave_one_out", templates=TEMPLATES)
+    register_templates(dataset, TEMPLATES)
 
 
 def numbered(number: int, **changes) -> InstructionRecord:

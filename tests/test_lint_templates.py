@@ -125,6 +125,6 @@ def test_every_template_has_a_line_in_order(caplog):
 def test_another_module_lists_what_it_adds():
     from instructrec_jax.stages.templates import templates
 
-    assert templates(task_module="tasks.pairwise")[-1].family == "pairwise"
+    assert templates(task_module="tasks.pairwise")[-1].template.family == "pairwise"
     with pytest.raises(UserError, match=r"'tasks\.none' cannot be imported"):
         templates(task_module="tasks.none")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instructrec_jax.pipeline import loader, vocabulary
-from instructrec_jax.pipeline.registry import register_mixture
+from instructrec_jax.pipeline.task_registration import register_mixture
 
 
 @pytest.fixture(autouse=True)

@@ -207,7 +207,7 @@ def test_fine_tuning_is_on_our_mixture_and_measured_on_a_ranking_task(t5x):
     assert infer_eval.mixture_or_task_name == "amazon_games.A7.rank"
     for dataset in found["datasets"]:
         assert dataset.task_feature_lengths == {"inputs": 512, "targets": 128}
-        assert (dataset.module, dataset.use_cached) == ("tasks.mixtures", False)
+        assert (dataset.module, dataset.use_cached) == ("tasks.t5x", False)
     assert found["restore"].path.endswith("flan_t5_xl/checkpoint_1138000")
     assert (found["total_steps"], found["random_seed"]) == (1158000, 0)
     model = found["model"]

@@ -3,9 +3,13 @@
 import collections
 import dataclasses
 import string
+import subprocess
+import sys
 
 import pytest
 
+from instructrec_jax.errors import UserError
+from instructrec_jax.instructions import task_modules
 from instructrec_jax.instructions.language import Kind, Query, Slot, slots_of, variants
 from instructrec_jax.instructions.render import Draw, render_record
 from instructrec_jax.records import InstructionRecord, TaskForm
@@ -52,7 +56,7 @@ CELLS = {
 
 
 def test_there_are_39_in_three_families():
-    sizes = {family: len(templates) for family, templates in mixtures.FAMILIES.items()}
+    sizes = collections.Counter(template.family for template in mixtures.TEMPLATES)
     assert sizes == {"sequential": 17, "product_search": 9, "personalized_search": 13}
     ids = [f"{letter}{n}" for letter, last in (("A", 17), ("B", 9), ("C", 13))
            for n in range(1, last + 1)]  # fmt: skip
@@ -189,3 +193,40 @@ def test_each_step_of_the_ablation_adds_one_type_and_none_shows_the_vague_intent
     assert len(sizes) == 5
     left_out = [variant for variant in VARIANTS if variant.query is Query.VAGUE]
     assert sizes[-1] + len(left_out) == len(VARIANTS)
+
+
+def test_templates_are_listed_and_found_without_seqio_or_tensorflow():
+    code = (
+        "import sys\n"
+        "from instructrec_jax.instructions.task_modules import find_variant, templates_of\n"
+        "from instructrec_jax.stages.templates import templates\n"
+        "assert len(templates_of('tasks.mixtures')) == len(templates()) == 39\n"
+        "found = find_variant('tasks.mixtures', 'B7.specific')\n"
+        "template = found.template\n"
+        "assert (template.family, template.records) == ('product_search', 'product_search')\n"
+        "heavy = {'jax', 'tensorflow', 'seqio', 'numpy'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "message"),
+    [
+        (
+            "tasks.mixtures",
+            "B7",
+            r"template B7 has a query: name one of B7\.preference, B7\.vague",
+        ),
+        ("tasks.mixtures", "Z1", r"unknown template \(of task module 'tasks\.mixtures'\) 'Z1'"),
+        ("os", "A7", r"task module 'os' has no TEMPLATES"),
+        ("tasks.nowhere", "A7", r"task module 'tasks\.nowhere' cannot be imported"),
+        ("", "A7", r"task module '' is not a dotted name; expected one such as 'tasks\.mixtures'"),
+        ("..evil", "A7", "is not a dotted name"),
+        ("../evil", "A7", "is not a dotted name"),
+        ("tasks/mixtures.py", "A7", "is not a dotted name"),
+    ],
+)
+def test_a_template_or_module_that_is_not_there_gets_one_message(module, name, message):
+    with pytest.raises(UserError, match=message):
+        task_modules.find_variant(module, name)

@@ -24,6 +24,8 @@ BLANKS = "[\x00-\x20\x7f-\xa0\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u3000\u
 _BLANKS = re.compile(BLANKS)
 _TOKENS = re.compile(r"[{}\[\]]|[^{}\[\]]+")
 _TEMPLATE_ID = re.compile(r"[A-Za-z]\w*")
+_FAMILY = re.compile(r"[a-z]\w*")
+RECORD_SETS = ("leave_one_out", "product_search")
 
 
 class Slot(enum.StrEnum):
@@ -123,6 +125,8 @@ class Template:
       inputs: wording of the instruction.
       targets: wording of the answer.
       task_form: T of its cell.
+      family: the group it is reported with and the mixture it belongs to, "<dataset>.<family>".
+      records: the records it renders, "leave_one_out" or "product_search".
       kind: how input and output relate.
       is_evaluated: whether it belongs to the pool that rankings are evaluated with.
       queries: what may fill the query slot, one task each; () without that slot.
@@ -132,6 +136,8 @@ class Template:
     inputs: str
     targets: str
     task_form: TaskForm
+    family: str = "own"
+    records: str = RECORD_SETS[0]
     kind: Kind = Kind.PLAIN
     is_evaluated: bool = False
     queries: tuple[Query, ...] = ()
@@ -328,6 +334,10 @@ def _field(tokens: Iterator[str], template_id: str, wording: str) -> Field:
 
 def _problems(template: Template) -> Iterator[str]:
     """Yields what contradicts itself in a template."""
+    if not _FAMILY.fullmatch(template.family):
+        yield f"family {template.family!r} is not a name; use one such as 'sequential'"
+    if template.records not in RECORD_SETS:
+        yield f"records is {template.records!r}; expected {' or '.join(map(repr, RECORD_SETS))}"
     in_input = slots_of(template.input_segments)
     slots = in_input | slots_of(template.target_segments)
     if (Slot.QUERY in slots) != bool(template.queries):

@@ -1,34 +1,19 @@
-"""Templates as SeqIO tasks and mixtures: how they are registered, and how they are found by name.
+"""The SeqIO tasks that render templates, and how tasks and mixtures are found by name."""
 
-A template becomes a task of `inputs` and `targets`, "<dataset>.<variant>". One whose answer is an
-item also gets "<task>.grouped", one row an example with its candidates side by side; one in the
-evaluation pool also "<task>.rank", SeqIO's rank classification with HR and NDCG as score metrics.
-"""
-
-import importlib
-import itertools
-import traceback
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
 import seqio
 import tensorflow as tf
 
-from instructrec_jax import instructions
 from instructrec_jax.errors import UserError, unknown_name
-from instructrec_jax.instructions.language import Template, Variant, variants
-from instructrec_jax.metrics import ranking
-from instructrec_jax.pipeline import preprocessors
-from instructrec_jax.pipeline.record_store import RecordSource
-from instructrec_jax.pipeline.vocabulary import CorpusVocabulary
+from instructrec_jax.instructions import task_modules
+from instructrec_jax.instructions.language import Variant
 from instructrec_jax.records import TaskForm
 from instructrec_jax.seeds import stable_seed
 
 GROUPED, RANK = "grouped", "rank"
-MAX_RATE = 2**16  # training examples that a task's mixing rate counts at most
-Rate = float | Callable[[seqio.Task], float]
 # What the grouped form holds beside its output features; a mixture has to be told to keep it.
 GROUP_FIELDS = (
     "candidate_ids",
@@ -47,15 +32,21 @@ class InstructionTask(seqio.Task):
 
     Attributes:
       variant: what it renders.
-      family: name of the family it was registered with.
-      config: the records it renders, "leave_one_out" or "product_search".
     """
 
-    def __init__(
-        self, name: str, *, variant: Variant, family: str, config: str, **kwargs: Any
-    ) -> None:
+    def __init__(self, name: str, *, variant: Variant, **kwargs: Any) -> None:
         super().__init__(name, **kwargs)
-        self.variant, self.family, self.config = variant, family, config
+        self.variant = variant
+
+    @property
+    def family(self) -> str:
+        """The family of its template."""
+        return self.variant.template.family
+
+    @property
+    def config(self) -> str:
+        """The records it renders, "leave_one_out" or "product_search"."""
+        return self.variant.template.records
 
     @property
     def splits(self) -> Sequence[str]:
@@ -70,117 +61,6 @@ class InstructionTask(seqio.Task):
         return super().get_dataset(*args, seed=seed, **kwargs)
 
 
-def register_family(
-    dataset: str, family: str, *, config: str, templates: Iterable[Template]
-) -> None:
-    """Registers a family's tasks in all their forms, and its mixtures; does nothing if it is there.
-
-    Args:
-      dataset: name of the dataset.
-      family: name of the family, such as "sequential"; the mixture is "<dataset>.<family>".
-      config: the records it renders, "leave_one_out" or "product_search".
-      templates: its templates.
-    """
-    members = tuple(variants(templates))
-    names = [_register_task(dataset, family, config, variant) for variant in members]
-    register_mixture(f"{dataset}.{family}", names)
-
-
-def register_mixture(name: str, tasks: Iterable[str | tuple[str, Rate]]) -> None:
-    """Registers a mixture, and one of its reranking templates' grouped forms, "<name>.grouped".
-
-    A task without a rate is mixed by its number of training examples, see `mixing_rate`. SeqIO
-    tasks from elsewhere may be among them, if they have the features of `pair_features`. Does
-    nothing if the name is there.
-
-    Args:
-      name: of the mixture.
-      tasks: names of registered tasks, or (name, rate) pairs.
-    """
-    if name in seqio.MixtureRegistry.names():
-        return
-    rated = [(task, mixing_rate) if isinstance(task, str) else task for task in tasks]
-    seqio.MixtureRegistry.add(name, rated)
-    if grouped := [(f"{task}.{GROUPED}", rate) for task, rate in rated if _is_reranking(task)]:
-        seqio.MixtureRegistry.add(f"{name}.{GROUPED}", grouped)
-
-
-def mixing_rate(task: seqio.Task, *, maximum: int = MAX_RATE) -> float:
-    """Returns the number of a task's training examples, at most `maximum`.
-
-    A product-search template has one example an item, the others one a user's position: at equal
-    rates the few items would come round many times an epoch, and at rates without a bound they
-    would hardly come.
-    """
-    return float(min(task.num_input_examples("train"), maximum))
-
-
-def _is_reranking(task: str) -> bool:
-    """Returns whether a task of ours chooses among candidates."""
-    variant = getattr(seqio.TaskRegistry.get(task), "variant", None)
-    return variant is not None and variant.template.task_form is TaskForm.RERANKING
-
-
-def _register_task(dataset: str, family: str, config: str, variant: Variant) -> str:
-    """Registers the forms of one variant and returns the name of the first."""
-    name = f"{dataset}.{variant.name}"
-    if name in seqio.TaskRegistry.names():
-        return name
-    template = variant.template
-    source = RecordSource(dataset, config, needs=variant.needs)
-    renderable = preprocessors.keep_renderable(variant)
-    same = {"variant": variant, "family": family, "config": config}
-    pair = [renderable, preprocessors.render_pair(variant, name)]
-    _add(name, source, pair, pair_features(), **same)
-    group = [renderable, preprocessors.render_group(variant, name)]
-    if template.names_an_item:
-        _add(f"{name}.{GROUPED}", source, group, group_features(), **same)
-    if variant.is_evaluated:
-        _add(
-            f"{name}.{RANK}",
-            source,
-            [*group, preprocessors.one_row_per_candidate],
-            pair_features(),
-            **same,
-            postprocess_fn=ranking.candidate_label,
-            metric_fns=[ranking.hit_rate_and_ndcg],
-        )
-    return name
-
-
-def pair_features() -> dict[str, seqio.Feature]:
-    """Returns the output features of the forms with `inputs` and `targets`."""
-    return {name: seqio.Feature(CorpusVocabulary()) for name in ("inputs", "targets")}
-
-
-def group_features() -> dict[str, seqio.Feature]:
-    """Returns the output features of the grouped form."""
-    vocabulary = CorpusVocabulary()
-    return {"inputs": seqio.Feature(vocabulary), "candidates": seqio.Feature(vocabulary, rank=2)}
-
-
-def _add(
-    name: str,
-    source: RecordSource,
-    steps: list[preprocessors.Preprocessor],
-    output_features: dict[str, seqio.Feature],
-    **more: Any,
-) -> None:
-    """Adds one task to SeqIO's registry."""
-    seqio.TaskRegistry.add(
-        name,
-        source,
-        output_features=output_features,
-        preprocessors=steps,
-        task_cls=InstructionTask,
-        shuffle_buffer_size=None,  # the source shuffles
-        **more,
-    )
-
-
-_LANGUAGE = Path(instructions.__file__).parent  # where templates are checked, not declared
-
-
 def import_task_module(module: str, dataset: str) -> ModuleType:
     """Imports a module of tasks, and has it register the dataset where it can.
 
@@ -192,31 +72,12 @@ def import_task_module(module: str, dataset: str) -> ModuleType:
       The module.
 
     Raises:
-      UserError: if there is no such module, or one of its templates contradicts itself.
+      UserError: as `task_modules.import_task_module`.
     """
-    try:
-        found = importlib.import_module(module)
-    except UserError as error:
-        raise UserError(f"{_where(error)}: {error}") from None
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module + ".").startswith(error.name + "."):
-            raise  # the module exists and misses something itself
-        raise UserError(
-            f"task module {module!r} cannot be imported; give a dotted name such as "
-            "'tasks.mixtures', and run from the folder that holds it"
-        ) from None
+    found = task_modules.import_task_module(module)
     if hasattr(found, "register"):
         found.register(dataset)
     return found
-
-
-def _where(error: UserError) -> str:
-    """Returns file and line of the declaration that an error comes from."""
-    files = [(Path(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
-    is_inside = (_LANGUAGE in path.parents for path, _ in files)
-    callers = itertools.takewhile(lambda pair: not pair[1], zip(files, is_inside, strict=True))
-    *_, (path, line) = (place for place, _ in callers if place[0].is_file())
-    return f"{path} line {line}"
 
 
 def get(name: str) -> seqio.Task | seqio.Mixture:
@@ -245,7 +106,7 @@ def instruction_tasks(dataset: str | None = None) -> list[InstructionTask]:
         owner, _, rest = name.partition(".")
         if rest == task.variant.name and dataset in (None, owner):
             found.setdefault(rest, task)
-    return sorted(found.values(), key=_place)
+    return sorted(found.values(), key=lambda task: task_modules.variant_order(task.variant))
 
 
 def get_for(split: str, name: str) -> seqio.Task | seqio.Mixture:
@@ -338,11 +199,3 @@ def _is_matching(task: seqio.Task) -> bool:
         return False
     template = task.variant.template
     return template.task_form is TaskForm.MATCHING and template.names_an_item
-
-
-def _place(task: InstructionTask) -> tuple[str, int, int]:
-    """Returns what tasks are sorted by: letters, number and place of the query."""
-    template = task.variant.template
-    letters = template.template_id.rstrip("0123456789")
-    number = int(template.template_id.removeprefix(letters) or 0)
-    return letters, number, (None, *template.queries).index(task.variant.query)

@@ -15,7 +15,8 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Query, Template, Variant
 from instructrec_jax.pipeline import loader, preprocessors, registry
 from instructrec_jax.pipeline.record_store import features
-from instructrec_jax.pipeline.registry import InstructionTask, group_features
+from instructrec_jax.pipeline.registry import InstructionTask
+from instructrec_jax.pipeline.task_registration import group_features
 from instructrec_jax.records import InstructionRecord, TaskForm
 
 Record = Mapping[str, Any]

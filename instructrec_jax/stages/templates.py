@@ -1,13 +1,12 @@
-"""The stage `templates`: the templates that a module of tasks registers, one line each."""
+"""The stage `templates`: the templates of a task module, one line each."""
 
 import dataclasses
 import logging
 
-from instructrec_jax.instructions.language import Template, Variant
-from instructrec_jax.pipeline import registry
+from instructrec_jax.instructions.language import Template, Variant, variants
+from instructrec_jax.instructions.task_modules import templates_of, variant_order
 
 logger = logging.getLogger(__name__)
-_LISTED = "listed"  # a dataset of its own name, so that nothing depends on what is shipped
 _HEADER = ("id", "cell", "kind", "family", "evaluated", "queries")
 
 
@@ -17,13 +16,11 @@ class TemplateLine:
 
     Attributes:
       template: the template.
-      family: the family it was registered with.
       cells: the paper's cells of its variants, those that differ in the intention alone as one,
         such as "<P0,I1/I2,T3>".
     """
 
     template: Template
-    family: str
     cells: tuple[str, ...]
 
     @property
@@ -33,17 +30,17 @@ class TemplateLine:
             self.template.template_id,
             " ".join(self.cells),
             self.template.kind.value,
-            self.family,
+            self.template.family,
             "yes" if self.template.is_evaluated else "",
             " ".join(self.template.queries),
         )
 
 
 def templates(*, task_module: str = "tasks.mixtures") -> list[TemplateLine]:
-    """Shows every template that a module registers: A1 .. A17, B1 .., C1 ...
+    """Shows every template of a task module: A1 .. A17, B1 .., C1 ...
 
     Args:
-      task_module: module that registers the tasks.
+      task_module: module that declares the templates.
 
     Returns:
       The lines, which are also shown.
@@ -51,18 +48,12 @@ def templates(*, task_module: str = "tasks.mixtures") -> list[TemplateLine]:
     Raises:
       UserError: if there is no such module.
     """
-    registry.import_task_module(task_module, _LISTED)
-    of_template: dict[str, list[Variant]] = {}
-    families = {}
-    for task in registry.instruction_tasks():
-        template_id = task.variant.template.template_id
-        of_template.setdefault(template_id, []).append(task.variant)
-        families[template_id] = task.family
+    of_template: dict[Template, list[Variant]] = {}
+    for variant in sorted(variants(templates_of(task_module)), key=variant_order):
+        of_template.setdefault(variant.template, []).append(variant)
     lines = [
-        TemplateLine(
-            template=members[0].template, family=families[template_id], cells=joined_cells(members)
-        )
-        for template_id, members in of_template.items()
+        TemplateLine(template=template, cells=joined_cells(members))
+        for template, members in of_template.items()
     ]
     rows = [_HEADER, *(line.columns for line in lines)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -72,13 +63,13 @@ def templates(*, task_module: str = "tasks.mixtures") -> list[TemplateLine]:
     return lines
 
 
-def joined_cells(variants: list[Variant]) -> tuple[str, ...]:
+def joined_cells(members: list[Variant]) -> tuple[str, ...]:
     """Returns the cells of a template's variants, those that differ in the intention as one.
 
     Example: cells <P2,I0,T3>, <P0,I1,T3>, <P0,I2,T3> give `("<P2,I0,T3>", "<P0,I1/I2,T3>")`.
     """
     intentions: dict[tuple[str, str], dict[str, None]] = {}
-    for variant in variants:
+    for variant in members:
         *preference, intention, task_form = variant.cell.strip("<>").split(",")
         ends = (",".join(preference), task_form)
         intentions.setdefault(ends, {})[intention] = None

@@ -16,8 +16,8 @@ from instructrec_jax.data.splits import TRAIN
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.builder import RecordSettings
 from instructrec_jax.instructions.language import Literal, Template, plain_text, plain_title
+from instructrec_jax.instructions.task_modules import templates_of
 from instructrec_jax.manifest import Manifest, find_same_work
-from instructrec_jax.pipeline import registry
 from instructrec_jax.records import InstructionRecord
 from instructrec_jax.stages.build import beam
 from instructrec_jax.stages.build import shards as build_shards
@@ -196,7 +196,7 @@ def _write_vocabulary(path: Path, data: PreparedData, work: Work, settings: Buil
         return tokenizer.check_vocabulary(path).get_piece_size()
     if settings.vocabulary_path is not None:
         return tokenizer.copy_vocabulary(settings.vocabulary_path, path)
-    templates = registry.import_task_module(settings.task_module, data.dataset).TEMPLATES
+    templates = templates_of(settings.task_module)
     builder = build_shards.record_builder(work)
     num_sampled = min(_NUM_SAMPLE_RECORDS, builder.num_records(LEAVE_ONE_OUT, TRAIN))
     sample = builder.records(LEAVE_ONE_OUT, TRAIN, range(num_sampled), build_shards.Tally())
