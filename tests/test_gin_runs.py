@@ -250,24 +250,24 @@ def test_the_overlay_frozen_keeps_parts_out_of_gradient_and_optimizer(caplog):
 @pytest.mark.parametrize(
     ("bindings", "expected"),
     [
-        ([], candidate_views.Whole()),
+        ([], candidate_views.AllAtOnce()),
         (
-            ["BALLOTS=@candidate_views.Rotations()", "candidate_views.Rotations.number=5"],
+            ["CANDIDATE_VIEW=@candidate_views.Rotations()", "candidate_views.Rotations.number=5"],
             candidate_views.Rotations(number=5),
         ),
         (
             [
-                "BALLOTS=@candidate_views.Groups()",
+                "CANDIDATE_VIEW=@candidate_views.Groups()",
                 "candidate_views.Groups.size=20",
                 "candidate_views.Groups.winners=3",
             ],
             candidate_views.Groups(size=20, winners=3),
         ),
-        (["BALLOTS=@candidate_views.Tournament()"], candidate_views.Tournament(size=10)),
+        (["CANDIDATE_VIEW=@candidate_views.Tournament()"], candidate_views.Tournament(size=10)),
     ],
 )
 @pytest.mark.parametrize("run", ["score", "score_requests"])
-def test_ballots_are_chosen_on_the_command_line(run, bindings, expected, monkeypatch):
+def test_candidate_views_are_chosen_on_the_command_line(run, bindings, expected, monkeypatch):
     seen = {}
 
     def stop(_checkpoint_path):
@@ -280,5 +280,5 @@ def test_ballots_are_chosen_on_the_command_line(run, bindings, expected, monkeyp
     files = ["gin/models/t5_tiny.gin", MIXTURE, f"gin/runs/{run}.gin"]
     with pytest.raises(StoppedError):
         gin_config.run_with_gin(score_stage.score, gin_file_names=files, bindings=given)
-    assert seen["run"].ballots == expected
+    assert seen["run"].candidate_view == expected
     assert seen["run"].with_prior

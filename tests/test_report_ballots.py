@@ -139,5 +139,5 @@ def test_pmi_ranks_by_what_the_prior_leaves(folders, tmp_path):
 
 def test_splits_that_were_scored_in_different_ways_are_refused(folders, tmp_path):
     write_scores(tmp_path / "test", make_data(), "test", TEST, ballots=GROUPS)
-    with pytest.raises(UserError, match=r"scored with BALLOTS {'strategy': 'Whole'.*'Groups'"):
+    with pytest.raises(UserError, match=r"scored with CANDIDATE_VIEW .*'AllAtOnce'.*'Groups'"):
         run(folders, tmp_path / "out", test_scores_dir=tmp_path / "test")

@@ -80,7 +80,7 @@ def decided(
     return prepared, Outcome(
         log_likelihood=np.array(values, np.float32),
         last_round=np.array(last_round, np.int32),
-        num_ballots=3,
+        num_views=3,
     )
 
 

@@ -25,8 +25,9 @@ _WHAT = {
     "targets": "the answer",
 }
 _FEWER_CANDIDATES = (
-    ', or show fewer candidates: "candidates" there says how many, and scoring with BALLOTS = '
-    "@candidate_views.Groups() shows only candidate_views.Groups.size of them at a time"
+    ', or show fewer candidates: "candidates" there says how many, and scoring with '
+    "CANDIDATE_VIEW = @candidate_views.Groups() shows only candidate_views.Groups.size of them "
+    "at a time"
 )
 
 Values = dict[Slot, tf.Tensor]

@@ -196,7 +196,7 @@ def score_rows(
                 "num_chars": prepared.num_chars,
                 "last_round": outcome.last_round,
                 "rank": outcome.rank,
-                "num_ballots": outcome.num_ballots,
+                "num_ballots": outcome.num_views,
                 "target_index": prepared.target_index,
             }
         )

@@ -1,8 +1,8 @@
 """How the candidates of a request are compared: in one prompt, in several, or in rounds.
 
-A ballot is one prompt that shows some of the candidates in some order. A strategy says round by
-round which ballots are to be scored and, from what they got, how all candidates rank. It knows
-nothing of texts and models: it is a generator that yields ballots and is sent log-likelihoods.
+A view is one prompt that shows some of the candidates in some order. A strategy says round by
+round which views are to be scored and, from what they got, how all candidates rank. It knows
+nothing of texts and models: it is a generator that yields views and is sent log-likelihoods.
 """
 
 import dataclasses
@@ -16,24 +16,24 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
 from instructrec_jax.seeds import stable_seed
 
-Ballot = np.ndarray  # int [n], places of the candidates that a prompt shows, in its order
+View = np.ndarray  # int [n], places of the candidates that a prompt shows, in its order
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
-    """What a request's ballots came to.
+    """What a request's views came to.
 
     Attributes:
       log_likelihood: float32 [c, p], natural log, of each candidate under each of p prompts that
-        show the same ballot; those of the last round in which the candidate took part. Only the
+        show the same view; those of the last round in which the candidate took part. Only the
         first prompt decides who goes on and who ranks where.
       last_round: int32 [c], that round, from 1.
-      num_ballots: how many were scored.
+      num_views: how many were scored.
     """
 
     log_likelihood: np.ndarray
     last_round: np.ndarray
-    num_ballots: int
+    num_views: int
 
     @property
     def rank(self) -> np.ndarray:
@@ -41,8 +41,8 @@ class Outcome:
         return ranking.ranks_of_all(self.log_likelihood[:, 0], self.last_round).astype(np.int32)
 
 
-# Yields the ballots of a round, and is sent float32 [n, p] for each of them.
-Rounds = Generator[list[Ballot], list[np.ndarray], Outcome]
+# Yields the views of a round, and is sent float32 [n, p] for each of them.
+Rounds = Generator[list[View], list[np.ndarray], Outcome]
 
 
 class Strategy(Protocol):
@@ -52,7 +52,7 @@ class Strategy(Protocol):
     def sure_ranks(self) -> int | None:
         """Ranks up to which nobody can be missing who belongs there; None for all of them.
 
-        Whoever beats all but k - 1 others in every ballot is sure to have rank k at most, for k up
+        Whoever beats all but k - 1 others in every view is sure to have rank k at most, for k up
         to this number; beyond it the luck of the draw can rank a candidate lower.
         """
 
@@ -61,16 +61,16 @@ class Strategy(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Whole:
-    """One ballot of all candidates in their own order."""
+class AllAtOnce:
+    """One view of all candidates in their own order."""
 
     sure_ranks = None
 
     def rounds(self, num_candidates: int, request_id: str) -> Rounds:
-        """Returns one round of one ballot."""
+        """Returns one round of one view."""
         (found,) = yield [np.arange(num_candidates)]
         return Outcome(
-            log_likelihood=found, last_round=np.ones(num_candidates, np.int32), num_ballots=1
+            log_likelihood=found, last_round=np.ones(num_candidates, np.int32), num_views=1
         )
 
 
@@ -79,7 +79,7 @@ class Rotations:
     """All candidates in several rotated orders, whose log-likelihoods are averaged.
 
     With as many rotations as candidates each stands once in every place, so what a model adds for
-    the place alone is the same for all. Costs as many times the work of one ballot.
+    the place alone is the same for all. Costs as many times the work of one view.
 
     Attributes:
       number: how many orders; no more than there are candidates.
@@ -91,20 +91,22 @@ class Rotations:
 
     def __post_init__(self) -> None:
         if self.number < 1:
-            raise UserError(f"ballots.Rotations.number is {self.number}; expected at least 1")
+            raise UserError(
+                f"candidate_views.Rotations.number is {self.number}; expected at least 1"
+            )
 
     def rounds(self, num_candidates: int, request_id: str) -> Rounds:
-        """Returns one round of the rotated ballots."""
+        """Returns one round of the rotated views."""
         number, order = min(self.number, num_candidates), np.arange(num_candidates)
-        ballots = [np.roll(order, -(turn * num_candidates // number)) for turn in range(number)]
-        found = yield ballots
+        views = [np.roll(order, -(turn * num_candidates // number)) for turn in range(number)]
+        found = yield views
         total = np.zeros(found[0].shape, np.float64)
-        for ballot, values in zip(ballots, found, strict=True):
-            total[ballot] += values
+        for view, values in zip(views, found, strict=True):
+            total[view] += values
         return Outcome(
             log_likelihood=(total / number).astype(np.float32),
             last_round=np.ones(num_candidates, np.int32),
-            num_ballots=number,
+            num_views=number,
         )
 
 
@@ -114,10 +116,10 @@ class Groups:
 
     One winner of each group of ten is the paper's way with 100 candidates (section 4.2.4, table
     10). Who goes on ranks before who does not; those who go out in the same round rank by the
-    log-likelihood they had then. In a ballot candidates stand in their own order.
+    log-likelihood they had then. In a view candidates stand in their own order.
 
     Attributes:
-      size: candidates in one ballot at most; groups differ by one in size.
+      size: candidates in one view at most; groups differ by one in size.
       winners: how many of each go on, half of the size at most.
       seed: of the draw.
     """
@@ -129,8 +131,8 @@ class Groups:
     def __post_init__(self) -> None:
         if not 1 <= self.winners <= self.size // 2:
             raise UserError(
-                f"ballots.Groups has size {self.size} and winners {self.winners}; expected a size "
-                "of at least 2, and at least 1 and at most half of a group to go on"
+                f"candidate_views.Groups has size {self.size} and winners {self.winners}; expected "
+                "a size of at least 2, and at least 1 and at most half of a group to go on"
             )
 
     @property
@@ -139,17 +141,17 @@ class Groups:
         return self.winners
 
     def rounds(self, num_candidates: int, request_id: str) -> Rounds:
-        """Returns rounds of ballots, one where all candidates fit into a group."""
+        """Returns rounds of views, one where all candidates fit into a group."""
         draw = np.random.default_rng(stable_seed(self.seed, "ballots", request_id))
         left = np.arange(num_candidates)
-        last_round, num_ballots = np.zeros(num_candidates, np.int32), 0
+        last_round, num_views = np.zeros(num_candidates, np.int32), 0
         results: dict[int, np.ndarray] = {}
         for number in itertools.count(1):
             num_groups = -(-len(left) // self.size)
             mixed = draw.permutation(left) if num_groups > 1 else left
             groups = [np.sort(group) for group in np.array_split(mixed, num_groups)]
             found = yield groups
-            num_ballots += num_groups
+            num_views += num_groups
             last_round[left] = number
             for group, values in zip(groups, found, strict=True):
                 results.update(zip(group.tolist(), values, strict=True))
@@ -160,7 +162,7 @@ class Groups:
         return Outcome(
             log_likelihood=np.stack([results[place] for place in range(num_candidates)]),
             last_round=last_round,
-            num_ballots=num_ballots,
+            num_views=num_views,
         )
 
 
@@ -169,7 +171,7 @@ class Tournament:
     """Groups whose better half goes on: costlier than one winner, and sure of half a group.
 
     Attributes:
-      size: candidates in one ballot at most.
+      size: candidates in one view at most.
       seed: of the draw.
     """
 
@@ -178,7 +180,7 @@ class Tournament:
 
     def __post_init__(self) -> None:
         if self.size < 2:
-            raise UserError(f"ballots.Tournament.size is {self.size}; expected at least 2")
+            raise UserError(f"candidate_views.Tournament.size is {self.size}; expected at least 2")
 
     @property
     def sure_ranks(self) -> int | None:
@@ -192,10 +194,10 @@ class Tournament:
 
 
 class Cost(NamedTuple):
-    """What a request takes: rounds, ballots, and candidates shown in all of them together."""
+    """What a request takes: rounds, views, and candidates shown in all of them together."""
 
     num_rounds: int
-    num_ballots: int
+    num_views: int
     num_shown: int
 
 
@@ -203,15 +205,15 @@ def cost_of(strategy: Strategy, num_candidates: int) -> Cost:
     """Returns what a request with that many candidates takes.
 
     Example:
-      `cost_of(Groups(size=10), 100)` is 2 rounds, 11 ballots, 110 candidates.
+      `cost_of(Groups(size=10), 100)` is 2 rounds, 11 views, 110 candidates.
     """
     rounds = strategy.rounds(num_candidates, "")
-    ballots, sizes, num_rounds = next(rounds), [], 0
+    views, sizes, num_rounds = next(rounds), [], 0
     while True:
         num_rounds += 1
-        sizes += [len(ballot) for ballot in ballots]
+        sizes += [len(view) for view in views]
         try:
-            ballots = rounds.send([np.zeros((len(ballot), 1), np.float32) for ballot in ballots])
+            views = rounds.send([np.zeros((len(view), 1), np.float32) for view in views])
         except StopIteration:
             return Cost(num_rounds, len(sizes), sum(sizes))
 

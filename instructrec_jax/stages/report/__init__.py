@@ -121,8 +121,8 @@ def _protocol(
     ballots = [ballots_of(scores[split]) for split in ("validation", "test")]
     if ballots[0] != ballots[1]:
         raise UserError(
-            f"{folders['validation']} was scored with BALLOTS {ballots[0]} and {folders['test']} "
-            f"with {ballots[1]}; score both splits with the same"
+            f"{folders['validation']} was scored with CANDIDATE_VIEW {ballots[0]} and "
+            f"{folders['test']} with {ballots[1]}; score both splits with the same"
         )
     steps = {split: part.metadata["checkpoint_step"] for split, part in scores.items()}
     if scores["validation"].metadata["checkpoint"] != scores["test"].metadata["checkpoint"]:

@@ -19,7 +19,10 @@ _NO_SETTINGS = {"strategy", "sure_ranks"}
 
 def ballots_of(scores: Scores) -> Mapping[str, Any]:
     """Returns which candidates each prompt of some scores showed; T5X shows all."""
-    return scores.metadata.get("ballots", {"strategy": "Whole", "sure_ranks": None})
+    metadata = scores.metadata
+    told = metadata.get("candidate_view") or metadata.get("ballots") or {"sure_ranks": None}
+    is_whole = told.get("strategy", "Whole") == "Whole"  # the name of it until parts had views
+    return {**told, "strategy": "AllAtOnce"} if is_whole else told
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,7 @@ class ScoredSplit:
         name = ", ".join([told["strategy"], *settings])
         return Ballots(
             description=f"{name}; {number:g} prompts an example",
-            show_all=told["strategy"] == "Whole",
+            show_all=told["strategy"] == "AllAtOnce",
             sure_ranks=told["sure_ranks"] if has_rounds else None,
         )
 

@@ -24,12 +24,12 @@ from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, num_batch_sha
 from instructrec_jax.pipeline import registry, request_tokens
 from instructrec_jax.scores import parts
 from instructrec_jax.scores.claims import STALE_SECONDS, Claims
-from instructrec_jax.scoring.candidate_views import Strategy, Whole, cost_of, described
+from instructrec_jax.scoring.candidate_views import AllAtOnce, Strategy, cost_of, described
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.scoring.shapes import fit_shapes
 from instructrec_jax.stages.run_data import RunData, dataset_of
 from instructrec_jax.stages.score import sets as request_sets
-from instructrec_jax.stages.score.rounds import Contest
+from instructrec_jax.stages.score.rounds import PendingRequest
 from instructrec_jax.stages.score.sets import Rendering, RequestSet, SetReader
 from instructrec_jax.stages.score.shards import CLAIMS, explained, score_shards
 from instructrec_jax.training.state import abstract_model, describe_placement
@@ -55,7 +55,7 @@ class ScoreSettings:
       request_templates: templates that write the instructions of `requests`, such as "A7"; none
         where the file holds whole instructions.
       on_damage: "fail" or "skip": what happens to requests that cannot be used.
-      ballots: which candidates a prompt shows: all at once, or a strategy of `scoring.ballots`.
+      candidate_view: which candidates a prompt shows, a strategy of `scoring.candidate_views`.
       with_prior: score every candidate under a prompt that tells nothing of the user as well, for
         the normaliser "pmi".
       num_requests: how many to score of each set; None for all.
@@ -72,7 +72,7 @@ class ScoreSettings:
     requests: str | None = None
     request_templates: Sequence[str] = ()
     on_damage: str = FAIL
-    ballots: Strategy = dataclasses.field(default_factory=Whole)
+    candidate_view: Strategy = dataclasses.field(default_factory=AllAtOnce)
     with_prior: bool = False
     num_requests: int | None = None
     step_tokens: int = 2048
@@ -172,7 +172,7 @@ def _open(data: RunData, run: ScoreSettings, checkpoint: Source, *, vocab_size: 
         feature_lengths=data.feature_lengths,
         shard_size=run.shard_size,
         on_damage=run.on_damage,
-        ballots=run.ballots,
+        candidate_view=run.candidate_view,
         with_prior=run.with_prior,
     )
     if run.requests is None:
@@ -213,7 +213,7 @@ def _plan(
         "num_requests": run.num_requests,
         "step_tokens": run.step_tokens,
         "shard_size": run.shard_size,
-        "ballots": described(run.ballots),
+        "candidate_view": described(run.candidate_view),
         "with_prior": run.with_prior,
     }
     return manifest.Manifest(stage="score", inputs=inputs, settings=settings)
@@ -228,7 +228,7 @@ def _metadata(
         **{name: found for name, found in planned.inputs.items() if " " not in name},
         "work": hashlib.sha256(work.encode()).hexdigest(),
         "split": planned.settings["split"],
-        "ballots": planned.settings["ballots"],
+        "candidate_view": planned.settings["candidate_view"],
         "teacher": opened.teacher,
         "checkpoint_step": checkpoint.step,
         "versions": planned.versions,
@@ -278,24 +278,24 @@ def _keep_compiled(folder: str | None) -> None:
 def _make_scorer(mesh: Mesh, readers: Sequence[SetReader], *, step_tokens: int) -> Scorer:
     """Returns the scorer of a run, for shapes that every process finds alike."""
     size = max(_SAMPLE_SIZE // len(readers), 1)
-    contests = [contest for reader in readers for contest in reader.first(size)]
-    if not contests:
+    requests = [request for reader in readers for request in reader.first(size)]
+    if not requests:
         raise UserError("none of the first requests can be used; ON_DAMAGE = 'fail' says why")
-    _log_cost(contests, readers[0].set.rendering)
-    sample = [prompt for contest in contests for prompt in contest.prompts]
+    _log_cost(requests, readers[0].set.rendering)
+    sample = [prompt for request in requests for prompt in request.prompts]
     shapes = fit_shapes(sample, max_tokens=step_tokens, num_groups=num_batch_shares(mesh))
     return Scorer(mesh, shapes)
 
 
-def _log_cost(contests: Sequence[Contest], rendering: Rendering) -> None:
+def _log_cost(requests: Sequence[PendingRequest], rendering: Rendering) -> None:
     """Says what it takes to compare the candidates of a request, by the largest of the first."""
-    number = max(len(contest.record["candidate_ids"]) for contest in contests)
-    cost = cost_of(rendering.ballots, number)
-    if cost.num_ballots > 1 or rendering.with_prior:
+    number = max(len(request.record["candidate_ids"]) for request in requests)
+    cost = cost_of(rendering.candidate_view, number)
+    if cost.num_views > 1 or rendering.with_prior:
         logger.info(
             "%s: for %d candidates %d prompts in %d rounds, %d candidates scored%s",
-            rendering.ballots,
+            rendering.candidate_view,
             number,
-            *(cost.num_ballots, cost.num_rounds, cost.num_shown),
+            *(cost.num_views, cost.num_rounds, cost.num_shown),
             ", and as much again for the prior" if rendering.with_prior else "",
         )

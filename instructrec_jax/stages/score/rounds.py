@@ -1,4 +1,4 @@
-"""Requests of a shard on their way through the rounds of their ballots, all in step."""
+"""Requests of a shard on their way through the rounds of their views, all in step."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,15 +17,15 @@ from instructrec_jax.scoring.prefix_trees import TokenRequest
 ScoreRequests = Callable[[Sequence[TokenRequest]], list[np.ndarray]]
 
 
-class Contest:
+class PendingRequest:
     """One request whose candidates are being compared.
 
     Attributes:
       row: the request as its set gave it, for messages.
       record: the same, parsed.
       request_id: names it.
-      ballots: places of the candidates in each prompt of this round.
-      prompts: the tokens of this round, for each ballot those of every variant.
+      views: places of the candidates in each prompt of this round.
+      prompts: the tokens of this round, for each view those of every variant.
       outcome: None until the last round is scored.
     """
 
@@ -38,7 +38,7 @@ class Contest:
           row: the request as its set gave it.
           record: the same, parsed.
           candidate_ids: int64, what the ids of the record are places in; None: they are the ids.
-          strategy: decides the ballots.
+          strategy: decides the views.
         """
         self.row, self.record = row, record
         self.request_id = bytes(record["example_id"]).decode()
@@ -48,7 +48,7 @@ class Contest:
         self._candidate_ids = np.zeros(number, np.int64)
         self._target_index = -1
         self._rounds = strategy.rounds(number, self.request_id)
-        self.ballots = next(self._rounds)
+        self.views = next(self._rounds)
         self.prompts: list[TokenRequest] = []
         self.outcome: Outcome | None = None
 
@@ -62,21 +62,21 @@ class Contest:
             **self._facts,
         )
 
-    def ballot_records(self) -> list[Record]:
-        """Returns the record once for each ballot, with the candidates of that ballot alone."""
+    def view_records(self) -> list[Record]:
+        """Returns the record once for each view, with the candidates of that view alone."""
         ids = np.asarray(self.record["candidate_ids"])
         titles = np.asarray(self.record["candidates"], object)
         return [
-            {**self.record, "candidate_ids": ids[ballot], "candidates": titles[ballot]}
-            for ballot in self.ballots
+            {**self.record, "candidate_ids": ids[view], "candidates": titles[view]}
+            for view in self.views
         ]
 
     def set_prompts(self, groups: Sequence[Group]) -> None:
-        """Takes the tokens of a round, for each ballot those of every variant."""
-        num_variants = len(groups) // len(self.ballots)
+        """Takes the tokens of a round, for each view those of every variant."""
+        num_variants = len(groups) // len(self.views)
         self.prompts = []
         for index, group in enumerate(groups):
-            ballot, tokens = self.ballots[index // num_variants], group["candidates"]
+            view, tokens = self.views[index // num_variants], group["candidates"]
             self.prompts.append(
                 TokenRequest(
                     request_id=self.request_id,
@@ -85,26 +85,24 @@ class Contest:
                 )
             )
             ids = group["candidate_ids"]
-            self._candidate_ids[ballot] = ids if self._ids is None else self._ids[ids]
-            self._facts["num_tokens"][ballot] = (tokens > 0).sum(axis=1)
-            self._facts["num_chars"][ballot] = group["candidate_num_chars"]
+            self._candidate_ids[view] = ids if self._ids is None else self._ids[ids]
+            self._facts["num_tokens"][view] = (tokens > 0).sum(axis=1)
+            self._facts["num_chars"][view] = group["candidate_num_chars"]
             if group["target_index"] >= 0:
-                self._target_index = int(ballot[group["target_index"]])
+                self._target_index = int(view[group["target_index"]])
 
     def take(self, scored: Iterator[np.ndarray]) -> None:
         """Takes the log-likelihoods of its prompts, and goes on to the next round or ends."""
-        num_variants = len(self.prompts) // len(self.ballots)
-        found = [
-            np.stack([next(scored) for _ in range(num_variants)], axis=1) for _ in self.ballots
-        ]
+        num_variants = len(self.prompts) // len(self.views)
+        found = [np.stack([next(scored) for _ in range(num_variants)], axis=1) for _ in self.views]
         try:
-            self.ballots = self._rounds.send(found)
+            self.views = self._rounds.send(found)
         except StopIteration as end:
             self.outcome = end.value
 
 
-class BallotRenderer:
-    """Renders the ballots of contests with some variants; threads may share it."""
+class ViewRenderer:
+    """Renders the views of requests with some variants; threads may share it."""
 
     def __init__(
         self,
@@ -116,7 +114,7 @@ class BallotRenderer:
         """Builds the graphs, which takes a second each.
 
         Args:
-          variants: the prompts that every ballot becomes.
+          variants: the prompts that every view becomes.
           task: name for messages.
           feature_lengths: see `GroupRenderer`.
           misfit: gives the error for a row that does not fit, from what rendering says.
@@ -125,56 +123,56 @@ class BallotRenderer:
         self._misfit = misfit
         self._lock = threading.Lock()
 
-    def __call__(self, contests: Sequence[Contest], damage: Damage) -> list[Contest]:
-        """Gives contests the prompts of their round.
+    def __call__(self, requests: Sequence[PendingRequest], damage: Damage) -> list[PendingRequest]:
+        """Gives requests the prompts of their round.
 
         Args:
-          contests: any number.
-          damage: what happens to those with a ballot that does not fit.
+          requests: any number.
+          damage: what happens to those with a view that does not fit.
 
         Returns:
           Those that have their prompts.
         """
-        records = [record for contest in contests for record in contest.ballot_records()]
+        records = [record for request in requests for record in request.view_records()]
         with self._lock:
             rendered = [render(records) for render in self._renderers]
-        groups = iter([group for ballot in zip(*rendered, strict=True) for group in ballot])
+        groups = iter([group for view in zip(*rendered, strict=True) for group in view])
         ready = []
-        for contest in contests:
-            number = len(contest.ballots) * len(self._renderers)
+        for request in requests:
+            number = len(request.views) * len(self._renderers)
             own = [next(groups) for _ in range(number)]
             errors = [group for group in own if isinstance(group, UserError)]
             if errors:
-                damage.handle(self._misfit(contest.row, errors[0]))
+                damage.handle(self._misfit(request.row, errors[0]))
             else:
-                contest.set_prompts([group for group in own if not isinstance(group, UserError)])
-                ready.append(contest)
+                request.set_prompts([group for group in own if not isinstance(group, UserError)])
+                ready.append(request)
         return ready
 
 
 def decide(
-    contests: Sequence[Contest],
+    requests: Sequence[PendingRequest],
     *,
     score: ScoreRequests,
-    render: Callable[[Sequence[Contest]], list[Contest]],
+    render: Callable[[Sequence[PendingRequest]], list[PendingRequest]],
 ) -> list[tuple[PreparedRequest, Outcome]]:
-    """Scores round after round, each of all contests at once, until all are decided.
+    """Scores round after round, each of all requests at once, until all are decided.
 
     Args:
-      contests: with the prompts of their first round.
+      requests: with the prompts of their first round.
       score: gives the log-likelihoods of requests, float32 [c] each.
-      render: gives contests the prompts of their next round; those that it leaves out are dropped.
+      render: gives requests the prompts of their next round; those that it leaves out are dropped.
 
     Returns:
-      What is decided, in the order of the contests.
+      What is decided, in the order of the requests.
     """
-    waiting = list(contests)
+    waiting = list(requests)
     while waiting:
-        scored = iter(score([prompt for contest in waiting for prompt in contest.prompts]))
-        for contest in waiting:
-            contest.take(scored)
-        waiting = [contest for contest in waiting if contest.outcome is None]
+        scored = iter(score([prompt for request in waiting for prompt in request.prompts]))
+        for request in waiting:
+            request.take(scored)
+        waiting = [request for request in waiting if request.outcome is None]
         waiting = render(waiting) if waiting else []
     return [
-        (contest.prepared, contest.outcome) for contest in contests if contest.outcome is not None
+        (request.prepared, request.outcome) for request in requests if request.outcome is not None
     ]

@@ -17,8 +17,8 @@ from instructrec_jax.pipeline.request_tokens import Record
 from instructrec_jax.requests.request_files import RequestFile
 from instructrec_jax.requests.request_rows import TEXT_FIELDS
 from instructrec_jax.scores.parts import Shard, shards_of
-from instructrec_jax.scoring.candidate_views import Strategy, Whole
-from instructrec_jax.stages.score.rounds import BallotRenderer, Contest
+from instructrec_jax.scoring.candidate_views import AllAtOnce, Strategy
+from instructrec_jax.stages.score.rounds import PendingRequest, ViewRenderer
 
 logger = logging.getLogger(__name__)
 ON_DAMAGE = "ON_DAMAGE"
@@ -33,14 +33,14 @@ class Rendering:
       feature_lengths: tokens of "inputs" and "targets" (TASK_FEATURE_LENGTHS).
       shard_size: requests of a shard.
       on_damage: "fail" or "skip": what happens to requests that cannot be used.
-      ballots: which candidates a prompt shows (BALLOTS).
+      candidate_view: which candidates a prompt shows (CANDIDATE_VIEW).
       with_prior: whether candidates are scored under the neutral prompt too (WITH_PRIOR).
     """
 
     feature_lengths: Mapping[str, int]
     shard_size: int
     on_damage: str
-    ballots: Strategy = dataclasses.field(default_factory=Whole)
+    candidate_view: Strategy = dataclasses.field(default_factory=AllAtOnce)
     with_prior: bool = False
 
     def __post_init__(self) -> None:
@@ -80,12 +80,12 @@ class RequestSet:
         Raises:
           UserError: if there is nothing to shuffle, or no prompt to compare with.
         """
-        name = type(self.rendering.ballots).__name__
-        if name != Whole.__name__ and not shows_candidates(self.variant):
+        name = type(self.rendering.candidate_view).__name__
+        if name != AllAtOnce.__name__ and not shows_candidates(self.variant):
             raise UserError(
-                f"BALLOTS is {name} and template {self.template} shows no candidates, so any "
-                "number of them fits beside its prompt; use ballots.Whole, or a template that "
-                "shows them, such as A7"
+                f"CANDIDATE_VIEW is {name} and template {self.template} shows no candidates, so "
+                "any number of them fits beside its prompt; use candidate_views.AllAtOnce, or a "
+                "template that shows them, such as A7"
             )
         if self.rendering.with_prior and self.variant == request_tokens.INSTRUCTION:
             raise UserError(
@@ -100,7 +100,7 @@ class RequestSet:
 
     @property
     def prompts(self) -> list[Variant]:
-        """What every ballot is rendered with: the template and, where asked for, the prior."""
+        """What every view is rendered with: the template and, where asked for, the prior."""
         return [self.variant, *([prior_of(self.variant)] if self.rendering.with_prior else [])]
 
     def shards(self) -> list[Shard]:
@@ -119,17 +119,17 @@ class SetReader:
     def __init__(self, requests: RequestSet) -> None:
         self.set = requests
         self._rows = _Cursor(requests.open)
-        self._render: BallotRenderer | None = None
+        self._render: ViewRenderer | None = None
 
-    def first(self, num_prompts: int) -> list[Contest]:
+    def first(self, num_prompts: int) -> list[PendingRequest]:
         """Returns the first requests of the set, about as many as make so many prompts.
 
         Those that cannot be used are left out.
         """
-        each = sum(len(contest.prompts) for contest in self._head(1))
+        each = sum(len(request.prompts) for request in self._head(1))
         return self._head(max(num_prompts // max(each, 1), 1))
 
-    def read(self, shard: Shard) -> tuple[list[Contest], Damage]:
+    def read(self, shard: Shard) -> tuple[list[PendingRequest], Damage]:
         """Returns the requests of a shard in their first round, and which were left out.
 
         Raises:
@@ -144,7 +144,7 @@ class SetReader:
             )
         lengths = dict(own.rendering.feature_lengths)
         num_candidates = lengths.pop("candidates", None)
-        contests = []
+        requests = []
         for row in rows:
             try:
                 record, ids = own.parse(row)
@@ -153,21 +153,23 @@ class SetReader:
                 continue
             if num_candidates is not None:
                 record = request_tokens.with_fewer_candidates(record, num_candidates)
-            contests.append(Contest(row, record, ids, own.rendering.ballots))
+            requests.append(PendingRequest(row, record, ids, own.rendering.candidate_view))
         if self._render is None:
-            self._render = BallotRenderer(own.prompts, own.name, lengths, own.misfit)
-        return self._render(contests, damage), damage
+            self._render = ViewRenderer(own.prompts, own.name, lengths, own.misfit)
+        return self._render(requests, damage), damage
 
-    def next_round(self, contests: Sequence[Contest], damage: Damage) -> list[Contest]:
-        """Gives contests that `read` gave the prompts of their next round; any thread may.
+    def next_round(
+        self, requests: Sequence[PendingRequest], damage: Damage
+    ) -> list[PendingRequest]:
+        """Gives requests that `read` gave the prompts of their next round; any thread may.
 
         Raises:
           UserError: if one does not fit and the policy is "fail".
         """
         assert self._render is not None
-        return self._render(contests, damage)
+        return self._render(requests, damage)
 
-    def _head(self, number: int) -> list[Contest]:
+    def _head(self, number: int) -> list[PendingRequest]:
         numbers = range(min(number, self.set.num_requests))
         return self.read(Shard(template=self.set.template, index=0, numbers=numbers))[0]
 

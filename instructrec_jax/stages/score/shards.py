@@ -17,7 +17,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.scores import parts
 from instructrec_jax.scores.claims import Claims
 from instructrec_jax.scores.parts import Shard
-from instructrec_jax.stages.score.rounds import Contest, ScoreRequests, decide
+from instructrec_jax.stages.score.rounds import PendingRequest, ScoreRequests, decide
 from instructrec_jax.stages.score.sets import SetReader
 from instructrec_jax.training.progress import clock
 from instructrec_jax.training.stopping import Stop, StopAskedError
@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.5
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _Item = TypeVar("_Item")
 
-Ready = tuple[SetReader, Shard, list[Contest], Damage]
+Ready = tuple[SetReader, Shard, list[PendingRequest], Damage]
 
 
 def score_shards(
@@ -69,9 +69,9 @@ def score_shards(
                         ready = ahead.next()
                         if ready is None:
                             return True
-                        reader, shard, contests, damage = ready
+                        reader, shard, requests, damage = ready
                         render = functools.partial(reader.next_round, damage=damage)
-                        decided = decide(contests, score=score, render=render)
+                        decided = decide(requests, score=score, render=render)
                 except StopAskedError:
                     logger.info("stopped on SIGTERM; the same command goes on: %s", progress)
                     return False

@@ -12,7 +12,7 @@ from train_toy import LENGTHS
 from instructrec_jax import manifest
 from instructrec_jax.errors import UserError
 from instructrec_jax.scores.parts import part_name, read_scores
-from instructrec_jax.scoring.candidate_views import Groups, Rotations, Tournament, Whole
+from instructrec_jax.scoring.candidate_views import AllAtOnce, Groups, Rotations, Tournament
 from instructrec_jax.scoring.scorer import Scorer
 
 TASKS = ("toy.A7.grouped",)
@@ -53,11 +53,11 @@ def parts(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
 
 
-def test_all_at_once_is_one_ballot(whole):
+def test_all_at_once_is_one_view(whole):
     found = read_scores(whole)
     assert set(found.num_ballots.tolist()) == {1}
     assert all((rounds == 1).all() for rounds in found.last_round)
-    assert found.metadata["ballots"] == {"strategy": "Whole", "sure_ranks": None}
+    assert found.metadata["candidate_view"] == {"strategy": "AllAtOnce", "sure_ranks": None}
 
 
 def test_the_prior_tells_nothing_of_the_user(whole, toy_records, checkpoint, tmp_path):
@@ -83,26 +83,26 @@ def test_every_strategy_ranks_every_candidate_and_goes_on_with_the_same_bytes(
     toy_records, checkpoint, whole, tmp_path, strategy
 ):
     folder = tmp_path / "run"
-    run = {"tasks": TASKS, "with_prior": True, "num_requests": 24, "ballots": strategy}
+    run = {"tasks": TASKS, "with_prior": True, "num_requests": 24, "candidate_view": strategy}
     score_toy(toy_records, checkpoint, folder, **run)
-    found, one_ballot = read_scores(folder), read_scores(whole)
-    assert found.example_id == one_ballot.example_id
-    np.testing.assert_array_equal(found.target_index, one_ballot.target_index)
+    found, one_view = read_scores(folder), read_scores(whole)
+    assert found.example_id == one_view.example_id
+    np.testing.assert_array_equal(found.target_index, one_view.target_index)
     for field in ("candidate_ids", "num_tokens", "num_chars"):
-        for one, other in zip(getattr(found, field), getattr(one_ballot, field), strict=True):
+        for one, other in zip(getattr(found, field), getattr(one_view, field), strict=True):
             np.testing.assert_array_equal(one, other, err_msg=field)
     for values in (*found.log_likelihood, *found.prior_log_likelihood):
         assert values.shape == (10,) and np.isfinite(values).all()
     ranks = pq.read_table(folder / part_name("A7", 0))["rank"].to_pylist()
     assert all(sorted(rank) == list(range(1, 11)) for rank in ranks)
-    assert manifest.read_manifest(folder).settings["ballots"]["strategy"] in str(strategy)
+    assert manifest.read_manifest(folder).settings["candidate_view"]["strategy"] in str(strategy)
 
     before = parts(folder)
     (folder / part_name("A7", 0)).unlink()
     score_toy(toy_records, checkpoint, folder, **run)
     assert parts(folder) == before
-    with pytest.raises(UserError, match=r"holds another run: .*settings\['ballots'\]"):
-        score_toy(toy_records, checkpoint, folder, **run | {"ballots": Whole()})
+    with pytest.raises(UserError, match=r"holds another run: .*settings\['candidate_view'\]"):
+        score_toy(toy_records, checkpoint, folder, **run | {"candidate_view": AllAtOnce()})
 
 
 def test_fewer_candidates_are_those_that_training_measures(toy_records, checkpoint, tmp_path):
@@ -111,7 +111,7 @@ def test_fewer_candidates_are_those_that_training_measures(toy_records, checkpoi
     lengths = LENGTHS | {"candidates": 4}
     run = {"tasks": TASKS, "num_requests": 8, "lengths": lengths}
     score_toy(toy_records, checkpoint, tmp_path / "whole", **run)
-    score_toy(toy_records, checkpoint, tmp_path / "groups", ballots=Groups(size=2), **run)
+    score_toy(toy_records, checkpoint, tmp_path / "groups", candidate_view=Groups(size=2), **run)
     batches = loader.ranking_batches(
         TASKS[0], split="test", feature_lengths=LENGTHS, batch_size=8, num_candidates=4
     )
@@ -127,7 +127,10 @@ def test_one_rotation_and_one_group_are_the_whole_list(toy_records, checkpoint, 
     for strategy in (Rotations(number=1), Groups(size=10)):
         folder = tmp_path / type(strategy).__name__
         score_toy(
-            *(toy_records, checkpoint, folder), tasks=TASKS, num_requests=24, ballots=strategy
+            *(toy_records, checkpoint, folder),
+            tasks=TASKS,
+            num_requests=24,
+            candidate_view=strategy,
         )
         for one, other in zip(read_scores(folder).log_likelihood, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
@@ -139,7 +142,7 @@ def test_the_last_round_is_what_the_winners_get_among_themselves(
     path = write(tmp_path / "r.jsonl", [request(number) for number in range(3)])
     with caplog.at_level("INFO"):
         found = score_requests(
-            toy_records, checkpoint, tmp_path / "groups", path, ballots=Groups(size=10)
+            toy_records, checkpoint, tmp_path / "groups", path, candidate_view=Groups(size=10)
         )
     assert "for 100 candidates 11 prompts in 2 rounds, 110 candidates scored" in caplog.text
     assert found.num_ballots.tolist() == [11] * 3 and found.target_index.tolist() == [0, 1, 2]
@@ -178,7 +181,7 @@ def test_candidates_outside_the_prompt_may_be_any_number(toy_records, checkpoint
 
 def test_more_candidates_than_a_prompt_holds_get_told_what_helps(toy_records, checkpoint, tmp_path):
     path = write(tmp_path / "r.jsonl", [request(0)])
-    with pytest.raises(UserError, match=r"line 1: .*needs \d+ tokens .*BALLOTS = @ballots\.Groups"):
+    with pytest.raises(UserError, match=r"line 1: .*needs \d+ tokens .*@candidate_views\.Groups"):
         score_requests(toy_records, checkpoint, tmp_path / "out", path)
 
 
@@ -198,7 +201,7 @@ def test_a_request_whose_last_round_does_not_fit_is_left_out_and_counted(
         candidates[group[0]] = f"{'Wooden River ' * 6}{group[0]}"
     rows = [request(0, candidates=TITLES[:12]), request(1, candidates=candidates)]
     path, lengths = write(tmp_path / "r.jsonl", rows), {"inputs": 142, "targets": 100}
-    run = {"ballots": groups, "lengths": lengths, "on_damage": "skip"}
+    run = {"candidate_view": groups, "lengths": lengths, "on_damage": "skip"}
     found = score_requests(toy_records, checkpoint, tmp_path / "out", path, **run)
     assert rounds == [6, 1], "the second request got through its first round"
     assert found.example_id == ["r0"]
@@ -209,12 +212,12 @@ def test_a_request_whose_last_round_does_not_fit_is_left_out_and_counted(
     ("run", "message"),
     [
         (
-            {"request_templates": ["A1"], "ballots": Groups()},
-            "BALLOTS is Groups and template A1 shows no candidates",
+            {"request_templates": ["A1"], "candidate_view": Groups()},
+            "CANDIDATE_VIEW is Groups and template A1 shows no candidates",
         ),
         (
-            {"request_templates": [], "ballots": Rotations()},
-            "BALLOTS is Rotations and template instruction shows no candidates",
+            {"request_templates": [], "candidate_view": Rotations()},
+            "CANDIDATE_VIEW is Rotations and template instruction shows no candidates",
         ),
         ({"request_templates": [], "with_prior": True}, "WITH_PRIOR is True and the requests hold"),
     ],

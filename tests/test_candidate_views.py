@@ -1,4 +1,4 @@
-"""Strategies of ballots as pure functions: who meets whom, and what comes out."""
+"""Strategies of views as pure functions: who meets whom, and what comes out."""
 
 import dataclasses
 
@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.scoring.candidate_views import (
+    AllAtOnce,
     Groups,
     Outcome,
     Rotations,
     Tournament,
-    Whole,
     cost_of,
     described,
 )
 
 strategies = st.one_of(
-    st.just(Whole()),
+    st.just(AllAtOnce()),
     st.builds(Rotations, number=st.integers(1, 12)),
     st.integers(2, 12).flatmap(
         lambda size: st.builds(
@@ -31,13 +31,13 @@ strategies = st.one_of(
 
 
 def play(strategy, num_candidates, score, name="r") -> tuple[Outcome, list[list[np.ndarray]]]:
-    """Plays a request; `score` gives the values of a ballot, float [n]."""
+    """Plays a request; `score` gives the values of a view, float [n]."""
     rounds = strategy.rounds(num_candidates, name)
-    ballots, shown = next(rounds), []
+    views, shown = next(rounds), []
     while True:
-        shown.append(ballots)
+        shown.append(views)
         try:
-            ballots = rounds.send([np.float32(score(ballot))[:, None] for ballot in ballots])
+            views = rounds.send([np.float32(score(view))[:, None] for view in views])
         except StopIteration as end:
             return end.value, shown
 
@@ -52,9 +52,9 @@ def test_every_candidate_gets_a_rank_of_its_own(strategy, num_candidates, seed):
     assert sorted(found.rank) == list(range(1, num_candidates + 1))
     assert found.log_likelihood.shape == (num_candidates, 1)
     assert found.log_likelihood.dtype == np.float32
-    assert found.num_ballots == sum(map(len, shown))
-    for number, ballots in enumerate(shown, start=1):
-        present = set(np.concatenate(ballots).tolist())
+    assert found.num_views == sum(map(len, shown))
+    for number, views in enumerate(shown, start=1):
+        present = set(np.concatenate(views).tolist())
         assert present == set(np.flatnonzero(found.last_round >= number).tolist())
     assert found.last_round.min() >= 1
 
@@ -74,7 +74,7 @@ def test_a_scorer_that_cannot_tell_puts_nobody_first(strategy, num_candidates):
 
 
 @given(strategies, st.integers(1, 150))
-def test_ballots_depend_on_seed_and_request_alone(strategy, num_candidates):
+def test_views_depend_on_seed_and_request_alone(strategy, num_candidates):
     values = quality(num_candidates)
     one, other = (play(strategy, num_candidates, lambda b: values[b])[1] for _ in range(2))
     for first, second in zip(one, other, strict=True):
@@ -83,13 +83,13 @@ def test_ballots_depend_on_seed_and_request_alone(strategy, num_candidates):
 
 
 @given(st.integers(2, 12), st.integers(1, 150))
-def test_no_ballot_is_larger_than_a_group_and_groups_differ_by_one(size, num_candidates):
+def test_no_view_is_larger_than_a_group_and_groups_differ_by_one(size, num_candidates):
     for strategy in (Groups(size=size), Tournament(size=size)):
         _, shown = play(strategy, num_candidates, lambda b: -b)
-        for ballots in shown:
-            sizes = [len(ballot) for ballot in ballots]
+        for views in shown:
+            sizes = [len(view) for view in views]
             assert max(sizes) <= size and max(sizes) - min(sizes) <= 1
-        assert all((np.diff(ballot) > 0).all() for ballots in shown for ballot in ballots)
+        assert all((np.diff(view) > 0).all() for views in shown for view in views)
 
 
 def test_requests_and_seeds_are_drawn_apart():
@@ -123,27 +123,27 @@ def test_all_rotations_take_away_what_a_place_adds(num_candidates, seed):
     draw = np.random.default_rng(seed)
     values = quality(num_candidates, seed)
     bias = draw.integers(-50, 50, num_candidates)
-    found, (ballots,) = play(
+    found, (views,) = play(
         Rotations(number=num_candidates), num_candidates, lambda b: values[b] + bias
     )
-    assert len(ballots) == num_candidates
+    assert len(views) == num_candidates
     np.testing.assert_allclose(found.log_likelihood[:, 0], values + bias.mean(), rtol=1e-6)
     np.testing.assert_array_equal(np.argsort(-found.log_likelihood[:, 0]), np.argsort(-values))
 
 
 def test_few_rotations_are_spread_evenly():
-    (ballots,) = play(Rotations(number=4), 10, lambda b: -b)[1]
-    assert [int(ballot[0]) for ballot in ballots] == [0, 2, 5, 7]
-    assert [sorted(ballot) for ballot in ballots] == [list(range(10))] * 4
+    (views,) = play(Rotations(number=4), 10, lambda b: -b)[1]
+    assert [int(view[0]) for view in views] == [0, 2, 5, 7]
+    assert [sorted(view) for view in views] == [list(range(10))] * 4
 
 
 def test_what_goes_beside_the_log_likelihood_decides_nothing():
     values, prior = quality(30), quality(30, 1)
     rounds = Groups(size=6).rounds(30, "r")
-    ballots = next(rounds)
+    views = next(rounds)
     with pytest.raises(StopIteration) as end:
         while True:
-            ballots = rounds.send([np.stack([values[b], prior[b]], axis=1) for b in ballots])
+            views = rounds.send([np.stack([values[b], prior[b]], axis=1) for b in views])
     found = end.value.value
     alone, _ = play(Groups(size=6), 30, lambda b: values[b])
     np.testing.assert_array_equal(found.rank, alone.rank)
@@ -153,7 +153,7 @@ def test_what_goes_beside_the_log_likelihood_decides_nothing():
 @pytest.mark.parametrize(
     ("strategy", "cost"),
     [
-        (Whole(), (1, 1, 100)),
+        (AllAtOnce(), (1, 1, 100)),
         (Rotations(number=5), (1, 5, 500)),
         (Groups(), (2, 11, 110)),
         (Tournament(), (5, 21, 200)),
