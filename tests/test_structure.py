@@ -22,6 +22,7 @@ LEVELS = {
     "manifest": (0, ""),
     "damage": (0, ""),
     "tokenizer": (0, ""),
+    "progress": (0, ""),
     "data": (1, ""),
     "instructions": (1, ""),
     "metrics": (1, ""),
@@ -63,7 +64,7 @@ HOMES = {
     "orbax": {"checkpoints"},
     "tensorstore": {"checkpoints"},
     "matplotlib": {"report"},
-    "rich": {"report", "training"},
+    "rich": {"report", "progress"},
 }
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "joblib", "shelve", "t5x", "torch"}
 FORBIDDEN_TEXT = re.compile(

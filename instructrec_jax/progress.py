@@ -1,0 +1,140 @@
+"""Progress of long work: one live line at a terminal, full lines where messages are piped."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+logger = logging.getLogger(__name__)
+SECONDS_BETWEEN_LINES = 10.0
+_Part = TypeVar("_Part")
+
+
+class Progress:
+    """Shows how much of a piece of work is done, its rate and the time left.
+
+    At a terminal one line at the bottom of stderr is renewed, and removed at the end. Elsewhere
+    lines are logged. The rate is measured from the first part on: compilation is not counted.
+
+    Example:
+      >>> with Progress("score", total=2048, unit="requests") as progress:
+      ...     for part in parts:
+      ...         progress.advance(len(part))
+
+      logs "score: 512/2048 requests  12.30 requests/s  2:03 left".
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        total: int | None,
+        unit: str,
+        done: int = 0,
+        seconds_between_lines: float = SECONDS_BETWEEN_LINES,
+    ) -> None:
+        """Measures from now on.
+
+        Args:
+          what: the work, such as the verb.
+          total: units in all; None where nobody knows.
+          unit: what is counted, in the plural.
+          done: units that are done already.
+          seconds_between_lines: least time between two logged lines; 0.0 logs every call of
+            `advance`.
+        """
+        self.what, self.total, self.unit, self.done = what, total, unit, done
+        self._seconds_between_lines = seconds_between_lines
+        self._first: tuple[int, float] | None = None  # units and time when the first part was done
+        self._last_line = time.monotonic()
+        self._live: Any = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            self._live = _live_line(self.what, self.total, self.done)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def advance(self, number: int = 1, note: str = "") -> None:
+        """Counts units as done and shows it.
+
+        Args:
+          number: units that were done since the last call.
+          note: what else to show, such as "loss 1.2345".
+        """
+        self.done += number
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (self.done, now)
+        line = self._line(now, note)
+        if self._live is not None:
+            (task,) = self._live.task_ids
+            self._live.update(task, completed=self.done, line=line)
+        elif now - self._last_line >= self._seconds_between_lines:
+            self._last_line = now
+            logger.info("%s: %s", self.what, line)
+
+    def track(self, parts: Iterable[_Part]) -> Iterator[_Part]:
+        """Yields the parts, each counted as one unit when the next is asked for."""
+        with self:
+            for part in parts:
+                yield part
+                self.advance()
+
+    def rate(self) -> float:
+        """Returns units per second since the first part was done; 0.0 where nothing is measured."""
+        return self._rate(time.monotonic())
+
+    def _rate(self, now: float) -> float:
+        if self._first is None:
+            return 0.0
+        number, since = self.done - self._first[0], now - self._first[1]
+        return number / since if number and since else 0.0
+
+    def _line(self, now: float, note: str) -> str:
+        """Returns "20/300 steps  loss 1.2345  12.30 steps/s  0:23 left"."""
+        counted = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
+        parts = [f"{counted} {self.unit}", note]
+        if rate := self._rate(now):
+            parts.append(f"{rate:,.2f} {self.unit}/s")
+            if self.total is not None:
+                parts.append(f"{clock((self.total - self.done) / rate)} left")
+        return "  ".join(part for part in parts if part)
+
+
+def clock(seconds: float) -> str:
+    """Returns a time as "1:02:03" or "2:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _live_line(what: str, total: int | None, done: int) -> Any:
+    """Returns rich's display of one line on stderr; messages logged meanwhile stand above it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    live = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[line]}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,  # a result may be piped
+        refresh_per_second=4,
+    )
+    live.add_task(what, total=total, completed=done, line="")
+    return live
