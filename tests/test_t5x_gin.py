@@ -229,7 +229,7 @@ def test_scoring_writes_the_fields_that_the_report_needs(t5x):
     assert found["mode"] == "score" and found["datasets"][0].split == "validation"
     assert found["restore"].dtype == "float32", "half of the digits would be lost"
     fields = gin.query_parameter("t5x.infer.write_inferences_to_file.input_fields_to_include")
-    assert tuple(sorted(fields)) == tuple(sorted(t5x.FIELDS))
+    assert tuple(sorted(fields)) == tuple(sorted(t5x_scores.FIELDS))
 
 
 def test_the_flow_of_t5x_from_the_task_to_the_scores(t5x, toy, tmp_path):

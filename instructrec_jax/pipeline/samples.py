@@ -71,8 +71,6 @@ def _examples(
     on_sample = InstructionTask(
         task.name,
         variant=task.variant,
-        family=task.family,
-        config=task.config,
         source=source,
         output_features=task.output_features,
         preprocessors=task.preprocessors,
