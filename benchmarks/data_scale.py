@@ -1,9 +1,9 @@
-"""Seconds and peak memory of `instructrec prepare` and `build` at growing sizes.
+"""Seconds and peak memory of `instructrec prepare`, `annotate` and `build` at growing sizes.
 
 Protocol: for each size an invented log is written (plain TSV, 12 interactions a user, one item in
 100 interactions, Zipf exponent 1, seed 0; with --reviews in the Amazon 2018 format, with texts).
-Then `prepare` and `build` run on it once, with their default settings (all training positions, the
-extractive teacher) but for --num_workers, each in a fresh process. Seconds are wall time of the
+Then the three verbs run on it once, with their default settings (all positions, the extractive
+teacher) but for --num_workers, each in a fresh process. Seconds are wall time of the
 whole process, imports and the training of the vocabulary included; the peak is the resident set
 (ru_maxrss) of the largest process. Everything is written to a temporary folder below --work_dir and
 removed at the end; 10^7 interactions need about 15 GB there. Nothing else should run beside it.
@@ -48,7 +48,7 @@ def measure_size(
       num_interactions: of the log.
       folder: to write to; it exists.
       has_reviews: whether the log has texts.
-      num_workers: processes of `build`.
+      num_workers: processes of `annotate` and `build`.
 
     Returns:
       The row of the table, by column.
@@ -60,13 +60,15 @@ def measure_size(
         has_reviews=has_reviews,
     )
     write_log(folder / "log", settings)
-    prepared, records = folder / "prepared", folder / "records"
+    prepared, texts, records = folder / "prepared", folder / "texts", folder / "records"
     instructrec = [sys.executable, "-m", "instructrec_jax"]
     prepare = ["prepare", f"--input_dir={folder / 'log'}", f"--output_dir={prepared}"]
-    build = ["build", f"--input_dir={prepared}", f"--output_dir={records}"]
-    build.append(f"--num_workers={num_workers}")
+    workers = f"--num_workers={num_workers}"
+    annotate = ["annotate", f"--input_dir={prepared}", f"--output_dir={texts}", workers]
+    build = ["build", f"--input_dir={prepared}", f"--texts_dir={texts}", workers]
+    build.append(f"--output_dir={records}")
     row = {"interactions": float(num_interactions), "users": 0.0, "records": 0.0}
-    for command in (prepare, build):
+    for command in (prepare, annotate, build):
         seconds, megabytes = measure([*instructrec, *command, "--dataset=invented"])
         row[f"{command[0]} s"] = seconds
         row["s/million"] = row.get("s/million", 0.0) + seconds / (num_interactions / 1e6)
@@ -88,7 +90,9 @@ def main() -> None:
     sizes = (100_000, 1_000_000, 10_000_000)
     parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="interactions")
     parser.add_argument("--reviews", action="store_true", help="logs with review texts")
-    parser.add_argument("--num_workers", type=int, default=2, help="processes of `build`")
+    parser.add_argument(
+        "--num_workers", type=int, default=2, help="processes of `annotate` and `build`"
+    )
     parser.add_argument("--work_dir", default=None, help="where to write (default: temporary)")
     options = parser.parse_args()
     for number, size in enumerate(options.sizes):

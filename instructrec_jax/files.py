@@ -1,5 +1,6 @@
 """Whole files or none: everything is written under a temporary name, then renamed."""
 
+import fcntl
 import hashlib
 import os
 import secrets
@@ -7,6 +8,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from instructrec_jax.errors import UserError
 
 
 @contextmanager
@@ -43,6 +46,29 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextmanager
+def exclusive_directory(path: Path | str) -> Iterator[None]:
+    """Holds a folder for this process alone, and creates it if it is new.
+
+    The operating system keeps the lock, so it ends with the process, however that ends.
+
+    Raises:
+      UserError: if another process holds the folder.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if not _locks(descriptor, path):
+            raise UserError(
+                f"another process is at work in {path}; wait until it has ended, then run this "
+                "command again"
+            )
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(folder: Path | str) -> None:
@@ -97,3 +123,12 @@ def _sync(path: Path) -> None:
     """Flushes a file to disk, so that a rename never exposes an empty one after a crash."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
+
+
+def _locks(descriptor: int, path: Path) -> bool:
+    """Locks an open folder; returns False if it is locked, or has been moved away since."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False

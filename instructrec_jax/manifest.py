@@ -62,7 +62,7 @@ def read_manifest(folder: Path | str) -> Manifest:
     path = Path(folder) / FILE_NAME
     try:
         return Manifest(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{folder} holds no {FILE_NAME}: it is not the output of a finished stage; "
             "run the stage that writes it, or name another folder"

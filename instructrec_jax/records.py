@@ -6,7 +6,6 @@ and a task form, and items are represented by their title alone.
 
 import dataclasses
 import enum
-from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 
@@ -105,8 +104,8 @@ class InstructionRecord:
       position: index of the target in the user's history; -1 in product search.
       history: titles before the target, oldest first; () in product search.
       preference: teacher texts on the user's taste (P2), any number, from the history alone.
-      vague_intention: teacher texts on the wish behind the choice (I1), any number.
-      second_vague_intention: another rendering of the same wishes (I1*), any number.
+      vague_intention: teacher texts on the intention behind the choice (I1), any number.
+      second_vague_intention: another rendering of the same intentions (I1*), any number.
       specific_intention: category path of the target (I2); "" where unknown or withheld.
       context: time or place of the request; "" unless asked for.
       teacher: name and version of who wrote the texts; "" if nobody did.
@@ -133,33 +132,27 @@ class InstructionRecord:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Intentions:
-    """What a teacher made of one review: the wish behind the choice, twice.
+class Annotation:
+    """What a teacher wrote on one position of a user (artefact B).
 
     Attributes:
-      vague: texts of I1, in the user's own voice; () where the review shows no wish.
-      second_vague: texts of I1*, seen from outside.
-      rejected: texts left out by reason, such as {"quotes_title": 1}.
+      texts: preferences, or intentions in the user's own voice; () where the teacher was silent.
+      second_texts: the same intentions seen from outside; () for preferences.
+      version: who wrote them, such as "extractive-1"; "" if nobody did.
     """
 
-    vague: tuple[str, ...] = ()
-    second_vague: tuple[str, ...] = ()
-    rejected: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    texts: tuple[str, ...] = ()
+    second_texts: tuple[str, ...] = ()
+    version: str = ""
 
 
-class Teacher(Protocol):
-    """Who writes the texts of preferences and intentions (paper section 2.2.2).
+class TeacherTexts(Protocol):
+    """The texts of artefact B, by user index and position in the user's history."""
 
-    Attributes:
-      name: name and version, written into every record.
-    """
-
-    name: str
-
-    def preferences(self, history: Sequence[Item]) -> tuple[str, ...]:
-        """Returns texts on the taste that a history shows, oldest item first; () for none."""
+    def preference(self, user: int, position: int) -> Annotation:
+        """Returns texts on the taste that the items before a position show."""
         ...
 
-    def intentions(self, review: str, target: Item) -> Intentions:
-        """Returns the wishes that a review of the target tells of."""
+    def intentions(self, user: int, position: int) -> Annotation:
+        """Returns texts on the intention behind the choice at a position."""
         ...

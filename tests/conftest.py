@@ -54,13 +54,29 @@ def toy_prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def toy_records(toy_prepared: Path) -> Path:
+def toy_texts(toy_prepared: Path) -> Path:
+    """Artefact B of the data set "toy", made once."""
+    from instructrec_jax.stages.annotate import annotate
+
+    folder = toy_prepared.parent / "texts"
+    annotate(dataset="toy", input_dir=toy_prepared, output_dir=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_records(toy_prepared: Path, toy_texts: Path) -> Path:
     """Artefact C of the data set "toy": a TFDS data_dir, made once."""
     from instructrec_jax.stages.build import BuildSettings, build
 
     settings = BuildSettings(vocab_size=600, records_per_shard=100)
     folder = toy_prepared.parent / "records"
-    build(dataset="toy", input_dir=toy_prepared, output_dir=folder, settings=settings)
+    build(
+        dataset="toy",
+        input_dir=toy_prepared,
+        texts_dir=toy_texts,
+        output_dir=folder,
+        settings=settings,
+    )
     return folder
 
 

@@ -1,8 +1,11 @@
 """The stage `build` on an invented data set, and on the real ones."""
 
+import contextlib
 import dataclasses
 import itertools
 import logging
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,9 +20,29 @@ from instructrec_jax.manifest import read_manifest
 from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
 from instructrec_jax.stages.build import BuildSettings, Execution, build, shards
 from instructrec_jax.stages.prepare import prepare
+from instructrec_jax.teacher.extractive import ExtractiveTeacher
 
 SETTINGS = BuildSettings(vocab_size=600, records_per_shard=100)
+OTHER_SEED = dataclasses.replace(SETTINGS, seed=1)
+EXTRACTIVE = ExtractiveTeacher.name
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def build_toy(toy_prepared, toy_texts):
+    """Builds the records of "toy" as the session's records were built, but for what is given."""
+
+    def run(output_dir: Path, **changes):
+        arguments = {
+            "dataset": "toy",
+            "input_dir": toy_prepared,
+            "texts_dir": toy_texts,
+            "output_dir": output_dir,
+            "settings": SETTINGS,
+        }
+        return build(**{**arguments, **changes})
+
+    return run
 
 
 def test_counts_are_those_of_the_files(toy_records):
@@ -67,16 +90,16 @@ def test_product_search_training_never_shows_a_held_out_item(toy_prepared, toy_r
         assert not held_out & set(record["candidate_ids"].tolist())
 
 
-def test_building_again_reuses_what_is_there(toy_prepared, toy_records, caplog):
+def test_building_again_reuses_what_is_there(build_toy, toy_records, caplog):
     caplog.set_level(logging.INFO)
     before = (toy_records / "toy" / "manifest.json").stat().st_mtime_ns
-    build(dataset="toy", input_dir=toy_prepared, output_dir=toy_records, settings=SETTINGS)
+    build_toy(toy_records)
     assert (toy_records / "toy" / "manifest.json").stat().st_mtime_ns == before
     assert "up to date" in caplog.text
 
 
-def test_building_elsewhere_gives_the_same_bytes(toy_prepared, toy_records, tmp_path):
-    build(dataset="toy", input_dir=toy_prepared, output_dir=tmp_path, settings=SETTINGS)
+def test_building_elsewhere_gives_the_same_bytes(build_toy, toy_records, tmp_path):
+    build_toy(tmp_path)
     assert_same_records(tmp_path, toy_records)
 
 
@@ -85,31 +108,18 @@ def assert_same_records(found: Path, expected: Path) -> None:
         assert files.sha256(found / "toy" / name) == files.sha256(expected / "toy" / name)
 
 
-def test_beam_writes_the_same_bytes(toy_prepared, toy_records, tmp_path):
-    execution = Execution(runner="DirectRunner")
-    build(
-        dataset="toy",
-        input_dir=toy_prepared,
-        output_dir=tmp_path,
-        settings=SETTINGS,
-        execution=execution,
-    )
+def test_beam_writes_the_same_bytes(build_toy, toy_records, tmp_path):
+    build_toy(tmp_path, execution=Execution(runner="DirectRunner"))
     assert_same_records(tmp_path, toy_records)
 
 
-def test_several_processes_write_the_same_bytes(toy_prepared, toy_records, tmp_path):
-    build(
-        dataset="toy",
-        input_dir=toy_prepared,
-        output_dir=tmp_path,
-        settings=SETTINGS,
-        execution=Execution(num_workers=2),
-    )
+def test_several_processes_write_the_same_bytes(build_toy, toy_records, tmp_path):
+    build_toy(tmp_path, execution=Execution(num_workers=2))
     assert_same_records(tmp_path, toy_records)
 
 
 def test_an_interrupted_build_goes_on_with_the_next_file(
-    toy_prepared, toy_records, tmp_path, monkeypatch
+    build_toy, toy_records, tmp_path, monkeypatch
 ):
     begun = []
     write = shards.record_store.write_shard
@@ -117,70 +127,111 @@ def test_an_interrupted_build_goes_on_with_the_next_file(
     def write_shard(path, records):
         if len(begun) == 3:
             begun.append("interrupted")
-            write(path, itertools.chain(itertools.islice(records, 5), interrupted()))
+            write(path, itertools.chain(itertools.islice(records, 5), stopped()))
         begun.append(path.name)
         return write(path, records)
 
-    def interrupted():
-        raise KeyboardInterrupt
-        yield
+    def stopped():
+        yield interrupted()
 
     monkeypatch.setattr(shards.record_store, "write_shard", write_shard)
-    arguments = {
-        "dataset": "toy",
-        "input_dir": toy_prepared,
-        "output_dir": tmp_path,
-        "settings": SETTINGS,
-    }
     with pytest.raises(KeyboardInterrupt):
-        build(**arguments)
+        build_toy(tmp_path)
     assert not (tmp_path / "toy").exists()
     before = begun[:3]
-    build(**arguments)
+    build_toy(tmp_path)
     assert not set(before) & set(begun[4:]), "no finished file is written again"
     assert_same_records(tmp_path, toy_records)
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
     assert not list(tmp_path.rglob("*.summary.json"))
 
 
-def test_a_runner_that_beam_does_not_know_is_named(toy_prepared, tmp_path):
+def test_a_runner_that_beam_does_not_know_is_named(build_toy, tmp_path):
     with pytest.raises(UserError, match=r"Beam cannot start with --runner=NoRunner"):
-        build(
-            dataset="toy",
-            input_dir=toy_prepared,
-            output_dir=tmp_path,
-            settings=SETTINGS,
-            execution=Execution(runner="NoRunner"),
-        )
+        build_toy(tmp_path, execution=Execution(runner="NoRunner"))
 
 
-def test_without_beam_the_user_is_told_what_to_install(toy_prepared, tmp_path, monkeypatch):
+def test_without_beam_the_user_is_told_what_to_install(build_toy, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"pip install .*\[beam\]"):
-        build(
-            dataset="toy",
-            input_dir=toy_prepared,
-            output_dir=tmp_path,
-            settings=SETTINGS,
-            execution=Execution(runner="DirectRunner"),
-        )
+        build_toy(tmp_path, execution=Execution(runner="DirectRunner"))
 
 
-def test_records_name_their_teacher_and_the_manifest_counts_what_it_left_out(toy_records):
-    found = read_manifest(toy_records / "toy")
-    assert found.settings["teacher"] == "extractive-1"
+def test_records_name_their_teacher(toy_records):
+    assert read_manifest(toy_records / "toy").settings["teacher"] == EXTRACTIVE
     record_store.use_data_dir(toy_records)
     source = record_store.RecordSource("toy", "leave_one_out")
     for record in source.get_dataset("train", shuffle=False).as_numpy_iterator():
         is_taught = len(record["preference"]) + len(record["vague_intention"]) > 0
-        assert record["teacher"] == (b"extractive-1" if is_taught else b"")
+        assert record["teacher"] == (EXTRACTIVE.encode() if is_taught else b"")
         assert len(record["vague_intention"]) == len(record["second_vague_intention"])
 
 
-def test_another_setting_does_not_overwrite(toy_prepared, toy_records):
-    other = dataclasses.replace(SETTINGS, seed=1)
+def test_without_texts_no_record_has_any_and_the_user_is_told(build_toy, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    found = build_toy(tmp_path, texts_dir=None)
+    assert found.settings["teacher"] == "none"
+    assert not [name for name in found.counts if "preference" in name or "vague" in name]
+    assert "`instructrec annotate` writes them" in caplog.text
+
+
+def test_texts_on_other_prepared_data_are_refused(build_toy, toy_prepared, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(toy_prepared, other)
+    text = (other / "manifest.json").read_text()
+    (other / "manifest.json").write_text(text + "\n")
+    with pytest.raises(UserError, match="texts on other prepared data"):
+        build_toy(tmp_path / "records", input_dir=other)
+    with pytest.raises(
+        UserError, match="holds the output of 'prepare', expected that of 'annotate'"
+    ):
+        build_toy(tmp_path / "records", texts_dir=toy_prepared)
+    assert not (tmp_path / "records").exists()
+
+
+@contextlib.contextmanager
+def held_by_another_process(folder: Path):
+    """Has another process hold a folder, as a running build does."""
+    code = (
+        "import sys; from instructrec_jax import files\n"
+        "with files.exclusive_directory(sys.argv[1]): print('held', flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        process.communicate(b"\n")
+
+
+def test_a_second_build_leaves_the_files_of_a_running_one_alone(
+    build_toy, toy_records, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shards.record_store, "write_shard", interrupted)
+    for settings in (SETTINGS, OTHER_SEED):
+        with pytest.raises(KeyboardInterrupt):
+            build_toy(tmp_path, settings=settings)
+    monkeypatch.undo()
+    mine, other = sorted(tmp_path.glob(".toy.*.partial"), key=lambda path: path.stat().st_mtime_ns)
+    half_written = mine / ".shard.0123abcd.tmp"
+    half_written.write_text("half")
+    with held_by_another_process(mine), pytest.raises(UserError, match="another process is at"):
+        build_toy(tmp_path)
+    assert half_written.exists()
+    with held_by_another_process(other):
+        build_toy(tmp_path)
+        assert other.exists(), "another build works there"
+    assert_same_records(tmp_path, toy_records)
+    assert not mine.exists()
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_another_setting_does_not_overwrite(build_toy, toy_records):
     with pytest.raises(UserError, match=r"another run: settings\['seed'\]"):
-        build(dataset="toy", input_dir=toy_prepared, output_dir=toy_records, settings=other)
+        build_toy(toy_records, settings=OTHER_SEED)
 
 
 def test_a_vocabulary_that_is_given_is_copied(toy_prepared, toy_records, tmp_path):
@@ -199,17 +250,13 @@ def test_a_vocabulary_that_is_given_is_copied(toy_prepared, toy_records, tmp_pat
         ("toy", BuildSettings(vocabulary_path="missing.model"), r"missing\.model does not exist"),
         ("toy", BuildSettings(states_time=True, vocab_size=50), "vocab_size=50 is too small"),
         ("toy", BuildSettings(task_module="tasks.none"), "'tasks.none' cannot be imported"),
+        ("toy", BuildSettings(task_module="os"), "'os' has no TEMPLATES"),
     ],
 )
 def test_a_mistake_is_named_and_leaves_nothing(toy_prepared, tmp_path, dataset, settings, message):
     with pytest.raises(UserError, match=message):
         build(dataset=dataset, input_dir=toy_prepared, output_dir=tmp_path, settings=settings)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unknown_teacher_is_named():
-    with pytest.raises(UserError, match="unknown teacher 'extractve'; the nearest known"):
-        BuildSettings(teacher="extractve")
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "num_train_negatives", "max_train_positions"])
@@ -221,6 +268,10 @@ def test_a_number_below_one_is_refused(name):
 def test_a_folder_that_prepare_did_not_write_is_refused(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         build(dataset="toy", input_dir=tmp_path / "nowhere", output_dir=tmp_path, settings=SETTINGS)
+    (tmp_path / "logs.tsv").write_text("user_id\titem_id\n")
+    for not_prepared in (tmp_path, tmp_path / "logs.tsv"):
+        with pytest.raises(UserError, match=r"holds no manifest\.json"):
+            build(dataset="toy", input_dir=not_prepared, output_dir=tmp_path, settings=SETTINGS)
 
 
 @pytest.mark.real_data

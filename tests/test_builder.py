@@ -1,7 +1,5 @@
 """Instruction records: which positions, what each may say, and nothing of the target before it."""
 
-import collections
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,7 @@ from instructrec_jax.data.columnar import Candidates, Histories, ItemSets
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.instructions import builder
 from instructrec_jax.instructions.builder import RecordBuilder, RecordSettings
-from instructrec_jax.records import CandidateList, History, Intentions, Item
+from instructrec_jax.records import Annotation, CandidateList, History, Item
 
 ITEMS = [
     Item(item_id=n, raw_id=f"r{n}", title=f"T{n}", category="" if n == 3 else f"C{n}")
@@ -30,7 +28,6 @@ HISTORIES = [
         review_rows=(5, 6, 7, 8, 9, -1),
     ),
 ]
-REVIEWS = [f"review {n}" for n in range(10)]
 EVALUATION = [
     CandidateList(
         example_id="b:5", protocol="leave_one_out", split="test", user_id="b", position=5,
@@ -44,20 +41,27 @@ EVALUATION = [
 
 
 class Recorder:
-    """A teacher whose texts tell what it was shown."""
+    """Texts that tell what they were written on."""
 
-    name = "recorder-1"
+    def preference(self, user, position):
+        titles = (ITEMS[item].title for item in HISTORIES[user].item_ids[:position])
+        texts = (" ".join(titles), "second") if position else ()
+        return Annotation(texts=texts, version="recorder-1")
 
-    def preferences(self, history):
-        return (" ".join(item.title for item in history), "second")
+    def intentions(self, user, position):
+        history = HISTORIES[user]
+        row = history.review_rows[position]
+        if row < 0 or row == 7:
+            return Annotation(version="recorder-1" if row == 7 else "")
+        title = ITEMS[history.item_ids[position]].title
+        return Annotation(
+            texts=(f"review {row} {title}",),
+            second_texts=(f"they review {row}",),
+            version="recorder-1",
+        )
 
-    def intentions(self, review, target):
-        if review == "review 7":
-            return Intentions(rejected={"quotes_title": 1})
-        return Intentions(vague=(f"{review} {target.title}",), second_vague=(f"they {review}",))
 
-
-def make(teacher=None, **settings) -> RecordBuilder:
+def make(texts=None, **settings) -> RecordBuilder:
     histories = Histories.of(HISTORIES)
     data = PreparedData(
         dataset="toy",
@@ -66,15 +70,13 @@ def make(teacher=None, **settings) -> RecordBuilder:
         histories=histories,
         seen_items=ItemSets.of([[0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]]),
         candidates=Candidates.of(EVALUATION, histories),
-        reviews=REVIEWS,
     )
-    return RecordBuilder(data, RecordSettings(**settings), teacher)
+    return RecordBuilder(data, RecordSettings(**settings), texts)
 
 
-def all_records(made: RecordBuilder, config: str, split: str, tally=None) -> dict:
-    tally = collections.Counter() if tally is None else tally
+def all_records(made: RecordBuilder, config: str, split: str) -> dict:
     numbers = range(made.num_records(config, split))
-    return {r.example_id: r for r in made.records(config, split, numbers, tally)}
+    return {r.example_id: r for r in made.records(config, split, numbers)}
 
 
 def positions_of(lengths, **options) -> list:
@@ -125,15 +127,13 @@ def test_evaluation_takes_the_frozen_candidates_and_their_order():
     assert not all_records(make(), "leave_one_out", "validation")
 
 
-def test_the_teacher_reads_the_history_and_the_review_of_the_target():
-    tally = collections.Counter()
-    records = all_records(make(Recorder()), "leave_one_out", "train", tally)
+def test_the_texts_are_those_on_the_history_and_on_the_review_of_the_target():
+    records = all_records(make(Recorder()), "leave_one_out", "train")
     assert records["b:3"].preference == ("T5 T4 T3", "second")
     assert records["b:3"].vague_intention == ("review 8 T2",)
     assert records["b:3"].second_vague_intention == ("they review 8",)
     assert records["b:3"].teacher == "recorder-1"
     assert records["b:2"].vague_intention == ()
-    assert tally == {"intentions_quotes_title": 1}
 
 
 def test_an_event_without_review_has_no_vague_intention():
@@ -163,13 +163,9 @@ def test_any_range_gives_what_the_whole_gives():
     parts = [
         record
         for numbers in (range(3, 5), range(3))
-        for record in make(Recorder()).records("leave_one_out", "train", numbers, made_tally())
+        for record in make(Recorder()).records("leave_one_out", "train", numbers)
     ]
     assert parts == whole[3:] + whole[:3]
-
-
-def made_tally() -> collections.Counter:
-    return collections.Counter()
 
 
 @pytest.mark.parametrize(("states_time", "context"), [(True, "December 2014"), (False, "")])

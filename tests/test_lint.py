@@ -154,15 +154,15 @@ def test_columns_are_the_fields_of_the_records(tmp_path):
     assert record_store.as_record(example) == records[0]
 
 
-def built(aspects: list[str], *, teacher: str = "hand-1", drops=None) -> Manifest:
-    counts = {}
+def built(aspects: list[str], *, teacher: str = "hand-1", num_reviews: int = 0) -> Manifest:
+    counts = {"texts/intentions_asked": num_reviews}
     for aspect in aspects:
         for split in ("train", "validation", "test"):
             name = f"{LEAVE_ONE_OUT}/{split}"
             counts[name] = counts.get(name, 0) + 5
             counts[f"{name}/{aspect}"] = 5
     settings = {"teacher": teacher}
-    return Manifest(stage="build", inputs={}, settings=settings, counts=counts, drops=drops or {})
+    return Manifest(stage="build", inputs={}, settings=settings, counts=counts)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def built(aspects: list[str], *, teacher: str = "hand-1", drops=None) -> Manifes
                 "specific_intention": "no categories",
             },
         ),
-        (built(["preference+specific_intention"], drops={"intentions_no_wish": 9}), {}),
+        (built(["preference+specific_intention"], num_reviews=9), {}),
         (built(["history+specific_intention"]), {"vague_intention": "no reviews"}),
     ],
 )
@@ -197,7 +197,7 @@ def test_an_empty_cell_is_an_error_only_where_the_dataset_could_fill_it():
     rows = cover(tasks, built([without_category]))
     assert [row.reason for row in rows] == ["", "no reviews", "no categories"]
     assert {finding.severity for finding in coverage_findings(rows)} == {Severity.WARNING}
-    rows = cover(tasks, built([without_category], drops={"intentions_no_wish": 3}))
+    rows = cover(tasks, built([without_category], num_reviews=3))
     errors = [f for f in coverage_findings(rows) if f.severity is Severity.ERROR]
     assert len(errors) == 1
     assert "L2.vague" in errors[0].message

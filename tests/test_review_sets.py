@@ -7,6 +7,7 @@ import pytest
 from instructrec_jax import files
 from instructrec_jax.data.prepare_settings import PrepareSettings
 from instructrec_jax.instructions.builder import CONFIGS
+from instructrec_jax.stages.annotate import annotate
 from instructrec_jax.stages.build import BuildSettings, build
 from instructrec_jax.stages.inspect import inspect
 from instructrec_jax.stages.lint import lint
@@ -24,9 +25,17 @@ def run(folder: str, tmp_path: Path, settings: PrepareSettings | None = None):
     """Runs the data stages but `lint` and returns the folder of the records."""
     if not SHARED.is_dir():
         pytest.skip(f"the real data are not at {SHARED}")
-    logs, prepared, records = SHARED / folder, tmp_path / "prepared", tmp_path / "records"
+    logs, prepared, texts = SHARED / folder, tmp_path / "prepared", tmp_path / "texts"
+    records = tmp_path / "records"
     prepare(dataset="shop", input_dir=logs, output_dir=prepared, settings=settings)
-    build(dataset="shop", input_dir=prepared, output_dir=records, settings=BuildSettings())
+    annotate(dataset="shop", input_dir=prepared, output_dir=texts)
+    build(
+        dataset="shop",
+        input_dir=prepared,
+        texts_dir=texts,
+        output_dir=records,
+        settings=BuildSettings(),
+    )
     (example,) = inspect("shop.C10.vague", data_dir=records, num_examples=1)
     assert example.inputs.startswith("Query: ")
     return records

@@ -57,7 +57,7 @@ HOMES = {
     "tensorflow_text": {"pipeline"},
     "seqio": {"pipeline"},
     "sentencepiece": {"tokenizer"},
-    "pyarrow": {"data", "instructions", "metrics", "generation", "requests", "scores"},
+    "pyarrow": {"data", "metrics", "generation", "requests", "scores", "teacher"},
     "jax": JAX_PARTS | {"stages"},
     "flax": JAX_PARTS,
     "optax": {"training", "checkpoints", "baselines", "stages"},

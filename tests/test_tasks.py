@@ -231,7 +231,7 @@ def test_a_module_that_misses_something_itself_says_what(tmp_path, monkeypatch):
 
 
 def test_a_mixture_leaves_out_what_the_records_have_no_text_for(toy_prepared, tmp_path):
-    settings = BuildSettings(vocab_size=600, teacher="none", max_train_positions=1)
+    settings = BuildSettings(vocab_size=600, max_train_positions=1)
     build(dataset="toy", input_dir=toy_prepared, output_dir=tmp_path, settings=settings)
     registry.import_task_module("tasks.mixtures", "toy")
     record_store.use_data_dir(tmp_path)

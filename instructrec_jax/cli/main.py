@@ -27,6 +27,7 @@ from instructrec_jax.errors import UserError, unknown_name
 VERBS: tuple[Verb, ...] = (
     data_verbs.DATA,
     data_verbs.PREPARE,
+    build_verb.ANNOTATE,
     build_verb.BUILD,
     lint_verb.TEMPLATES,
     lint_verb.INSPECT,

@@ -1,30 +1,28 @@
-"""Builds instruction records (artefact C) from prepared data and a teacher's texts.
+"""Builds instruction records (artefact C) from prepared data (A) and a teacher's texts (B).
 
 Any range of the records of any split can be built alone, and by itself gives what a run over all of
 them gives: files can be written in parallel, on many machines, or again after a kill.
 """
 
-import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
 
 from instructrec_jax.data import candidates, titles
-from instructrec_jax.data.columnar import LEAVE_ONE_OUT, PRODUCT_SEARCH
+from instructrec_jax.data.columnar import LEAVE_ONE_OUT, PRODUCT_SEARCH, Histories
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.data.splits import TEST, TRAIN, VALIDATION
-from instructrec_jax.instructions.search_events import SearchEvents
 from instructrec_jax.records import (
+    Annotation,
     CandidateList,
     History,
     InstructionRecord,
-    Intentions,
-    Item,
-    Teacher,
+    TeacherTexts,
 )
 from instructrec_jax.seeds import stable_seed
 
@@ -33,13 +31,12 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 HELD_OUT = (VALIDATION, TEST)
 # Users whose texts stand for a product-search query: a record keeps several teacher texts.
 NUM_SEARCH_TEXTS = 3
-
-Tally = collections.Counter[str]
+_FROM_END = {VALIDATION: 2, TEST: 1}  # index of the held-out event, counted from the end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordSettings:
-    """What decides the records beside the prepared data and the teacher.
+    """What decides the records beside the prepared data and the texts.
 
     Attributes:
       num_train_negatives: negatives beside the target of a training record.
@@ -58,16 +55,16 @@ class RecordBuilder:
     """Builds the records of one dataset."""
 
     def __init__(
-        self, data: PreparedData, settings: RecordSettings, teacher: Teacher | None
+        self, data: PreparedData, settings: RecordSettings, texts: TeacherTexts | None
     ) -> None:
         """Takes what all records are made from.
 
         Args:
           data: artefact A.
           settings: what else decides.
-          teacher: who writes preferences and intentions; None for records without them.
+          texts: artefact B; None for records without preferences and vague intentions.
         """
-        self._data, self._settings, self._teacher = data, settings, teacher
+        self._data, self._settings, self._texts = data, settings, texts
         self._title_ids = titles.title_ids([item.title for item in data.items])
         self._held_out = frozenset(
             item for item, split in enumerate(data.search_splits) if split in HELD_OUT
@@ -86,9 +83,7 @@ class RecordBuilder:
             return len(self._evaluation(config, split))
         return len(self._positions if config == LEAVE_ONE_OUT else self._search_items)
 
-    def records(
-        self, config: str, split: str, numbers: range, tally: Tally
-    ) -> Iterator[InstructionRecord]:
+    def records(self, config: str, split: str, numbers: range) -> Iterator[InstructionRecord]:
         """Yields the records with these numbers, in order.
 
         Training records are in seeded random order, because readers shuffle within a window only;
@@ -98,19 +93,18 @@ class RecordBuilder:
           config: "leave_one_out" or "product_search".
           split: "train", "validation" or "test".
           numbers: of the records, from 0.
-          tally: gets the number of teacher texts that were left out, by reason.
         """
         if split != TRAIN:
-            yield from self._evaluation_records(config, split, numbers, tally)
+            yield from self._evaluation_records(config, split, numbers)
         elif config == LEAVE_ONE_OUT:
             for user, position in self._positions[numbers.start : numbers.stop].tolist():
-                yield self._training_record(user, position, tally)
+                yield self._training_record(user, position)
         else:
             for item_id in self._search_items[numbers.start : numbers.stop].tolist():
                 example_id = f"item:{item_id}"
                 drawn = self._draw(example_id, item_id, self._held_out)
                 row = _training_row(example_id, PRODUCT_SEARCH, "", -1, item_id, drawn)
-                yield self._search_record(row, tally)
+                yield self._search_record(row)
 
     @functools.cached_property
     def _positions(self) -> npt.NDArray[np.int32]:
@@ -125,7 +119,7 @@ class RecordBuilder:
         rng = np.random.default_rng(stable_seed(self._settings.seed, "search order"))
         return members[rng.permutation(len(members))]
 
-    def _training_record(self, user: int, position: int, tally: Tally) -> InstructionRecord:
+    def _training_record(self, user: int, position: int) -> InstructionRecord:
         """Returns the record of one training position.
 
         The specific intention is withheld where the target belongs to the held-out pairs of
@@ -137,71 +131,60 @@ class RecordBuilder:
         excluded = frozenset(self._data.seen_items[user].tolist())
         drawn = self._draw(example_id, target, excluded)
         row = _training_row(example_id, LEAVE_ONE_OUT, history.user_id, position, target, drawn)
-        record = self._personal_record(row, history, tally)
+        record = self._personal_record(row, user, history)
         if target in self._held_out:
             record = dataclasses.replace(record, specific_intention="")
         return record
 
     def _evaluation_records(
-        self, config: str, split: str, numbers: range, tally: Tally
+        self, config: str, split: str, numbers: range
     ) -> Iterator[InstructionRecord]:
         """Yields the records of frozen candidate lists."""
         rows = self._evaluation(config, split)
         users = rows.columns.history_rows
         for number, row in zip(numbers, rows.block(numbers.start, numbers.stop), strict=True):
             if config == PRODUCT_SEARCH:
-                yield self._search_record(row, tally)
+                yield self._search_record(row)
             else:
-                yield self._personal_record(row, self._data.histories[int(users[number])], tally)
+                user = int(users[number])
+                yield self._personal_record(row, user, self._data.histories[user])
 
     def _personal_record(
-        self, row: CandidateList, history: History, tally: Tally
+        self, row: CandidateList, user: int, history: History
     ) -> InstructionRecord:
-        """Returns the record of a user's position; the teacher reads nothing after it."""
-        earlier = self._items(history.item_ids[: row.position])
-        wishes = self._intentions(history, row.position, tally)
+        """Returns the record of a user's position; nothing after it is read."""
         context = ""
         if self._settings.states_time and history.times:
             moment = datetime.fromtimestamp(history.times[row.position], UTC)
             context = f"{_MONTHS[moment.month - 1]} {moment.year}"
+        preferences, intentions = [], []
+        if self._texts is not None:
+            preferences.append(self._texts.preference(user, row.position))
+            intentions.append(self._texts.intentions(user, row.position))
         return self._record(
             row,
-            history=tuple(item.title for item in earlier),
-            preference=self._preferences(earlier),
-            vague_intention=wishes.vague,
-            second_vague_intention=wishes.second_vague,
+            history=self._titles(history.item_ids[: row.position]),
+            preferences=preferences,
+            intentions=intentions,
             context=context,
         )
 
-    def _search_record(self, row: CandidateList, tally: Tally) -> InstructionRecord:
+    def _search_record(self, row: CandidateList) -> InstructionRecord:
         """Returns the record of an item that is searched for without a history.
 
-        Its teacher texts are those of users who chose it, at positions of the same split: a text
-        that is trained on as one user's is never a held-out query.
+        Its texts are those on users who chose it, the first of each, at positions of the same
+        split: a text that is trained on as one user's is never a held-out query.
         """
-        if self._teacher is None:
+        if self._texts is None:
             return self._record(row)
-        preference: dict[str, None] = {}
-        vague: dict[str, None] = {}
-        second_vague: dict[str, None] = {}
-        for user, position in self._events(row.split).draw(
-            row.target_id,
-            number=NUM_SEARCH_TEXTS,
-            rng=np.random.default_rng(
-                stable_seed(self._settings.seed, self._data.dataset, row.example_id, "texts")
-            ),
-        ):
-            history = self._data.histories[user]
-            wishes = self._intentions(history, position, tally)
-            earlier = self._items(history.item_ids[:position])
-            preference |= dict.fromkeys(self._preferences(earlier)[:1])
-            vague |= dict.fromkeys(wishes.vague[:1])
-            second_vague |= dict.fromkeys(wishes.second_vague[:1])
+        rng = np.random.default_rng(
+            stable_seed(self._settings.seed, self._data.dataset, row.example_id, "texts")
+        )
+        events = self._events(row.split).draw(row.target_id, number=NUM_SEARCH_TEXTS, rng=rng)
         return self._record(
             row,
-            preference=tuple(preference),
-            vague_intention=tuple(vague),
-            second_vague_intention=tuple(second_vague),
+            preferences=[_first(self._texts.preference(*event)) for event in events],
+            intentions=[_first(self._texts.intentions(*event)) for event in events],
         )
 
     def _record(
@@ -209,47 +192,32 @@ class RecordBuilder:
         row: CandidateList,
         *,
         history: tuple[str, ...] = (),
-        preference: tuple[str, ...] = (),
-        vague_intention: tuple[str, ...] = (),
-        second_vague_intention: tuple[str, ...] = (),
+        preferences: Sequence[Annotation] = (),
+        intentions: Sequence[Annotation] = (),
         context: str = "",
     ) -> InstructionRecord:
         """Returns the record of one example."""
         target = self._data.items[row.target_id]
-        is_taught = bool(preference or vague_intention or second_vague_intention)
+        written = [text for text in (*preferences, *intentions) if text.texts or text.second_texts]
         return InstructionRecord(
             example_id=row.example_id,
             user_id=row.user_id,
             position=row.position,
             history=history,
-            preference=preference,
-            vague_intention=vague_intention,
-            second_vague_intention=second_vague_intention,
+            preference=_distinct(text.texts for text in preferences),
+            vague_intention=_distinct(text.texts for text in intentions),
+            second_vague_intention=_distinct(text.second_texts for text in intentions),
             specific_intention=target.category,
             context=context,
-            teacher=self._teacher.name if self._teacher and is_taught else "",
+            teacher=", ".join(dict.fromkeys(text.version for text in written)),
             target_id=row.target_id,
             target=target.title,
             candidate_ids=row.candidate_ids,
-            candidates=tuple(item.title for item in self._items(row.candidate_ids)),
+            candidates=self._titles(row.candidate_ids),
         )
 
-    def _items(self, item_ids: Sequence[int]) -> list[Item]:
-        return [self._data.items[item_id] for item_id in item_ids]
-
-    def _preferences(self, earlier: Sequence[Item]) -> tuple[str, ...]:
-        """Returns the teacher's texts on a history."""
-        return self._teacher.preferences(earlier) if self._teacher and earlier else ()
-
-    def _intentions(self, history: History, position: int, tally: Tally) -> Intentions:
-        """Returns what the teacher makes of the user's review of an item."""
-        row = history.review_rows[position] if history.review_rows else -1
-        if self._teacher is None or row < 0:
-            return Intentions()
-        target = self._data.items[history.item_ids[position]]
-        found = self._teacher.intentions(self._data.reviews[row], target)
-        tally.update({f"intentions_{reason}": n for reason, n in found.rejected.items()})
-        return found
+    def _titles(self, item_ids: Sequence[int]) -> tuple[str, ...]:
+        return tuple(self._data.items[item_id].title for item_id in item_ids)
 
     def _draw(self, example_id: str, target: int, excluded: frozenset[int]) -> tuple[int, ...]:
         """Returns a training record's candidates, by the rule of the evaluation's.
@@ -267,6 +235,37 @@ class RecordBuilder:
             ),
             allow_fewer=True,
         )
+
+
+class SearchEvents:
+    """The events of one split by item: where the texts of a product-search query come from."""
+
+    def __init__(self, histories: Histories, *, split: str) -> None:
+        """Indexes the events.
+
+        Args:
+          histories: [users].
+          split: "train" for those before the held-out two, else the one held out for it.
+        """
+        lengths = np.diff(histories.starts)
+        from_end = np.repeat(histories.starts[1:], lengths) - np.arange(len(histories.item_ids))
+        if split == TRAIN:
+            chosen = np.flatnonzero(from_end > max(_FROM_END.values()))
+        else:
+            chosen = np.flatnonzero(from_end == _FROM_END[split])
+        by_item = np.argsort(histories.item_ids[chosen], kind="stable")
+        self._events = chosen[by_item]
+        self._items = histories.item_ids[self._events]
+        self._starts = histories.starts
+
+    def draw(self, item_id: int, *, number: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+        """Returns (user index, position) of at most `number` events of an item, drawn from all."""
+        begin, end = np.searchsorted(self._items, [item_id, item_id + 1])
+        events = self._events[begin:end]
+        if len(events) > number:
+            events = rng.choice(events, size=number, replace=False)
+        users = np.searchsorted(self._starts, events, side="right") - 1
+        return list(zip(users.tolist(), (events - self._starts[users]).tolist(), strict=True))
 
 
 def training_positions(
@@ -295,6 +294,18 @@ def training_positions(
     begins = np.cumsum(numbers) - numbers
     pairs[:, 1] = np.arange(len(pairs)) - np.repeat(begins - firsts, numbers)
     return pairs[np.random.default_rng(stable_seed(seed, "training order")).permutation(len(pairs))]
+
+
+def _first(annotation: Annotation) -> Annotation:
+    """Returns the first text of each kind."""
+    return dataclasses.replace(
+        annotation, texts=annotation.texts[:1], second_texts=annotation.second_texts[:1]
+    )
+
+
+def _distinct(texts: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """Returns all texts in order, each once."""
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(texts)))
 
 
 def _training_row(

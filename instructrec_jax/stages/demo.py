@@ -9,6 +9,7 @@ from typing import Any
 
 from instructrec_jax.data.prepare_settings import PrepareSettings
 from instructrec_jax.manifest import Manifest
+from instructrec_jax.stages.annotate import annotate
 from instructrec_jax.stages.build import BuildSettings, build
 from instructrec_jax.stages.fetch import fetch
 from instructrec_jax.stages.prepare import prepare
@@ -110,10 +111,13 @@ def _make_records(name: str, root: Path, data_dir: Path | str | None) -> Manifes
         settings = PrepareSettings(max_title_chars=OWN_DATA_TITLE_CHARS)
     with _stage("prepare", root / "prepared"):
         prepare(dataset=name, input_dir=logs, output_dir=root / "prepared", settings=settings)
+    with _stage("annotate", root / "texts"):
+        annotate(dataset=name, input_dir=root / "prepared", output_dir=root / "texts")
     with _stage("build", root / "records"):
         return build(
             dataset=name,
             input_dir=root / "prepared",
+            texts_dir=root / "texts",
             output_dir=root / "records",
             settings=BuildSettings(num_train_negatives=NUM_TRAIN_NEGATIVES),
         )

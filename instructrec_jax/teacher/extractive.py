@@ -30,12 +30,13 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from instructrec_jax.records import Intentions, Item
+from instructrec_jax.records import Item
 from instructrec_jax.teacher.phrases import complains
 from instructrec_jax.teacher.preferences import preference_texts
 from instructrec_jax.teacher.quotation import quotes_title
 from instructrec_jax.teacher.sentences import sentences
 from instructrec_jax.teacher.taste import TasteReader
+from instructrec_jax.teacher.texts import Intentions
 from instructrec_jax.teacher.wish_rules import MIN_CONTENT
 from instructrec_jax.teacher.wishes import Wish, plain_wish, wishes
 from instructrec_jax.teacher.words import content_words
@@ -44,7 +45,7 @@ MAX_INTENTIONS = 2
 
 
 class ExtractiveTeacher:
-    """Writes preferences and intentions by rules; a `records.Teacher`.
+    """Writes preferences and intentions by rules; a `texts.Teacher`.
 
     The same input gives the same texts in every process. It keeps what it has worked out of up to
     2^18 items; use one in each thread.

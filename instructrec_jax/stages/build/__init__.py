@@ -1,5 +1,6 @@
-"""The stage `build`: artefact A to instruction records (C) and a vocabulary, ready for SeqIO."""
+"""The stage `build`: artefacts A and B to instruction records (C) and a vocabulary for SeqIO."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -17,12 +18,13 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.builder import RecordSettings
 from instructrec_jax.instructions.language import Literal, Template, plain_text, plain_title
 from instructrec_jax.instructions.task_modules import templates_of
-from instructrec_jax.manifest import Manifest, find_same_work
+from instructrec_jax.manifest import FILE_NAME, Manifest, find_same_work, read_manifest
 from instructrec_jax.records import InstructionRecord
 from instructrec_jax.stages.build import beam
 from instructrec_jax.stages.build import shards as build_shards
 from instructrec_jax.stages.build.shards import Shard, Work
 from instructrec_jax.stages.run_data import VOCABULARY_FILE
+from instructrec_jax.teacher.texts import read_texts_manifest
 
 logger = logging.getLogger(__name__)
 _NUM_SAMPLE_RECORDS = 3000  # whose teacher texts the vocabulary learns from
@@ -30,20 +32,18 @@ _NUM_SAMPLE_RECORDS = 3000  # whose teacher texts the vocabulary learns from
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildSettings(RecordSettings):
-    """What decides the records and the vocabulary beside the prepared data.
+    """What decides the records and the vocabulary beside the prepared data and the texts.
 
     Attributes:
       vocabulary_path: a SentencePiece model to copy, such as T5's; None to train one.
       vocab_size: most pieces of the vocabulary that is trained; few texts give fewer.
       task_module: the module whose templates the vocabulary should know.
-      teacher: who writes preferences and intentions: "extractive", or "none" for no such texts.
       records_per_shard: most records in a file.
     """
 
     vocabulary_path: str | None = None
     vocab_size: int = 2000
     task_module: str = "tasks.mixtures"
-    teacher: str = "extractive"
     records_per_shard: int = 20_000
 
     def __post_init__(self) -> None:
@@ -56,7 +56,6 @@ class BuildSettings(RecordSettings):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}={value}; it must be at least 1")
-        build_shards.make_teacher(self.teacher)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +83,7 @@ def build(
     input_dir: Path | str,
     output_dir: Path | str,
     settings: BuildSettings,
+    texts_dir: Path | str | None = None,
     execution: Execution | None = None,
 ) -> Manifest:
     """Writes `output_dir/<dataset>`: the TFDS configs, the vocabulary and the manifest.
@@ -96,6 +96,8 @@ def build(
       input_dir: output folder of `prepare`.
       output_dir: the TFDS data_dir, which may hold other datasets too.
       settings: what else decides the records.
+      texts_dir: output folder of `annotate` on the same prepared data; None for records without
+        preferences and vague intentions.
       execution: where the work is done; None for this process.
 
     Returns:
@@ -105,47 +107,76 @@ def build(
       UserError: if an input or a setting is unusable, or the folder holds another run.
     """
     folder = Path(output_dir) / dataset
-    planned = _plan(dataset, Path(input_dir), settings)
+    planned = _plan(dataset, Path(input_dir), texts_dir, settings)
     if (earlier := find_same_work(folder, planned)) is not None:
         logger.info("build: %s is up to date", folder)
         return earlier
     data = read_prepared(input_dir)
     _check(data, dataset, Path(input_dir), settings)
-    partial = _partial_folder(folder, planned)
+    wording = templates_of(settings.task_module) if settings.vocabulary_path is None else ()
     work = Work(
         input_dir=str(input_dir),
-        output_dir=str(partial),
+        texts_dir=None if texts_dir is None else str(texts_dir),
+        output_dir=str(_partial_folder(folder, planned)),
         dataset=dataset,
-        teacher=settings.teacher,
         settings=settings,
     )
-    shards = build_shards.plan_shards(work, settings.records_per_shard)
-    try:
-        pieces = _write_vocabulary(partial / VOCABULARY_FILE, data, work, settings)
-        _write_shards(work, shards, execution or Execution())
-    except UserError:
-        _remove_if_nothing_is_there(partial)
-        raise
-    counts, drops = build_shards.finish(work, shards)
-    manifest = dataclasses.replace(planned, counts={**counts, "vocabulary": pieces}, drops=drops)
-    manifest.write(partial)
-    partial.rename(folder)
+    with files.exclusive_directory(work.folder):
+        manifest = _fill(work, data, wording, planned, execution or Execution())
+        find_same_work(folder, planned)  # another build may have put its work there meanwhile
+        work.folder.rename(folder)
     _remove_other_partial_folders(folder)
     _report(manifest, folder)
     return manifest
 
 
-def _plan(dataset: str, input_dir: Path, settings: BuildSettings) -> Manifest:
-    """Returns the manifest of the work, without what it will count."""
+def _fill(
+    work: Work,
+    data: PreparedData,
+    wording: Sequence[Template],
+    planned: Manifest,
+    execution: Execution,
+) -> Manifest:
+    """Writes everything into the folder of the work; returns its manifest."""
+    for left in work.folder.rglob(".*.tmp"):  # half-written by a run that was killed
+        left.unlink()
+    build_shards.record_builder.cache_clear()
+    try:
+        shards = build_shards.plan_shards(work, planned.settings["records_per_shard"])
+        pieces = _write_vocabulary(work, data, wording)
+        _write_shards(work, shards, execution)
+    except UserError:
+        build_shards.remove_unpacked(work)
+        _remove_if_nothing_is_there(work.folder)
+        raise
+    counts = build_shards.finish(work, shards)
+    counts |= {**planned.counts, "vocabulary": pieces}
+    manifest = dataclasses.replace(planned, counts=counts)
+    manifest.write(work.folder)
+    return manifest
+
+
+def _plan(
+    dataset: str, input_dir: Path, texts_dir: Path | str | None, settings: BuildSettings
+) -> Manifest:
+    """Returns the manifest of the work, with what it can count before it begins."""
     plain = dataclasses.asdict(settings)
     path = plain.pop("vocabulary_path")
-    teacher = build_shards.make_teacher(settings.teacher)
-    plain["teacher"] = teacher.name if teacher else "none"  # its version decides the texts
-    inputs = {"prepared": files.sha256(input_dir / "manifest.json")} if input_dir.exists() else {}
+    read_manifest(input_dir)
+    inputs = {"prepared": files.sha256(input_dir / FILE_NAME)}
+    counts: dict[str, int] = {}
+    plain["teacher"] = "none"
+    if texts_dir is not None:
+        texts = read_texts_manifest(texts_dir, prepared=inputs["prepared"])
+        inputs["texts"] = files.sha256(Path(texts_dir) / FILE_NAME)
+        plain["teacher"] = texts.settings["teacher"]
+        counts = {f"texts/{name}": number for name, number in texts.counts.items()}
     if path is not None:
         tokenizer.check_vocabulary(path)
         inputs["vocabulary"] = files.sha256(path)
-    return Manifest(stage="build", inputs=inputs, settings={"dataset": dataset, **plain})
+    return Manifest(
+        stage="build", inputs=inputs, settings={"dataset": dataset, **plain}, counts=counts
+    )
 
 
 def _check(data: PreparedData, dataset: str, input_dir: Path, settings: BuildSettings) -> None:
@@ -162,10 +193,7 @@ def _partial_folder(folder: Path, planned: Manifest) -> Path:
     """Returns where the work is done until it is complete; equal work finds the same folder."""
     work = json.dumps([dict(planned.inputs), dict(planned.settings)], sort_keys=True)
     name = f".{folder.name}.{hashlib.sha256(work.encode()).hexdigest()[:12]}.partial"
-    partial = folder.with_name(name)
-    for left in partial.rglob(".*.tmp"):  # half-written by a run that was killed
-        left.unlink()
-    return partial
+    return folder.with_name(name)
 
 
 def _remove_if_nothing_is_there(partial: Path) -> None:
@@ -177,7 +205,8 @@ def _remove_if_nothing_is_there(partial: Path) -> None:
 def _remove_other_partial_folders(folder: Path) -> None:
     """Removes what interrupted runs with other settings left, now that the dataset is there."""
     for other in folder.parent.glob(f".{folder.name}.*.partial"):
-        shutil.rmtree(other)
+        with contextlib.suppress(UserError), files.exclusive_directory(other):
+            shutil.rmtree(other)
 
 
 def _write_shards(work: Work, shards: Sequence[Shard], execution: Execution) -> None:
@@ -190,25 +219,32 @@ def _write_shards(work: Work, shards: Sequence[Shard], execution: Execution) -> 
         logger.info("build: %s %s, file %d of %d", shard.config, shard.split, number, len(shards))
 
 
-def _write_vocabulary(path: Path, data: PreparedData, work: Work, settings: BuildSettings) -> int:
+def _write_vocabulary(work: Work, data: PreparedData, wording: Sequence[Template]) -> int:
     """Copies or trains the vocabulary; returns its number of pieces."""
+    settings, path = work.settings, work.folder / VOCABULARY_FILE
+    assert isinstance(settings, BuildSettings)
     if path.exists():
         return tokenizer.check_vocabulary(path).get_piece_size()
     if settings.vocabulary_path is not None:
         return tokenizer.copy_vocabulary(settings.vocabulary_path, path)
-    templates = templates_of(settings.task_module)
     builder = build_shards.record_builder(work)
     num_sampled = min(_NUM_SAMPLE_RECORDS, builder.num_records(LEAVE_ONE_OUT, TRAIN))
-    sample = builder.records(LEAVE_ONE_OUT, TRAIN, range(num_sampled), build_shards.Tally())
-    lines = itertools.chain(vocabulary_lines(data, templates), teacher_lines(sample))
+    sample = builder.records(LEAVE_ONE_OUT, TRAIN, range(num_sampled))
+    lines = itertools.chain(vocabulary_lines(data, wording), teacher_lines(sample))
     return tokenizer.train_vocabulary(lines, path, vocab_size=settings.vocab_size)
 
 
 def _report(manifest: Manifest, folder: Path) -> None:
-    """Logs what was written and left out."""
-    for name, count in {**manifest.counts, **manifest.drops}.items():
+    """Logs what was written."""
+    for name, count in manifest.counts.items():
         logger.info("build: %s=%d", name, count)
-    logger.info("build: wrote %s, texts by the teacher %s", folder, manifest.settings["teacher"])
+    teacher = manifest.settings["teacher"]
+    if teacher == "none":
+        logger.info(
+            "build: no texts, so no record has a preference or a vague intention; "
+            "`instructrec annotate` writes them, --texts_dir names them"
+        )
+    logger.info("build: wrote %s, texts by the teacher %s", folder, teacher)
 
 
 def vocabulary_lines(data: PreparedData, templates: Iterable[Template]) -> Iterator[str]:

@@ -6,29 +6,22 @@ import dataclasses
 import functools
 import json
 import multiprocessing
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from instructrec_jax import files
 from instructrec_jax.data.prepared import read_prepared
-from instructrec_jax.errors import UserError, unknown_name
-from instructrec_jax.instructions.builder import (
-    CONFIGS,
-    SPLITS,
-    RecordBuilder,
-    RecordSettings,
-    Tally,
-)
+from instructrec_jax.errors import UserError
+from instructrec_jax.instructions.builder import CONFIGS, SPLITS, RecordBuilder, RecordSettings
 from instructrec_jax.instructions.coverage import aspects_of, count_name
 from instructrec_jax.pipeline import record_store
-from instructrec_jax.records import InstructionRecord, Teacher
-from instructrec_jax.teacher.extractive import ExtractiveTeacher
+from instructrec_jax.records import InstructionRecord
+from instructrec_jax.teacher.texts import Texts
 
 _SUMMARY = ".summary.json"
-TEACHERS: dict[str, type[ExtractiveTeacher] | None] = {
-    "extractive": ExtractiveTeacher,
-    "none": None,
-}
+UNPACKED = "texts"  # folder of artefact B's texts as every worker reads them
+_Tally = collections.Counter[str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,16 +30,16 @@ class Work:
 
     Attributes:
       input_dir: output folder of `prepare`.
-      output_dir: folder that the configs' folders go into; every worker must reach both.
+      texts_dir: output folder of `annotate`; None for records without texts.
+      output_dir: folder that the configs' folders go into; every worker must reach all three.
       dataset: name of the dataset.
-      teacher: a name of `TEACHERS`.
       settings: of the records.
     """
 
     input_dir: str
+    texts_dir: str | None
     output_dir: str
     dataset: str
-    teacher: str
     settings: RecordSettings
 
     @property
@@ -67,22 +60,14 @@ class Shard:
     stop: int
 
 
-def make_teacher(name: str) -> Teacher | None:
-    """Returns a teacher that needs no network, None for "none".
-
-    Raises:
-      UserError: if there is no such teacher.
-    """
-    if name not in TEACHERS:
-        raise unknown_name("teacher", name, TEACHERS)
-    found = TEACHERS[name]
-    return None if found is None else found()
-
-
 @functools.lru_cache(maxsize=1)
 def record_builder(work: Work) -> RecordBuilder:
-    """Returns the builder of some work, opened once a process."""
-    return RecordBuilder(read_prepared(work.input_dir), work.settings, make_teacher(work.teacher))
+    """Returns the builder of some work, opened once per process."""
+    data = read_prepared(work.input_dir)
+    texts = None
+    if work.texts_dir is not None:
+        texts = Texts(work.texts_dir, data.histories, unpacked=work.folder / UNPACKED)
+    return RecordBuilder(data, work.settings, texts)
 
 
 def plan_shards(work: Work, records_per_shard: int) -> list[Shard]:
@@ -119,12 +104,11 @@ def write_shard(work: Work, shard: Shard) -> None:
     summary = path.with_name(path.name + _SUMMARY)
     if summary.exists():
         return
-    tally: Tally = collections.Counter()
-    counts: Tally = collections.Counter()
+    counts: _Tally = collections.Counter()
     numbers = range(shard.start, shard.stop)
-    records = record_builder(work).records(shard.config, shard.split, numbers, tally)
+    records = record_builder(work).records(shard.config, shard.split, numbers)
     size = record_store.write_shard(path, _counted(records, shard, counts))
-    found = {"size": dataclasses.asdict(size), "counts": counts, "drops": tally}
+    found = {"size": dataclasses.asdict(size), "counts": counts}
     files.write_text(summary, json.dumps(found))
 
 
@@ -153,17 +137,15 @@ def write_all(work: Work, shards: Sequence[Shard], *, num_workers: int) -> Itera
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def finish(work: Work, shards: Iterable[Shard]) -> tuple[dict[str, int], dict[str, int]]:
-    """Puts TFDS's metadata beside the files; returns the counts and the drops of all of them."""
-    counts: Tally = collections.Counter()
-    drops: Tally = collections.Counter()
+def finish(work: Work, shards: Iterable[Shard]) -> dict[str, int]:
+    """Puts TFDS's metadata beside the files; returns the counts of all of them."""
+    counts: _Tally = collections.Counter()
     sizes: dict[str, dict[str, list[record_store.ShardSize]]] = {}
     for shard in shards:
         path = _path(work, shard)
         summary = path.with_name(path.name + _SUMMARY)
         found = json.loads(summary.read_text(encoding="utf-8"))
         counts.update(found["counts"])
-        drops.update(found["drops"])
         of_split = sizes.setdefault(shard.config, {}).setdefault(shard.split, [])
         of_split.append(record_store.ShardSize(**found["size"]))
     for config, of_config in sizes.items():
@@ -171,7 +153,13 @@ def finish(work: Work, shards: Iterable[Shard]) -> tuple[dict[str, int], dict[st
         record_store.write_metadata(folder, dataset=work.dataset, shards=of_config)
         for summary in folder.glob("*" + _SUMMARY):
             summary.unlink()
-    return dict(sorted(counts.items())), dict(sorted(drops.items()))
+    remove_unpacked(work)
+    return dict(sorted(counts.items()))
+
+
+def remove_unpacked(work: Work) -> None:
+    """Removes the unpacked texts, which nothing needs once the records are written."""
+    shutil.rmtree(work.folder / UNPACKED, ignore_errors=True)
 
 
 def _path(work: Work, shard: Shard) -> Path:
@@ -191,7 +179,7 @@ def _config_folder(work: Work, config: str) -> Path:
 
 
 def _counted(
-    records: Iterable[InstructionRecord], shard: Shard, counts: Tally
+    records: Iterable[InstructionRecord], shard: Shard, counts: _Tally
 ) -> Iterator[InstructionRecord]:
     """Yields the records, counting all of them and those with the same aspects."""
     for record in records:

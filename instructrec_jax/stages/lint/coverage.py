@@ -11,7 +11,7 @@ from instructrec_jax.manifest import Manifest
 from instructrec_jax.pipeline.registry import InstructionTask
 from instructrec_jax.report.lint_report import CoverageRow
 
-_WISHES = frozenset({"vague_intention", "second_vague_intention"})
+_INTENTIONS = frozenset({"vague_intention", "second_vague_intention"})
 _CATEGORY = "specific_intention"
 NO_TEACHER, NO_REVIEWS, NO_CATEGORIES = "no teacher", "no reviews", "no categories"
 
@@ -65,9 +65,10 @@ def absent_aspects(built: Manifest) -> dict[str, str]:
     if _CATEGORY not in present:
         absent[_CATEGORY] = NO_CATEGORIES
     if built.settings["teacher"] == "none":
-        return absent | dict.fromkeys(sorted({"preference"} | _WISHES), NO_TEACHER)
-    has_reviews = _WISHES & present or any(name.startswith("intentions_") for name in built.drops)
-    return absent if has_reviews else absent | dict.fromkeys(sorted(_WISHES), NO_REVIEWS)
+        return absent | dict.fromkeys(sorted({"preference"} | _INTENTIONS), NO_TEACHER)
+    if _INTENTIONS & present or built.counts.get("texts/intentions_asked"):
+        return absent
+    return absent | dict.fromkeys(sorted(_INTENTIONS), NO_REVIEWS)
 
 
 def coverage_findings(rows: Sequence[CoverageRow]) -> list[Finding]:
