@@ -161,11 +161,13 @@ def test_prepare_offers_every_setting_with_the_default_it_has():
             assert f"default {default}" in helps[field.name]
 
 
-def test_build_offers_every_setting_with_the_default_it_has():
-    from instructrec_jax.stages.build import BuildSettings
+@pytest.mark.parametrize("verb", ["annotate", "build"])
+def test_annotate_and_build_offer_every_setting_with_the_default_it_has(verb):
+    import importlib
 
-    helps = {action.dest: action.help for action in subparser("build")._actions}
-    for field in dataclasses.fields(BuildSettings):
+    module = importlib.import_module(f"instructrec_jax.stages.{verb}")
+    helps = {action.dest: action.help for action in subparser(verb)._actions}
+    for field in dataclasses.fields(getattr(module, f"{verb.capitalize()}Settings")):
         assert field.name in helps
         if field.default is not None:
             assert f"default {field.default}" in helps[field.name]
