@@ -15,6 +15,7 @@ from instructrec_jax import files
 from instructrec_jax.data.prepared import PreparedData, read_prepared
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.manifest import Manifest, find_same_work, read_manifest
+from instructrec_jax.progress import Progress
 from instructrec_jax.records import Annotation, History
 from instructrec_jax.teacher import texts
 from instructrec_jax.teacher.extractive import ExtractiveTeacher
@@ -86,13 +87,12 @@ def annotate(
     drops: _Tally = collections.Counter()
     with files.atomic_directory(output_dir) as folder:
         with texts.TextsWriter(folder) as writer:
-            for number, block in enumerate(_blocks(work, begins, num_workers), start=1):
+            progress = Progress("annotate", total=len(begins), unit="blocks of users")
+            for block in progress.track(_blocks(work, begins, num_workers)):
                 for name, table in block.tables.items():
                     writer.write(name, table)
                 counts.update(block.counts)
                 drops.update(block.drops)
-                if number % 20 == 0:
-                    logger.info("annotate: %d of %d blocks of users", number, len(begins))
         manifest = dataclasses.replace(
             planned, counts=dict(sorted(counts.items())), drops=dict(sorted(drops.items()))
         )

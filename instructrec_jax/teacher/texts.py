@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from instructrec_jax.records import Annotation, Item
 STAGE = "annotate"
 FORMAT = 1  # of the files below; part of the manifest
 PREFERENCES, INTENTIONS = "preferences", "intentions"
-Table = pa.Table
+Table: TypeAlias = pa.Table
 _TEXTS = pa.list_(pa.string())
 _ROW = {"user_id": pa.string(), "position": pa.int32(), "texts": _TEXTS}
 SCHEMAS = {

@@ -19,6 +19,7 @@ from instructrec_jax.instructions.builder import RecordSettings
 from instructrec_jax.instructions.language import Literal, Template, plain_text, plain_title
 from instructrec_jax.instructions.task_modules import templates_of
 from instructrec_jax.manifest import FILE_NAME, Manifest, find_same_work, read_manifest
+from instructrec_jax.progress import Progress
 from instructrec_jax.records import InstructionRecord
 from instructrec_jax.stages.build import beam
 from instructrec_jax.stages.build import shards as build_shards
@@ -215,8 +216,8 @@ def _write_shards(work: Work, shards: Sequence[Shard], execution: Execution) -> 
         beam.run_on_beam(work, shards, runner=execution.runner, options=execution.beam_options)
         return
     written = build_shards.write_all(work, shards, num_workers=execution.num_workers)
-    for number, shard in enumerate(written, start=1):
-        logger.info("build: %s %s, file %d of %d", shard.config, shard.split, number, len(shards))
+    for _ in Progress("build", total=len(shards), unit="files").track(written):
+        pass
 
 
 def _write_vocabulary(work: Work, data: PreparedData, wording: Sequence[Template]) -> int:
