@@ -19,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from instructrec_jax.data.synthetic import SyntheticSettings, write_log
+from instructrec_jax.data.settings import SyntheticSettings
+from instructrec_jax.data.synthetic import write_log
 from instructrec_jax.instructions.builder import CONFIGS, SPLITS
 from instructrec_jax.manifest import read_manifest
 

@@ -35,7 +35,8 @@ def clean_seqio() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def toy_prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Artefact A of an invented data set named "toy", reviews included, made once."""
-    from instructrec_jax.data.synthetic import SyntheticSettings, write_log
+    from instructrec_jax.data.settings import SyntheticSettings
+    from instructrec_jax.data.synthetic import write_log
     from instructrec_jax.stages.prepare import prepare
 
     root = tmp_path_factory.mktemp("toy")

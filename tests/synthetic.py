@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from instructrec_jax.data.synthetic import SyntheticSettings, write_log
+from instructrec_jax.data.settings import SyntheticSettings
+from instructrec_jax.data.synthetic import write_log
 
 
 def write_logs(

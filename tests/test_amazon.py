@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructrec_jax.damage import Damage
-from instructrec_jax.data.raw_log import count_log
+from instructrec_jax.data.readers import read_logs, recognise
 from instructrec_jax.data.readers.amazon import category_of_file
-from instructrec_jax.data.readers.literals import parse_record
-from instructrec_jax.data.readers.registry import read_logs, recognise
+from instructrec_jax.data.readers.raw_log import count_log
+from instructrec_jax.data.readers.values import parse_record
 from instructrec_jax.errors import UserError
 
 # (user, item, seconds, text, summary)
@@ -239,7 +239,9 @@ def test_files_that_do_not_make_one_log_are_named(tmp_path):
 
 
 WHOLE = "".join(
-    json.dumps({"reviewerID": f"U{n}", "asin": f"P{n % 7}", "unixReviewTime": n, "pad": "x" * n})
+    json.dumps(
+        {"reviewerID": f"U{n}", "asin": f"P{n % 7}", "unixReviewTime": 10**9 + n, "pad": "x" * n}
+    )
     + "\n"
     for n in range(60)
 )
@@ -261,7 +263,7 @@ def test_a_gzip_file_cut_anywhere_gives_its_whole_lines_or_an_error(tmp_path_fac
         assert "X.json.gz" in str(error) and damage.counts == {"cut_gzip": 1}
         return
     assert damage.counts == {"cut_gzip": 1}
-    np.testing.assert_array_equal(log.event_time, np.arange(len(log.event_time)))
+    np.testing.assert_array_equal(log.event_time - 10**9, np.arange(len(log.event_time)))
     assert damage.examples["cut_gzip"] == [f"X.json.gz line {len(log.event_time) + 1}"]
 
 

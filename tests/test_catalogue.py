@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from instructrec_jax.data.catalogue import clean_catalogue
-from instructrec_jax.data.prepare_settings import PrepareSettings
-from instructrec_jax.data.raw_log import RawItem, RawLog
+from instructrec_jax.data.readers.raw_log import RawItem, RawLog
+from instructrec_jax.data.settings import PrepareSettings
 from instructrec_jax.errors import UserError
 
 REFUSE = PrepareSettings()

@@ -12,7 +12,7 @@ import pytest
 
 from instructrec_jax.cli import gin_config, main, quiet, report_verb, run_verbs
 from instructrec_jax.cli.main import VERBS, make_parser
-from instructrec_jax.data.prepare_settings import PrepareSettings
+from instructrec_jax.data.settings import PrepareSettings
 from instructrec_jax.errors import UserError
 from instructrec_jax.stages import report
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from synthetic import write_logs
 
 from instructrec_jax.damage import Damage, DamagedLineError, damaged
-from instructrec_jax.data.prepare_settings import PrepareSettings
-from instructrec_jax.data.readers.registry import read_logs
+from instructrec_jax.data.readers import read_logs
+from instructrec_jax.data.settings import PrepareSettings
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, read_manifest
 from instructrec_jax.stages.prepare import prepare

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from synthetic import write_logs
 
-from instructrec_jax.data.prepare_settings import PrepareSettings
 from instructrec_jax.data.prepared import read_prepared
+from instructrec_jax.data.settings import PrepareSettings
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, read_manifest
 from instructrec_jax.stages.prepare import prepare

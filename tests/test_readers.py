@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import write_logs
 
-from instructrec_jax.data.raw_log import count_log
+from instructrec_jax.data.readers import read_logs, recognise
+from instructrec_jax.data.readers.raw_log import count_log
 from instructrec_jax.data.readers.recbole import genres_path
-from instructrec_jax.data.readers.registry import read_logs, recognise
 from instructrec_jax.errors import UserError
 
 INTERACTIONS = "user_id\titem_id\ttimestamp\nu1\ti1\t3\nu1\ti2\t1\nu2\ti1\t2\n"

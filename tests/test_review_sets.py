@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from instructrec_jax import files
-from instructrec_jax.data.prepare_settings import PrepareSettings
+from instructrec_jax.data.settings import PrepareSettings
 from instructrec_jax.instructions.builder import CONFIGS
 from instructrec_jax.stages.annotate import annotate
 from instructrec_jax.stages.build import BuildSettings, build

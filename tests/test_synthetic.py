@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from instructrec_jax.cli import main
 from instructrec_jax.data.preparation import prepare_log
-from instructrec_jax.data.prepare_settings import PrepareSettings
 from instructrec_jax.data.prepared import read_prepared
-from instructrec_jax.data.readers.registry import read_logs
-from instructrec_jax.data.synthetic import KINDS, SyntheticSettings, write_log
+from instructrec_jax.data.readers import read_logs
+from instructrec_jax.data.settings import KINDS, PrepareSettings, SyntheticSettings
+from instructrec_jax.data.synthetic import write_log
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import read_manifest
 from instructrec_jax.stages.prepare import prepare

@@ -71,7 +71,7 @@ def _obtain(options: argparse.Namespace) -> None:
 
         print(fetch.fetch(name=options.name, cache_dir=options.cache_dir))
         return
-    from instructrec_jax.data.synthetic import SyntheticSettings
+    from instructrec_jax.data.settings import SyntheticSettings
     from instructrec_jax.stages import synthesize
 
     names = ("num_users", "num_interactions", "num_items", "seed", "zipf_exponent")
@@ -147,7 +147,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from instructrec_jax.data.prepare_settings import PrepareSettings
+    from instructrec_jax.data.settings import PrepareSettings
     from instructrec_jax.stages import prepare
 
     names = (

@@ -1,30 +1,23 @@
 """Seeded candidates: the target among uniform negatives (the paper: one and nine)."""
 
 import dataclasses
-import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
 import numpy.typing as npt
 
 from instructrec_jax.data.columnar import (
-    LEAVE_ONE_OUT,
-    PRODUCT_SEARCH,
+    TEST,
+    VALIDATION,
     CandidateColumns,
     Candidates,
     Histories,
     ItemSets,
     starts_of,
 )
-from instructrec_jax.data.reseeding import generators
-from instructrec_jax.data.splits import TEST, VALIDATION
 from instructrec_jax.errors import UserError
-from instructrec_jax.records import CandidateList
 from instructrec_jax.seeds import stable_seed
-
-_BLOCK = 4096  # examples whose seeds are computed at a time
-__all__ = ["LEAVE_ONE_OUT", "PRODUCT_SEARCH"]  # of columnar, for those who draw by protocol
 
 
 def draw_negatives(
@@ -35,7 +28,7 @@ def draw_negatives(
     number: int,
     rng: np.random.Generator,
     allow_fewer: bool = False,
-) -> npt.NDArray[np.int32]:
+) -> list[int]:
     """Draws items uniformly, without replacement, no two of them nor the target of equal title.
 
     Args:
@@ -48,7 +41,7 @@ def draw_negatives(
       allow_fewer: return what there is, at least one, where the catalogue has too few.
 
     Returns:
-      [number] int32 item ids in the order drawn.
+      [number] item ids in the order drawn.
 
     Raises:
       UserError: if the catalogue has too few items of different titles.
@@ -56,29 +49,6 @@ def draw_negatives(
     Example:
       title_ids [0, 1, 0, 2, 3], excluded {3}, target 0, number 2 -> [1, 4] or [4, 1].
     """
-    return np.array(
-        _choose_negatives(
-            title_ids,
-            excluded=excluded,
-            target=target,
-            number=number,
-            rng=rng,
-            allow_fewer=allow_fewer,
-        ),
-        dtype=np.int32,
-    )
-
-
-def _choose_negatives(
-    title_ids: Sequence[int] | npt.NDArray[np.int32],
-    *,
-    excluded: AbstractSet[int],
-    target: int,
-    number: int,
-    rng: np.random.Generator,
-    allow_fewer: bool,
-) -> list[int]:
-    """Does what `draw_negatives` does; one by one, numbers in a list are faster."""
     chosen: list[int] = []
     used_titles = {int(title_ids[target])}
 
@@ -120,7 +90,7 @@ def draw_candidates(
 
     Args:
       title_ids: [items], equal for items of equal title.
-      excluded: items that are never negatives; it may hold the target.
+      excluded: items that are never negatives; the target may be among them.
       target: the item to be found.
       num_candidates: at least 2.
       rng: seeded for this example alone.
@@ -129,7 +99,7 @@ def draw_candidates(
     Raises:
       UserError: if the catalogue has too few items of different titles.
     """
-    candidates = _choose_negatives(
+    candidates = draw_negatives(
         title_ids,
         excluded=excluded,
         target=target,
@@ -150,7 +120,7 @@ def evaluation_targets(histories: Histories, search_splits: Sequence[str]) -> Ca
 
     Args:
       histories: [users], each of at least 2 items.
-      search_splits: [items], see `splits.search_splits`.
+      search_splits: [items], see `catalogue.search_splits`.
 
     Returns:
       Leave-one-out user by user, validation before test; then product search by item.
@@ -207,11 +177,10 @@ def draw_evaluation(
     ids = list(map(int, title_ids))  # faster one by one than an array
     drawn = np.zeros((len(targets), num_candidates), dtype=np.int32)
     lengths = np.zeros(len(targets), dtype=np.int64)
-    streams = example_rngs(targets, dataset=dataset, seed=seed)
-    rows = zip(targets.columns.history_rows.tolist(), streams, strict=True)
+    rows = zip(targets.columns.history_rows.tolist(), targets, strict=True)
     excluded: frozenset[int] = frozenset()
     last_row = -1
-    for place, (row, (example, rng)) in enumerate(rows):
+    for index, (row, example) in enumerate(rows):
         if row != last_row:  # a user's examples stand side by side
             excluded = frozenset(seen_items[row].tolist()) if row >= 0 else frozenset()
             last_row = row
@@ -221,13 +190,15 @@ def draw_evaluation(
                 excluded=excluded,
                 target=example.target_id,
                 num_candidates=num_candidates,
-                rng=rng,
+                rng=example_rng(
+                    example.example_id, dataset=dataset, split=example.split, seed=seed
+                ),
                 allow_fewer=allow_fewer,
             )
         except UserError as error:
             raise UserError(f"example {example.example_id!r}: {error}") from None
-        drawn[place, : len(one)] = one
-        lengths[place] = len(one)
+        drawn[index, : len(one)] = one
+        lengths[index] = len(one)
     columns = dataclasses.replace(
         targets.columns,
         starts=starts_of(lengths),
@@ -239,16 +210,3 @@ def draw_evaluation(
 def example_rng(example_id: str, *, dataset: str, split: str, seed: int) -> np.random.Generator:
     """Returns the generator of one example: a stable hash of (seed, dataset, split, id)."""
     return np.random.default_rng(stable_seed(seed, dataset, split, example_id))
-
-
-def example_rngs(
-    examples: Iterable[CandidateList], *, dataset: str, seed: int
-) -> Iterator[tuple[CandidateList, np.random.Generator]]:
-    """Yields each example with what `example_rng` returns for it, many times as fast.
-
-    The generator is one object, set anew each time: draw from it before asking for the next.
-    """
-    examples = iter(examples)
-    while block := list(itertools.islice(examples, _BLOCK)):
-        seeds = [stable_seed(seed, dataset, row.split, row.example_id) for row in block]
-        yield from zip(block, generators(np.array(seeds, dtype=np.uint64)), strict=True)

@@ -1,15 +1,25 @@
-"""The catalogue that a log's items become: clean titles, each of which names its item."""
+"""The catalogue that a log's items become: clean titles that name their items, and their splits."""
 
 import collections
 from collections.abc import Sequence
 
-from instructrec_jax.data.prepare_settings import REFUSE, PrepareSettings
-from instructrec_jax.data.raw_log import RawItem, RawLog
-from instructrec_jax.data.titles import clean_brand, clean_text, cut_title, junk_kind, model_title
+from instructrec_jax.data.columnar import TEST, TRAIN, VALIDATION
+from instructrec_jax.data.readers.raw_log import RawItem, RawLog
+from instructrec_jax.data.settings import REFUSE, PrepareSettings
+from instructrec_jax.data.titles import (
+    clean_brand,
+    clean_text,
+    cut_title,
+    junk_kind,
+    model_title,
+)
 from instructrec_jax.errors import UserError
 from instructrec_jax.records import Item
+from instructrec_jax.seeds import stable_seed
 
 _NO_CATEGORY = "Item"
+_SEED_RANGE = 1 << 63  # stable_seed returns 63 bits
+_SHARES = ((TRAIN, 0.8), (VALIDATION, 0.9), (TEST, 1.0))  # upper bounds
 
 
 def clean_catalogue(
@@ -103,3 +113,29 @@ def _fallback_title(log: RawLog, item: RawItem, settings: PrepareSettings) -> st
     raw_id = clean_text(item.raw_id)
     room = max(settings.max_title_chars - len(raw_id) - 1, 0)
     return f"{cut_title(category or _NO_CATEGORY, room)} {raw_id}".strip()
+
+
+def search_split(title: str, *, dataset: str, seed: int) -> str:
+    """Returns the split of an item's (query, item) pair.
+
+    It hashes the title, so it depends on no other item, and items of equal title fall together:
+    a held-out title is not seen in training under another id.
+
+    Args:
+      title: cleaned title.
+      dataset: name of the data set.
+      seed: seed of the whole preparation.
+
+    Returns:
+      "train" for 8 of 10 titles, "validation" for one, "test" for one.
+    """
+    share = stable_seed(seed, dataset, "search_split", model_title(title).casefold()) / _SEED_RANGE
+    return next(name for name, bound in _SHARES if share < bound or bound == 1.0)
+
+
+def search_splits(items: Sequence[Item], *, dataset: str, seed: int) -> tuple[str, ...]:
+    """Returns the split of every item, "" for items without a category: they have no query."""
+    return tuple(
+        search_split(item.title, dataset=dataset, seed=seed) if item.category else ""
+        for item in items
+    )

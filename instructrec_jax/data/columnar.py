@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from instructrec_jax.data.splits import TEST, VALIDATION
 from instructrec_jax.records import CandidateList, History
 
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
 LEAVE_ONE_OUT, PRODUCT_SEARCH = "leave_one_out", "product_search"
 _BLOCK = 4096  # records made at a time where all are walked through
 _Record = TypeVar("_Record")

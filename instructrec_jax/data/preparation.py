@@ -8,11 +8,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from instructrec_jax.data import candidates, catalogue, filtering, reviews, splits
-from instructrec_jax.data.columnar import Histories, ItemSets, starts_of
-from instructrec_jax.data.prepare_settings import MIN_HISTORY, PrepareSettings
+from instructrec_jax.data import candidates, catalogue, filtering, reviews
+from instructrec_jax.data.columnar import (
+    LEAVE_ONE_OUT,
+    PRODUCT_SEARCH,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Histories,
+    ItemSets,
+    starts_of,
+)
 from instructrec_jax.data.prepared import PreparedData, write_prepared
-from instructrec_jax.data.raw_log import RawLog
+from instructrec_jax.data.readers.raw_log import RawLog
+from instructrec_jax.data.settings import MIN_HISTORY, PrepareSettings
 from instructrec_jax.data.titles import title_ids
 from instructrec_jax.errors import UserError
 from instructrec_jax.records import Item
@@ -88,7 +97,7 @@ def prepare_log(log: RawLog, dataset: str, settings: PrepareSettings) -> Prepara
     events.item = new_ids[events.item]
     seen = _seen_items(events, len(items))
     event_numbers, histories = _histories(log, events, settings.max_history, counts, drops)
-    items_splits = splits.search_splits(items, dataset=dataset, seed=settings.seed)
+    items_splits = catalogue.search_splits(items, dataset=dataset, seed=settings.seed)
     ids = title_ids([item.title for item in items])
     data = PreparedData(
         dataset=dataset,
@@ -263,13 +272,13 @@ def _count_output(data: PreparedData, settings: PrepareSettings, counts: dict[st
     is_last = histories.item_ids == np.repeat(last, np.diff(histories.starts))
     times_chosen = np.add.reduceat(is_last, histories.starts[:-1], dtype=np.int64)
     counts["users_whose_target_is_in_their_history"] = int(np.count_nonzero(times_chosen > 1))
-    for split in (splits.TRAIN, splits.VALIDATION, splits.TEST):
+    for split in (TRAIN, VALIDATION, TEST):
         counts[f"search_items_{split}"] = data.search_splits.count(split)
     for protocol, is_of_it in (
-        (candidates.LEAVE_ONE_OUT, lists.history_rows >= 0),
-        (candidates.PRODUCT_SEARCH, lists.history_rows < 0),
+        (LEAVE_ONE_OUT, lists.history_rows >= 0),
+        (PRODUCT_SEARCH, lists.history_rows < 0),
     ):
-        for split, is_in_it in ((splits.VALIDATION, ~lists.is_test), (splits.TEST, lists.is_test)):
+        for split, is_in_it in ((VALIDATION, ~lists.is_test), (TEST, lists.is_test)):
             if number := int(np.count_nonzero(is_of_it & is_in_it)):
                 counts[f"{protocol}_{split}"] = number
     num_fewer = np.count_nonzero(np.diff(lists.starts) < settings.num_candidates)

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from instructrec_jax.data.columnar import (
+    TEST,
     CandidateColumns,
     Candidates,
     Histories,
@@ -24,7 +25,6 @@ from instructrec_jax.data.columnar import (
 )
 from instructrec_jax.data.reviews import FILE_NAME as REVIEWS
 from instructrec_jax.data.reviews import Reviews
-from instructrec_jax.data.splits import TEST
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import read_manifest
 from instructrec_jax.records import Item

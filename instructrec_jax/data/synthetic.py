@@ -6,19 +6,21 @@ names are invented. Events are made and written block by block: only what there 
 one an item stays in memory.
 """
 
-import dataclasses
-from collections.abc import Iterator
+import contextlib
+import gzip
+import io
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from instructrec_jax.data import synthetic_files
-from instructrec_jax.data.synthetic_files import FORMATS, EventRow, ItemRow
-from instructrec_jax.errors import UserError
+from instructrec_jax.data.settings import KINDS, SyntheticSettings
 from instructrec_jax.seeds import stable_seed
 
-KINDS = ("Lamps", "Kettles", "Kites", "Drums", "Boots", "Tents")
 _STYLES = ("Plain", "Fancy")
 _NUM_BRANDS = 8  # of each kind
 _ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "st", "tr")
@@ -37,56 +39,22 @@ _MIN_LENGTH = 5  # of a user's sequence, where the average allows it
 _BLOCK = 1 << 16  # events made at a time
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SyntheticSettings:
-    """What decides an invented log.
+class ItemRow(NamedTuple):
+    """One item of an invented catalogue: `path` runs from broad to narrow."""
 
-    Attributes:
-      num_users: at least 1.
-      num_interactions: exactly so many events are written, at least one a user.
-      num_items: size of the catalogue; None for one item in 100 events, at least 60.
-      seed: the same settings write the same bytes.
-      zipf_exponent: the item of popularity rank r is chosen in proportion to r ** -zipf_exponent.
-      favourite_share: how often a user keeps to the favourite kind.
-      format: "plain", "jsonl", "recbole" or "amazon_2018".
-      is_gzip: whether the files are compressed.
-      has_reviews: whether events of "amazon_2018" carry a text that tells a wish.
-    """
+    number: int
+    title: str
+    path: tuple[str, ...]
+    brand: str
 
-    num_users: int
-    num_interactions: int
-    num_items: int | None = None
-    seed: int = 0
-    zipf_exponent: float = 1.0
-    favourite_share: float = 0.8
-    format: str = "plain"
-    is_gzip: bool = False
-    has_reviews: bool = False
 
-    @property
-    def catalogue_size(self) -> int:
-        """The number of items."""
-        return self.num_items or max(60, self.num_interactions // 100)
+class EventRow(NamedTuple):
+    """One event: numbers of user and item, seconds since 1970, a review or ""."""
 
-    def check(self) -> None:
-        """Raises UserError if a value is out of range."""
-        for name, bound in (("num_users", 1), ("num_items", len(KINDS)), ("zipf_exponent", 0)):
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise UserError(f"--{name} is {value}, expected at least {bound}")
-        most = self.num_users * self.catalogue_size
-        if not self.num_users <= self.num_interactions <= most:
-            raise UserError(
-                f"--num_interactions is {self.num_interactions}, expected {self.num_users} to "
-                f"{most}: each of {self.num_users} users takes one item at least, and none of the "
-                f"{self.catalogue_size} items twice"
-            )
-        if not 0 <= self.favourite_share <= 1:
-            raise UserError(f"--favourite_share is {self.favourite_share}, expected 0 to 1")
-        if self.format not in FORMATS:
-            raise UserError(f"--format is {self.format!r}, expected {', '.join(FORMATS)}")
-        if self.has_reviews and self.format != "amazon_2018":
-            raise UserError(f"the format {self.format!r} has no reviews; use amazon_2018 for them")
+    user: int
+    item: int
+    time: int
+    text: str
 
 
 def write_log(folder: Path | str, settings: SyntheticSettings) -> dict[str, int]:
@@ -105,8 +73,8 @@ def write_log(folder: Path | str, settings: SyntheticSettings) -> dict[str, int]
     settings.check()
     Path(folder).mkdir(parents=True, exist_ok=True)
     form, is_gzip = settings.format, settings.is_gzip
-    synthetic_files.write_items(folder, form, _items(settings), is_gzip=is_gzip)
-    synthetic_files.write_events(folder, form, _events(settings), is_gzip=is_gzip)
+    _write_items(folder, form, _items(settings), is_gzip=is_gzip)
+    _write_events(folder, form, _events(settings), is_gzip=is_gzip)
     return {
         "users": settings.num_users,
         "items": settings.catalogue_size,
@@ -265,3 +233,118 @@ def _texts(item: npt.NDArray[np.int64], rng: np.random.Generator) -> list[str]:
             )
         )
     return texts
+
+
+_EVENT_NAMES = ("user_id", "item_id", "timestamp")
+_ITEM_NAMES = ("item_id", "title", "category", "brand")
+
+
+class _Table(NamedTuple):
+    """How a format writes its events and its items: file names, headers, lines."""
+
+    event_file: str
+    item_file: str
+    event_header: str
+    item_header: str
+    event_line: Callable[[EventRow], str]
+    item_line: Callable[[ItemRow], str]
+
+
+def _tsv_event(row: EventRow) -> str:
+    return f"u{row.user}\ti{row.item}\t{row.time}\n"
+
+
+def _tsv_item(row: ItemRow) -> str:
+    return f"i{row.number}\t{row.title}\t{', '.join(row.path)}\t{row.brand}\n"
+
+
+def _json_line(record: dict[str, Any]) -> str:
+    return json.dumps(record) + "\n"
+
+
+def _json_event(row: EventRow) -> str:
+    values = (f"u{row.user}", f"i{row.item}", row.time)
+    return _json_line(dict(zip(_EVENT_NAMES, values, strict=True)))
+
+
+def _json_item(row: ItemRow) -> str:
+    values = (f"i{row.number}", row.title, ", ".join(row.path), row.brand)
+    return _json_line(dict(zip(_ITEM_NAMES, values, strict=True)))
+
+
+def _amazon_event(row: EventRow) -> str:
+    day = row.time // _DAY * _DAY  # this edition knows days only, so times tie
+    record = {
+        "overall": 5.0,
+        "verified": True,
+        "reviewTime": time.strftime("%m %d, %Y", time.gmtime(day)),
+        "reviewerID": f"A{row.user:09d}",
+        "asin": f"B{row.item:09d}",
+        "unixReviewTime": day,
+    }
+    if row.text:
+        record |= {"reviewText": row.text, "summary": "Five Stars"}
+    return _json_line(record)
+
+
+def _amazon_item(row: ItemRow) -> str:
+    return _json_line(
+        {
+            "asin": f"B{row.number:09d}",
+            "title": row.title,
+            "category": list(row.path),
+            "brand": row.brand,
+        }
+    )
+
+
+_TABLES = {
+    "plain": _Table(
+        "interactions.tsv",
+        "items.tsv",
+        "\t".join(_EVENT_NAMES) + "\n",
+        "\t".join(_ITEM_NAMES) + "\n",
+        _tsv_event,
+        _tsv_item,
+    ),
+    "jsonl": _Table("interactions.jsonl", "items.jsonl", "", "", _json_event, _json_item),
+    "recbole": _Table(
+        "toy.inter",
+        "toy.item",
+        "user_id:token\titem_id:token\ttimestamp:float\n",
+        "item_id:token\ttitle:token_seq\tcategory:token_seq\tbrand:token\n",
+        _tsv_event,
+        _tsv_item,
+    ),
+    "amazon_2018": _Table("Bazaar.json", "meta_Bazaar.json", "", "", _amazon_event, _amazon_item),
+}
+
+
+def _write_items(
+    folder: Path | str, form: str, rows: Iterable[ItemRow], *, is_gzip: bool = False
+) -> None:
+    """Writes the catalogue into a folder that exists, in one of `SYNTHETIC_FORMATS`."""
+    table = _TABLES[form]
+    _write(Path(folder) / table.item_file, table.item_header, map(table.item_line, rows), is_gzip)
+
+
+def _write_events(
+    folder: Path | str, form: str, rows: Iterable[EventRow], *, is_gzip: bool = False
+) -> None:
+    """Writes the events into a folder that exists, in one of `SYNTHETIC_FORMATS`."""
+    table = _TABLES[form]
+    lines = map(table.event_line, rows)
+    _write(Path(folder) / table.event_file, table.event_header, lines, is_gzip)
+
+
+def _write(path: Path, header: str, lines: Iterable[str], is_gzip: bool) -> None:
+    """Writes a file; gzip holds no name and no time, so that equal logs are equal bytes."""
+    path = path.with_name(path.name + ".gz" * is_gzip)
+    with path.open("wb") as raw, contextlib.ExitStack() as stack:
+        target: Any = raw
+        if is_gzip:
+            target = gzip.GzipFile("", "wb", compresslevel=5, fileobj=raw, mtime=0)
+            stack.enter_context(target)
+        stream = stack.enter_context(io.TextIOWrapper(target, encoding="utf-8", newline="\n"))
+        stream.write(header)
+        stream.writelines(lines)

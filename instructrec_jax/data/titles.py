@@ -14,7 +14,7 @@ LIST_SEPARATOR = "; "
 SEPARATOR_STAND_IN = ", "
 
 # SentencePiece's normalisation (nmt_nfkc, which T5 uses too) makes these a blank.
-_BLANK_TO_MODELS = re.compile("[\u200b\u200c\u200e\u200f\u2581\ufeff\ufffd\\s]+")
+_BLANK_TO_MODELS = re.compile("[\u200b-\u200f\u2581\ufeff\ufffd\\s]+")
 # Letters and symbols by their category that have no shape of their own.
 _UNSEEN = frozenset("\u115f\u1160\u2581\u2800\u3164\uffa0\ufffd")
 
@@ -36,6 +36,7 @@ _SCRIPT = re.compile(
     | ^\s*[.#@]?[\w.# -]+\s*\{[^}]*:[^}]*[;}]""",
     re.VERBOSE,
 )
+_NULLS = frozenset({"", "none", "null", "nan", "n/a", "[]", "{}", "()", "set()"})
 # What shops wrap around a maker's or an author's name.
 _BRAND_PAGE = re.compile(r"^Visit (?:Amazon's (?P<author>.+) Page|the (?P<shop>.+) Store)$")
 _BRAND_FORMAT = re.compile(r"\s+Format: [\w ,/-]+$")
@@ -94,11 +95,17 @@ def junk_kind(title: str) -> str:
     return "script" if _SCRIPT.search(title) else ""
 
 
+def is_null(text: str) -> bool:
+    """Whether a text is empty, or the word of Python, JSON or pandas for nothing."""
+    return text.strip().casefold() in _NULLS
+
+
 def category_path(parts: Sequence[str]) -> str:
     """Joins a path from broad to narrow with ", ", as the specific intention (I2) has it.
 
-    Empty parts go, a part that repeats the one before goes, and a path ends where a part holds
-    markup: shops that were scraped badly go on with a product's features from there.
+    Parts that are empty or a word for nothing go, a part that repeats the one before goes, and a
+    path ends where a part holds markup: from there shops that were scraped badly go on with a
+    product's features.
 
     Example:
       ["Gift Cards", "Gift Cards", "Food &amp; Drink", "</span>", "100% cotton"] ->
@@ -108,7 +115,7 @@ def category_path(parts: Sequence[str]) -> str:
     for part in map(clean_text, parts):
         if junk_kind(part) in ("markup", "script"):
             break
-        if part and part not in path[-1:]:
+        if not is_null(part) and part not in path[-1:]:
             path.append(part)
     return ", ".join(path)
 

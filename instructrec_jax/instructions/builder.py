@@ -14,9 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from instructrec_jax.data import candidates, titles
-from instructrec_jax.data.columnar import LEAVE_ONE_OUT, PRODUCT_SEARCH, Histories
+from instructrec_jax.data.columnar import (
+    LEAVE_ONE_OUT,
+    PRODUCT_SEARCH,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Histories,
+)
 from instructrec_jax.data.prepared import PreparedData
-from instructrec_jax.data.splits import TEST, TRAIN, VALIDATION
 from instructrec_jax.records import (
     Annotation,
     CandidateList,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from instructrec_jax.data.prepare_settings import PrepareSettings
+from instructrec_jax.data.settings import PrepareSettings
 from instructrec_jax.manifest import Manifest
 from instructrec_jax.stages.annotate import annotate
 from instructrec_jax.stages.build import BuildSettings, build

@@ -9,9 +9,9 @@ from instructrec_jax import files
 from instructrec_jax.damage import Damage
 from instructrec_jax.data import prepared
 from instructrec_jax.data.preparation import prepare_log, write_preparation
-from instructrec_jax.data.prepare_settings import PrepareSettings
-from instructrec_jax.data.raw_log import count_log
-from instructrec_jax.data.readers.registry import recognise
+from instructrec_jax.data.readers import recognise
+from instructrec_jax.data.readers.raw_log import count_log
+from instructrec_jax.data.settings import PrepareSettings
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, find_same_work
 

@@ -5,7 +5,8 @@ import logging
 from pathlib import Path
 
 from instructrec_jax import files
-from instructrec_jax.data.synthetic import SyntheticSettings, write_log
+from instructrec_jax.data.settings import SyntheticSettings
+from instructrec_jax.data.synthetic import write_log
 from instructrec_jax.manifest import Manifest, find_same_work
 
 _LOGGER = logging.getLogger(__name__)

@@ -16,12 +16,10 @@ from typing import Any
 import numpy as np
 
 from instructrec_jax.damage import SKIP, Damage, damaged
-from instructrec_jax.data.raw_log import LogBuilder, RawItem, RawLog
-from instructrec_jax.data.readers.events import Event
-from instructrec_jax.data.readers.formats import Format
-from instructrec_jax.data.readers.lines import read_lines
-from instructrec_jax.data.readers.literals import parse_record
-from instructrec_jax.data.readers.rows import as_id, as_path, as_text, as_time
+from instructrec_jax.data.readers.raw_log import Event, Format, LogBuilder, RawItem, RawLog
+from instructrec_jax.data.readers.rows import read_lines
+from instructrec_jax.data.readers.values import as_id, as_path, as_seconds, as_text, parse_record
+from instructrec_jax.data.titles import is_null
 from instructrec_jax.errors import UserError
 
 _FILE = re.compile(r"(?P<stem>.+?)\.(?:json|jsonl|json\.gz|jsonl\.gz)")
@@ -43,20 +41,20 @@ class ReviewEvents:
     def __init__(self, path: Path, damage: Damage, *, compares_lines: bool = False) -> None:
         self.num_without_text = 0
         self.num_repeated_lines: int | None = None
-        self._path = path
+        self.path = path
         self._damage = damage
         self._digests = array.array("q") if compares_lines else None
 
     def __iter__(self) -> Iterator[Event]:
         """Yields the reviews in file order; afterwards the attributes hold their counts."""
-        yield from self._damage.parsed(read_lines(self._path, self._damage), self._parse)
+        yield from self._damage.parsed(read_lines(self.path, self._damage), self._parse)
         if self._digests is not None:
             digests = np.frombuffer(self._digests, dtype=np.int64)
             self.num_repeated_lines = len(digests) - len(np.unique(digests))
 
     def _parse(self, line: int, text: str) -> Event:
         """Reads one review; the summary stands in for a text that is empty."""
-        path = self._path
+        path = self.path
         record = parse_record(text, path, line)
         review = as_text(_first(record, _TEXT), path, line, "reviewText")
         event = (
@@ -128,15 +126,14 @@ def _read(paths: Sequence[Path], damage: Damage) -> RawLog:
 
 
 def _parse_item(path: Path, line: int, text: str) -> RawItem:
-    """Reads one item; of several category paths the first counts."""
+    """Reads one item."""
     record = parse_record(text, path, line)
-    categories = record.get("categories") or record.get("category")
-    if isinstance(categories, list) and categories and isinstance(categories[0], list):
-        categories = categories[0]
     return RawItem(
         raw_id=as_id(_need(record, _ITEM, path, line), path, line, "asin"),
         title=as_text(record.get("title"), path, line, "title"),
-        category=as_path(categories, path, line, "categories"),
+        category=as_path(
+            record.get("categories") or record.get("category"), path, line, "categories"
+        ),
         brand=_brand(record),
     )
 
@@ -145,16 +142,16 @@ def _brand(record: dict[str, Any]) -> str:
     """Returns the maker or author, "" where none of the usual places holds a text."""
     details = record.get("details")
     named = details.get("Brand") if isinstance(details, dict) else None
-    places = (record.get("brand"), record.get("store"), named)
-    return next((text for text in places if isinstance(text, str) and text.strip()), "")
+    texts = (record.get("brand"), record.get("store"), named)
+    return next((text for text in texts if isinstance(text, str) and not is_null(text)), "")
 
 
 def _seconds(record: dict[str, Any], path: Path, line: int) -> float:
     """Returns the time of a review in seconds since 1970; 2023 writes milliseconds."""
     if "unixReviewTime" in record:
-        return as_time(record["unixReviewTime"], path, line)
+        return as_seconds(record["unixReviewTime"], path, line, column="unixReviewTime")
     milliseconds = _need(record, ("timestamp", "sort_timestamp"), path, line)
-    return as_time(milliseconds, path, line) / 1000.0
+    return as_seconds(milliseconds, path, line, column="timestamp", per_second=1000)
 
 
 def _need(record: dict[str, Any], names: tuple[str, ...], path: Path, line: int) -> Any:

@@ -1,23 +1,27 @@
-"""Plain logs: `interactions` and `items`, each a TSV with a header or JSONL, plain or gzip."""
+"""Plain logs, TSV with a header or JSONL, plain or gzip: events or ordered sequences, and items.
+
+Sequences hold one line per user with all items, oldest first. They carry no times, and whoever
+ordered them has filtered them too: a k-core of sequences that were cut before would remove items
+that the whole log keeps, so none is applied unless asked for.
+"""
 
 import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructrec_jax.damage import Damage
-from instructrec_jax.data.raw_log import LogBuilder, RawItem, RawLog
-from instructrec_jax.data.readers.events import RowEvents
-from instructrec_jax.data.readers.formats import Format, find_one, need_one
-from instructrec_jax.data.readers.rows import (
-    Column,
-    as_id,
-    as_path,
-    as_text,
-    read_rows,
-    tsv_rows,
+from instructrec_jax.damage import Damage, damaged
+from instructrec_jax.data.readers.raw_log import (
+    Format,
+    LogBuilder,
+    RawItem,
+    RawLog,
+    RowEvents,
+    find_one,
+    need_one,
 )
-from instructrec_jax.data.titles import category_path
+from instructrec_jax.data.readers.rows import Column, read_rows, tsv_rows
+from instructrec_jax.data.readers.values import as_id, as_path, as_text, listed
 from instructrec_jax.errors import UserError
 
 ITEM_FILES = ("items.tsv", "items.jsonl")
@@ -34,6 +38,7 @@ _ITEM_COLUMNS = (
     Column(("category",), is_required=False),
     Column(("brand",), is_required=False),
 )
+_SEQUENCE_COLUMNS = (Column(("user_id",)), Column(("item_ids",)))
 _DETAIL_COLUMNS = (
     Column(("item_id",)),
     Column(("categories", "category"), is_required=False),
@@ -75,7 +80,7 @@ def read_items(paths: Sequence[Path], builder: LogBuilder, damage: Damage) -> No
             raw_id=as_id(item, items, line, "item_id"),
             title=as_text(title, items, line, "title"),
             category=as_path(category, items, line, "category"),
-            brand=as_text(brand, items, line, "brand"),
+            brand=as_path(brand, items, line, "brand"),
         )
 
     for item in damage.parsed(read_rows(items, _ITEM_COLUMNS, damage), parse_item):
@@ -87,8 +92,13 @@ def read_items(paths: Sequence[Path], builder: LogBuilder, damage: Damage) -> No
             return RawItem(
                 raw_id=as_id(item, path, line, "item_id"),
                 title="",
-                category=category_path((categories or "").split(",")),
-                brand=brand or "",
+                category=as_path(
+                    listed(categories or "") or (categories or "").split(","),
+                    path,
+                    line,
+                    "categories",
+                ),
+                brand=as_path(brand, path, line, "brand"),
             )
 
         for item in damage.parsed(tsv_rows(path, _DETAIL_COLUMNS, damage), parse_details):
@@ -132,4 +142,46 @@ FORMAT = Format(
     ),
     find=_find,
     read=_read,
+)
+
+
+def _find_sequences(folder: Path) -> tuple[Path, ...]:
+    """Finds the files."""
+    sequences = find_one(folder, ("sequences.tsv",))
+    return () if sequences is None else (sequences, *find_items(folder, sequences))
+
+
+def _read_sequences(paths: Sequence[Path], damage: Damage) -> RawLog:
+    """Reads the sequences, then the catalogue."""
+    sequences, *items = paths
+    builder = LogBuilder()
+    first_lines: dict[str, int] = {}
+
+    def parse(line: int, row: list[Any]) -> tuple[str, list[str]]:
+        user = as_id(row[0], sequences, line, "user_id")
+        first = first_lines.setdefault(user, line)
+        if first != line:
+            problem = f"user {user!r} stands in line {first} too; join the sequences"
+            damaged(sequences, line, "user_again", problem)
+        if not row[1].strip():
+            problem = "item_ids is empty; expected ids with blanks between them"
+            damaged(sequences, line, "empty_sequence", problem)
+        return user, row[1].split()
+
+    for user, item_ids in damage.parsed(tsv_rows(sequences, _SEQUENCE_COLUMNS, damage), parse):
+        for item in item_ids:
+            builder.add_event(user, item, None)
+    read_items(items, builder, damage)
+    return builder.build()
+
+
+SEQUENCES = Format(
+    name="sequences",
+    understood=(
+        "sequences.tsv (user_id, item_ids with blanks between them, oldest first) "
+        "with items.tsv or .jsonl (item_id, title, optionally category, brand)"
+    ),
+    find=_find_sequences,
+    read=_read_sequences,
+    default_k_core=1,
 )

@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from instructrec_jax.damage import Damage
-from instructrec_jax.data.raw_log import LogBuilder, RawItem, RawLog
-from instructrec_jax.data.readers.events import RowEvents
-from instructrec_jax.data.readers.formats import Format, find_one
-from instructrec_jax.data.readers.rows import Column, as_id, as_text, header_names, tsv_rows
+from instructrec_jax.data.readers.raw_log import (
+    Format,
+    LogBuilder,
+    RawItem,
+    RawLog,
+    RowEvents,
+    find_one,
+)
+from instructrec_jax.data.readers.rows import Column, header_names, tsv_rows
+from instructrec_jax.data.readers.values import as_id, as_path, as_text, listed
 from instructrec_jax.errors import UserError
 
 _EVENT_COLUMNS = (
@@ -23,7 +29,7 @@ _EVENT_COLUMNS = (
 )
 _TITLES = ("title", "movie_title", "item_name", "name")
 _PATHS = ("category", "categories")
-_GENRES = ("class", "genre", "genres")  # MovieLens: one word a genre, blanks between
+_GENRES = ("class", "genre", "genres")  # MovieLens: one word per genre, blanks between
 _UNKNOWN = frozenset({"unknown", "(no genres listed)"})
 
 
@@ -88,12 +94,14 @@ def _read_items(path: Path, builder: LogBuilder, damage: Damage) -> None:
 
     def parse(line: int, row: list[Any]) -> RawItem:
         item, title, category, brand = row
-        category = as_text(category, path, line, "category")
+        is_path = has_path or category is None or listed(category) is not None
         return RawItem(
             raw_id=as_id(item, path, line, "item_id"),
-            title=title,
-            category=category if has_path else genres_path(category),
-            brand=as_text(brand, path, line, "brand"),
+            title=as_text(title, path, line, "title"),
+            category=as_path(category, path, line, "category")
+            if is_path
+            else genres_path(category),
+            brand=as_path(brand, path, line, "brand"),
         )
 
     for item in damage.parsed(tsv_rows(path, columns, damage, typed_header=True), parse):

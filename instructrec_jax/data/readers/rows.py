@@ -1,19 +1,109 @@
-"""Rows of a TSV or JSONL file: chosen columns, checked line by line.
+"""Rows of raw logs: lines of a file, plain or gzip; fields of a TSV with a header, or of JSONL.
 
-No CSV quote rule is applied anywhere: titles contain quotes.
+Every kind of damage is named by file and line.
 """
 
 import dataclasses
+import gzip
 import json
-import math
+import logging
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NoReturn, cast
 
 from instructrec_jax.damage import Damage, DamagedLineError, damaged
-from instructrec_jax.data.readers.lines import fail, read_lines
-from instructrec_jax.data.titles import category_path
 from instructrec_jax.errors import UserError
+
+_LOGGER = logging.getLogger(__name__)
+_GZIP_MAGIC = b"\x1f\x8b"
+_BYTE_ORDER_MARK = "\ufeff"
+_REPEATED = "item_id_list"
+
+
+def read_lines(path: Path, damage: Damage | None = None) -> Iterator[tuple[int, str]]:
+    r"""Yields (line number from 1, line without its end) for every line that is not empty.
+
+    The first bytes of the file, not its name, decide whether it is gzip. Only "\n" and "\r\n"
+    end a line: other separators may stand inside a title. Of a gzip file that was cut, the whole
+    lines before the cut can be used; the cut itself counts as one damaged line.
+
+    Args:
+      path: the file.
+      damage: what happens to lines that are not UTF-8 and to a cut; by default they are errors.
+
+    Raises:
+      UserError: if the file is missing, a folder, empty, or damaged beyond what `damage` allows.
+
+    Example:
+      A file "a\tb\n\nc\td\n" yields (1, "a\tb") and (3, "c\td").
+    """
+    damage = damage or Damage()
+    number = 0
+    try:
+        _check_is_file(path)
+        with _open(path) as stream:
+            for raw in stream:
+                number += 1
+                try:
+                    line = _decode(raw, path, number)
+                except DamagedLineError as error:
+                    damage.handle(error)
+                    continue
+                if line:
+                    yield number, line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        cut = DamagedLineError(
+            f"{path} is damaged after line {number} ({error}): the gzip file was cut or changed; "
+            "obtain it again",
+            reason="cut_gzip",
+            place=f"{path.name} line {number + 1}",
+        )
+        damage.handle(cut)
+        if number == 0:
+            raise UserError(str(cut)) from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    if number == 0:
+        raise UserError(f"{path} is empty; expected a header or one record per line")
+
+
+def fail(path: Path, line: int, problem: str) -> NoReturn:
+    """Raises the error for a line without which the file means nothing, such as its header."""
+    raise UserError(f"{path} line {line}: {problem}")
+
+
+def _check_is_file(path: Path) -> None:
+    """Refuses what is no file: a FIFO or a device may never end."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file but a folder or a device; put the file itself there")
+
+
+def _open(path: Path) -> BinaryIO:
+    """Opens the file for its decompressed bytes."""
+    with path.open("rb") as stream:
+        is_gzip = stream.read(2) == _GZIP_MAGIC
+    return cast(BinaryIO, gzip.open(path, "rb")) if is_gzip else path.open("rb")
+
+
+def _decode(raw: bytes, path: Path, number: int) -> str:
+    """Returns the line as text, without its end."""
+    try:
+        line = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8 ({error.reason} at byte {error.start}); convert the file"
+        damaged(path, number, "not_utf8", problem)
+    line = line.removesuffix("\n").removesuffix("\r")
+    if number == 1:
+        line = line.removeprefix(_BYTE_ORDER_MARK)
+        if "\r" in line:
+            fail(
+                path,
+                number,
+                "carriage returns (CR) without line feeds: these are line ends of old Macs; "
+                "convert them to \\n",
+            )
+    return line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +118,9 @@ def read_rows(
     path: Path, columns: Sequence[Column], damage: Damage
 ) -> Iterator[tuple[int, list[Any]]]:
     r"""Yields (line number, values in the order of `columns`); None where a value is absent.
+
+    Quotes in titles are kept as they are. Only fields that CSV quoting alone explains lose their
+    quotes: those with doubled quotes inside, or all where the header is quoted. A warning says so.
 
     Args:
       path: a `.jsonl` file (values as JSON gives them) or else a TSV with a header (values str),
@@ -59,84 +152,29 @@ def tsv_rows(
     lines = read_lines(path, damage)
     number, header = next(lines, (1, ""))
     names = _names(path, number, header, typed_header)
-    places = _places(path, names, columns)
-    num_rows = 0
+    is_quoted = header.startswith('"') and header.endswith('"')
+    indices = _indices(path, names, columns)
+    num_rows = num_quoted = 0
     for number, line in lines:
         fields = line.split("\t")
         if len(fields) != len(names):
-            damage.handle(_wrong_fields(path, number, len(fields), len(names)))
+            damage.handle(_wrong_fields(path, number, fields, len(names)))
             continue
+        if '"' in line:
+            fields, written = [_unquoted(field, is_quoted) for field in fields], fields
+            num_quoted += fields != written
         num_rows += 1
-        yield number, [None if place is None else fields[place] for place in places]
+        yield number, [None if index is None else fields[index] for index in indices]
     if not num_rows:
         raise UserError(f"{path} holds a header and no rows that can be used")
+    if num_quoted:
+        _LOGGER.warning("%s: %d lines are quoted as CSV: read without", path.name, num_quoted)
 
 
 def header_names(path: Path, damage: Damage) -> list[str]:
     """Returns the names in the header of a RecBole atomic file, without their types."""
     number, header = next(read_lines(path, damage.afresh()), (1, ""))
     return _names(path, number, header, typed_header=True)
-
-
-def as_id(value: Any, path: Path, line: int, column: str) -> str:
-    """Returns a user's or item's id as text; whole numbers are taken as they are written.
-
-    Raises:
-      DamagedLineError: if it is empty or neither text nor a whole number.
-    """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        problem = f"{column} is {value!r}, expected text or a whole number"
-        damaged(path, line, "bad_id", problem)
-    if not value.strip():
-        damaged(path, line, "bad_id", f"{column} is empty; the line is half-written or damaged")
-    if not value.isascii():
-        _check_encodable(value, path, line, column)
-    return value
-
-
-def as_time(value: Any, path: Path, line: int) -> float:
-    """Returns a time as a number of any unit; only its order matters.
-
-    Raises:
-      DamagedLineError: if it is not a finite number.
-    """
-    try:
-        time = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        time = math.nan
-    if not math.isfinite(time):
-        problem = f"timestamp is {value!r}, expected a number such as 881250949"
-        damaged(path, line, "bad_time", problem)
-    return time
-
-
-def as_text(value: Any, path: Path, line: int, column: str) -> str:
-    """Returns a title as text, "" where it is absent.
-
-    Raises:
-      DamagedLineError: if it is neither text nor a number.
-    """
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        damaged(path, line, "bad_text", f"{column} is {value!r}, expected text")
-    return str(value)
-
-
-def as_path(value: Any, path: Path, line: int, column: str) -> str:
-    """Returns a category path as text: a list from broad to narrow is cleaned and joined.
-
-    Raises:
-      DamagedLineError: if it is neither text nor a list of text.
-
-    Example:
-      ["Games", "PC", "PC", ""] -> "Games, PC".
-    """
-    if not isinstance(value, list):
-        return as_text(value, path, line, column)
-    return category_path([as_text(part, path, line, column) for part in value])
 
 
 def _json_rows(
@@ -168,11 +206,25 @@ def _value(record: dict[str, Any], column: Column, path: Path, number: int) -> A
     return None
 
 
-def _wrong_fields(path: Path, line: int, number: int, expected: int) -> DamagedLineError:
+def _unquoted(field: str, is_quoted: bool) -> str:
+    """Returns a field without the quotes of CSV, if it has them."""
+    inner = field[1:-1]
+    if len(field) < 2 or field[0] != '"' or field[-1] != '"' or '"' in inner.replace('""', ""):
+        return field
+    return inner.replace('""', '"') if is_quoted or '""' in inner else field
+
+
+def _wrong_fields(path: Path, line: int, fields: list[str], expected: int) -> DamagedLineError:
     """Returns the error of a line with more or fewer fields than the header."""
+    cause = "the line is half-written or holds a stray tab"
+    if any(field.startswith('"') != field.endswith('"') for field in fields):
+        cause = (
+            "a field that is quoted as CSV holds a tab or a line end, or the line is half-written: "
+            "take them out and write with quoting=csv.QUOTE_NONE, or write JSONL"
+        )
     return DamagedLineError(
-        f"{path} line {line}: {number} tab-separated fields, expected {expected} as in the header; "
-        "the line is half-written or holds a stray tab",
+        f"{path} line {line}: {len(fields)} tab-separated fields, expected {expected} as in the "
+        f"header; {cause}",
         reason="wrong_fields",
         place=f"{path.name} line {line}",
     )
@@ -180,7 +232,15 @@ def _wrong_fields(path: Path, line: int, number: int, expected: int) -> DamagedL
 
 def _names(path: Path, number: int, header: str, typed_header: bool) -> list[str]:
     """Returns the header's names, unique and not empty."""
-    names = header.split("\t")
+    names = [_unquoted(name, True) for name in header.split("\t")]
+    if _REPEATED in names:
+        fail(
+            path,
+            number,
+            f"the field {_REPEATED!r} repeats the same events in many lines (RecBole's sequential "
+            "benchmark files); give the events themselves (user_id, item_id, timestamp), or a "
+            "sequences.tsv (user_id, item_ids) of each user's longest list with its target",
+        )
     if typed_header:
         bare = [name for name in names if ":" not in name]
         if bare:
@@ -192,24 +252,15 @@ def _names(path: Path, number: int, header: str, typed_header: bool) -> list[str
     return names
 
 
-def _places(path: Path, names: list[str], columns: Sequence[Column]) -> list[int | None]:
+def _indices(path: Path, names: list[str], columns: Sequence[Column]) -> list[int | None]:
     """Returns the index of each wanted column in the header."""
-    places: list[int | None] = []
+    indices: list[int | None] = []
     for column in columns:
         found = next((names.index(name) for name in column.names if name in names), None)
         if found is None and column.is_required:
             fail(path, 1, f"no column {_either(column)}; the header has {_listed(names)}")
-        places.append(found)
-    return places
-
-
-def _check_encodable(value: str, path: Path, line: int, column: str) -> None:
-    """Refuses the halves of surrogate pairs that a JSON escape may hold."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        problem = f"{column} {value!r} holds half a surrogate pair, which is no text"
-        damaged(path, line, "bad_id", problem)
+        indices.append(found)
+    return indices
 
 
 def _either(column: Column) -> str:

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from instructrec_jax import files, tokenizer
-from instructrec_jax.data.columnar import LEAVE_ONE_OUT
+from instructrec_jax.data.columnar import LEAVE_ONE_OUT, TRAIN
 from instructrec_jax.data.prepared import PreparedData, read_prepared
-from instructrec_jax.data.splits import TRAIN
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.builder import RecordSettings
 from instructrec_jax.instructions.language import Literal, Template, plain_text, plain_title

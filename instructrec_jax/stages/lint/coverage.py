@@ -3,7 +3,7 @@
 import collections
 from collections.abc import Iterable, Sequence
 
-from instructrec_jax.data.splits import TRAIN
+from instructrec_jax.data.columnar import TRAIN
 from instructrec_jax.instructions.builder import HELD_OUT, SPLITS
 from instructrec_jax.instructions.coverage import num_renderable
 from instructrec_jax.instructions.lint import Finding, Severity

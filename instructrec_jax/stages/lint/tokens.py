@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from instructrec_jax import tokenizer
-from instructrec_jax.data.splits import TEST, TRAIN, VALIDATION
+from instructrec_jax.data.columnar import TEST, TRAIN, VALIDATION
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import (
     QUERY_FIELDS,

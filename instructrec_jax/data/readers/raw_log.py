@@ -1,17 +1,110 @@
-"""What every reader returns: the events of a log in columns, and the items as they were written."""
+"""What a format of raw logs is, and what its reader returns: events and the catalogue."""
 
 import array
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from instructrec_jax.damage import Damage
-from instructrec_jax.data.readers.events import EventReader, read_reviews
-from instructrec_jax.data.titles import is_seen
+from instructrec_jax.damage import Damage, damaged
+from instructrec_jax.data.readers.values import UNIX_TIMES, as_id, as_text, as_time
+from instructrec_jax.data.titles import clean_text, is_seen, junk_kind
 from instructrec_jax.errors import UserError
+
+# user, item, time (None where the log has no times), review as written ("" for none)
+Event = tuple[str, str, float | None, str]
+
+
+class EventReader(Protocol):
+    """One pass over the events of a file.
+
+    Attributes:
+      path: the file.
+      has_reviews: whether the events seen so far may have reviews.
+      num_without_text: events seen so far whose review is empty or missing.
+      num_repeated_lines: lines that repeat an earlier line exactly; None where none were compared.
+    """
+
+    path: Path
+    has_reviews: bool
+    num_without_text: int
+    num_repeated_lines: int | None
+
+    def __iter__(self) -> Iterator[Event]:
+        """Yields the events in file order; damaged ones are left out or raise."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class RowEvents:
+    """Events of rows (user, item, time or None, review or None): an `EventReader`.
+
+    Attributes:
+      path: the file, for messages.
+      rows: yields (line number, row).
+      damage: what happens to damaged lines.
+    """
+
+    path: Path
+    rows: Iterator[tuple[int, list[Any]]]
+    damage: Damage
+    has_reviews: bool = False
+    num_without_text: int = 0
+    num_repeated_lines: int | None = None
+    _has_times: bool | None = None
+
+    def __iter__(self) -> Iterator[Event]:
+        """Yields the events; each row is read once."""
+        return self.damage.parsed(self.rows, self._parse)
+
+    def _parse(self, line: int, row: list[Any]) -> Event:
+        """Checks one row; the first one decides whether events have times."""
+        user, item, time, review = row
+        event = (
+            as_id(user, self.path, line, "user_id"),
+            as_id(item, self.path, line, "item_id"),
+            None if time is None else as_time(time, self.path, line),
+            as_text(review, self.path, line, "review"),
+        )
+        if self._has_times is None:
+            self._has_times = time is not None
+        if self._has_times != (time is not None):
+            have = "no timestamp" if time is None else "a timestamp"
+            problem = f"{have}, unlike the lines before; give all events one, or none"
+            damaged(self.path, line, "bad_time", problem)
+        self.has_reviews |= review is not None
+        self.num_without_text += not event[3].strip()
+        return event
+
+
+def read_reviews(
+    open_events: Callable[[Damage], EventReader], *, damage: Damage, num_events: int
+) -> Iterator[tuple[int, str]]:
+    """Reads a file a second time for its reviews.
+
+    Args:
+      open_events: begins another pass, which accepts the same lines as the first one.
+      damage: the policy of the first pass; what is damaged is not counted again.
+      num_events: events of the first pass.
+
+    Yields:
+      (event number from 0, review as written) for every event that has a review.
+
+    Raises:
+      UserError: if the file no longer holds the same events.
+    """
+    number = -1
+    for number, (_, _, _, review) in enumerate(open_events(damage.afresh())):
+        if number < num_events and review.strip():
+            yield number, review
+    if number + 1 != num_events:
+        raise UserError(
+            f"the log held {num_events} events and holds {number + 1} when read again for its "
+            "reviews; it was changed meanwhile: leave it alone and rerun"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +129,8 @@ class RawLog:
       event_item: [events] int32, index into `event_items`.
       event_time: [events] float64 in the log's own unit; the event's number where there are none.
       has_times: whether `event_time` comes from the log.
-      num_items_listed_again: later lines of an item already in the catalogue (the first counts).
+      num_items_listed_again: later lines of an item already in the catalogue, which only fill
+        what the earlier ones leave open.
       reviews: reads the files again and yields (event number from 0, review as written) for every
         event that has a text; None where the format has no reviews. Texts never stay in memory.
       has_unix_times: whether `event_time` is in seconds since 1970 (the format says so).
@@ -107,11 +201,15 @@ class LogBuilder:
         self._reviews: Callable[[], Iterator[tuple[int, str]]] | None = None
 
     def add_item(self, item: RawItem) -> None:
-        """Adds an item of the catalogue; a raw id that is already there is counted and left."""
-        if item.raw_id in self._items:
+        """Adds an item of the catalogue.
+
+        Where its raw id is already there it is counted, and fills what is still open: the first
+        line that has a title, a category or a brand gives it.
+        """
+        first = self._items.setdefault(item.raw_id, item)
+        if first is not item:
             self._num_again += 1
-        else:
-            self._items[item.raw_id] = item
+            self._fill(first, item)
 
     def add_details(self, details: RawItem) -> None:
         """Adds category and brand to an item of the catalogue where it has none.
@@ -121,9 +219,15 @@ class LogBuilder:
         item = self._items.get(details.raw_id)
         if item is None:
             self._num_unknown += 1
-            return
+        else:
+            self._fill(item, details)
+
+    def _fill(self, item: RawItem, details: RawItem) -> None:
+        """Gives an item the title, category and brand that it lacks."""
+        is_titled = not junk_kind(clean_text(item.title)) or not is_seen(details.title)
         self._items[item.raw_id] = dataclasses.replace(
             item,
+            title=item.title if is_titled else details.title,
             category=item.category or details.category,
             brand=item.brand or details.brand,
         )
@@ -181,6 +285,8 @@ class LogBuilder:
         """
         if not self._items or not self._user:
             raise UserError("the log holds no items or no interactions")
+        if self._events and self._has_times:
+            _check_one_unit(np.frombuffer(self._time, dtype=np.float64), self._events.path)
         return RawLog(
             users=tuple(self._users),
             items=tuple(self._items.values()),
@@ -198,3 +304,72 @@ class LogBuilder:
             has_item_file=has_item_file,
             default_category=default_category,
         )
+
+
+def _check_one_unit(times: npt.NDArray[np.float64], path: Path) -> None:
+    """Refuses a log in which seconds stand beside milliseconds, which no order could mend."""
+    first, end = UNIX_TIMES
+    of_unit = {
+        unit: (times >= first * factor) & (times < end * factor)
+        for unit, factor in (("seconds", 1), ("milliseconds", 1e3), ("microseconds", 1e6))
+    }
+    found = {unit: is_of_it for unit, is_of_it in of_unit.items() if is_of_it.any()}
+    if len(found) > 1:
+        examples = ", ".join(
+            f"{np.count_nonzero(is_of_it)} in {unit} (such as {times[is_of_it.argmax()]:.0f} of "
+            f"event {is_of_it.argmax() + 1})"
+            for unit, is_of_it in found.items()
+        )
+        raise UserError(
+            f"{path}: the times since 1970 are of several units: {examples}; write all in one unit"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format:
+    """A way in which logs are written down.
+
+    Attributes:
+      name: short, for the manifest.
+      understood: the files it consists of, as a message lists them.
+      find: returns the files of this format in a folder, () if it is another format.
+      read: reads those files; damaged lines are left to the policy that it is given.
+      default_k_core: what `--k_core` is where the user gives none; 1 keeps what the files hold.
+    """
+
+    name: str
+    understood: str
+    find: Callable[[Path], tuple[Path, ...]]
+    read: Callable[[Sequence[Path], Damage], RawLog]
+    default_k_core: int = 5
+
+
+def find_one(folder: Path, names: Sequence[str]) -> Path | None:
+    """Returns the one file that bears any of the names, plain or with `.gz`; None if there is none.
+
+    Raises:
+      UserError: if there are several.
+    """
+    wanted = {name + end for name in names for end in ("", ".gz")}
+    found = sorted(path for path in folder.iterdir() if path.name in wanted)
+    if len(found) > 1:
+        raise UserError(
+            f"{folder} holds {' and '.join(path.name for path in found)}, which stand for the "
+            "same thing; keep one of them there"
+        )
+    return found[0] if found else None
+
+
+def need_one(folder: Path, names: Sequence[str], beside: Path) -> Path:
+    """Returns the one file that bears any of the names.
+
+    Raises:
+      UserError: if there is none or there are several.
+    """
+    found = find_one(folder, names)
+    if found is None:
+        raise UserError(
+            f"{folder} holds {beside.name} but none of {', '.join(names)} (or .gz), where the "
+            "items' titles are read; put it beside"
+        )
+    return found

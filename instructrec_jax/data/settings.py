@@ -1,4 +1,4 @@
-"""What a user may decide of the preparation of a log."""
+"""What a user may decide of the preparation of a log, and of an invented one."""
 
 import dataclasses
 
@@ -8,6 +8,8 @@ from instructrec_jax.errors import UserError
 MIN_HISTORY = 3  # one item to learn from, the validation target, the test target
 REFUSE, CATEGORY_ASIN = "refuse", "category_asin"
 FALLBACKS = (REFUSE, CATEGORY_ASIN)
+SYNTHETIC_FORMATS = ("plain", "jsonl", "recbole", "amazon_2018")
+KINDS = ("Lamps", "Kettles", "Kites", "Drums", "Boots", "Tents")  # of invented items
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,3 +68,55 @@ class PrepareSettings:
         if not 0.0 <= self.max_same_title_share <= 1.0:
             value = self.max_same_title_share
             raise UserError(f"--max_same_title_share is {value}, expected a share from 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SyntheticSettings:
+    """What decides an invented log.
+
+    Attributes:
+      num_users: at least 1.
+      num_interactions: exactly so many events are written, at least one a user.
+      num_items: size of the catalogue; None for one item in 100 events, at least 60.
+      seed: the same settings write the same bytes.
+      zipf_exponent: the item of popularity rank r is chosen in proportion to r ** -zipf_exponent.
+      favourite_share: how often a user keeps to the favourite kind.
+      format: "plain", "jsonl", "recbole" or "amazon_2018".
+      is_gzip: whether the files are compressed.
+      has_reviews: whether events of "amazon_2018" carry a text that tells a wish.
+    """
+
+    num_users: int
+    num_interactions: int
+    num_items: int | None = None
+    seed: int = 0
+    zipf_exponent: float = 1.0
+    favourite_share: float = 0.8
+    format: str = "plain"
+    is_gzip: bool = False
+    has_reviews: bool = False
+
+    @property
+    def catalogue_size(self) -> int:
+        """The number of items."""
+        return self.num_items or max(60, self.num_interactions // 100)
+
+    def check(self) -> None:
+        """Raises UserError if a value is out of range."""
+        for name, bound in (("num_users", 1), ("num_items", len(KINDS)), ("zipf_exponent", 0)):
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise UserError(f"--{name} is {value}, expected at least {bound}")
+        most = self.num_users * self.catalogue_size
+        if not self.num_users <= self.num_interactions <= most:
+            raise UserError(
+                f"--num_interactions is {self.num_interactions}, expected {self.num_users} to "
+                f"{most}: each of {self.num_users} users takes one item at least, and none of the "
+                f"{self.catalogue_size} items twice"
+            )
+        if not 0 <= self.favourite_share <= 1:
+            raise UserError(f"--favourite_share is {self.favourite_share}, expected 0 to 1")
+        if self.format not in SYNTHETIC_FORMATS:
+            raise UserError(f"--format is {self.format!r}, expected {', '.join(SYNTHETIC_FORMATS)}")
+        if self.has_reviews and self.format != "amazon_2018":
+            raise UserError(f"the format {self.format!r} has no reviews; use amazon_2018 for them")
