@@ -12,6 +12,6 @@ def stable_seed(*parts: str | int) -> int:
     Example:
       `numpy.random.default_rng(stable_seed(0, "ml_100k", "test", "196:19"))`
     """
-    text = "\x1f".join(str(part) for part in parts)
+    text = "\x1f".join(map(str, parts))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -50,13 +50,12 @@ def draw_negatives(
       title_ids [0, 1, 0, 2, 3], excluded {3}, target 0, number 2 -> [1, 4] or [4, 1].
     """
     chosen: list[int] = []
-    used_titles = {int(title_ids[target])}
+    used_titles = {title_ids[target]}
 
     def take(items: Collection[int]) -> bool:
         """Takes what may be taken, in order; returns whether there are enough."""
         for item in items:
-            title = int(title_ids[item])
-            if item not in excluded and title not in used_titles:
+            if item not in excluded and (title := title_ids[item]) not in used_titles:
                 used_titles.add(title)
                 chosen.append(item)
                 if len(chosen) == number:
@@ -64,7 +63,8 @@ def draw_negatives(
         return False
 
     # Nearly always enough; else the rest of the catalogue, shuffled, so it ends in any case.
-    if not take(rng.integers(len(title_ids), size=4 * number + 16).tolist()):
+    size = 4 * min(number, len(title_ids)) + 16
+    if not take(rng.integers(len(title_ids), size=size).tolist()):
         enough = take(rng.permutation(len(title_ids)).tolist())
         if not enough and not (allow_fewer and chosen):
             advice = "" if allow_fewer else "allow fewer with --allow_fewer_candidates, "
@@ -175,12 +175,16 @@ def draw_evaluation(
       UserError: if the catalogue has too few items of different titles.
     """
     ids = list(map(int, title_ids))  # faster one by one than an array
-    drawn = np.zeros((len(targets), num_candidates), dtype=np.int32)
+    most = min(num_candidates, len(ids))
+    drawn = np.zeros((len(targets), most), dtype=np.int32)
     lengths = np.zeros(len(targets), dtype=np.int64)
-    rows = zip(targets.columns.history_rows.tolist(), targets, strict=True)
+    columns = targets.columns
+    rows, target_ids = columns.history_rows.tolist(), columns.target_ids.tolist()
+    splits = np.where(columns.is_test, TEST, VALIDATION).tolist()
+    examples = zip(targets.example_ids(), rows, target_ids, splits, strict=True)
     excluded: frozenset[int] = frozenset()
     last_row = -1
-    for index, (row, example) in enumerate(rows):
+    for index, (example_id, row, target, split) in enumerate(examples):
         if row != last_row:  # a user's examples stand side by side
             excluded = frozenset(seen_items[row].tolist()) if row >= 0 else frozenset()
             last_row = row
@@ -188,21 +192,19 @@ def draw_evaluation(
             one = draw_candidates(
                 ids,
                 excluded=excluded,
-                target=example.target_id,
+                target=target,
                 num_candidates=num_candidates,
-                rng=example_rng(
-                    example.example_id, dataset=dataset, split=example.split, seed=seed
-                ),
+                rng=example_rng(example_id, dataset=dataset, split=split, seed=seed),
                 allow_fewer=allow_fewer,
             )
         except UserError as error:
-            raise UserError(f"example {example.example_id!r}: {error}") from None
+            raise UserError(f"example {example_id!r}: {error}") from None
         drawn[index, : len(one)] = one
         lengths[index] = len(one)
     columns = dataclasses.replace(
-        targets.columns,
+        columns,
         starts=starts_of(lengths),
-        candidate_ids=drawn[np.arange(num_candidates) < lengths[:, None]],
+        candidate_ids=drawn[np.arange(most) < lengths[:, None]],
     )
     return Candidates(targets.histories, columns)
 

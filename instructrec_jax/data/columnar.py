@@ -244,16 +244,30 @@ class Candidates(Lazy[CandidateList]):
         """Returns the number of lists."""
         return len(self.columns.target_ids)
 
-    def block(self, begin: int, end: int) -> list[CandidateList]:
-        """Returns records of Python numbers, their example ids made from user and position."""
+    def example_ids(self, begin: int = 0, end: int | None = None) -> list[str]:
+        """Returns the ids of the lists `begin` .. `end` - 1, made from user and position."""
         columns = self.columns
-        rows = columns.history_rows[begin:end]
-        users = self.histories.user_ids.take(pa.array(rows, mask=rows < 0)).to_pylist()
+        targets, positions = columns.target_ids[begin:end], columns.positions[begin:end]
+        return [
+            f"item:{target}" if user is None else f"{user}:{position}"
+            for user, target, position in zip(
+                self._users(begin, end), targets.tolist(), positions.tolist(), strict=True
+            )
+        ]
+
+    def _users(self, begin: int, end: int | None) -> list[str | None]:
+        """Returns the users of lists; None in product search."""
+        rows = self.columns.history_rows[begin:end]
+        return self.histories.user_ids.take(pa.array(rows, mask=rows < 0)).to_pylist()
+
+    def block(self, begin: int, end: int) -> list[CandidateList]:
+        """Returns records of Python numbers."""
+        columns = self.columns
         bounds = columns.starts[begin : end + 1].tolist()
         ids = columns.candidate_ids[bounds[0] : bounds[-1]].tolist()
         return [
             CandidateList(
-                example_id=f"item:{target}" if user is None else f"{user}:{position}",
+                example_id=example_id,
                 protocol=PRODUCT_SEARCH if user is None else LEAVE_ONE_OUT,
                 split=TEST if is_test else VALIDATION,
                 user_id=user or "",
@@ -261,8 +275,9 @@ class Candidates(Lazy[CandidateList]):
                 target_id=target,
                 candidate_ids=tuple(ids[a - bounds[0] : b - bounds[0]]),
             )
-            for user, position, target, is_test, (a, b) in zip(
-                users,
+            for example_id, user, position, target, is_test, (a, b) in zip(
+                self.example_ids(begin, end),
+                self._users(begin, end),
                 columns.positions[begin:end].tolist(),
                 columns.target_ids[begin:end].tolist(),
                 columns.is_test[begin:end].tolist(),

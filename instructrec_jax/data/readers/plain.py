@@ -169,8 +169,7 @@ def _read_sequences(paths: Sequence[Path], damage: Damage) -> RawLog:
         return user, row[1].split()
 
     for user, item_ids in damage.parsed(tsv_rows(sequences, _SEQUENCE_COLUMNS, damage), parse):
-        for item in item_ids:
-            builder.add_event(user, item, None)
+        builder.add_sequence(user, item_ids)
     read_items(items, builder, damage)
     return builder.build()
 

@@ -232,18 +232,12 @@ class LogBuilder:
             brand=item.brand or details.brand,
         )
 
-    def add_event(self, user: str, item: str, time: float | None) -> None:
-        """Adds one event.
-
-        Args:
-          user: raw id.
-          item: raw id.
-          time: in the log's unit; None in every event of a log that is ordered but not timed.
-        """
-        self._has_times = time is not None
-        self._user.append(self._users.setdefault(user, len(self._users)))
-        self._item.append(self._event_items.setdefault(item, len(self._event_items)))
-        self._time.append(float(len(self._time)) if time is None else time)
+    def add_sequence(self, user: str, items: Sequence[str]) -> None:
+        """Adds the events of a user, oldest first, of a log that is ordered but not timed."""
+        codes, first = self._event_items, len(self._time)
+        self._user.extend([self._users.setdefault(user, len(self._users))] * len(items))
+        self._item.extend([codes.setdefault(item, len(codes)) for item in items])
+        self._time.extend(range(first, first + len(items)))
 
     def add_events(
         self, events: EventReader, *, again: Callable[[Damage], EventReader], damage: Damage
@@ -256,7 +250,7 @@ class LogBuilder:
           damage: the policy of the passes.
         """
         users, items, times = self._users, self._event_items, self._time
-        for user, item, time, _ in events:  # add_event written out: logs have 10^7 events
+        for user, item, time, _ in events:
             self._user.append(users.setdefault(user, len(users)))
             self._item.append(items.setdefault(item, len(items)))
             times.append(float(len(times)) if time is None else time)
