@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from instructrec_jax.checkpoints import native_writer, safetensors
+from instructrec_jax.checkpoints import safetensors
 from instructrec_jax.checkpoints.huggingface import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     open_huggingface,
     write_huggingface,
 )
-from instructrec_jax.checkpoints.parameters import Source, neutral_shapes
-from instructrec_jax.checkpoints.t5x_reader import T5xCheckpoint
-from instructrec_jax.checkpoints.t5x_writer import write_t5x
+from instructrec_jax.checkpoints.native import write_native
+from instructrec_jax.checkpoints.parameters import neutral_shapes
+from instructrec_jax.checkpoints.source import Source
+from instructrec_jax.checkpoints.t5x import T5xCheckpoint, write_t5x
 from instructrec_jax.models.t5 import T5Config
 
 GOLDEN = Path(__file__).parent / "testdata" / "hf_golden"
@@ -48,7 +49,7 @@ def write(folder: Path, kind: str, arrays: dict[str, np.ndarray], *, step: int =
     if kind == "hf":
         write_huggingface(folder, read=arrays.__getitem__, **fields)
     elif kind == "native":
-        native_writer.write_native(folder, read=arrays.__getitem__, **fields)
+        write_native(folder, read=arrays.__getitem__, **fields)
     else:
         write_t5x(folder, arrays.items(), **fields)
     return folder

@@ -6,6 +6,7 @@ import pytest
 from tiny_model import tiny_config
 
 from instructrec_jax.checkpoints import store
+from instructrec_jax.checkpoints.arrays import StoredArray
 from instructrec_jax.errors import UserError
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, state_shardings
 from instructrec_jax.training import optimizers
@@ -82,19 +83,24 @@ def test_the_model_alone_comes_back_from_both_kinds_of_checkpoint(run, state):
             np.testing.assert_array_equal(own, other)
 
 
-def test_no_more_than_the_largest_array_is_read_at_a_time(run, state, monkeypatch):
+@pytest.mark.parametrize("axes", [{"data": 8}, {"data": 1, "fsdp": 8}])
+def test_every_value_is_read_once_and_no_more_than_an_array_at_a_time(
+    run, state, axes, monkeypatch
+):
     """What is read is held twice until it is in place."""
-    taken, real = [], store.ocp.Checkpointer.restore
-
-    def restore(self, folder, args):
-        taken.append(sum(leaf.size * leaf.dtype.itemsize for leaf in args.item.values()))
-        return real(self, folder, args=args)
-
-    monkeypatch.setattr(store.ocp.Checkpointer, "restore", restore)
-    store.restore(run / store.LATEST / "20", abstract(mesh_of()))
-    largest = max(leaf.nbytes for leaf in jax.tree.leaves(state))
-    assert max(taken) == largest
-    assert sum(taken) == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    events, read = [], StoredArray.read
+    wait = jax.block_until_ready
+    monkeypatch.setattr(
+        StoredArray, "read", lambda *args: events.append(found := read(*args)) or found
+    )
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: events.append(None) or wait(x))
+    store.restore(run / store.LATEST / "20", abstract(mesh_of(**axes)))
+    sizes = [[]]
+    for event in events:
+        sizes.append([]) if event is None else sizes[-1].append(event.nbytes)
+    arrays = jax.tree.leaves(state)
+    assert [sum(size) for size in sizes[:-1]] == [leaf.nbytes for leaf in arrays]
+    assert max(map(len, sizes)) == (8 if axes.get("fsdp") else 1)
 
 
 def test_arrays_are_stored_under_readable_names(state):
@@ -107,7 +113,7 @@ def test_a_checkpoint_of_other_sizes_is_refused_with_names_and_shapes(run):
     wanted = {"model": abstract_model(tiny_config(mlp_dim=48), mesh_of())}
     with pytest.raises(UserError) as caught:
         store.restore(run / store.BEST / "10", wanted)
-    assert "model.encoder.layers.mlp.wi_0.kernel is (2, 16, 32) there and (2, 16, 48) here" in str(
+    assert "model.encoder.layers.mlp.wi_0.kernel is (2, 16, 32) there, expected (2, 16, 48)" in str(
         caught.value
     )
 

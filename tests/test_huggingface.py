@@ -24,9 +24,10 @@ from instructrec_jax.checkpoints.huggingface import (
     CONFIG_FILE,
     INDEX_FILE,
     WEIGHTS_FILE,
+    config_fields,
     open_huggingface,
+    read_config,
 )
-from instructrec_jax.checkpoints.huggingface_config import config_fields, read_config
 from instructrec_jax.errors import UserError
 
 
@@ -88,20 +89,38 @@ def test_the_reader_and_the_writer_agree_with_the_package_safetensors(tmp_path):
         np.testing.assert_array_equal(array, turned[name])
 
 
-def test_bfloat16_weights_are_taken_without_change(golden):
-    entries, _ = safetensors.read_header(golden / WEIGHTS_FILE)
-    short = {n: safetensors.read_array(e).astype(jnp.bfloat16) for n, e in entries.items()}
+def write_as(folder, code, dtype):
+    """Writes the weights anew in another type."""
+    entries, _ = safetensors.read_header(folder / WEIGHTS_FILE)
+    arrays = {n: safetensors.read_array(entry).astype(dtype) for n, entry in entries.items()}
     header, data = {}, b""
-    for name, array in short.items():
+    for name, array in arrays.items():
         offsets = [len(data), len(data) + array.nbytes]
-        header[name] = {"dtype": "BF16", "shape": array.shape, "data_offsets": offsets}
+        header[name] = {"dtype": code, "shape": array.shape, "data_offsets": offsets}
         data += array.tobytes()
     text = json.dumps(header).encode()
-    (golden / WEIGHTS_FILE).write_bytes(len(text).to_bytes(8, "little") + text + data)
+    (folder / WEIGHTS_FILE).write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("code", "dtype", "given"),
+    [("BF16", jnp.bfloat16, jnp.bfloat16), ("F16", np.float16, np.float32)],
+)
+def test_16_bit_weights_are_taken_without_change(golden, code, dtype, given):
+    short = write_as(golden, code, dtype)
     for name, array in neutral_arrays(golden).items():
-        stored = short[huggingface.stored_name(name)]
-        assert array.dtype == jnp.bfloat16
+        stored = short[huggingface.stored_name(name)].astype(given)
+        assert array.dtype == given
         assert huggingface.to_stored(name, array).tobytes() == stored.tobytes()
+
+
+@pytest.mark.parametrize(("code", "dtype"), [("F64", np.float64), ("I8", np.int8)])
+def test_weights_of_other_types_are_refused_with_what_to_save(golden, code, dtype):
+    write_as(golden, code, dtype)
+    message = rf"\.weight is {code} there, expected float32 or bfloat16; .* save it as float32"
+    with pytest.raises(UserError, match=message):
+        open_huggingface(golden)
 
 
 @pytest.mark.parametrize(
@@ -212,23 +231,6 @@ def test_headers_that_contradict_themselves_are_refused(golden, fields, named):
         open_huggingface(golden)
 
 
-def test_16_bit_floats_of_small_range_are_refused(golden):
-    def halve(header):
-        end = 0
-        for name, fields in header.items():
-            if name != "__metadata__":
-                length = (fields["data_offsets"][1] - fields["data_offsets"][0]) // 2
-                fields |= {"dtype": "F16", "data_offsets": [end, end + length]}
-                end += length
-
-    change_header(golden, halve)
-    path = golden / WEIGHTS_FILE
-    raw = path.read_bytes()
-    path.write_bytes(raw[: len(raw) - 123_520 * 2])
-    with pytest.raises(UserError, match=r"\.weight is F16 there, expected float32 or bfloat16"):
-        open_huggingface(golden)
-
-
 def test_missing_left_over_and_misshapen_arrays_are_named_together(golden):
     change_weights(
         golden,
@@ -253,15 +255,32 @@ def test_a_config_of_another_size_is_refused_with_its_weights(golden):
         open_huggingface(golden)
 
 
-def test_copies_of_the_token_table_are_taken_and_others_refused(golden):
+NAMES = ("shared", "encoder__embed_tokens", "decoder__embed_tokens")
+
+
+@pytest.mark.parametrize("kept", [(0, 1, 2), (1, 2), (1,), (2,), (0, 2)])
+def test_the_token_table_is_taken_under_any_of_its_names(golden, kept):
     before = neutral_arrays(golden)
     table = before["token_embedder.embedding"]
-    copies = {"encoder__embed_tokens__weight": table, "decoder__embed_tokens__weight": table}
+    copies = {f"{NAMES[k]}__weight": table if k in kept else None for k in range(3)}
     change_weights(golden, **copies)
     found = neutral_arrays(golden)
     assert all(np.array_equal(found[name], array) for name, array in before.items())
-    change_weights(golden, decoder__embed_tokens__weight=table + 1)
-    with pytest.raises(UserError, match=r"decoder\.embed_tokens\.weight is not shared\.weight"):
+
+
+@pytest.mark.parametrize("kept", [(0, 1, 2), (1, 2)])
+def test_token_tables_that_differ_are_refused(golden, kept):
+    table = neutral_arrays(golden)["token_embedder.embedding"]
+    copies = {f"{NAMES[k]}__weight": table + (k == 2) if k in kept else None for k in range(3)}
+    change_weights(golden, **copies)
+    first = NAMES[kept[0]].replace("__", r"\.")
+    with pytest.raises(UserError, match=rf"decoder\.embed_tokens\.weight is not {first}\.weight"):
+        open_huggingface(golden)
+
+
+def test_weights_without_a_token_table_are_refused(golden):
+    change_weights(golden, shared__weight=None)
+    with pytest.raises(UserError, match=r"missing: shared\.weight"):
         open_huggingface(golden)
 
 

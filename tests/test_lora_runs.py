@@ -7,12 +7,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from checkpoint_toys import write
+from checkpoint_toys import assert_bit_equal, write
 from score_toy import score_toy
 from train_toy import MODEL, train_toy
 
 from instructrec_jax.checkpoints import safetensors, store
 from instructrec_jax.checkpoints.adapters import NOTE_FILE, PEFT_CONFIG, PEFT_WEIGHTS
+from instructrec_jax.checkpoints.huggingface import stored_name
 from instructrec_jax.checkpoints.parameters import neutral_shapes
 from instructrec_jax.checkpoints.source import open_source
 from instructrec_jax.errors import UserError
@@ -69,12 +70,7 @@ def lora_run(records, folder, base, number, **changes):
 
 
 def stored(folder: Path) -> dict[str, np.ndarray]:
-    found = {n: tuple(a.shape) for n, a in store.stored_arrays(folder).items()}
-    return {
-        name: store.read_array(folder, name, shape)
-        for name, shape in found.items()
-        if name.startswith("model.")
-    }
+    return {name: array.read() for name, array in store.stored_arrays(folder, {"model"}).items()}
 
 
 def all_arrays(path) -> dict[str, np.ndarray]:
@@ -227,9 +223,18 @@ def test_adapters_without_what_they_belong_to_are_refused(run, base, tmp_path, m
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_dora": True}, "use_dora = True; expected plain LoRA"),
-        ({"bias": "all"}, "bias = 'all'"),
+        ({"use_dora": True}, "use_dora = true; expected plain LoRA"),
+        ({"bias": "all"}, 'bias = "all"'),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"peft_type": None}, 'peft_type = null; expected plain LoRA, peft_type = "LORA"'),
+        ({"init_lora_weights": "pissa"}, 'init_lora_weights = "pissa"; .* = true or false or null'),
+        ({"init_lora_weights": "pissa_niter_4"}, 'init_lora_weights = "pissa_niter_4"'),
+        ({"init_lora_weights": "olora"}, 'init_lora_weights = "olora"'),
+        ({"init_lora_weights": "of next year"}, 'init_lora_weights = "of next year"'),
+        ({"loftq_config": {"loftq_bits": 4}}, "loftq_config = .* expected plain LoRA"),
+        ({"lora_bias": True}, "lora_bias = true; .* lora_bias = nothing or false"),
+        ({"trainable_token_indices": [3]}, r"trainable_token_indices = \[3\]"),
+        ({"of_next_year": "twice"}, 'of_next_year = "twice"; expected plain LoRA'),
         ({"r": "two"}, "missing or damaged"),
         ({"base_model_name_or_path": "google/flan-t5-base"}, "google/flan-t5-base, which is no lo"),
     ],
@@ -240,6 +245,36 @@ def test_adapters_of_peft_that_are_not_plain_are_refused(run, tmp_path, change, 
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message):
         open_source(tmp_path / "peft")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"init_lora_weights": True, "use_dora": False, "loftq_config": {}, "of_next_year": None},
+        {"init_lora_weights": "gaussian", "megatron_core": "megatron.core", "lora_dropout": 0.1},
+        {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}, "qalora_group_size": 16},
+        {"init_lora_weights": "orthogonal", "layers_to_transform": [0], "revision": "main"},
+        {"init_lora_weights": "mica", "exclude_modules": ["wo"], "peft_version": "0.99.0"},
+    ],
+)
+def test_fields_that_change_nothing_of_trained_adapters_are_taken(run, tmp_path, fields):
+    convert(source_path=str(run), output_dir=str(tmp_path / "peft"), to="adapter")
+    path = tmp_path / "peft" / PEFT_CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    assert_bit_equal(all_arrays(tmp_path / "peft"), all_arrays(run))
+
+
+def test_adapters_in_16_bit_floats_of_small_range_are_taken_without_change(run, tmp_path):
+    convert(source_path=str(run), output_dir=str(tmp_path / "peft"), to="adapter")
+    path = tmp_path / "peft" / PEFT_WEIGHTS
+    entries, _ = safetensors.read_header(path)
+    arrays = {n: safetensors.read_array(e).astype(np.float16) for n, e in entries.items()}
+    package = pytest.importorskip("safetensors.numpy")
+    package.save_file(arrays, path)
+    short = open_source(tmp_path / "peft").adapters
+    name = short.names[0]
+    key = f"base_model.model.{stored_name(name).removesuffix('.weight')}.lora_A.weight"
+    np.testing.assert_array_equal(short.read(name)[0], arrays[key].T.astype(np.float32))
 
 
 def test_a_run_goes_on_with_its_own_base_and_settings_only(toy_records, run, base, tmp_path):

@@ -12,6 +12,7 @@ from checkpoint_toys import CONFIG, random_arrays
 from tiny_model import tiny_config
 
 from instructrec_jax.checkpoints import parameters
+from instructrec_jax.checkpoints.source import Source
 from instructrec_jax.errors import UserError
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.training.state import abstract_model
@@ -127,7 +128,7 @@ def test_all_differences_stand_in_one_message():
 
 
 def test_compute_dtype_and_dropout_are_no_sizes():
-    source = parameters.Source(
+    source = Source(
         path=Path("there"), kind="hf", step=0, config=tiny_config(), read=lambda _: None, members=()
     )
     source.check_fits(tiny_config(dropout_rate=0.1, dtype="bfloat16", remat=True))

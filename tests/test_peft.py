@@ -11,8 +11,8 @@ from hf_reference import error_of, load_torch, our_layers, random_torch, torch_l
 from tiny_model import random_tokens
 
 from instructrec_jax.checkpoints.adapters import open_peft, write_peft
-from instructrec_jax.checkpoints.parameters import Source, config_parameters
-from instructrec_jax.checkpoints.source import load_model, open_source
+from instructrec_jax.checkpoints.parameters import config_parameters
+from instructrec_jax.checkpoints.source import Source, load_model
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import (
     LORA_A,
@@ -112,7 +112,7 @@ def test_adapters_that_peft_trained_give_the_same_logits_here(base, rows, target
     theirs, ours = TARGETS[targets]
     model = adapted_torch(base, theirs)
     model.save_pretrained(tmp_path)
-    opened = open_peft(tmp_path, open_source)
+    opened = open_peft(tmp_path)
     wanted = logits(model.base_model.model.double(), rows)
     assert error_of(logits(load(opened.adapters.base), rows), wanted) > 0.1, "they do something"
     assert error_of(logits(load(opened), rows), wanted) <= TOLERANCE, "merged"
@@ -123,7 +123,7 @@ def test_adapters_that_peft_trained_give_the_same_logits_here(base, rows, target
 def test_adapters_that_we_write_give_the_same_logits_in_peft(base, rows, targets, tmp_path):
     model = adapted_torch(base, TARGETS[targets][0])
     model.save_pretrained(tmp_path / "theirs")
-    opened = open_peft(tmp_path / "theirs", open_source)
+    opened = open_peft(tmp_path / "theirs")
     (tmp_path / "ours").mkdir()
     write_peft(tmp_path / "ours", opened)
     again = peft.PeftModel.from_pretrained(load_torch(base), tmp_path / "ours").eval()
@@ -142,4 +142,4 @@ def test_adapters_beside_a_copy_of_another_table_are_refused(base, tmp_path):
         model.base_model.model.lm_head.base_layer.weight[3, 5] += 0.5
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"another .*lm_head.base_layer.weight than the base"):
-        load(open_peft(tmp_path, open_source))
+        load(open_peft(tmp_path))

@@ -77,7 +77,7 @@ MAX_POSITIONAL = 4  # two is the habit; interfaces of other packages and array m
 # Places that name what is forbidden in order to refuse it, with the words they may use.
 ALLOWED_TEXT = {
     "fp16": {"instructrec_jax/models/t5.py"},
-    "float16": {"instructrec_jax/models/t5.py"},
+    "float16": {"instructrec_jax/models/t5.py", "instructrec_jax/checkpoints/safetensors.py"},
 }
 
 

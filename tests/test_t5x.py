@@ -13,8 +13,7 @@ from flax import serialization
 from tiny_model import tiny_config
 
 from instructrec_jax.checkpoints import parameters
-from instructrec_jax.checkpoints.t5x_reader import T5xCheckpoint, resolve_t5x
-from instructrec_jax.checkpoints.t5x_writer import write_t5x
+from instructrec_jax.checkpoints.t5x import T5xCheckpoint, resolve_t5x, write_t5x
 from instructrec_jax.errors import UserError
 
 ORBAX = t5x_golden.FOLDER / "t5x_orbax" / "checkpoint_20"

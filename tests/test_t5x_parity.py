@@ -10,8 +10,7 @@ import pytest
 import t5x_golden
 
 from instructrec_jax.checkpoints import parameters
-from instructrec_jax.checkpoints.t5x_reader import T5xCheckpoint
-from instructrec_jax.checkpoints.t5x_writer import write_t5x
+from instructrec_jax.checkpoints.t5x import T5xCheckpoint, write_t5x
 from instructrec_jax.cli import main
 from instructrec_jax.models.objectives import (
     NegativeLogLikelihood,

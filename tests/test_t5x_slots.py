@@ -10,8 +10,12 @@ from checkpoint_toys import CONFIG, assert_bit_equal, everything, random_arrays,
 
 from instructrec_jax.checkpoints import parameters, store, t5x_arrays
 from instructrec_jax.checkpoints.source import load_model, open_source
-from instructrec_jax.checkpoints.t5x_layout import SLOTS, SavedSlots, factored_axes
-from instructrec_jax.checkpoints.t5x_slots import assemble_slots
+from instructrec_jax.checkpoints.t5x_layout import (
+    SLOTS,
+    SavedSlots,
+    assemble_slots,
+    factored_axes,
+)
 from instructrec_jax.cli import main
 from instructrec_jax.errors import UserError
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
@@ -40,7 +44,7 @@ def taken_over(abstract, saved):
 
 def stored(folder):
     """Every array as it is stored, by its stored name."""
-    arrays = t5x_arrays.open_folder(folder)
+    arrays = t5x_arrays.ArrayFolder(folder)
     return {name: array.read() for name, array in arrays.open(arrays.names).items()}
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,13 @@ from instructrec_jax import files
 from instructrec_jax.checkpoints import safetensors, store
 from instructrec_jax.checkpoints.huggingface import stored_name
 from instructrec_jax.checkpoints.parameters import (
-    Adapters,
     Parameter,
     Shape,
-    Source,
     check_finite,
     check_found,
     config_parameters,
 )
+from instructrec_jax.checkpoints.source import Adapters, Source, open_source
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import LORA_A, LORA_B, Lora
 
@@ -36,6 +35,22 @@ PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PEFT_COPY = ".base_layer.weight"  # PEFT's copy of a table whose adapters it saves: of lm_head
 _STEP = "instructrec_step"  # in the metadata of a file of ours
 _HINT = "it is not of the run or base that its folder names"
+# Fields of PEFT's config that must have one of these values. Of the ways to begin, these change no
+# weight of the base; "pissa", "olora", "corda", "loftq" and others do: PEFT takes something out of
+# W before it adds B A.
+_PEFT_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none", None),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica"),
+}
+# Fields that say nothing of what trained adapters compute. Any field that is not known must be
+# empty: it may change that.
+_PEFT_IGNORED = {
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "fan_in_fan_out", "eva_config"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("megatron_core", "qalora_group_size"),
+}
 Pair = tuple[np.ndarray, np.ndarray]
 
 
@@ -85,12 +100,11 @@ def are_adapters(names: Iterable[str]) -> bool:
     return any(name.endswith((LORA_A, LORA_B)) for name in names)
 
 
-def open_run(folder: Path, open_base: Callable[[Path], Source]) -> Source:
+def open_run(folder: Path) -> Source:
     """Opens a step folder that holds adapters; names and shapes are checked.
 
     Args:
       folder: as `store.resolve_checkpoint` returns it.
-      open_base: opens the checkpoint that they change.
 
     Raises:
       UserError: if adapters.json or the base is missing, or the arrays are of another model.
@@ -103,11 +117,10 @@ def open_run(folder: Path, open_base: Callable[[Path], Source]) -> Source:
             f"{homes[0]} that says what they change; put it back beside the run's checkpoints"
         )
     note = _read_note(path)
-    base = _open_base(path, note, open_base)
+    base = _open_base(path, note)
     stored = {
-        name.removeprefix("model."): (tuple(array.shape), str(np.dtype(array.dtype)))
-        for name, array in store.stored_arrays(folder).items()
-        if name.startswith("model.")
+        name.removeprefix(store.MODEL): array
+        for name, array in store.stored_arrays(folder, {"model"}).items()
     }
     wanted: dict[str, Shape] = {}
     changed: dict[str, tuple[Parameter, str, int]] = {}
@@ -117,15 +130,12 @@ def open_run(folder: Path, open_base: Callable[[Path], Source]) -> Source:
             continue
         wanted[module + LORA_A], wanted[module + LORA_B] = _shapes(parameter, note.rank)
         changed |= {n: (parameter, module, i) for i, n in enumerate(parameter.neutral)}
-    check_found(folder, wanted, stored, hint=_HINT)
+    found = {name: (array.shape, array.dtype) for name, array in stored.items()}
+    check_found(folder, wanted, found, hint=_HINT)
 
     @functools.cache  # small, and asked for layer by layer
     def read_stack(module: str) -> Pair:
-        a, b = (
-            store.read_array(folder, f"model.{module}{part}", wanted[module + part])
-            for part in (LORA_A, LORA_B)
-        )
-        return a, b
+        return stored[module + LORA_A].read(), stored[module + LORA_B].read()
 
     def read(name: str) -> Pair:
         parameter, module, layer = changed[name]
@@ -143,18 +153,17 @@ def is_peft(path: Path) -> bool:
     return any((path / name).is_file() for name in (PEFT_CONFIG, PEFT_WEIGHTS))
 
 
-def open_peft(path: Path, open_base: Callable[[Path], Source]) -> Source:
+def open_peft(path: Path) -> Source:
     """Opens adapters in PEFT's form.
 
     Args:
       path: a folder with adapter_config.json and adapter_model.safetensors.
-      open_base: opens the checkpoint that they change, a local folder.
 
     Raises:
       UserError: if the base is not there, or they are more or other than plain LoRA.
     """
     note = _read_peft_config(path / PEFT_CONFIG)
-    base = _open_base(path / PEFT_CONFIG, note, open_base)
+    base = _open_base(path / PEFT_CONFIG, note)
     entries, metadata = safetensors.read_header(path / PEFT_WEIGHTS)
     wanted: dict[str, Shape] = {}
     names = []
@@ -267,14 +276,15 @@ def _check_base(path: Path, note: Note, base: Source) -> None:
         )
 
 
-def _open_base(where: Path, note: Note, open_base: Callable[[Path], Source]) -> Source:
+def _open_base(where: Path, note: Note) -> Source:
+    """Opens the checkpoint that adapters change."""
     base = Path(note.base)
     if not base.exists():
         raise UserError(
             f"{where} names the base {note.base}, which is no local folder; put the checkpoint "
             "that the adapters change there (a link will do), or correct the name"
         )
-    return open_base(base)
+    return open_source(base)
 
 
 def _shapes(parameter: Parameter, rank: int) -> tuple[Shape, Shape]:
@@ -324,16 +334,13 @@ def _read_peft_config(path: Path) -> Note:
     """Reads what is needed of PEFT's config and refuses what we do not compute."""
     try:
         fields: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        plain: dict[str, tuple[Any, ...]] = {"peft_type": ("LORA",), "bias": ("none", None)}
-        plain |= dict.fromkeys(
-            ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"),
-            (False, None, {}, []),
-        )
-        for name, allowed in plain.items():
-            if fields.get(name) not in allowed:
+        for name, value in {"peft_type": None, **fields}.items():
+            allowed = _PEFT_PLAIN.get(name, (value,) if name in _PEFT_IGNORED else ())
+            if value not in allowed and (value or name in _PEFT_PLAIN):
+                expected = " or ".join(map(json.dumps, allowed)) or "nothing or false"
                 raise UserError(
-                    f"{path} says {name} = {fields.get(name)!r}; expected plain LoRA, "
-                    f"{name} = {allowed[0]!r}: merge the adapters with PEFT and give the model"
+                    f"{path} says {name} = {json.dumps(value)}; expected plain LoRA, {name} = "
+                    f"{expected}: merge the adapters with PEFT and give the model"
                 )
         return Note(
             base=str(fields["base_model_name_or_path"]),

@@ -9,26 +9,20 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from instructrec_jax import files
 from instructrec_jax.checkpoints import safetensors
-from instructrec_jax.checkpoints.huggingface_config import config_fields, read_config
-from instructrec_jax.checkpoints.parameters import (
-    Read,
-    Shape,
-    Source,
-    check_found,
-    neutral_shapes,
-)
+from instructrec_jax.checkpoints.parameters import Read, Shape, check_found, neutral_shapes
+from instructrec_jax.checkpoints.source import Source, find_tokenizer
 from instructrec_jax.errors import UserError
-from instructrec_jax.models.t5 import T5Config
+from instructrec_jax.models.t5 import NORM_EPSILON, T5Config
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-TOKENIZER_FILE = "spiece.model"
 MAX_SHARD_BYTES = 5_000_000_000
 _STEP = "instructrec_step"  # in the metadata of a file of ours
 _HINT = "config.json and weights are not of one model; download both again"
@@ -62,12 +56,22 @@ _OUTSIDE_LAYERS = {
         "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     ),
 }
-# Files of earlier releases hold the token table up to three times, and one array without use.
+_TABLE, *_COPIES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# Files of earlier releases hold one array without use.
 _WITHOUT_USE = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-_COPIES = {
-    "encoder.embed_tokens.weight": "shared.weight",
-    "decoder.embed_tokens.weight": "shared.weight",
+
+# Hugging Face's name of each size, and what stands for it where config.json is silent.
+_SIZES: Mapping[str, tuple[str, int | None]] = {
+    "vocab_size": ("vocab_size", None),
+    "emb_dim": ("d_model", None),
+    "num_heads": ("num_heads", None),
+    "head_dim": ("d_kv", None),
+    "mlp_dim": ("d_ff", None),
+    "num_encoder_layers": ("num_layers", None),
+    "relative_buckets": ("relative_attention_num_buckets", 32),
+    "relative_max_distance": ("relative_attention_max_distance", 128),
 }
+_MT5_VOCABULARY = 250_000  # mT5 and umT5 have 250,112 and 256,384 rows, every T5 about 32,128
 
 
 def is_huggingface(path: Path) -> bool:
@@ -87,19 +91,15 @@ def open_huggingface(path: Path) -> Source:
     """
     config = read_config(path / CONFIG_FILE)
     entries, metadata = _read_headers(path)
-    if "lm_head.weight" not in entries and "shared.weight" in entries:
+    _merge_copies(entries)
+    if "lm_head.weight" not in entries and _TABLE in entries:
         raise UserError(
             f"{path} has no lm_head.weight: its logits are tied to the embedding, as in the first "
             "T5; expected T5 1.1 or Flan-T5, which hold both"
         )
     entries.pop(_WITHOUT_USE, None)
-    for name, original in _COPIES.items():
-        if name in entries:
-            _check_copy(entries, name, original)
-            del entries[name]
     found = {name: (entry.shape, entry.dtype) for name, entry in entries.items()}
     check_found(path, _stored_shapes(config), found, hint=_HINT)
-    tokenizer = path / TOKENIZER_FILE
     weights = {entry.path for entry in entries.values()}
     return Source(
         path=path,
@@ -108,7 +108,7 @@ def open_huggingface(path: Path) -> Source:
         config=config,
         read=lambda name: to_stored(name, safetensors.read_array(entries[stored_name(name)])),
         members=(path / CONFIG_FILE, *sorted(weights)),
-        tokenizer=tokenizer if tokenizer.is_file() else None,
+        tokenizer=find_tokenizer(path),
     )
 
 
@@ -232,16 +232,19 @@ def _read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _check_copy(entries: Mapping[str, safetensors.Entry], name: str, original: str) -> None:
-    """Raises where a second copy of the token table is another table."""
-    if original not in entries:
-        return  # said to be missing later
-    one, other = (safetensors.read_array(entries[key]) for key in (name, original))
-    if one.dtype != other.dtype or not np.array_equal(one, other):
-        raise UserError(
-            f"{entries[name].path}: {name} is not {original}; expected one table for both stacks "
-            "as in T5"
-        )
+def _merge_copies(entries: dict[str, safetensors.Entry]) -> None:
+    """Leaves one of the equal token tables, under the first of its names."""
+    names = [name for name in (_TABLE, *_COPIES) if name in entries]
+    for other in names[1:]:
+        one, copy = (safetensors.read_array(entries[name]) for name in (names[0], other))
+        if not np.array_equal(one, copy):
+            raise UserError(
+                f"{entries[other].path}: {other} is not {names[0]}; expected one table for both "
+                "stacks as in T5"
+            )
+        del entries[other]
+    if names:
+        entries[_TABLE] = entries.pop(names[0])
 
 
 def _step(path: Path, metadata: Mapping[str, str]) -> int:
@@ -263,3 +266,106 @@ def _split(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
         shards[-1].append(name)
         taken += size
     return shards
+
+
+def read_config(path: Path) -> T5Config:
+    """Returns the sizes that a config.json states.
+
+    Raises:
+      UserError: if the file is missing or damaged, or of a model that is no T5 1.1.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist: the weights beside it do not say what model they are of; "
+            "download the model's config.json too"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); download it again") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} holds no JSON object; download it again")
+    _check_architecture(path, fields)
+    sizes: dict[str, Any] = {
+        name: fields.get(theirs, default) for name, (theirs, default) in _SIZES.items()
+    }
+    sizes["num_decoder_layers"] = fields.get("num_decoder_layers") or sizes["num_encoder_layers"]
+    for name, value in sizes.items():
+        if not isinstance(value, int) or value < 1:
+            theirs = _SIZES.get(name, (name,))[0]
+            raise UserError(f"{path}: {theirs} is {value!r}; expected a whole number above 0")
+    return T5Config(**sizes)
+
+
+def config_fields(config: T5Config, dtype: str = "float32") -> dict[str, Any]:
+    """Returns what config.json says of a model, as the public Flan-T5 has it."""
+    sizes = {theirs: getattr(config, name) for name, (theirs, _) in _SIZES.items()}
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        **sizes,
+        "num_decoder_layers": config.num_decoder_layers,
+        "decoder_start_token_id": 0,
+        "dense_act_fn": "gelu_new",
+        "dropout_rate": 0.1,
+        "eos_token_id": 1,
+        "feed_forward_proj": "gated-gelu",
+        "initializer_factor": 1.0,
+        "is_encoder_decoder": True,
+        "is_gated_act": True,
+        "layer_norm_epsilon": NORM_EPSILON,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "use_cache": True,
+    }
+
+
+def _check_architecture(path: Path, fields: Mapping[str, Any]) -> None:
+    """Raises where a config.json describes anything but a T5 1.1."""
+    scaled = fields.get("scale_decoder_outputs", fields.get("tie_word_embeddings", True))
+    vocab_size = fields.get("vocab_size")
+    architectures = fields.get("architectures") or ["T5ForConditionalGeneration"]
+    # What was found, whether it is refused, and what was expected.
+    checks = [
+        ("model_type", fields.get("model_type") != "t5", "'t5'"),
+        (
+            "vocab_size",
+            isinstance(vocab_size, int) and vocab_size >= _MT5_VOCABULARY,
+            "T5's 32128; mT5's vocabulary is not known here",
+        ),
+        (
+            "feed_forward_proj",
+            fields.get("feed_forward_proj", "relu") != "gated-gelu",
+            "'gated-gelu'; the first T5 has plain relu",
+        ),
+        ("dense_act_fn", fields.get("dense_act_fn", "gelu_new") != "gelu_new", "'gelu_new'"),
+        (
+            "tie_word_embeddings",
+            scaled is not False,
+            "False; the first T5 ties its logits to the embedding and scales them",
+        ),
+        (
+            "architectures",
+            "T5ForConditionalGeneration" not in architectures,
+            "T5ForConditionalGeneration, encoder and decoder with logits",
+        ),
+        (
+            "layer_norm_epsilon",
+            fields.get("layer_norm_epsilon", NORM_EPSILON) != NORM_EPSILON,
+            str(NORM_EPSILON),
+        ),
+        ("pad_token_id", fields.get("pad_token_id", 0) != 0, "0"),
+        ("decoder_start_token_id", fields.get("decoder_start_token_id", 0) != 0, "0"),
+        ("eos_token_id", fields.get("eos_token_id", 1) != 1, "1"),
+    ]
+    problems = [
+        f"{name} is {fields.get(name, 'not set')!r}, expected {expected}"
+        for name, is_refused, expected in checks
+        if is_refused
+    ]
+    if problems:
+        raise UserError(
+            f"{path} describes a model that is no T5 1.1: {'; '.join(problems)}. "
+            "Only T5 1.1 and Flan-T5 are taken"
+        )

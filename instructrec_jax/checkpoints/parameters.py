@@ -9,18 +9,14 @@ Arrays pass one by one: nothing here ever holds a second copy of the whole model
 
 import dataclasses
 import functools
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from instructrec_jax import files
-from instructrec_jax.checkpoints.t5x_layout import SavedSlots
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import T5, T5Config
 
@@ -28,9 +24,7 @@ Shape = tuple[int, ...]
 Read = Callable[[str], np.ndarray]
 # What a checkpoint may store a parameter as; float32 holds each of them exactly.
 STORED_DTYPES = ("float32", "bfloat16")
-# Fields of T5Config that no checkpoint knows: they are choices of a run.
-_NOT_STORED = {"dropout_rate", "dtype", "remat"}
-_STACK = ".layers."
+STACK = ".layers."
 _ALIGNMENT = 64  # bytes
 _SHOWN = 8
 
@@ -59,76 +53,6 @@ class Parameter:
     def layer_shape(self) -> Shape:
         """Shape of one layer of the model's array."""
         return self.shape[1:] if self.is_stacked else self.shape
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Adapters:
-    """Low-rank changes that a checkpoint makes to the kernels of another, none of them read.
-
-    Attributes:
-      base: the other checkpoint.
-      rank: columns of A, rows of B.
-      alpha: their product counts alpha / rank.
-      names: neutral names of the kernels that change.
-      read: gives A [in, rank] and B [rank, out], float32, of such a name.
-    """
-
-    base: "Source"
-    rank: int
-    alpha: float
-    names: tuple[str, ...]
-    read: Callable[[str], tuple[np.ndarray, np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-    """A checkpoint that was found, its names, shapes and dtypes checked, none of its arrays read.
-
-    Attributes:
-      path: the folder that holds it.
-      kind: "native", "hf", "t5x", or "lora": adapters, which `read` merges into their base.
-      step: training steps taken, 0 where it does not say.
-      config: sizes of its model; dropout, compute dtype and remat are the defaults.
-      read: gives the neutral array of a name; asked layer by layer of one parameter after another.
-      members: the files, or the one folder, whose bytes it consists of.
-      tokenizer: the SentencePiece model beside it, if there is one.
-      slots: the state of Adafactor with which it was trained, if it holds one for all parameters.
-      adapters: what it changes of another checkpoint, if that is all it holds.
-    """
-
-    path: Path
-    kind: str
-    step: int
-    config: T5Config
-    read: Read
-    members: tuple[Path, ...]
-    tokenizer: Path | None = None
-    slots: SavedSlots | None = None
-    adapters: Adapters | None = None
-
-    def check_fits(self, model: T5Config) -> None:
-        """Raises where a run's model is of another size.
-
-        Raises:
-          UserError: naming every size that differs.
-        """
-        sizes = {field.name for field in dataclasses.fields(T5Config)} - _NOT_STORED
-        found = {n: (getattr(self.config, n), getattr(model, n)) for n in sorted(sizes)}
-        problems = [f"{n} is {there}, not {here}" for n, (there, here) in found.items()]
-        problems = [text for text, (a, b) in zip(problems, found.values(), strict=True) if a != b]
-        if problems:
-            raise UserError(
-                f"checkpoint {self.path} ({self.kind}) is of another size than MODEL: there "
-                f"{'; '.join(problems)}. Choose the gin/models file of its size, or another "
-                "checkpoint"
-            )
-
-    def fingerprint(self) -> str:
-        """Returns a sha256 of all its bytes."""
-        hashes = [files.sha256(member) for member in self.members]
-        return (
-            hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-        )
 
 
 def parameters(model: T5) -> list[Parameter]:
@@ -208,6 +132,7 @@ def check_found(
     wanted: Mapping[str, Shape],
     found: Mapping[str, tuple[Shape, str]],
     *,
+    dtypes: Sequence[str] | None = STORED_DTYPES,
     hint: str = "choose the gin/models file of its size, or another checkpoint",
 ) -> None:
     """Checks names, shapes and dtypes of a checkpoint before anything of it is read.
@@ -216,7 +141,8 @@ def check_found(
       where: the checkpoint, as the user names it.
       wanted: shape of each array by its name, such as `neutral_shapes` returns them.
       found: (shape, dtype name such as "float32") of each array that is there.
-      hint: what the user can do.
+      dtypes: those that are taken; None: any.
+      hint: what the user can do where anything but a dtype differs.
 
     Raises:
       UserError: with all that is missing, left over, of another shape or of a dtype not taken.
@@ -229,11 +155,9 @@ def check_found(
         for name in both
         if tuple(found[name][0]) != tuple(wanted[name])
     ]
-    problems += [
-        f"{name} is {found[name][1]} there, expected {' or '.join(STORED_DTYPES)}"
-        for name in both
-        if found[name][1] not in STORED_DTYPES
-    ]
+    if dtypes is not None and (others := [n for n in both if found[n][1] not in dtypes]):
+        hint = hint if problems else f"save it as {dtypes[0]}"
+        problems += [f"{n} is {found[n][1]} there, expected {' or '.join(dtypes)}" for n in others]
     if problems:
         shown = "; ".join(problems[:_SHOWN]) + ("; ..." if len(problems) > _SHOWN else "")
         raise UserError(
@@ -292,7 +216,7 @@ def _parameter(native: str, shape: Shape, axes: tuple[str, ...]) -> Parameter:
     name = f"decoder.{native}" if native.startswith("logits_dense.") else native
     names: tuple[str, ...] = (name,)
     if is_stacked:
-        before, _, after = name.partition(_STACK)
+        before, _, after = name.partition(STACK)
         names = tuple(f"{before}.layers_{index}.{after}" for index in range(shape[0]))
     return Parameter(native, names, shape, is_stacked, _merge_heads(layer_shape, axes), axes)
 

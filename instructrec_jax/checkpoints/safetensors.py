@@ -21,8 +21,9 @@ import numpy as np
 
 from instructrec_jax.errors import UserError
 
-_DTYPES = {"F32": "float32", "BF16": "bfloat16"}
-_CODES = {name: code for code, name in _DTYPES.items()}
+_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_GIVEN = {**_STORED, "F16": "float32"}  # which holds each of its values exactly
+_CODES = {"float32": "F32", "bfloat16": "BF16"}
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # as the format's own reader has it
 _AGAIN = "copy or download the file again"
@@ -34,15 +35,20 @@ class Entry:
 
     Attributes:
       path: its file.
-      dtype: "float32" or "bfloat16"; anything else is the format's own code, such as "I64".
+      code: the format's own name of its type, such as "BF16".
       shape: of the array.
       start: first byte in the file.
     """
 
     path: Path
-    dtype: str
+    code: str
     shape: tuple[int, ...]
     start: int
+
+    @property
+    def dtype(self) -> str:
+        """What reading gives, "float32" or "bfloat16"; the code where it is neither."""
+        return _GIVEN.get(self.code, self.code)
 
 
 def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -78,19 +84,24 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def read_array(entry: Entry) -> np.ndarray:
-    """Reads one array into memory of its own.
+    """Reads one array into memory of its own; 16-bit floats of small range become float32.
 
     Raises:
-      UserError: if the file has changed since its header was read, or cannot be read.
+      UserError: if the file has changed since its header was read, cannot be read, or holds no
+        floats of 16 or 32 bits there.
     """
-    dtype, count = jnp.dtype(entry.dtype), math.prod(entry.shape)
+    if entry.code not in _STORED:
+        raise UserError(
+            f"{entry.path} holds an array of type {entry.code}; expected one of {[*_STORED]}"
+        )
+    stored, count = jnp.dtype(_STORED[entry.code]), math.prod(entry.shape)
     try:
-        array = np.fromfile(entry.path, dtype, count, offset=entry.start)
+        array = np.fromfile(entry.path, stored, count, offset=entry.start)
     except OSError as error:
         raise UserError(f"{entry.path} cannot be read ({error}); {_AGAIN}") from None
     if array.size != count:
         raise _damaged(entry.path, f"it ends within the array at byte {entry.start}")
-    return array.reshape(entry.shape)
+    return array.astype(entry.dtype, copy=False).reshape(entry.shape)
 
 
 def write(
@@ -136,7 +147,7 @@ def _entries(path: Path, header: Any, data_start: int) -> tuple[dict[str, Entry]
             start, end = map(int, fields["data_offsets"])
             if min(shape, default=0) < 0 or (end - start) * 8 != math.prod(shape) * _bits(code):
                 raise _damaged(path, f"{name} is {code} {shape} in bytes {start} to {end}")
-            entries[name] = Entry(path, _DTYPES.get(code, code), shape, data_start + start)
+            entries[name] = Entry(path, code, shape, data_start + start)
             places.append((start, end))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"its header is of another form ({error!r})") from None

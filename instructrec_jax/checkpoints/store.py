@@ -7,15 +7,15 @@ the one with the best validation metric. Arrays are stored under dotted names, s
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from numpy.typing import DTypeLike
 
+from instructrec_jax.checkpoints.arrays import WHOLE, Index, StoredArray, open_arrays, read_specs
+from instructrec_jax.checkpoints.parameters import check_found
 from instructrec_jax.errors import UserError
 
 LATEST, BEST = "checkpoints", "best"
@@ -35,6 +35,8 @@ class CheckpointStore:
           keep: how many to keep; older (or worse) ones are deleted after a newer one is complete.
           best_metric: keep those with the highest value of this metric instead of the latest.
         """
+        import orbax.checkpoint as ocp  # a quarter of a second that reading does without
+
         self.folder = Path(folder).resolve()
         self._keep, self._best_metric = keep, best_metric
         self._manager = ocp.CheckpointManager(
@@ -55,6 +57,8 @@ class CheckpointStore:
         """Saves a state; does nothing where the step is saved already or is not among the best."""
         if step in self._manager.all_steps() or self._is_beaten(metrics):
             return
+        import orbax.checkpoint as ocp
+
         arguments = ocp.args.PyTreeSave(named_arrays(state))
         self._manager.save(step, args=arguments, metrics=metrics and dict(metrics))
 
@@ -109,85 +113,61 @@ def checkpoint_step(folder: Path) -> int:
 def restore(folder: Path, abstract: Any) -> Any:
     """Restores the part of a checkpoint that `abstract` asks for.
 
+    Host memory holds one array at a time beside what is in place, and of that only the shards of
+    this process's devices.
+
     Args:
       folder: a step folder, as `resolve_checkpoint` returns it.
       abstract: a pytree of jax.ShapeDtypeStruct with shardings: a whole TrainState, or one with
         parts of it None.
 
     Raises:
-      UserError: naming every parameter that is missing, left over or of another shape.
+      UserError: naming every parameter that is missing, left over or of another shape, or whose
+        files are damaged.
     """
     wanted = named_arrays(abstract)
-    _check_same(folder, wanted, stored_arrays(folder))
-    arrays = _read(folder, wanted, ocp.checkpoint_utils.construct_restore_args(wanted))
-    return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
+    stored = stored_arrays(folder, {name.split(".")[0] for name in wanted})
+    check_found(
+        folder,
+        {name: tuple(leaf.shape) for name, leaf in wanted.items()},
+        {name: (array.shape, array.dtype) for name, array in stored.items()},
+        dtypes=None,
+        hint="use the gin files that it was trained with, or another MODEL_DIR",
+    )
+    arrays = [_place(stored[name], leaf) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
 
-def stored_arrays(folder: Path) -> Mapping[str, Any]:
-    """Returns what a checkpoint holds, by dotted name, each with `shape` and `dtype`.
-
-    Raises:
-      UserError: if its metadata is missing.
-    """
-    path = folder / ITEM
-    metadata = _checkpointer().metadata(path).item_metadata if path.is_dir() else None
-    if metadata is None:
-        raise UserError(f"checkpoint {folder} cannot be read: its metadata is missing; {_HINT}")
-    return metadata.tree
-
-
-def read_array(
-    folder: Path, name: str, shape: tuple[int, ...], dtype: DTypeLike = np.float32
-) -> np.ndarray:
-    """Reads one array of a checkpoint into host memory.
+def stored_arrays(folder: Path, parts: Collection[str] | None = None) -> dict[str, StoredArray]:
+    """Opens the arrays of a checkpoint, by dotted name; no values are read.
 
     Args:
       folder: a step folder, as `resolve_checkpoint` returns it.
-      name: dotted, one of `stored_arrays`.
-      shape: its shape, as that says.
-      dtype: its type.
+      parts: what the names begin with, such as "model"; None: all.
 
     Raises:
-      UserError: if its files are damaged.
+      UserError: if a file that describes them is missing or damaged.
     """
-    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
-    return _read(folder, {name: jax.ShapeDtypeStruct(shape, dtype)}, as_numpy)[name]
+
+    def fault(message: str) -> UserError:
+        return UserError(f"checkpoint {folder} cannot be read: {message}; {_HINT}")
+
+    specs = read_specs(folder / ITEM, fault)
+    names = [name for name in specs if parts is None or name.split(".")[0] in parts]
+    return open_arrays(specs, names, fault)
 
 
-def _read(folder: Path, item: Arrays, restore_args: Any) -> Arrays:
-    # What is read is held twice until it is in place: let it be no more than the largest array
-    # takes, and wait for it. Orbax's own limit counts an array no longer once its copy has begun.
-    found: Arrays = {}
-    checkpointer = _checkpointer()
-    for names in _groups(item):
-        arguments = ocp.args.PyTreeRestore(
-            item={name: item[name] for name in names},
-            restore_args={name: restore_args[name] for name in names},
-            partial_restore=True,
-        )
-        try:
-            found |= jax.block_until_ready(checkpointer.restore(folder / ITEM, args=arguments))
-        except (OSError, ValueError) as error:
-            raise UserError(f"checkpoint {folder} cannot be read: {error}; {_HINT}") from None
-    return found
+def _place(stored: StoredArray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """Reads the shards of this process's devices, each once, and places them."""
+    shards: dict[str, np.ndarray] = {}
 
+    def read(index: Index | None) -> np.ndarray:
+        key = str(index)  # slices have no hash
+        if key not in shards:
+            shards[key] = stored.read(index or WHOLE).astype(leaf.dtype, copy=False)
+        return shards[key]
 
-def _groups(item: Arrays) -> Iterator[list[str]]:
-    """Yields the names in their order, together as many bytes as the largest array has."""
-    sizes = {name: math.prod(leaf.shape) * leaf.dtype.itemsize for name, leaf in item.items()}
-    largest, taken = max(sizes.values()), 0
-    names: list[str] = []
-    for name, size in sizes.items():
-        if names and taken + size > largest:
-            yield names
-            names, taken = [], 0
-        names.append(name)
-        taken += size
-    yield names
-
-
-def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    return jax.block_until_ready(jax.make_array_from_callback(leaf.shape, leaf.sharding, read))
 
 
 def named_arrays(tree: Any) -> Arrays:
@@ -204,22 +184,3 @@ def _finished_steps(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return [int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / ITEM).is_dir()]
-
-
-def _check_same(folder: Path, wanted: Arrays, found: Mapping[str, Any]) -> None:
-    shapes = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
-    parts = {name.split(".")[0] for name in wanted}
-    there = {n: tuple(leaf.shape) for n, leaf in found.items() if n.split(".")[0] in parts}
-    problems = [f"missing: {name} {shapes[name]}" for name in shapes if name not in there]
-    problems += [f"left over: {name} {there[name]}" for name in there if name not in shapes]
-    problems += [
-        f"{name} is {there[name]} there and {shapes[name]} here"
-        for name in shapes
-        if name in there and there[name] != shapes[name]
-    ]
-    if problems:
-        shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
-        raise UserError(
-            f"checkpoint {folder} is of another model or optimizer, {len(problems)} arrays differ: "
-            f"{shown}. Use the gin files it was trained with, or another MODEL_DIR"
-        )

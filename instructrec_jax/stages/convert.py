@@ -11,15 +11,12 @@ from typing import Any
 import numpy as np
 
 from instructrec_jax import files, manifest
-from instructrec_jax.checkpoints import native_writer, source, t5x_writer
 from instructrec_jax.checkpoints.adapters import write_peft
-from instructrec_jax.checkpoints.huggingface import TOKENIZER_FILE, write_huggingface
-from instructrec_jax.checkpoints.parameters import (
-    STORED_DTYPES,
-    Source,
-    check_finite,
-    neutral_shapes,
-)
+from instructrec_jax.checkpoints.huggingface import write_huggingface
+from instructrec_jax.checkpoints.native import write_native
+from instructrec_jax.checkpoints.parameters import STORED_DTYPES, check_finite, neutral_shapes
+from instructrec_jax.checkpoints.source import TOKENIZER_FILE, Source, open_source
+from instructrec_jax.checkpoints.t5x import write_t5x
 from instructrec_jax.errors import UserError, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -63,7 +60,7 @@ def convert(
         raise unknown_name("kind of checkpoint", to, WRITERS)
     choices = _choices(to, dtype, scan_layers=scan_layers)
     began = time.monotonic()
-    opened = source.open_source(source_path)
+    opened = open_source(source_path)
     planned = manifest.Manifest(
         stage="convert",
         inputs={"checkpoint": opened.fingerprint()},
@@ -127,7 +124,7 @@ def _choices(to: str, dtype: str, *, scan_layers: bool) -> dict[str, Any]:
 
 
 def _write_native(folder: Path, opened: Source) -> None:
-    native_writer.write_native(
+    write_native(
         folder, config=opened.config, step=opened.step, read=opened.read, slots=opened.slots
     )
 
@@ -149,7 +146,7 @@ def _write_t5x(folder: Path, opened: Source, *, scanned: bool) -> None:
             "run never does; its latest one lies in MODEL_DIR/checkpoints)",
             opened.path,
         )
-    t5x_writer.write_t5x(
+    write_t5x(
         folder,
         ((name, opened.read(name)) for name in names),
         config=opened.config,

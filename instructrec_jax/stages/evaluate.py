@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from instructrec_jax import files, manifest
-from instructrec_jax.checkpoints.parameters import Source
-from instructrec_jax.checkpoints.source import load_model, open_source
+from instructrec_jax.checkpoints.source import Source, load_model, open_source
 from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.pipeline import registry

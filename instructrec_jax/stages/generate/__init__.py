@@ -17,8 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from instructrec_jax import files, manifest
-from instructrec_jax.checkpoints.parameters import Source
-from instructrec_jax.checkpoints.source import load_model, open_source
+from instructrec_jax.checkpoints.source import Source, load_model, open_source
 from instructrec_jax.generation.beam_search import Generated, generate_from_catalogue
 from instructrec_jax.generation.catalogue_trie import CatalogueTrie
 from instructrec_jax.generation.generated_files import write_generated

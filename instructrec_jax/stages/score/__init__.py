@@ -15,8 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from instructrec_jax import files, manifest
-from instructrec_jax.checkpoints.parameters import Source
-from instructrec_jax.checkpoints.source import load_model, open_source
+from instructrec_jax.checkpoints.source import Source, load_model, open_source
 from instructrec_jax.damage import FAIL, Damage
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import T5Config

@@ -16,9 +16,9 @@ from instructrec_jax import files, manifest
 from instructrec_jax.baselines.cooccurrence import cooccurrence_embeddings
 from instructrec_jax.checkpoints import store
 from instructrec_jax.checkpoints.adapters import claim_base
-from instructrec_jax.checkpoints.parameters import Source, parameters
-from instructrec_jax.checkpoints.source import load_model, open_source
-from instructrec_jax.checkpoints.t5x_slots import assemble_slots
+from instructrec_jax.checkpoints.parameters import parameters
+from instructrec_jax.checkpoints.source import Source, load_model, open_source
+from instructrec_jax.checkpoints.t5x_layout import assemble_slots
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning, split
 from instructrec_jax.models.objectives import Objective

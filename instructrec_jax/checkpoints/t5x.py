@@ -1,17 +1,25 @@
-"""Reads T5X checkpoints: parameters and Adafactor's state by their neutral names.
+"""T5X's checkpoints, read and written: parameters and Adafactor's state by their neutral names.
 
 Both containers (`checkpoints.t5x_arrays`) and both layouts (`checkpoints.t5x_layout`) give the same
-arrays, bit for bit. Nothing of T5X is needed.
+arrays, bit for bit. What is written has Orbax's layout, as today's T5X restores it. Nothing of T5X
+is needed.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from instructrec_jax.checkpoints import t5x_arrays, t5x_layout
-from instructrec_jax.checkpoints.parameters import check_found, infer_config, neutral_shapes
-from instructrec_jax.checkpoints.t5x_arrays import ArrayFolder
+from instructrec_jax.checkpoints.arrays import ArrayWriter, write_checkpoint
+from instructrec_jax.checkpoints.parameters import (
+    Shape,
+    check_found,
+    infer_config,
+    neutral_shapes,
+)
+from instructrec_jax.checkpoints.source import Source, find_tokenizer
 from instructrec_jax.checkpoints.t5x_layout import (
     PARAM_STATES,
     SLOTS,
@@ -19,7 +27,6 @@ from instructrec_jax.checkpoints.t5x_layout import (
     UNUSED,
     Place,
     SavedSlots,
-    Shape,
     Slots,
 )
 from instructrec_jax.errors import UserError
@@ -60,7 +67,7 @@ class T5xCheckpoint:
                 "state/_METADATA (Orbax) or an index named checkpoint"
             )
         self.folder = folder
-        self._arrays: ArrayFolder = t5x_arrays.open_folder(folder)
+        self._arrays = t5x_arrays.ArrayFolder(folder)
         self.container = self._arrays.container
         names = [name for name in self._arrays.names if name.startswith(TARGET)]
         self._stored = {
@@ -185,6 +192,25 @@ class T5xCheckpoint:
         )
 
 
+def open_t5x(folder: Path) -> Source:
+    """Opens a folder that `resolve_t5x` found; names, shapes, dtypes and files are checked.
+
+    Raises:
+      UserError: as `T5xCheckpoint`.
+    """
+    opened = T5xCheckpoint(folder)
+    return Source(
+        path=opened.folder,
+        kind="t5x",
+        step=opened.step,
+        config=opened.config,
+        read=opened.read,
+        members=(opened.folder,),
+        tokenizer=find_tokenizer(opened.folder, opened.folder.parent),
+        slots=opened.slots,
+    )
+
+
 def resolve_t5x(path: Path | str) -> Path | None:
     """Returns the checkpoint_<step> folder that a user means by `path`, None if there is none.
 
@@ -204,3 +230,94 @@ def resolve_t5x(path: Path | str) -> Path | None:
         if (found := _NAME.fullmatch(child.name)) and t5x_arrays.is_checkpoint(child)
     }
     return steps[max(steps)] if steps else None
+
+
+def write_t5x(
+    folder: Path | str,
+    arrays: Iterable[tuple[str, np.ndarray]],
+    *,
+    config: T5Config,
+    step: int,
+    slots: Iterable[tuple[str, Slots]] | None = None,
+    scanned: bool = False,
+) -> Path:
+    """Writes a checkpoint whole or not at all.
+
+    Args:
+      folder: where checkpoint_<step> is put.
+      arrays: (neutral name, array) of every parameter, as `checkpoints.parameters.disassemble`
+        yields them; each is written before the next is taken.
+      config: the model's sizes.
+      step: number of training steps taken.
+      slots: (neutral name, Adafactor's slots) of every parameter, shaped as `t5x_layout.SavedSlots`
+        gives them; None writes the parameters alone.
+      scanned: stack layers as T5X's scalable T5 does with scan_layers.
+
+    Returns:
+      The folder that was written.
+
+    Raises:
+      UserError: if a checkpoint of this step is there already, or if a scanned one cannot hold the
+        slots.
+    """
+    final = Path(folder) / f"checkpoint_{step}"
+    with write_checkpoint(final, t5x_arrays.STATE, lambda name: tuple(name.split("."))) as writer:
+        writer.write("state.step", np.asarray(step, np.int32))
+        put = _Layers(writer, config) if scanned else _Plain(writer)
+        for name, array in arrays:
+            put.parameter(name, array)
+        for name, found in slots or ():
+            put.slots(name, found)
+    return final
+
+
+class _Plain:
+    """Puts arrays where plain T5 has them: under their neutral names."""
+
+    def __init__(self, writer: ArrayWriter) -> None:
+        self._writer = writer
+
+    def parameter(self, name: str, array: np.ndarray) -> None:
+        self._writer.write(f"{t5x_layout.TARGET}{name}", array)
+
+    def slots(self, name: str, slots: Slots) -> None:
+        for slot in SLOTS:
+            self._writer.write(f"{t5x_layout.PARAM_STATES}{name}.{slot}", slots[slot])
+
+
+class _Layers(_Plain):
+    """Puts arrays where scanned T5 has them: stacks of layers, written layer by layer."""
+
+    def __init__(self, writer: ArrayWriter, config: T5Config) -> None:
+        super().__init__(writer)
+        self._config, self._shapes = config, neutral_shapes(config)
+
+    def parameter(self, name: str, array: np.ndarray) -> None:
+        place = t5x_layout.scanned_place(name)
+        if place.stored == name:
+            return super().parameter(name, array)
+        array = t5x_layout.from_neutral(name, array, self._config.num_heads)
+        stored = f"{t5x_layout.TARGET}{place.stored}"
+        return self._write(stored, array, place, t5x_layout.LAYERS_AXIS)
+
+    def slots(self, name: str, slots: Slots) -> None:
+        place = t5x_layout.scanned_place(name)
+        if place.stored == name:
+            return super().slots(name, slots)
+        stored = t5x_layout.slots_from_neutral(
+            name, slots, self._shapes[name], self._config.num_heads
+        )
+        for slot, (array, axis) in stored.items():
+            full_name = f"{t5x_layout.PARAM_STATES}{place.stored}.{slot}"
+            if axis is not None:
+                self._write(full_name, array, place, axis)
+            elif not place.layer:  # of the first layer, or of a table: one zero stands for all
+                self._writer.write(full_name, array)
+        return None
+
+    def _write(self, stored: str, array: np.ndarray, place: t5x_layout.Place, axis: int) -> None:
+        """Writes one layer; a relative-position table for every layer."""
+        stack = place.stored.partition(".")[0]
+        num_layers = getattr(self._config, f"num_{stack}_layers")
+        for layer in range(num_layers) if place.layer is None else [place.layer]:
+            self._writer.write_layer(stored, array, layer, num_layers=num_layers, axis=axis)

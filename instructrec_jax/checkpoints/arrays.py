@@ -1,17 +1,19 @@
-"""Writes a checkpoint in Orbax's layout array by array, whole or not at all.
+"""Arrays on disk in Orbax's layout, read and written one by one, without Orbax.
 
   <step folder>/_CHECKPOINT_METADATA, commit_success.txt
   <step folder>/<item>/_METADATA, commit_success.txt, manifest.ocdbt, d/...
 
-Orbax itself asks for all arrays at once and copies them before it writes, which takes twice the
-memory of the model. The markers tell that a checkpoint is whole, wherever it is copied to (object
-stores know no renaming).
+Orbax itself takes a second to import, and writes all arrays at once from copies, which takes twice
+the memory of the model. The markers tell that a checkpoint is whole, wherever it is copied to
+(object stores know no renaming).
 """
 
+import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
@@ -19,12 +21,113 @@ import tensorstore as ts
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
 
+Shape = tuple[int, ...]
+Index = tuple[slice, ...]
+Spec = dict[str, Any]  # of TensorStore
 SplitName = Callable[[str], tuple[str, ...]]
 METADATA = "_METADATA"
+WHOLE: Index = (...,)  # type: ignore[assignment]
 _KEY_OF_DICT = 2  # Orbax's number for the key of a mapping
 _HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
 # Each commit rewrites the list of what is stored: many small arrays share one.
 _COMMIT_BYTES = 2**26
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredArray:
+    """One array, opened but not read.
+
+    Attributes:
+      name: its stored name.
+      shape: its shape.
+      dtype: its type's name, such as "float32".
+      source: a TensorStore, or the array itself.
+      fault: turns a message into the error for what cannot be read.
+    """
+
+    name: str
+    shape: Shape
+    dtype: str
+    source: Any
+    fault: Callable[[str], UserError]
+
+    def read(self, index: Index = WHOLE) -> np.ndarray:
+        """Returns the array, or a part of it.
+
+        Raises:
+          UserError: if a file of it is missing, cut or damaged.
+        """
+        if isinstance(self.source, np.ndarray):
+            return self.source[index]
+        try:
+            return np.asarray(self.source[index].read().result())
+        except (ValueError, OSError) as error:
+            raise self.fault(_message(self.name, error)) from None
+
+
+def read_specs(folder: Path, fault: Callable[[str], UserError]) -> dict[str, Spec]:
+    """Returns where each array of an item lies, by its name; nested names are joined by dots.
+
+    Args:
+      folder: of the item, which holds `_METADATA`.
+      fault: turns a message into the error that is raised.
+
+    Raises:
+      UserError: if the metadata is missing or damaged.
+    """
+    path = folder / METADATA
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        names = [
+            ".".join(part["key"] for part in leaf["key_metadata"])
+            for leaf in metadata["tree_metadata"].values()
+            if leaf["value_metadata"]["value_type"] not in ("None", "Dict", "List")
+        ]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise fault(f"{path} is no Orbax metadata ({error!r})") from None
+    base = {"driver": "file", "path": f"{folder.resolve()}/"}
+    is_ocdbt = metadata.get("use_ocdbt", (folder / "manifest.ocdbt").exists())
+    # Orbax tells whether arrays of zeros were written: only then is what is missing a fault.
+    zeros_are_written = bool(metadata.get("store_array_data_equal_to_fill_value"))
+    specs = {}
+    for name in names:
+        store: Spec = {**base, "path": f"{base['path']}{name}/"}
+        if is_ocdbt:
+            store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+        specs[name] = {
+            "driver": "zarr3" if metadata.get("use_zarr3") else "zarr",
+            "kvstore": store,
+            "fill_missing_data_reads": not zeros_are_written,
+        }
+    return specs
+
+
+def open_arrays(
+    specs: Mapping[str, Spec], names: Iterable[str], fault: Callable[[str], UserError]
+) -> dict[str, StoredArray]:
+    """Opens arrays: their headers are read, but no values.
+
+    Args:
+      specs: by name, as `read_specs` returns them.
+      names: which to open.
+      fault: turns a message into the error that is raised.
+
+    Raises:
+      UserError: naming the array whose header is missing or damaged.
+    """
+    futures = {name: ts.open(specs[name], read=True) for name in names}
+    found = {}
+    for name, future in futures.items():
+        try:
+            opened = future.result()
+        except (ValueError, OSError) as error:
+            raise fault(_message(name, error)) from None
+        found[name] = StoredArray(name, tuple(opened.shape), opened.dtype.name, opened, fault)
+    return found
+
+
+def _message(name: str, error: Exception) -> str:
+    return f"{name} cannot be read: {str(error).split(' [source')[0]}"
 
 
 @contextmanager
