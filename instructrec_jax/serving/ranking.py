@@ -1,4 +1,4 @@
-"""Scoring and ranking texts from Python, for a notebook or a service: no tasks, no files."""
+"""Scores and ranks texts: what `from instructrec_jax import open_model, rank` gives."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from instructrec_jax.training.state import abstract_model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RankingModel:
-    """A model on its devices with what turns texts into its tokens.
+    """A model on its devices, with its tokenizer and its scorer.
 
     Attributes:
       model: the parameters.
@@ -35,17 +35,17 @@ class RankingModel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RankedCandidate:
-    """A candidate and where it stands.
+    """A candidate with what it was ranked by.
 
     Attributes:
       candidate: its text, as it was given.
-      place: its index among the candidates that were given.
+      index: its index among the candidates that were given.
       log_likelihood: natural log of its probability, the sum over its tokens and EOS.
       value: what it was ranked by.
     """
 
     candidate: str
-    place: int
+    index: int
     log_likelihood: float
     value: float
 
@@ -61,9 +61,9 @@ def open_model(
 
     Args:
       checkpoint_path: a MODEL_DIR, or Flan-T5 or T5 1.1 as Hugging Face or T5X keep it.
-      vocabulary: its SentencePiece model; None: the one that lies beside it.
+      vocabulary: the path of its SentencePiece model; None: the one in the checkpoint's folder.
       dtype: compute type, "float32" or "bfloat16".
-      mesh: how devices are shared; None: all of them split the requests.
+      mesh: how many devices each mesh axis has; None: all of them split the requests.
 
     Raises:
       UserError: if there is no checkpoint or no vocabulary, or they do not fit each other.
@@ -72,7 +72,7 @@ def open_model(
     path = source.tokenizer if vocabulary is None else vocabulary
     if path is None:
         raise UserError(
-            f"no SentencePiece model lies beside {source.path}; name it with vocabulary=, for a "
+            f"no SentencePiece model is in {source.path}; name it with vocabulary=, for a "
             "model of this package DATA_DIR/<dataset>/vocabulary/sentencepiece.model"
         )
     pieces = check_vocabulary(path)
@@ -142,12 +142,12 @@ def rank(
         ranked.append(
             [
                 RankedCandidate(
-                    candidate=texts[place],
-                    place=int(place),
-                    log_likelihood=float(log_likelihood[place]),
-                    value=float(values[place]),
+                    candidate=texts[index],
+                    index=int(index),
+                    log_likelihood=float(log_likelihood[index]),
+                    value=float(values[index]),
                 )
-                for place in np.argsort(-values, kind="stable")
+                for index in np.argsort(-values, kind="stable")
             ]
         )
     return ranked

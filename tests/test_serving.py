@@ -1,15 +1,18 @@
 """Scoring and ranking of texts from Python."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from score_toy import score_toy
 from test_request_files import write
 from tiny_model import tiny_model
 
+from instructrec_jax import open_model, rank, score_candidates
 from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.errors import UserError
 from instructrec_jax.scores.parts import read_scores
-from instructrec_jax.serving.ranking_model import open_model, rank, score_candidates
 
 INSTRUCTIONS = ["Choose one of these,\n please.", "What  would I like?"]
 CANDIDATES = [["Quiet Fox", "Red Moon; part 2", "Quiet Fox 2"], ["Tiny River", "Blue Bee"]]
@@ -58,10 +61,10 @@ def test_candidates_are_ranked_best_first(model):
         rank(model, INSTRUCTIONS, CANDIDATES), CANDIDATES, found, strict=True
     ):
         assert [each.value for each in ranked] == sorted(values, reverse=True)
-        assert [given[each.place] for each in ranked] == [each.candidate for each in ranked]
+        assert [given[each.index] for each in ranked] == [each.candidate for each in ranked]
         assert all(each.log_likelihood == each.value for each in ranked)
     (ranked,) = rank(model, ["Choose."], [["Blue Bee", "Blue Bee"]], normaliser="mean")
-    assert [each.place for each in ranked] == [0, 1]
+    assert [each.index for each in ranked] == [0, 1]
     assert ranked[0].value == ranked[1].value > ranked[0].log_likelihood
     (ranked,) = rank(model, ["Choose."], [["Blue  Bee"]], normaliser="char")
     assert ranked[0].value == pytest.approx(ranked[0].log_likelihood / 8)
@@ -84,7 +87,7 @@ def test_requests_that_cannot_be_scored_are_refused(model, instructions, candida
 
 
 def test_a_model_needs_the_vocabulary_it_was_made_for(checkpoint, vocabulary, tmp_path):
-    with pytest.raises(UserError, match="no SentencePiece model lies beside"):
+    with pytest.raises(UserError, match="no SentencePiece model is in"):
         open_model(checkpoint)
     store = CheckpointStore(tmp_path / "checkpoints", keep=1)
     sizes = {"vocab_size": 16, "num_encoder_layers": 1, "num_decoder_layers": 1}
@@ -92,3 +95,26 @@ def test_a_model_needs_the_vocabulary_it_was_made_for(checkpoint, vocabulary, tm
     store.close()
     with pytest.raises(UserError, match="only 16 rows for them"):
         open_model(tmp_path, vocabulary=vocabulary)
+
+
+def test_a_model_opens_and_ranks_without_what_only_training_needs(checkpoint, vocabulary):
+    """In a process of its own; the import alone loads no more."""
+    code = f"""
+import sys
+from instructrec_jax import open_model, rank, score_candidates
+forbidden = {{"tensorflow", "seqio", "tensorflow_datasets", "orbax", "orbax.checkpoint", "pyarrow"}}
+assert not forbidden & sys.modules.keys()
+model = open_model({str(checkpoint)!r}, vocabulary={str(vocabulary)!r})
+assert len(rank(model, ["Choose."], [["Blue Bee", "Red Moon"]])[0]) == 2
+sys.exit(str(forbidden & sys.modules.keys()) if forbidden & sys.modules.keys() else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_package_offers_its_api_and_nothing_else():
+    import instructrec_jax
+
+    assert instructrec_jax.rank is rank
+    with pytest.raises(AttributeError, match="has no attribute 'rnak'"):
+        _ = instructrec_jax.rnak
