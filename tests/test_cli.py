@@ -1,51 +1,108 @@
 """The command: help, mistakes, exit codes, and flags that agree with the stages' settings."""
 
 import dataclasses
-import inspect
+import logging
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
-from instructrec_jax.cli import gin_config, main, quiet, report_verb, run_verbs
+from instructrec_jax.cli import flags, gin_config, main
 from instructrec_jax.cli.main import VERBS, make_parser
-from instructrec_jax.data.settings import PrepareSettings
+from instructrec_jax.cli.verb import Group, Verb, quiet_imports
 from instructrec_jax.errors import UserError
-from instructrec_jax.stages import report
+
+COMMANDS = [
+    (verb.name, member.name) if isinstance(verb, Group) else (verb.name,)
+    for verb in VERBS
+    for member in (verb.verbs if isinstance(verb, Group) else (verb,))
+]
+WITH_GIN = ("train", "eval", "score", "generate")
 
 
-def subparser(name):
-    (action,) = [a for a in make_parser()._actions if a.dest == "verb"]
-    return action.choices[name]
+def find(command) -> Verb:
+    """Returns the verb of one or two words."""
+    found = {verb.name: verb for verb in VERBS}[command[0]]
+    return found if len(command) == 1 else {v.name: v for v in found.verbs}[command[1]]
 
 
-def run_stage(monkeypatch, function):
-    """Lets `instructrec report` run a function in place of its stage."""
-    monkeypatch.setattr(report, "report", function)
-    flags = ("dataset", "prepared_dir", "validation_scores_dir", "test_scores_dir", "output_dir")
-    return main.main(["report", *(f"--{flag}=x" for flag in flags)])
+def subparser(command):
+    parser = make_parser(command)
+    for word in command:
+        (action,) = [a for a in parser._actions if a.dest in ("verb", "action")]
+        parser = action.choices[word]
+    return parser
 
 
-@pytest.mark.parametrize("verb", [verb.name for verb in VERBS])
-def test_every_help_is_complete_and_has_an_example(verb, capsys):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a toy decides.
+
+    Attributes:
+      rate: a share, 10% for example.
+      size: without it 5.
+      names: what to do, one or
+        more of them.
+      is_wide: do it widely.
+    """
+
+    rate: float = 0.5
+    size: int | None = None
+    names: Sequence[str] = ("a", "b")
+    is_wide: bool = False
+
+
+def toy(*, output_dir: Path | str, seed: int = 0, settings: Settings, hook: Callable = print):
+    """Stands for a stage's function.
+
+    Args:
+      output_dir: where to.
+      seed: of all.
+      settings: what else.
+      hook: no flag can give it.
+    """
+    return BEHAVIOUR[0](output_dir=output_dir, seed=seed, settings=settings)
+
+
+BEHAVIOUR = [lambda **_: None]
+
+
+def run_stage(monkeypatch, function, *arguments, **changes):
+    """Runs a verb whose stage is the function; returns the exit code."""
+    BEHAVIOUR[0] = function
+    verb = Verb(
+        **{
+            "name": "toy",
+            "summary": "a toy",
+            "description": "A toy.",
+            "example": "instructrec toy",
+            "function": f"{__name__}:toy",
+            **changes,
+        }
+    )
+    monkeypatch.setattr(main, "VERBS", (verb,))
+    return main.main(["toy", "--output_dir=x", *arguments])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_help_is_complete_and_its_example_is_accepted(command, capsys):
     with pytest.raises(SystemExit) as caught:
-        main.main([verb, "--help"])
+        main.main([*command, "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert "example:\n  instructrec " + verb in text
+    assert "example:\n  instructrec " + " ".join(command) in text
     assert "\n\n" in text  # a description stands between usage and flags
-    for action in subparser(verb)._actions:
-        assert action.dest == "action" or action.help, f"{verb} {action.dest} has no help"
-
-
-def test_the_examples_of_the_help_are_accepted_by_the_parser():
-    for verb in VERBS:
-        words = verb.example.replace("\\\n", " ").split()
-        plain = [word for word in words[1:] if not word.startswith("--gin.")]
-        assert make_parser().parse_args(plain).verb == verb.name
+    for action in subparser(command)._actions:
+        assert action.help, f"{command} {action.dest} has no help"
+        assert "None" not in action.help, "nobody types None"
+    words = find(command).example.replace("\\\n", " ").split()
+    plain = [word for word in words[1:] if not word.startswith("--gin.")]
+    assert make_parser(plain).parse_args(plain).chosen is find(command)
 
 
 def test_the_general_help_lists_every_verb(capsys):
@@ -62,7 +119,7 @@ def test_help_imports_nothing_heavy():
         "import sys\n"
         "from instructrec_jax.cli.main import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'jax', 'tensorflow', 'seqio', 'numpy', 'pyarrow', 'gin', 'matplotlib'}\n"
+        "heavy = {'jax', 'tensorflow', 'seqio', 'numpy', 'pyarrow', 'gin', 'matplotlib', 'rich'}\n"
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -91,7 +148,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     assert run_stage(monkeypatch, interrupt) == 130
-    assert "instructrec report --dataset=x" in capsys.readouterr().err
+    assert "instructrec toy --output_dir=x" in capsys.readouterr().err
 
 
 def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
@@ -102,15 +159,88 @@ def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
         run_stage(monkeypatch, break_down)
 
 
-def test_messages_of_the_stages_are_plain_lines_on_stdout(monkeypatch, capsys):
-    import logging
-
+def test_messages_go_to_stderr_as_plain_lines_and_the_result_to_stdout(monkeypatch, capsys):
     def talk(**_):
         logging.getLogger("instructrec_jax.stages.report").info("n=%d", 3)
         logging.getLogger("other.package").info("noise")
 
     assert run_stage(monkeypatch, talk) == 0
-    assert capsys.readouterr().out == "n=3\n"
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("x\n", "n=3\n")
+
+
+def test_the_shell_takes_a_result_into_a_variable(tmp_path):
+    sizes = "--num_users=40 --num_interactions=600"
+    log = f"instructrec data synthesize {sizes} --output_dir={tmp_path}/a"
+    prepare = f"instructrec prepare --dataset=own --output_dir={tmp_path}/b"
+    code = (
+        f'instructrec() {{ {shlex.quote(sys.executable)} -m instructrec_jax "$@"; }}\n'
+        f'logs="$({log})"; prepared="$({prepare} --input_dir="$logs")"; ls "$prepared"\n'
+    )
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "candidates.parquet" in done.stdout.split()
+    assert "users=" in done.stderr and "users=" not in done.stdout
+
+
+def test_a_task_module_in_the_working_folder_is_found_by_the_console_script(tmp_path):
+    (tmp_path / "my_tasks.py").write_text("from tasks.pairwise import TEMPLATES\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    script = "import sys; sys.path[:1] = sys.argv[1:2]; from instructrec_jax.cli.main import main; "
+    script += "sys.exit(main(sys.argv[2:]))"
+    root = str(Path(main.__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", script, root, "templates", "--task_module=my_tasks"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("X1 ")
+
+
+def test_a_flag_has_the_name_type_default_and_text_of_its_field():
+    found = {flag.name: flag for flag in flags.flags_of(toy)}
+    assert set(found) == {"output_dir", "seed", "rate", "size", "names", "is_wide"}
+    assert found["output_dir"].is_required and found["output_dir"].metavar == "DIR"
+    assert found["seed"].help == "of all (default 0)"
+    assert found["rate"].help == "a share, 10%% for example (default 0.5)"
+    assert found["size"].help == "without it 5" and found["size"].metavar == "N"
+    assert found["names"].help == "what to do, one or more of them (default a b)"
+    assert found["is_wide"].help == "do it widely"
+
+
+def test_flags_fill_the_dataclasses_and_what_is_not_given_keeps_its_default(monkeypatch):
+    seen = {}
+    run_stage(monkeypatch, lambda **given: seen.update(given))
+    assert seen == {"output_dir": "x", "seed": 0, "settings": Settings()}
+    words = (
+        "--seed=3",
+        "--rate=0.25",
+        "--size",
+        "7",
+        "--names=c",
+        "--names",
+        "d",
+        "e",
+        "--is_wide",
+    )
+    run_stage(monkeypatch, lambda **given: seen.update(given), *words)
+    settings = Settings(rate=0.25, size=7, names=["c", "d", "e"], is_wide=True)
+    assert seen == {"output_dir": "x", "seed": 3, "settings": settings}
+
+
+def test_a_flag_may_be_typed_in_another_way(monkeypatch):
+    seen = {}
+    spelled = {"is_wide": "--wide", "names": "--name", "seed": "SEED"}
+    run_stage(
+        monkeypatch, lambda **given: seen.update(given), "4", "--wide", "--name=--x=1",
+        spelled=spelled,
+    )  # fmt: skip
+    assert seen["seed"] == 4
+    assert seen["settings"] == Settings(is_wide=True, names=["--x=1"])
 
 
 @pytest.mark.parametrize(
@@ -123,7 +253,7 @@ def test_flags_that_are_missing_or_unknown_exit_with_2(arguments, capsys):
     assert "usage: instructrec" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "score", "generate"])
+@pytest.mark.parametrize("verb", WITH_GIN)
 def test_a_run_without_gin_files_says_what_is_missing(verb, capsys):
     assert main.main([verb]) == 2
     assert "--gin_file" in capsys.readouterr().err
@@ -152,63 +282,22 @@ def test_other_verbs_take_no_gin_bindings(capsys):
     assert "takes no gin binding" in capsys.readouterr().err
 
 
-def test_prepare_offers_every_setting_with_the_default_it_has():
-    helps = {action.dest: action.help for action in subparser("prepare")._actions}
-    for field in dataclasses.fields(PrepareSettings):
-        default = 5 if field.name == "k_core" else field.default
-        assert field.name in helps
-        if default is not False:
-            assert f"default {default}" in helps[field.name]
-
-
-@pytest.mark.parametrize("verb", ["annotate", "build"])
-def test_annotate_and_build_offer_every_setting_with_the_default_it_has(verb):
-    import importlib
-
-    module = importlib.import_module(f"instructrec_jax.stages.{verb}")
-    helps = {action.dest: action.help for action in subparser(verb)._actions}
-    for field in dataclasses.fields(getattr(module, f"{verb.capitalize()}Settings")):
-        assert field.name in helps
-        if field.default is not None:
-            assert f"default {field.default}" in helps[field.name]
-
-
-@pytest.mark.parametrize("verb", ["templates", "inspect", "lint", "report"])
-def test_flags_have_the_names_of_the_stage_s_arguments(verb):
-    import importlib
-
-    module = importlib.import_module(f"instructrec_jax.stages.{verb}")
-    accepted = set(inspect.signature(getattr(module, verb)).parameters)
-    flags = {action.dest for action in subparser(verb)._actions} - {"help"}
-    assert flags <= accepted
-
-
-@pytest.mark.parametrize("verb", ["templates", "inspect", "lint"])
-def test_helps_state_the_defaults_of_the_stage(verb):
-    import importlib
-
-    module = importlib.import_module(f"instructrec_jax.stages.{verb}")
-    helps = {action.dest: action.help for action in subparser(verb)._actions}
-    for name, parameter in inspect.signature(getattr(module, verb)).parameters.items():
-        assert name in helps
-        if parameter.default not in (inspect.Parameter.empty, None):
-            assert f"default {parameter.default}" in helps[name]
-
-
-def test_what_a_verb_returns_is_the_exit_code(monkeypatch):
-    assert run_stage(monkeypatch, lambda **_: None) == 0
-    verb = dataclasses.replace(report_verb.REPORT, run=lambda _: 1)
-    monkeypatch.setattr(main, "VERBS", (verb,))
-    assert run_stage(monkeypatch, lambda **_: None) == 1
+def test_what_a_stage_returns_decides_the_exit_code_and_the_result(monkeypatch, capsys):
+    changes = {"exit_code": lambda found: found, "result": lambda found, _: f"found {found}"}
+    assert run_stage(monkeypatch, lambda **_: 0, **changes) == 0
+    assert run_stage(monkeypatch, lambda **_: 1, **changes) == 1
+    assert capsys.readouterr().out == "found 0\nfound 1\n"
 
 
 def test_verbs_of_gin_document_gin_flags_in_their_help():
-    for verb in (run_verbs.TRAIN, run_verbs.EVAL, run_verbs.SCORE, run_verbs.GENERATE):
-        assert "--gin.NAME=VALUE" in verb.description and verb.takes_gin
+    for verb in VERBS:
+        takes_gin = not isinstance(verb, Group) and verb.takes_gin
+        assert takes_gin == (verb.name in WITH_GIN)
+        assert ("--gin.NAME=VALUE" in verb.description) == takes_gin
 
 
 def test_start_up_notes_are_held_back_and_real_messages_are_not(capfd):
-    with pytest.raises(ImportError), quiet.quiet_imports():
+    with pytest.raises(ImportError), quiet_imports():
         os.write(2, b"I0000 00:00:17.1 12 port.cc:153] note\nE0000 00:00 broken\nplain\n")
         raise ImportError
     assert capfd.readouterr().err == "E0000 00:00 broken\nplain\n"

@@ -10,35 +10,28 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from instructrec_jax import __version__
-from instructrec_jax.cli import (
-    build_verb,
-    convert_verb,
-    data_verbs,
-    demo_verb,
-    lint_verb,
-    report_verb,
-    run_verbs,
-)
-from instructrec_jax.cli.verb import Verb
+from instructrec_jax.cli import data_verbs, model_verbs
+from instructrec_jax.cli.verb import Group, Verb
 from instructrec_jax.errors import UserError, unknown_name
 
-VERBS: tuple[Verb, ...] = (
+VERBS: tuple[Verb | Group, ...] = (
     data_verbs.DATA,
     data_verbs.PREPARE,
-    build_verb.ANNOTATE,
-    build_verb.BUILD,
-    lint_verb.TEMPLATES,
-    lint_verb.INSPECT,
-    lint_verb.LINT,
-    run_verbs.TRAIN,
-    run_verbs.EVAL,
-    run_verbs.SCORE,
-    run_verbs.GENERATE,
-    convert_verb.CONVERT,
-    report_verb.REPORT,
-    demo_verb.DEMO,
+    data_verbs.ANNOTATE,
+    data_verbs.BUILD,
+    data_verbs.TEMPLATES,
+    data_verbs.INSPECT,
+    data_verbs.LINT,
+    model_verbs.TRAIN,
+    model_verbs.EVAL,
+    model_verbs.SCORE,
+    model_verbs.GENERATE,
+    model_verbs.CONVERT,
+    model_verbs.REPORT,
+    model_verbs.DEMO,
 )
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -56,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _start_logging()
+    _find_modules_in_the_working_folder()
     try:
         return _run(arguments)
     except UserError as error:
@@ -70,8 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of all verbs."""
+def make_parser(chosen: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Returns the parser of all verbs.
+
+    Args:
+      chosen: the first words of the command; only the flags of the verb that they name are there,
+        since reading them off imports the verb's stage.
+    """
     parser = argparse.ArgumentParser(
         prog="instructrec",
         description="Recommendation as instruction following, from raw logs to a report.",
@@ -80,8 +79,13 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("-V", "--version", action="version", version=f"instructrec {__version__}")
-    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in VERBS:
+    _add_verbs(parser.add_subparsers(dest="verb", metavar="VERB", required=True), VERBS, chosen)
+    return parser
+
+
+def _add_verbs(subparsers: Any, verbs: Sequence[Verb | Group], chosen: Sequence[str]) -> None:
+    """Adds the parser of each verb, and the flags of the chosen one."""
+    for verb in verbs:
         subparser = subparsers.add_parser(
             verb.name,
             help=verb.summary,
@@ -90,9 +94,13 @@ def make_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        verb.add_arguments(subparser)
-        subparser.set_defaults(run=verb.run, takes_gin=verb.takes_gin)
-    return parser
+        is_chosen = tuple(chosen[:1]) == (verb.name,)
+        if isinstance(verb, Group):
+            actions = subparser.add_subparsers(dest="action", metavar="ACTION", required=True)
+            _add_verbs(actions, verb.verbs, chosen[1:] if is_chosen else ())
+        elif is_chosen:
+            verb.add_flags(subparser)
+            subparser.set_defaults(chosen=verb)
 
 
 def _run(arguments: list[str]) -> int:
@@ -102,31 +110,43 @@ def _run(arguments: list[str]) -> int:
         raise unknown_name("verb", arguments[0], names)
     plain = [argument for argument in arguments if not argument.startswith("--gin.")]
     bindings = [argument.removeprefix("--gin.") for argument in arguments if argument not in plain]
-    options = make_parser().parse_args(plain)
-    if bindings and not options.takes_gin:
+    options = make_parser(plain).parse_args(plain)
+    if bindings and not options.chosen.takes_gin:
         raise UserError(f"`instructrec {options.verb}` takes no gin binding: --gin.{bindings[0]}")
     options.bindings = bindings
-    return options.run(options) or 0
+    return options.chosen.run(options)
 
 
-class _Terminal(logging.StreamHandler):
-    """Shows messages for as long as somebody reads them: `instructrec lint ... | head` ends well.
+class _Messages(logging.StreamHandler):
+    """Shows messages on stderr, as it is when they come: a live line may stand in for it.
 
-    The work itself goes on, because a training run must not die with the pager that showed it.
+    The work goes on where nobody reads them any more, because a training run must not die with the
+    pager that showed it.
     """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Shows a message."""
+        self.stream = sys.stderr
+        super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's name
         """Sends what follows nowhere if the reader is gone."""
         if isinstance(sys.exc_info()[1], BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         else:
             super().handleError(record)
 
 
+def _find_modules_in_the_working_folder() -> None:
+    """Puts the working folder first on the path, as `python -m` does: task modules may be there."""
+    if sys.path[:1] != [""]:
+        sys.path.insert(0, "")
+
+
 def _start_logging() -> None:
-    """Shows the project's messages as plain lines, and of other packages only warnings."""
+    """Shows the project's messages on stderr as plain lines, and of others only warnings."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # tensorflow's C++ notes on start-up
-    handler = _Terminal(sys.stdout)
+    handler = _Messages()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of files it does not need

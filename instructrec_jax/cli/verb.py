@@ -1,43 +1,127 @@
-"""What the command knows of a verb."""
+"""What the command knows of a verb, and how it runs one."""
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+import importlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+from instructrec_jax.cli import flags
+
+_NOTE = re.compile(
+    r"WARNING: All log messages before absl::InitializeLog|I\d{4} |To enable the following instr"
+)
+
+
+def output_dir(_: Any, arguments: Mapping[str, Any]) -> str:
+    """Returns the folder that a stage wrote to, for the verbs whose result it is."""
+    return str(arguments["output_dir"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verb:
-    """One verb of the `instructrec` command.
+    """One verb of the `instructrec` command, which runs the function of a stage.
 
     Attributes:
       name: as the user types it.
       summary: one line for the list of verbs.
       description: what it reads, does and writes.
       example: a command that can be copied.
-      add_arguments: adds the verb's flags to its parser.
-      run: does the work; imports its stage only then. Returns the exit code, None for 0.
-      takes_gin: whether `--gin.NAME=VALUE` is allowed.
+      function: the stage's function, "module:name"; its parameters are the verb's flags. It is
+        imported only when the verb runs.
+      spelled: parameters that are typed in another way, see `flags.add_flags`.
+      result: makes the text for stdout from what the function returns and the arguments it got.
+      exit_code: makes the exit code from what the function returns.
     """
 
     name: str
     summary: str
     description: str
     example: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int | None]
-    takes_gin: bool = False
+    function: str = ""
+    spelled: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    result: Callable[[Any, Mapping[str, Any]], str] = output_dir
+    exit_code: Callable[[Any], int] = lambda _: 0
+
+    takes_gin = False
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the verb's flags to its parser."""
+        flags.add_flags(parser, self.load(), self.spelled)
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Does the work, prints its result and returns the exit code."""
+        function = self.load()
+        arguments = flags.arguments_of(function, vars(options)) | self.more_arguments()
+        returned = function(**arguments)
+        print_result(self.result(returned, arguments))
+        return self.exit_code(returned)
+
+    def load(self) -> Callable[..., Any]:
+        """Returns the stage's function."""
+        module, name = self.function.split(":")
+        with quiet_imports():
+            return getattr(importlib.import_module(module), name)
+
+    def more_arguments(self) -> dict[str, Any]:
+        """Returns arguments of the function that no flag gives."""
+        return {}
 
 
-def add_folders(parser: argparse.ArgumentParser, *, reads: str, writes: str) -> None:
-    """Adds the three flags of every verb that turns one folder into another."""
-    parser.add_argument(
-        "--dataset", required=True, metavar="NAME", help="name of the dataset, such as ml_100k"
-    )
-    parser.add_argument("--input_dir", required=True, metavar="DIR", help=reads)
-    parser.add_argument("--output_dir", required=True, metavar="DIR", help=writes)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """Verbs that are typed after a common word, such as `data fetch`.
+
+    Attributes:
+      name: the common word.
+      summary: one line for the list of verbs.
+      description: what the verbs are for.
+      example: a command that can be copied.
+      verbs: its verbs.
+    """
+
+    name: str
+    summary: str
+    description: str
+    example: str
+    verbs: tuple[Verb, ...]
 
 
-def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Returns those options that the user gave; the others keep the settings' own defaults."""
-    return {name: getattr(options, name) for name in names if hasattr(options, name)}
+def print_result(text: str) -> None:
+    """Writes a result to stdout; messages go to stderr.
+
+    A reader who has seen enough is no error: `instructrec lint ... | head`.
+    """
+    try:
+        sys.stdout.write(text.rstrip("\n") + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Keeps start-up notes of TensorFlow's C++ code, which no setting turns off, out of stderr.
+
+    What is written to stderr in the block is held back, and passed on afterwards but for the notes.
+    The file descriptor is redirected, since C++ code does not write through `sys.stderr`.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            for line in held.read().decode(errors="replace").splitlines(keepends=True):
+                if not _NOTE.match(line):
+                    os.write(2, line.encode())

@@ -17,15 +17,16 @@ class PrepareSettings:
     """What decides the output beside the log itself.
 
     Attributes:
-      seed: of the product-search split and the candidates.
-      k_core: events that each user and item must keep; None is the format's default (5 for logs,
-        1 for sequences that were ordered and filtered before).
+      seed: of the product-search split and of the candidates.
+      k_core: events that each user and item must keep; without it 5 for logs, 1 for sequences that
+        were ordered and filtered before.
       max_history: most recent items kept of each user.
-      num_candidates: the target and its negatives.
+      num_candidates: candidates of an evaluation example, the target among them.
       max_title_chars: longer titles are cut between words.
-      max_review_chars: longer reviews likewise.
-      allow_fewer_candidates: whether a small catalogue gives smaller candidate sets.
-      on_damage: "fail" refuses a log with a damaged line, "skip" leaves such lines out.
+      max_review_chars: longer reviews are cut between words.
+      allow_fewer_candidates: a small catalogue gives smaller candidate sets instead of an error.
+      on_damage: what a damaged line or a cut file leads to: "fail" refuses the log, "skip" leaves
+        such lines out.
       max_damaged: most lines that "skip" leaves out.
       title_fallback: what becomes of items that cannot be told apart by their titles: "refuse", or
         "category_asin" to name them by category and raw id.
@@ -75,15 +76,15 @@ class SyntheticSettings:
     """What decides an invented log.
 
     Attributes:
-      num_users: at least 1.
-      num_interactions: exactly so many events are written, at least one a user.
-      num_items: size of the catalogue; None for one item in 100 events, at least 60.
-      seed: the same settings write the same bytes.
+      num_users: users, at least 1.
+      num_interactions: events, exactly so many, at least one per user.
+      num_items: size of the catalogue; without it one item in 100 events, at least 60.
+      seed: of everything; the same settings write the same bytes.
       zipf_exponent: the item of popularity rank r is chosen in proportion to r ** -zipf_exponent.
       favourite_share: how often a user keeps to the favourite kind.
       format: "plain", "jsonl", "recbole" or "amazon_2018".
-      is_gzip: whether the files are compressed.
-      has_reviews: whether events of "amazon_2018" carry a text that tells a wish.
+      is_gzip: compress the files.
+      has_reviews: give events of "amazon_2018" a review that tells an intention.
     """
 
     num_users: int

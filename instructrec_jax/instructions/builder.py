@@ -46,8 +46,8 @@ class RecordSettings:
 
     Attributes:
       num_train_negatives: negatives beside the target of a training record.
-      max_train_positions: most recent training targets of each user; None for all.
-      states_time: whether the context of a record is the month of its target event.
+      max_train_positions: most recent training targets of each user; all without it.
+      states_time: fill the context of a record with the month of its target event.
       seed: of the negatives and of the order of training records.
     """
 

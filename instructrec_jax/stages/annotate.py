@@ -34,7 +34,7 @@ class AnnotateSettings:
     Attributes:
       teacher: who writes them: "extractive", which takes them from titles, categories and reviews.
       max_positions: positions of each user that get texts, spread evenly from the first that has a
-        history to the last; None for all, the first item of a history too.
+        history to the last; without it all, the first item too.
     """
 
     teacher: str = "extractive"
@@ -58,7 +58,7 @@ def annotate(
     """Writes the texts of a teacher on prepared data, whole or not at all.
 
     Args:
-      dataset: its name.
+      dataset: name of the dataset, such as ml_100k.
       input_dir: output folder of `prepare`.
       output_dir: folder for artefact B, new, empty or of the same work.
       settings: what else decides the texts.

@@ -49,8 +49,8 @@ def convert(
       source_path: a checkpoint of any kind, as `checkpoints.source.open_source` finds it.
       output_dir: folder to write, which must be new, empty or hold the same conversion.
       to: "native", "hf" or "t5x", adapters merged; or "adapter": they alone, as PEFT keeps them.
-      dtype: of Hugging Face's weights, "float32" or "bfloat16", to which they are rounded.
-      scan_layers: whether T5X's layers are stacked, as its scalable T5 has them.
+      dtype: of the weights with "hf", "float32" or "bfloat16", to which they are rounded.
+      scan_layers: with "t5x": stack the layers, as T5X's scalable T5 has them.
 
     Raises:
       UserError: for a source that is damaged or no T5 1.1, numbers that are none, or a folder that

@@ -42,10 +42,10 @@ ConfiguredStage = Callable[..., Any]
 
 def demo(
     *,
-    output_dir: Path | str,
-    data_dir: Path | str | None,
-    dataset: str | None,
-    is_smoke: bool,
+    output_dir: Path | str = "runs/demo",
+    data_dir: Path | str | None = None,
+    dataset: str | None = None,
+    is_smoke: bool = False,
     train: ConfiguredStage,
     score: ConfiguredStage,
 ) -> dict[str, Any]:
@@ -53,8 +53,9 @@ def demo(
 
     Args:
       output_dir: everything is written below it, in a folder for each stage.
-      data_dir: logs of interactions and items; None fetches MovieLens-100K.
-      dataset: name for the logs of `data_dir`.
+      data_dir: folder with logs of interactions and items of your own; without it MovieLens-100K is
+        fetched.
+      dataset: name for your own data; without it my_data.
       is_smoke: a few steps and a slice of the evaluation, to see that everything runs.
       train: runs the train stage, given gin files and macros by name.
       score: runs the score stage likewise.

@@ -10,7 +10,7 @@ def fetch(*, name: str, cache_dir: Path | str | None = None) -> Path:
 
     Args:
       name: such as "ml-100k"; "ml_100k" is the same.
-      cache_dir: the files go to its subfolder; `~/.cache/instructrec_jax` if None.
+      cache_dir: the files go to its subfolder; without it ~/.cache/instructrec_jax.
 
     Returns:
       The folder to give to `prepare` as its input.

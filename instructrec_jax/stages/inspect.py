@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import logging
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
 from instructrec_jax.pipeline.registry import GROUPED, RANK
 from instructrec_jax.stages.run_data import VOCABULARY_FILE, dataset_of
 
-logger = logging.getLogger(__name__)
 _WIDTH, _INDENT = 100, "    "
 
 
@@ -50,20 +48,20 @@ def inspect(
     target_tokens: int | None = None,
     task_module: str = "tasks.mixtures",
 ) -> list[RenderedExample]:
-    """Shows the first examples of a task or mixture.
+    """Renders the first examples of a task or mixture.
 
     Args:
       task: its name, such as "ml_100k.A7"; the other forms of a task show the same text. A mixture
         may hold SeqIO tasks from elsewhere.
       data_dir: output folder of `build`.
       split: "train", "validation" or "test".
-      num_examples: how many, at least 1.
-      input_tokens: most tokens of an instruction; None for no limit.
-      target_tokens: most tokens of an answer; None for no limit.
+      num_examples: examples to show, at least 1.
+      input_tokens: most tokens of an instruction; no limit without it.
+      target_tokens: most tokens of an answer; no limit without it.
       task_module: module that registers the tasks.
 
     Returns:
-      The examples, which are also shown.
+      The examples, for `as_text`.
 
     Raises:
       UserError: if the task, its data or the split is missing, or a number is impossible.
@@ -88,12 +86,16 @@ def inspect(
         split=split,
         feature_lengths={side: n for side, n in lengths.items() if n is not None} or None,
     )
-    found = []
-    for number, example in enumerate(itertools.islice(stream, num_examples), start=1):
-        found.append(_rendered(example, words))
-        _show(f"{task} {split}, example {found[-1].example_id or number}", found[-1])
-    _show_counts(found)
-    return found
+    return [_rendered(example, words) for example in itertools.islice(stream, num_examples)]
+
+
+def as_text(examples: Sequence[RenderedExample], task: str) -> str:
+    """Returns examples of a task as a person reads them, with what was counted at the end."""
+    shown = [
+        _example_text(f"{task}, example {example.example_id or number}", example)
+        for number, example in enumerate(examples, start=1)
+    ]
+    return "\n".join([*shown, _counts_text(examples)])
 
 
 def _rendered(example: loader.Batch, words: Any) -> RenderedExample:
@@ -109,40 +111,35 @@ def _rendered(example: loader.Batch, words: Any) -> RenderedExample:
     )
 
 
-def _show(name: str, example: RenderedExample) -> None:
-    """Logs an example as a person reads it."""
+def _example_text(name: str, example: RenderedExample) -> str:
+    """Returns an example as a person reads it."""
     note = f"{example.num_input_tokens} tokens"
     if example.num_history_dropped:
         note += f", {example.num_history_dropped} of the oldest history items dropped"
     if example.num_words_cut:
         note += f", {example.num_words_cut} words cut"
-    for line in (
+    lines = (
         name,
         f"  instruction ({note}):",
         _wrapped(example.inputs),
         f"  answer ({example.num_target_tokens} tokens):",
         _wrapped(example.targets),
-    ):
-        logger.info("%s", line)
+    )
+    return "\n".join(lines)
 
 
-def _show_counts(examples: Sequence[RenderedExample]) -> None:
-    """Logs what was read, in one line."""
+def _counts_text(examples: Sequence[RenderedExample]) -> str:
+    """Returns what was read, in one line."""
     if not examples:
-        logger.info("no example")
-        return
+        return "no example"
     inputs = [example.num_input_tokens for example in examples]
     targets = [example.num_target_tokens for example in examples]
     dropped = [example.num_history_dropped for example in examples]
-    logger.info(
-        "%d examples: %d-%d tokens asked, %d-%d answered; history dropped in %d (%d items), "
-        "words cut in %d",
-        len(examples),
-        *(min(inputs), max(inputs)),
-        *(min(targets), max(targets)),
-        sum(number > 0 for number in dropped),
-        sum(dropped),
-        sum(example.num_words_cut > 0 for example in examples),
+    return (
+        f"{len(examples)} examples: {min(inputs)}-{max(inputs)} tokens asked, "
+        f"{min(targets)}-{max(targets)} answered; history dropped in "
+        f"{sum(number > 0 for number in dropped)} ({sum(dropped)} items), words cut in "
+        f"{sum(example.num_words_cut > 0 for example in examples)}"
     )
 
 

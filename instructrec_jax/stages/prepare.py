@@ -38,9 +38,9 @@ def prepare(
     """Prepares the logs of a folder; output of the same work that is there already is reused.
 
     Args:
-      dataset: a name such as "ml_100k"; it becomes part of task names and seeds.
-      input_dir: folder with the logs in any format that `data/readers` understands.
-      output_dir: folder for artefact A, written whole or not at all.
+      dataset: name of the dataset, such as ml_100k; it becomes part of task names and seeds.
+      input_dir: folder with the logs: RecBole atomic files, TSV, JSONL or Amazon reviews.
+      output_dir: folder for artefact A, new, empty or of the same work.
       settings: everything else that decides the output.
 
     Returns:

@@ -1,12 +1,11 @@
 """The stage `templates`: the templates of a task module, one line each."""
 
 import dataclasses
-import logging
+from collections.abc import Iterable
 
 from instructrec_jax.instructions.language import Template, Variant, variants
 from instructrec_jax.instructions.task_modules import templates_of, variant_order
 
-logger = logging.getLogger(__name__)
 _HEADER = ("id", "cell", "kind", "family", "evaluated", "queries")
 
 
@@ -37,13 +36,10 @@ class TemplateLine:
 
 
 def templates(*, task_module: str = "tasks.mixtures") -> list[TemplateLine]:
-    """Shows every template of a task module: A1 .. A17, B1 .., C1 ...
+    """Returns every template of a task module: A1 .. A17, B1 .., C1 ...
 
     Args:
       task_module: module that declares the templates.
-
-    Returns:
-      The lines, which are also shown.
 
     Raises:
       UserError: if there is no such module.
@@ -51,16 +47,21 @@ def templates(*, task_module: str = "tasks.mixtures") -> list[TemplateLine]:
     of_template: dict[Template, list[Variant]] = {}
     for variant in sorted(variants(templates_of(task_module)), key=variant_order):
         of_template.setdefault(variant.template, []).append(variant)
-    lines = [
+    return [
         TemplateLine(template=template, cells=joined_cells(members))
         for template, members in of_template.items()
     ]
+
+
+def as_text(lines: Iterable[TemplateLine]) -> str:
+    """Returns the lines as a table."""
     rows = [_HEADER, *(line.columns for line in lines)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        padded = (text.ljust(width) for text, width in zip(row, widths, strict=True))
-        logger.info("%s", "  ".join(padded).rstrip())
-    return lines
+    padded = (
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in padded)
 
 
 def joined_cells(members: list[Variant]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ class BuildSettings(RecordSettings):
     """What decides the records and the vocabulary beside the prepared data and the texts.
 
     Attributes:
-      vocabulary_path: a SentencePiece model to copy, such as T5's; None to train one.
+      vocabulary_path: a SentencePiece model to copy, such as T5's; without it one is trained.
       vocab_size: most pieces of the vocabulary that is trained; few texts give fewer.
       task_module: the module whose templates the vocabulary should know.
       records_per_shard: most records in a file.
@@ -64,8 +64,10 @@ class Execution:
 
     Attributes:
       num_workers: processes of this machine.
-      runner: an Apache Beam runner instead, such as "DirectRunner".
-      beam_options: further flags of that runner.
+      runner: an Apache Beam runner instead, such as "DirectRunner"; needs the extra [beam], and
+        every worker must reach both folders.
+      beam_options: further flags of that runner, such as --beam_option=--project=my-project; may
+        be repeated.
     """
 
     num_workers: int = 1
@@ -92,12 +94,12 @@ def build(
     folder appears under its name when all is there.
 
     Args:
-      dataset: its name; tasks bear it.
+      dataset: name of the dataset, such as ml_100k; tasks bear it.
       input_dir: output folder of `prepare`.
       output_dir: the TFDS data_dir, which may hold other datasets too.
       settings: what else decides the records.
-      texts_dir: output folder of `annotate` on the same prepared data; None for records without
-        preferences and vague intentions.
+      texts_dir: output folder of `annotate` on the same prepared data; without it no record
+        has a preference or a vague intention.
       execution: where the work is done; None for this process.
 
     Returns:

@@ -33,22 +33,23 @@ def lint(
     max_examples: int = 2000,
     output_dir: Path | str | None = None,
 ) -> LintReport:
-    """Checks the templates of a module and a dataset's records, and shows what it finds.
+    """Checks the templates of a module and a dataset's records.
 
     All records are read once for ids and leaks; tokens are counted on a sample of every task, read
     through its SeqIO pipeline.
 
     Args:
-      dataset: its name.
+      dataset: name of the dataset, such as ml_100k.
       data_dir: output folder of `build`.
       task_module: module that registers the tasks.
       input_tokens: most tokens of an instruction.
       target_tokens: most tokens of an answer.
-      max_examples: size of each task's sample; 0 for all examples.
-      output_dir: folder for lint.json and lint.md, new, empty or of the same work; None for none.
+      max_examples: examples of each task to measure; 0 for all.
+      output_dir: folder for lint.json and lint.md, new, empty or of the same work; nothing is
+        written without it.
 
     Returns:
-      The report, which is also shown.
+      The report, for `lint_report.as_text`.
 
     Raises:
       UserError: if the dataset or the module is missing, a number is impossible, or the output
@@ -80,8 +81,6 @@ def lint(
     planned = _plan(folder, tasks, protocol)
     earlier = None if output_dir is None else find_same_work(output_dir, planned)
     report = _inspect(dataset, tasks, read_manifest(folder), protocol)
-    for line in lint_report.as_text(report).splitlines():
-        logger.info("%s", line)
     if output_dir is not None and earlier is None:
         _write(report, planned, Path(output_dir))
     return report

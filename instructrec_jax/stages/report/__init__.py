@@ -50,7 +50,7 @@ def report(
         score mode for `.rank` tasks: chooses template and normaliser.
       test_scores_dir: artefact E of the test split: gives the numbers.
       output_dir: folder to write; one that holds the same report is kept.
-      metrics_file: JSONL metrics of the training run, for the curve; None for no curve.
+      metrics_file: JSONL metrics of the training run, for the curve.
       normalisers: names of the normalisers that validation may choose among.
 
     Raises:

@@ -1,0 +1,199 @@
+"""The verbs that train, measure and convert models, and those that report on them."""
+
+import argparse
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from instructrec_jax.cli.verb import Verb, print_result, quiet_imports
+from instructrec_jax.errors import UserError
+
+_GIN_HELP = (
+    "Configured by gin files: one for the model's size, one for the task mixture, one for the\n"
+    "kind of run. Files are found as named, in the checkout and where the package was installed.\n"
+    "--gin.NAME=VALUE sets a macro (MODEL_DIR) or a binding (with a dot), above all files;\n"
+    "strings need quotes that the shell leaves in place: --gin.MODEL_DIR='\"runs/a\"'."
+)
+
+
+class GinVerb(Verb):
+    """A verb whose function gets every argument from gin files and `--gin.NAME=VALUE`."""
+
+    takes_gin = True
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the flags that all such verbs share."""
+        parser.add_argument(
+            "--gin_file",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="gin file; may be given several times",
+        )
+        parser.add_argument(
+            "--gin.NAME",
+            dest="_documented_only",
+            metavar="VALUE",
+            help="value of a macro or binding; may be given for several names",
+        )
+        parser.add_argument(
+            "--dry_run",
+            action="store_true",
+            help="print the resolved config, say what would be done, and stop",
+        )
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Runs the function as gin configures it; prints its result, or the config of a dry run."""
+        if not options.gin_file:
+            raise UserError(
+                f"`instructrec {self.name}` needs at least one --gin_file; "
+                f"see `instructrec {self.name} --help`"
+            )
+        function = self.load()
+        with quiet_imports():
+            from instructrec_jax.cli import gin_config
+        returned = gin_config.run_with_gin(
+            function,
+            gin_file_names=options.gin_file,
+            bindings=options.bindings,
+            dry_run=options.dry_run,
+        )
+        if options.dry_run:
+            print_result(gin_config.resolved_config())
+        elif isinstance(returned, Path):
+            print_result(str(returned))
+        elif returned is not None:
+            print_result(json.dumps(returned, indent=2))
+        return 0
+
+
+class _DemoVerb(Verb):
+    """The demo, whose stages train and score as gin files configure them."""
+
+    def more_arguments(self) -> dict[str, Any]:
+        """Returns the two stages."""
+        with quiet_imports():
+            from instructrec_jax.cli import gin_config
+            from instructrec_jax.stages import score, train
+        return {
+            "train": functools.partial(gin_config.run_with_macros, train.train),
+            "score": functools.partial(gin_config.run_with_macros, score.score),
+        }
+
+
+def _table(_: Any, arguments: Mapping[str, Any]) -> str:
+    """Returns the table of a report and where it stands."""
+    return str(arguments["output_dir"])
+
+
+TRAIN = GinVerb(
+    name="train",
+    summary="instruction records -> checkpoints",
+    description=(
+        "Fine-tunes a model, or goes on where an interrupted run of the same MODEL_DIR stopped.\n"
+        f"Writes checkpoints, metrics and the resolved config to MODEL_DIR.\n\n{_GIN_HELP}"
+    ),
+    example=(
+        "instructrec train --gin_file=gin/models/t5_tiny.gin \\\n"
+        "    --gin_file=gin/mixtures/ml_100k.gin --gin_file=gin/runs/finetune.gin \\\n"
+        "    --gin.DATA_DIR='\"runs/records\"' --gin.MODEL_DIR='\"runs/model\"'"
+    ),
+    function="instructrec_jax.stages.train:train",
+)
+EVAL = GinVerb(
+    name="eval",
+    summary="checkpoint -> HR and NDCG on validation",
+    description=(
+        "Measures a checkpoint on the ranking tasks of a task or mixture, as training does.\n"
+        f"Writes metrics.json to EVAL_OUTPUT_DIR.\n\n{_GIN_HELP}"
+    ),
+    example=(
+        "instructrec eval --gin_file=gin/models/t5_tiny.gin \\\n"
+        "    --gin_file=gin/mixtures/ml_100k.gin --gin_file=gin/runs/eval.gin \\\n"
+        "    --gin.DATA_DIR='\"runs/records\"' --gin.CHECKPOINT_PATH='\"runs/model\"' \\\n"
+        "    --gin.EVAL_OUTPUT_DIR='\"runs/eval\"'"
+    ),
+    function="instructrec_jax.stages.evaluate:evaluate",
+)
+SCORE = GinVerb(
+    name="score",
+    summary="checkpoint -> log-likelihoods of every candidate",
+    description=(
+        "Scores all candidates of every example of a task (gin/runs/score.gin), or of every\n"
+        "request of a file (gin/runs/score_requests.gin), but for the parts that are there\n"
+        "already. Several processes with the same command share the work.\n"
+        f"Writes Parquet files to INFER_OUTPUT_DIR.\n\n{_GIN_HELP}"
+    ),
+    example=(
+        "instructrec score --gin_file=gin/models/t5_tiny.gin \\\n"
+        "    --gin_file=gin/mixtures/ml_100k.gin --gin_file=gin/runs/score.gin \\\n"
+        "    --gin.DATA_DIR='\"runs/records\"' --gin.CHECKPOINT_PATH='\"runs/model\"' \\\n"
+        "    --gin.INFER_OUTPUT_DIR='\"runs/scores\"'"
+    ),
+    function="instructrec_jax.stages.score:score",
+)
+GENERATE = GinVerb(
+    name="generate",
+    summary="checkpoint -> the likeliest titles of the whole catalogue",
+    description=(
+        "Finds the likeliest titles of the catalogue under each instruction that asks for an item\n"
+        "without candidates, by beam search, and measures HR and NDCG over the whole catalogue.\n"
+        f"Writes Parquet files and metrics.json to INFER_OUTPUT_DIR.\n\n{_GIN_HELP}"
+    ),
+    example=(
+        "instructrec generate --gin_file=gin/models/t5_tiny.gin \\\n"
+        "    --gin_file=gin/mixtures/ml_100k.gin --gin_file=gin/runs/generate.gin \\\n"
+        "    --gin.MIXTURE_OR_TASK_NAME='\"ml_100k.A1\"' --gin.DATA_DIR='\"runs/records\"' \\\n"
+        "    --gin.PREPARED_DIR='\"runs/prepared\"' --gin.CHECKPOINT_PATH='\"runs/model\"' \\\n"
+        "    --gin.INFER_OUTPUT_DIR='\"runs/generated\"'"
+    ),
+    function="instructrec_jax.stages.generate:generate",
+)
+CONVERT = Verb(
+    name="convert",
+    summary="Flan-T5 checkpoints between Hugging Face, T5X and native",
+    description=(
+        "Writes the parameters, the step and the tokenizer of a checkpoint as one of another\n"
+        "kind, array by array, bit for bit. SOURCE is a folder with config.json and safetensors,\n"
+        "a T5X checkpoint_<step> folder, or a MODEL_DIR (its best checkpoint, else its latest) or\n"
+        "one of its step folders. T5 1.1 and Flan-T5 only. Adapters of a LoRA run are merged into\n"
+        "the model they belong to; --to=adapter writes them alone, as PEFT keeps them. `train`\n"
+        "and `score` also take any kind as it is, by INITIAL_CHECKPOINT_PATH and CHECKPOINT_PATH.\n"
+        "Adafactor's state goes along between T5X and native; other optimizers stay behind."
+    ),
+    example="instructrec convert downloads/flan-t5-base runs/flan-t5-base --to=native",
+    function="instructrec_jax.stages.convert:convert",
+    spelled={"source_path": "SOURCE", "output_dir": "DEST"},
+)
+REPORT = Verb(
+    name="report",
+    summary="scores -> HR and NDCG with intervals, beside the baselines",
+    description=(
+        "Chooses the best template of each scenario on validation, and reports HR@1,3,5 and\n"
+        "NDCG@3,5 on test with 95% bootstrap intervals, beside a random, a popularity and a\n"
+        "co-occurrence scorer. Writes report.json, report.md, report.txt and training_curve.png.\n"
+        "\nScores are those of `instructrec score`, or what T5X's own infer wrote in score mode\n"
+        "for the .rank tasks (gin/t5x/score.gin)."
+    ),
+    example=(
+        "instructrec report --dataset=ml_100k --prepared_dir=runs/prepared \\\n"
+        "    --validation_scores_dir=runs/scores/validation --test_scores_dir=runs/scores/test \\\n"
+        "    --metrics_file=runs/model/metrics.jsonl --output_dir=runs/report"
+    ),
+    function="instructrec_jax.stages.report:report",
+    result=_table,
+)
+DEMO = _DemoVerb(
+    name="demo",
+    summary="everything at once, on MovieLens-100K or your own data",
+    description=(
+        "Runs every stage with a small model trained from scratch, saying what each did and where\n"
+        "it wrote. A second run reuses what is valid. Ends with the table and report.json."
+    ),
+    example="instructrec demo --smoke --output_dir=runs/smoke",
+    function="instructrec_jax.stages.demo:demo",
+    spelled={"is_smoke": "--smoke"},
+    result=_table,
+)
