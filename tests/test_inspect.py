@@ -1,25 +1,15 @@
 """The stage `inspect`: what it shows of tasks, mixtures and tasks from elsewhere."""
 
-import logging
-
 import pytest
 import seqio
 import tensorflow as tf
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.pipeline.task_registration import pair_features, register_mixture
-from instructrec_jax.stages.inspect import inspect
+from instructrec_jax.stages.inspect import as_text, inspect
 
 
-@pytest.fixture
-def messages(caplog):
-    """What `inspect` has said when it is called."""
-    caplog.set_level(logging.INFO)
-    name = "instructrec_jax.stages.inspect"
-    return lambda: [record.getMessage() for record in caplog.records if record.name == name]
-
-
-def test_it_shows_examples_with_their_tokens(toy_records, messages):
+def test_it_shows_examples_with_their_tokens(toy_records):
     whole = inspect("toy.A7", data_dir=toy_records, split="test", num_examples=2)
     cut = inspect(
         "toy.A7.rank", data_dir=toy_records, split="test", num_examples=2, input_tokens=200
@@ -28,23 +18,24 @@ def test_it_shows_examples_with_their_tokens(toy_records, messages):
     assert whole[0].num_history_dropped == 0 < cut[0].num_history_dropped
     assert cut[0].num_input_tokens <= 200 < whole[0].num_input_tokens
     assert whole[0].targets == cut[0].targets
-    shown = " ".join(" ".join(messages()).split())
+    text = as_text(cut, "toy.A7.rank")
+    shown = " ".join(text.split())
     assert cut[0].inputs in shown
-    assert f"toy.A7.rank test, example {cut[0].example_id}" in shown
+    assert f"toy.A7.rank, example {cut[0].example_id}" in shown
     assert f"({cut[0].num_input_tokens} tokens, {cut[0].num_history_dropped} of the oldest" in shown
-    assert all(len(line) <= 100 for message in messages() for line in message.splitlines())
+    assert all(len(line) <= 100 for line in text.splitlines())
 
 
-def test_the_last_line_counts_what_was_read(toy_records, messages):
+def test_the_last_line_counts_what_was_read(toy_records):
     found = inspect("toy.A7", data_dir=toy_records, split="test", num_examples=5, input_tokens=200)
     dropped = [example.num_history_dropped for example in found]
-    last = messages()[-1]
+    last = as_text(found, "toy.A7").splitlines()[-1]
     assert last.startswith("5 examples: ")
     assert f"-{max(example.num_input_tokens for example in found)} tokens asked" in last
     assert f"history dropped in {sum(map(bool, dropped))} ({sum(dropped)} items)" in last
 
 
-def test_a_mixture_may_hold_a_task_from_elsewhere(toy, messages):
+def test_a_mixture_may_hold_a_task_from_elsewhere(toy):
     """Its examples have neither an id nor a history."""
 
     def lines(split, shuffle_files, seed=None):
@@ -65,7 +56,7 @@ def test_a_mixture_may_hold_a_task_from_elsewhere(toy, messages):
     assert all(example.inputs == example.targets == "a lamp" for example in foreign)
     assert all(example.num_history_dropped == 0 for example in foreign)
     number = found.index(foreign[0]) + 1
-    assert f"toy.both train, example {number}" in messages()
+    assert f"toy.both, example {number}" in as_text(found, "toy.both").splitlines()
 
 
 @pytest.mark.parametrize(
