@@ -1,28 +1,39 @@
 """Whole files or none: everything is written under a temporary name, then renamed."""
 
+import errno
 import fcntl
 import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from instructrec_jax.errors import UserError
 
+# A block that writes fails with one of these where the disk is the reason, not its input.
+_DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS}
+
 
 @contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it onto `path` if the block succeeds."""
+    """Yields a temporary path beside `path`; renames it onto `path` if the block succeeds.
+
+    Raises:
+      UserError: if it cannot be written there.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
-    temporary.touch(exist_ok=False)
+    with named_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
     try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
+        with named_errors(path, only=_DISK_ERRORS):
+            yield temporary
+        with named_errors(path):
+            _sync(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -32,17 +43,25 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; on success it takes the place of `path`.
 
     A folder that stood at `path` is kept until the new one is complete, then removed.
+
+    Raises:
+      UserError: if it cannot be written there.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
-    temporary.mkdir()
+    with named_errors(path):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"cannot write {path}: it is a link to nothing; remove it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
     retired = temporary.with_suffix(".old")
     try:
-        yield temporary
-        if path.exists():
-            path.rename(retired)
-        temporary.rename(path)
+        with named_errors(path, only=_DISK_ERRORS):
+            yield temporary
+        with named_errors(path):
+            if path.exists():
+                path.rename(retired)
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
@@ -101,17 +120,41 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def sha256(path: Path | str) -> str:
-    """Returns the hexadecimal sha256 of a file's bytes, or of every file under a folder."""
+    """Returns the hexadecimal sha256 of a file's bytes, or of every file under a folder.
+
+    Raises:
+      UserError: if something cannot be read, or is a device or FIFO, which may never end.
+    """
     path = Path(path)
     digest = hashlib.sha256()
-    members = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for member in members:
-        if path.is_dir():
-            digest.update(str(member.relative_to(path)).encode())
-        with member.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+    with named_errors(path, verb="read"):
+        members = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for member in members:
+            if path.is_dir():
+                digest.update(str(member.relative_to(path)).encode())
+            check_is_file(member)
+            with member.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
     return digest.hexdigest()
+
+
+def check_is_file(path: Path) -> None:
+    """Raises UserError if something other than a file stands there."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot read {path}: it is a folder, a FIFO or a device, expected a file")
+
+
+@contextmanager
+def named_errors(path: Path, *, verb: str = "write", only: Collection[int] = ()) -> Iterator[None]:
+    """Turns an error of the operating system, of those in `only` if any, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if only and error.errno not in only:
+            raise
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot {verb} {path}: {reason}; mend it or name another path") from None
 
 
 def _temporary(path: Path) -> Path:

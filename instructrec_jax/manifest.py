@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -25,7 +26,8 @@ class Manifest:
       settings: everything else that decides the output (seed included); JSON values only.
       counts: what was written, by name.
       drops: what was left out, by reason.
-      damage: places of damaged lines that were left out, the first few by reason.
+      damage: where damaged lines that were left out stand, the first few by reason.
+      examples: one example of what was left out, by reason.
       versions: versions of the packages that took part.
       command: the command line, to run it again.
     """
@@ -36,8 +38,9 @@ class Manifest:
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     drops: Mapping[str, int] = dataclasses.field(default_factory=dict)
     damage: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
+    examples: Mapping[str, str] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=lambda: _versions())
-    command: str = dataclasses.field(default_factory=lambda: " ".join(sys.argv))
+    command: str = dataclasses.field(default_factory=lambda: shlex.join(sys.argv))
 
     def describes_same_work(self, other: "Manifest") -> bool:
         """Returns whether both stand for the same stage, inputs and settings."""
@@ -61,14 +64,31 @@ def read_manifest(folder: Path | str) -> Manifest:
     """
     path = Path(folder) / FILE_NAME
     try:
-        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        found = Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        _check_shape(found)
+        return found
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{folder} holds no {FILE_NAME}: it is not the output of a finished stage; "
             "run the stage that writes it, or name another folder"
         ) from None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove its folder and rerun") from None
+    except (ValueError, TypeError, RecursionError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path} is damaged ({reason}); remove its folder and rerun") from None
+
+
+def _check_shape(manifest: Manifest) -> None:
+    """Raises TypeError where a field of a manifest that was read holds another type."""
+    kinds: dict[str, tuple[type, type]] = {
+        **{"inputs": (dict, str), "settings": (dict, object), "versions": (dict, str)},
+        **{"counts": (dict, object), "drops": (dict, object), "damage": (dict, list)},
+        **{"examples": (dict, str), "stage": (str, str), "command": (str, str)},
+    }
+    for name, (kind, inner) in kinds.items():
+        value = getattr(manifest, name)
+        members = value.values() if isinstance(value, dict) else value
+        if not isinstance(value, kind) or not all(isinstance(one, inner) for one in members):
+            raise TypeError(f"its {name} is {str(value)[:60]!r}, expected {kind.__name__}")
 
 
 def find_same_work(folder: Path | str, planned: Manifest) -> Manifest | None:
@@ -80,9 +100,11 @@ def find_same_work(folder: Path | str, planned: Manifest) -> Manifest | None:
       UserError: if the folder holds something else, which is never overwritten.
     """
     folder = Path(folder)
-    if not folder.exists() or (folder.is_dir() and _is_empty(folder)):
-        return None
-    if not (folder / FILE_NAME).exists():
+    with files.named_errors(folder, verb="look into"):
+        if not folder.exists() or (folder.is_dir() and _is_empty(folder)):
+            return None
+        has_manifest = (folder / FILE_NAME).exists()
+    if not has_manifest:
         raise UserError(
             f"output folder {folder} is not empty and holds no {FILE_NAME}; "
             "name another folder or remove it"

@@ -1,9 +1,12 @@
 """The ground that every part stands on: files, manifests, seeds and errors."""
 
 import dataclasses
+import errno
 import json
 import os
+import shlex
 import stat
+import sys
 
 import pytest
 from hypothesis import given
@@ -134,11 +137,69 @@ def test_work_killed_while_it_claimed_its_folder_can_begin_again(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == [manifest.FILE_NAME]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"stage": "x", "color": "red"})])
+WHOLE = {"stage": "prepare", "inputs": {}, "settings": {}}
+DAMAGED = {
+    **{"empty": "", "half": "{", "list": "[]", "deep": "[" * 100_000},
+    **{"other field": json.dumps(WHOLE | {"color": "red"}), "too few": '{"stage": "x"}'},
+    "settings are a list": json.dumps(WHOLE | {"settings": [1]}),
+    "inputs are null": json.dumps(WHOLE | {"inputs": None}),
+    "counts are a number": json.dumps(WHOLE | {"counts": 7}),
+    "stage is a number": json.dumps(WHOLE | {"stage": 7}),
+    "a hash is a number": json.dumps(WHOLE | {"inputs": {"log": 7}}),
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / manifest.FILE_NAME).write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         manifest.read_manifest(tmp_path)
+
+
+def test_a_folder_for_a_manifest_is_named(tmp_path):
+    (tmp_path / manifest.FILE_NAME).mkdir()
+    with pytest.raises(UserError, match=r"manifest\.json is damaged \(Is a directory"):
+        manifest.read_manifest(tmp_path)
+
+
+def test_the_recorded_command_can_be_pasted_into_a_shell(tmp_path, monkeypatch):
+    arguments = ["instructrec", "prepare", "--input_dir=my logs", "--gin.DATA_DIR='\"x\"'"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    plan().write(tmp_path)
+    assert shlex.split(manifest.read_manifest(tmp_path).command) == arguments
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "nothing").symlink_to(tmp_path / "gone")
+    for path in (tmp_path / "file" / "below", tmp_path / "nothing", tmp_path / ("n" * 300)):
+        with (
+            pytest.raises(UserError, match=r"cannot write .*/(file/below|nothing|n+): "),
+            files.atomic_directory(path) as temporary,
+        ):
+            (temporary / "a").write_text("1")
+    with pytest.raises(UserError, match=r"cannot write .*file/below: File exists"):
+        files.write_text(tmp_path / "file" / "below", "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "nothing"]
+    with pytest.raises(UserError, match=r"cannot look into .*n: File name too long"):
+        manifest.find_same_work(tmp_path / ("n" * 300), plan())
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_and_other_errors_pass(tmp_path):
+    for code, expected in ((errno.ENOSPC, UserError), (errno.EACCES, PermissionError)):
+        with pytest.raises(expected), files.atomic_directory(tmp_path / "a") as temporary:
+            (temporary / "half").write_text("1")
+            raise OSError(code, os.strerror(code))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_file_is_not_hashed(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: it is a folder, a FIFO or a device"):
+        files.sha256(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"cannot read .*link: No such file"):
+        files.sha256(tmp_path / "link")
 
 
 def test_a_folder_without_manifest_is_not_the_output_of_a_stage(tmp_path):

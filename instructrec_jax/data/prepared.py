@@ -138,12 +138,19 @@ def read_prepared(folder: Path | str) -> PreparedData:
             f"{folder} holds the output of {manifest.stage!r}, expected that of {STAGE!r}; "
             "name the folder that `instructrec prepare` wrote"
         )
+    settings = manifest.settings
+    dataset, form = settings.get("dataset"), settings.get("prepared_format", FORMAT)
+    if not isinstance(dataset, str) or form != FORMAT:
+        raise UserError(
+            f"{folder} holds format {form!r} of dataset {dataset!r}, expected format {FORMAT}; "
+            "run `instructrec prepare` again into another folder"
+        )
     items, search_splits = _read_items(folder / "items.parquet")
     histories, seen_items = _read_histories(folder / "histories.parquet")
     path = folder / "candidates.parquet"
     _check(path)
     return PreparedData(
-        dataset=str(manifest.settings["dataset"]),
+        dataset=dataset,
         items=items,
         search_splits=search_splits,
         histories=histories,

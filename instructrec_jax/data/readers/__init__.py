@@ -20,7 +20,10 @@ def recognise(folder: Path | str) -> tuple[Format, tuple[Path, ...]]:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise UserError(f"input folder {folder} {what}; name the folder that holds the logs")
-    found = [(form, paths) for form in FORMATS if (paths := form.find(folder))]
+    try:
+        found = [(form, paths) for form in FORMATS if (paths := form.find(folder))]
+    except OSError as error:
+        raise UserError(f"cannot read input folder {folder}: {error.strerror or error}") from None
     if not found:
         raise UserError(_not_understood(folder))
     if len(found) > 1:

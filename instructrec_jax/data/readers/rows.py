@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NoReturn, cast
 
 from instructrec_jax.damage import Damage, DamagedLineError, damaged
 from instructrec_jax.errors import UserError
+from instructrec_jax.files import check_is_file
 
 _LOGGER = logging.getLogger(__name__)
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -41,7 +42,7 @@ def read_lines(path: Path, damage: Damage | None = None) -> Iterator[tuple[int, 
     damage = damage or Damage()
     number = 0
     try:
-        _check_is_file(path)
+        check_is_file(path)
         with _open(path) as stream:
             for raw in stream:
                 number += 1
@@ -71,12 +72,6 @@ def read_lines(path: Path, damage: Damage | None = None) -> Iterator[tuple[int, 
 def fail(path: Path, line: int, problem: str) -> NoReturn:
     """Raises the error for a line without which the file means nothing, such as its header."""
     raise UserError(f"{path} line {line}: {problem}")
-
-
-def _check_is_file(path: Path) -> None:
-    """Refuses what is no file: a FIFO or a device may never end."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no file but a folder or a device; put the file itself there")
 
 
 def _open(path: Path) -> BinaryIO:
