@@ -177,6 +177,46 @@ def test_a_file_is_named_after_its_department(name, category):
     assert category_of_file(Path(name)) == category
 
 
+@pytest.mark.parametrize("edition", [2014, 2018, 2023])
+@pytest.mark.parametrize("bare_title", ["", "\u200b", '<span class="x">'])
+def test_an_item_listed_twice_gets_what_its_first_line_lacks(tmp_path, edition, bare_title):
+    bare = [(raw_id, bare_title, [], "") for raw_id, *_ in ITEMS[:2]]
+    lines = [item_line(edition, item) for item in (*bare, *ITEMS)]
+    log = read_logs(write(tmp_path, edition, items=lines))
+    assert log.num_items_listed_again == 2
+    assert [(item.title, item.brand) for item in log.items[:2]] == [
+        (ITEMS[0][1], "Fenwick"),
+        (ITEMS[1][1], ""),
+    ]
+    assert log.items[0].category == "Shoes, Rain & Snow"
+
+
+@pytest.mark.parametrize(
+    ("edition", "value", "unit", "hint"),
+    [
+        (2018, 1_400_000_000_000, "seconds", "seems to be in milliseconds"),
+        (2018, -7, "seconds", "(1995) to"),
+        (2018, 1e300, "seconds", "(1995) to"),
+        (2018, 4_100_000_000, "seconds", "(2096)"),
+        (2023, 1_400_000_000, "milliseconds", "seems to be in seconds"),
+        (2023, 0, "milliseconds", "(1995) to"),
+    ],
+)
+def test_times_of_another_unit_are_damage_that_names_it(tmp_path, edition, value, unit, hint):
+    lines = [review_line(edition, review) for review in REVIEWS]
+    field = "timestamp" if edition == 2023 else "unixReviewTime"
+    lines[1] = json.dumps(json.loads(lines[1]) | {field: value})
+    folder = write(tmp_path, edition, reviews=lines)
+    with pytest.raises(UserError) as caught:
+        read_logs(folder)
+    name = NAMES[edition][0]
+    for part in (f"{name} line 2: {field} is {value!r}, expected {unit} since 1970", hint):
+        assert part in str(caught.value)
+    damage = Damage(on_damage="skip")
+    assert len(read_logs(folder, damage).event_user) == 4
+    assert damage.counts == {"bad_time": 1}
+
+
 BAD_REVIEWS = {
     "half a line": ('{"reviewerID": "U9", "asin', "not_a_record", "neither JSON"),
     "a list": ('["U9", "P1"]', "not_a_record", "a record in braces"),

@@ -5,6 +5,7 @@ import pytest
 
 from instructrec_jax.data.columnar import Candidates, Histories, ItemSets
 from instructrec_jax.data.prepared import PreparedData
+from instructrec_jax.errors import UserError
 from instructrec_jax.instructions import builder
 from instructrec_jax.instructions.builder import RecordBuilder, RecordSettings
 from instructrec_jax.records import Annotation, CandidateList, History, Item
@@ -166,6 +167,14 @@ def test_any_range_gives_what_the_whole_gives():
         for record in make(Recorder()).records("leave_one_out", "train", numbers)
     ]
     assert parts == whole[3:] + whole[:3]
+
+
+def test_a_time_that_no_calendar_holds_is_named(monkeypatch):
+    maker = make(states_time=True)
+    times = np.full(len(maker._data.histories.item_ids), 10**14)
+    monkeypatch.setattr(maker._data.histories, "times", times)
+    with pytest.raises(UserError, match=r"user 'a' has the time 100000000000000, expected seconds"):
+        all_records(maker, "leave_one_out", "train")
 
 
 @pytest.mark.parametrize(("states_time", "context"), [(True, "December 2014"), (False, "")])

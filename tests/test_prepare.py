@@ -144,6 +144,47 @@ def test_output_of_the_same_work_is_reused_and_left_alone(toy, toy_logs, caplog)
     assert {path.name: path.stat().st_mtime_ns for path in toy.iterdir()} == before
 
 
+def test_a_loss_of_more_than_one_event_in_twenty_is_the_last_word(tmp_path, caplog):
+    events = [f"u{user} i{user + n} {n}" for user in range(5) for n in range(4)]
+    items = [f"i{item} Kite_{item} Toys" for item in range(8)]
+    logs = write_small(tmp_path / "logs", [*events, "u0 ghost 9"], items)
+    prepare(dataset="toy", input_dir=logs, output_dir=tmp_path / "o", settings=LOOSE)
+    assert "were left out" not in caplog.text  # 1 of 21
+    write_small(logs, [*events, "u3 ghost 9", "u4 ghost 9"], items)
+    for _ in range(2):  # and again where the output is reused
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            prepare(dataset="toy", input_dir=logs, output_dir=tmp_path / "p", settings=LOOSE)
+        assert caplog.records[-1].levelname == "WARNING"
+        assert caplog.messages[-1] == (
+            "2 of the log's 22 events (9 %) were left out: interactions_of_unknown_items=2, "
+            "such as user 'u3', item 'ghost'"
+        )
+
+
+def test_titles_that_nobody_sees_are_no_titles(tmp_path):
+    events = [f"u{user} i{4 if n == 3 else user + n} {n}" for user in (0, 1, 5) for n in range(4)]
+    items = [f"i{item} Kite_{item} Toys" for item in range(9) if item != 4]
+    logs = write_small(tmp_path / "logs", events, [*items, "i4 \u200e\u2060 Toys"])
+    manifest = prepare(dataset="toy", input_dir=logs, output_dir=tmp_path / "o", settings=LOOSE)
+    assert manifest.counts["log_items_without_title"] == manifest.drops["items_without_title"] == 1
+    assert manifest.drops["interactions_of_items_without_title"] == 3
+
+
+def test_titles_that_are_one_to_a_model_are_never_negatives_of_each_other(tmp_path):
+    titles = ["Cr\u00eape", "Cre\u0302pe", "Wait\u2026", "Wait...", "A;_B", "A,_B", "Kite", "Drum"]
+    items = [f"i{number} {title} Toys" for number, title in enumerate(titles)]
+    events = [f"u{user} i{(2 * user + n) % 8} {n}" for user in range(20) for n in (0, 3, 6)]
+    logs = write_small(tmp_path / "logs", events, items)
+    few = dataclasses.replace(
+        LOOSE, num_candidates=5, allow_fewer_candidates=True, max_same_title_share=1.0
+    )
+    prepare(dataset="toy", input_dir=logs, output_dir=tmp_path / "o", settings=few)
+    one_of = [0, 0, 1, 1, 2, 2, 3, 4]
+    for row in read_prepared(tmp_path / "o").candidates:
+        assert len({one_of[item] for item in row.candidate_ids}) == len(row.candidate_ids)
+
+
 def test_output_of_other_work_is_never_overwritten(toy, toy_logs, tmp_path):
     before = hashes(toy)
     with pytest.raises(UserError, match=r"holds another run.*'seed'"):

@@ -1,7 +1,10 @@
 """Readers: every format gives the same log, and every kind of damage is named by file and line."""
 
+import csv
 import gzip
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -130,11 +133,16 @@ def test_genres_become_a_path_and_unknown_ones_none(genres, path):
     assert genres_path(genres) == path
 
 
-def test_the_first_line_of_an_item_counts(tmp_path):
-    put(tmp_path, interactions__tsv=INTERACTIONS, items__tsv=ITEMS + "i1\tOther\tToys\n")
+def test_the_first_line_of_an_item_that_has_a_title_or_a_category_gives_it(tmp_path):
+    again = "i1\tOther\tSports\ni2\tOther\tAir\ni3\t\tAir\ni3\tGrey Kite\t\ni3\tOther\tX\n"
+    put(tmp_path, interactions__tsv=INTERACTIONS, items__tsv=ITEMS + again)
     log = read_logs(tmp_path)
-    assert log.num_items_listed_again == 1
-    assert [item.title for item in log.items] == ["Red Kite", "Blue Kite"]
+    assert log.num_items_listed_again == 4
+    assert [(item.title, item.category) for item in log.items] == [
+        ("Red Kite", "Toys"),
+        ("Blue Kite", "Air"),
+        ("Grey Kite", "Air"),
+    ]
 
 
 def test_brands_and_categories_beside_the_items_fill_what_the_items_leave_open(tmp_path):
@@ -192,7 +200,10 @@ TEXT = st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=("C
 
 
 @settings(deadline=None)
-@given(titles=st.lists(TEXT, min_size=1, max_size=5), packed=st.booleans())
+@given(
+    titles=st.lists(TEXT.filter(lambda title: '""' not in title), min_size=1, max_size=5),
+    packed=st.booleans(),
+)
 def test_any_title_without_tabs_and_line_ends_is_read_back(tmp_path_factory, titles, packed):
     folder = tmp_path_factory.mktemp("titles")
     lines = "".join(f"i{index}\t{title}\n" for index, title in enumerate(titles))
@@ -202,7 +213,128 @@ def test_any_title_without_tabs_and_line_ends_is_read_back(tmp_path_factory, tit
     assert [item.title for item in read_logs(folder).items] == titles
 
 
+@pytest.mark.parametrize(("quoting", "num_lines"), [(csv.QUOTE_MINIMAL, 2), (csv.QUOTE_ALL, 3)])
+def test_a_tsv_quoted_as_csv_is_read_without_the_quotes_and_this_is_said(
+    tmp_path, caplog, quoting, num_lines
+):
+    rows = [("i1", 'Kite 9" "Red"', "Toys"), ("i2", "Blue Kite", ""), ("i3", '"', "Toys")]
+    with (tmp_path / "items.tsv").open("w", newline="") as stream:
+        writer = csv.writer(stream, delimiter="\t", quoting=quoting, lineterminator="\n")
+        writer.writerows([("item_id", "title", "category"), *rows])
+    log = read_logs(put(tmp_path, interactions__tsv=INTERACTIONS))
+    assert [(item.raw_id, item.title, item.category) for item in log.items] == rows
+    assert f"items.tsv: {num_lines} lines hold fields quoted as CSV" in caplog.text
+
+
+def test_quotes_that_are_part_of_a_title_are_kept(tmp_path, caplog):
+    titles = ['"Heroes"', '""Twice""', '12"', '"', '""', 'The "Best" one']
+    lines = "".join(f"i{number}\t{title}\n" for number, title in enumerate(titles))
+    put(tmp_path, interactions__tsv=INTERACTIONS, items__tsv="item_id\ttitle\n" + lines)
+    assert [item.title for item in read_logs(tmp_path).items] == titles
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("form", ["tsv", "jsonl", "recbole", "details"])
+@pytest.mark.parametrize(
+    ("written", "category"),
+    [
+        ("'Home & Garden', \"Gardener's Tools\"", "Home & Garden, Gardener's Tools"),
+        ("['Toys', 'Kites']", "Toys, Kites"),
+        ('["Toys", null, "Kites"]', "Toys, Kites"),
+        ("[['Toys', 'Kites'], ['Sports']]", "Toys, Kites"),
+        ("{'Toys', 'Air'}", "Toys, Air"),
+        ("'Toys'", "Toys"),
+        ('"Toys"', "Toys"),
+        ("[]", ""),
+        ("None", ""),
+        ("nan", ""),
+        ("['None', 'Toys']", "Toys"),
+        ("[Toys", "[Toys"),
+    ],
+)
+def test_a_category_written_as_a_list_or_a_word_for_nothing_is_read_as_such(
+    tmp_path, form, written, category
+):
+    put(tmp_path, interactions__tsv=INTERACTIONS, items__tsv=ITEMS.replace("Toys", written))
+    if form == "jsonl":
+        (tmp_path / "items.tsv").unlink()
+        item = {"item_id": "i1", "title": "Red Kite", "category": written}
+        put(tmp_path, items__jsonl=json.dumps(item))
+    elif form == "recbole":
+        for path in tmp_path.iterdir():
+            path.unlink()
+        put(tmp_path, toy__inter="user_id:token\titem_id:token\nu1\ti1\n")
+        put(tmp_path, toy__item=f"item_id:token\ttitle:token\tgenres:token\ni1\tA\t{written}\n")
+    elif form == "details":
+        put(tmp_path, items__tsv="item_id\ttitle\ni1\tRed Kite\n")
+        put(tmp_path, items_meta__tsv=f"item_id\tcategories\ni1\t{written}\n")
+    assert read_logs(tmp_path).items[0].category == category
+
+
+def test_blanks_at_the_ends_of_ids_do_not_count(tmp_path):
+    events_of = "user_id\titem_id\ttimestamp\nu1 \ti1\t3\nu1\t i2\t1\n"
+    put(tmp_path, interactions__tsv=events_of, items__tsv=ITEMS.replace("i1\t", "i1 \t"))
+    log = read_logs(tmp_path)
+    assert events(log) == [("u1", "i1", 3.0), ("u1", "i2", 1.0)]
+    assert [item.raw_id for item in log.items] == ["i1", "i2"]
+
+
+@pytest.mark.parametrize("form", ["toy.inter", "interactions.tsv", "interactions.jsonl"])
+@pytest.mark.parametrize("user", ["user_id", "session_id"])
+def test_lines_that_repeat_the_events_before_are_refused_by_name(tmp_path, form, user):
+    put(tmp_path, items__tsv=ITEMS)
+    lines = f"{user}\titem_id_list\titem_id\nu1\ti1 i2\ti3\nu1\ti1\ti2\n"
+    if form == "toy.inter":
+        lines = re.sub(r"(user_id|session_id|item_id_list|item_id)(?=[\t\n])", r"\1:token", lines)
+        (tmp_path / "items.tsv").unlink()
+        put(tmp_path, toy__item="item_id:token\ttitle:token\ni1\tA\n")
+    elif form == "interactions.jsonl":
+        lines = json.dumps({user: "u1", "item_id_list": ["i1", "i2"], "item_id": "i3"})
+    (tmp_path / form).write_text(lines)
+    with pytest.raises(UserError, match=rf"{form} line 1: the field 'item_id_list' repeats"):
+        read_logs(tmp_path)
+
+
+@pytest.mark.parametrize("other", [1_400_000_000_000, 1_400_000_000_000_000])
+def test_seconds_beside_milliseconds_are_refused(tmp_path, other):
+    lines = f"user_id\titem_id\ttimestamp\nu1\ti1\t1400000000\nu1\ti2\t{other}\nu1\ti3\t5\n"
+    put(tmp_path, interactions__tsv=lines, items__tsv=ITEMS)
+    with pytest.raises(UserError, match=rf"interactions\.tsv: .*such as {other} of event 2\)"):
+        read_logs(tmp_path)
+    put(tmp_path, interactions__tsv=lines.replace("1400000000\n", "14\n", 1))
+    assert read_logs(tmp_path).has_times  # numbers of one unknown unit, only their order counts
+
+
+@pytest.mark.parametrize("name", ["interactions.tsv", "items.tsv"])
+def test_what_cannot_be_read_ends_in_one_message(tmp_path, name):
+    put(tmp_path, interactions__tsv=INTERACTIONS, items__tsv=ITEMS)
+    path = tmp_path / name
+    path.unlink()
+    for make, problem in (
+        (path.mkdir, f"{name}: it is a folder"),
+        (lambda: os.mkfifo(path), f"{name}: it is a folder, a FIFO or a device"),
+        (lambda: path.symlink_to("gone"), f"{name}: No such file"),
+        (lambda: path.symlink_to(name), f"{name}: Too many levels of symbolic links"),
+    ):
+        make()
+        with pytest.raises(UserError, match=f"cannot read .*{problem}"):
+            read_logs(tmp_path)
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
 BAD = {
+    "line ends of old Macs": (
+        {"items__tsv": ITEMS.replace("\n", "\r")},
+        ["items.tsv line 1", "carriage returns (CR) without line feeds"],
+    ),
+    "a line end in CSV quotes": (
+        {"items__tsv": 'item_id\ttitle\tcategory\ni1\t"Red\nKite"\tToys\n'},
+        ["items.tsv line 2", "quoted as CSV holds a tab or a line end", "csv.QUOTE_NONE"],
+    ),
+    "a tab in CSV quotes": (
+        {"items__tsv": 'item_id\ttitle\ni1\t"Red\tKite"\n'},
+        ["items.tsv line 2", "quoted as CSV holds a tab or a line end"],
+    ),
     "half a line": (
         {"interactions__tsv": INTERACTIONS + "u3\ti"},
         ["interactions.tsv line 5", "2 tab-separated fields, expected 3", "half-written"],

@@ -35,13 +35,33 @@ class Preparation:
       data: all but the reviews.
       counts: what is written, by name.
       drops: what was left out, by reason.
+      examples: one event of each reason for which events were left out.
       event_numbers: [total] int32, for each entry of the histories its event's number in the log.
     """
 
     data: PreparedData
     counts: dict[str, int]
     drops: dict[str, int]
+    examples: dict[str, str]
     event_numbers: npt.NDArray[np.int32]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Account:
+    """What is counted on the way through a log; see Preparation."""
+
+    log: RawLog
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    drops: dict[str, int] = dataclasses.field(default_factory=dict)
+    examples: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def leave_out(self, reason: str, numbers: npt.NDArray[np.integer]) -> None:
+        """Counts the events of these numbers as left out, and names the first in the log."""
+        self.drops[reason] = len(numbers)
+        if len(numbers):
+            log, first = self.log, int(numbers.min())
+            user, item = log.users[log.event_user[first]], log.event_items[log.event_item[first]]
+            self.examples[reason] = f"user {user!r}, item {item!r}"
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -53,12 +73,17 @@ class _Events:
     time: npt.NDArray[np.float64]
     number: npt.NDArray[np.int32]  # of the event in the log
 
-    def take(self, kept: npt.NDArray) -> int:
-        """Keeps the events at `kept`, in that order; returns how many were left out."""
-        num_left_out = len(self.user) - len(kept)
+    def take(self, kept: npt.NDArray) -> None:
+        """Keeps the events at `kept`, in that order."""
         for column in dataclasses.fields(self):  # one at a time, to hold one more at most
             setattr(self, column.name, getattr(self, column.name)[kept])
-        return num_left_out
+
+    def keep(self, kept: npt.NDArray, reason: str, account: _Account) -> None:
+        """Keeps the events at `kept`; the others are counted as left out."""
+        is_left_out = np.ones(len(self.user), dtype=np.bool_)
+        is_left_out[kept] = False
+        account.leave_out(reason, self.number[is_left_out])
+        self.take(kept)
 
     def num_users(self) -> int:
         """Counts the users with an event."""
@@ -80,23 +105,21 @@ def prepare_log(log: RawLog, dataset: str, settings: PrepareSettings) -> Prepara
     Raises:
       UserError: if nothing is left, or the catalogue is too small for the candidates.
     """
-    counts: dict[str, int] = {}
-    drops: dict[str, int] = {"items_listed_again": log.num_items_listed_again}
-    listed = catalogue.clean_catalogue(log, settings, counts, drops)
-    events = _known_events(log, listed, drops)
+    account = _Account(log=log, drops={"items_listed_again": log.num_items_listed_again})
+    listed = catalogue.clean_catalogue(log, settings, account.counts, account.drops)
+    events = _known_events(listed, account)
     if log.has_times:
-        drops["exact_repeats"] = events.take(
-            filtering.drop_repeats(events.user, events.item, events.time)
-        )
-    _keep_core(events, settings.k_core or 1, counts, drops)
-    _keep_long_users(events, drops)
+        distinct = filtering.drop_repeats(events.user, events.item, events.time)
+        events.keep(distinct, "exact_repeats", account)
+    _keep_core(events, settings.k_core or 1, account)
+    _keep_long_users(events, account)
     if not len(events.user):
-        raise UserError(_nothing_left(drops))
-    _order(events, log, counts)
-    items, new_ids = _renumber(listed, events, drops)
+        raise UserError(_nothing_left(account.drops))
+    _order(events, log, account.counts)
+    items, new_ids = _renumber(listed, events, account.drops)
     events.item = new_ids[events.item]
     seen = _seen_items(events, len(items))
-    event_numbers, histories = _histories(log, events, settings.max_history, counts, drops)
+    event_numbers, histories = _histories(events, settings.max_history, account)
     items_splits = catalogue.search_splits(items, dataset=dataset, seed=settings.seed)
     ids = title_ids([item.title for item in items])
     data = PreparedData(
@@ -115,9 +138,15 @@ def prepare_log(log: RawLog, dataset: str, settings: PrepareSettings) -> Prepara
             allow_fewer=settings.allow_fewer_candidates,
         ),
     )
-    counts["items_beyond_one_a_title"] = len(items) - len(np.unique(ids))
-    _count_output(data, settings, counts)
-    return Preparation(data=data, counts=counts, drops=drops, event_numbers=event_numbers)
+    account.counts["items_beyond_one_per_title"] = len(items) - len(np.unique(ids))
+    _count_output(data, settings, account.counts)
+    return Preparation(
+        data=data,
+        counts=account.counts,
+        drops=account.drops,
+        examples=account.examples,
+        event_numbers=event_numbers,
+    )
 
 
 def write_preparation(
@@ -155,16 +184,17 @@ def write_preparation(
     return preparation
 
 
-def _known_events(log: RawLog, listed: Sequence[Item], drops: dict[str, int]) -> _Events:
+def _known_events(listed: Sequence[Item], account: _Account) -> _Events:
     """Returns the events whose item is in the catalogue and has a title."""
-    places = {item.raw_id: item.item_id for item in listed}
-    place_of_code = np.array([places.get(raw_id, -1) for raw_id in log.event_items], dtype=np.int32)
+    log = account.log
+    ids = {item.raw_id: item.item_id for item in listed}
+    id_of_code = np.array([ids.get(raw_id, -1) for raw_id in log.event_items], dtype=np.int32)
     has_title = np.array([bool(item.title) for item in listed])
-    item = place_of_code[log.event_item]
+    item = id_of_code[log.event_item]
     is_listed = item >= 0
     is_kept = is_listed & has_title[item]
-    drops["interactions_of_unknown_items"] = int((~is_listed).sum())
-    drops["interactions_of_items_without_title"] = int((is_listed & ~is_kept).sum())
+    account.leave_out("interactions_of_unknown_items", np.flatnonzero(~is_listed))
+    account.leave_out("interactions_of_items_without_title", np.flatnonzero(is_listed & ~is_kept))
     if not is_kept.any():
         raise UserError(
             f"no interaction names an item of the catalogue that has a title: the log has item "
@@ -179,27 +209,28 @@ def _known_events(log: RawLog, listed: Sequence[Item], drops: dict[str, int]) ->
     )
 
 
-def _keep_core(events: _Events, k: int, counts: dict[str, int], drops: dict[str, int]) -> None:
+def _keep_core(events: _Events, k: int, account: _Account) -> None:
     """Applies the k-core; records what a single pass would have kept."""
     core = filtering.k_core(events.user, events.item, k)
     one_pass = core.kept_after_one_pass
+    counts, drops = account.counts, account.drops
     counts["k_core_rounds"] = core.num_rounds
     counts["one_pass_users"] = filtering.count_distinct(events.user[one_pass])
     counts["one_pass_items"] = filtering.count_distinct(events.item[one_pass])
     counts["one_pass_interactions"] = len(one_pass)
     num_users, num_items = events.num_users(), events.num_items()
-    drops["interactions_below_k_core"] = events.take(core.kept)
+    events.keep(core.kept, "interactions_below_k_core", account)
     drops["users_below_k_core"] = num_users - events.num_users()
     drops["items_below_k_core"] = num_items - events.num_items()
 
 
-def _keep_long_users(events: _Events, drops: dict[str, int]) -> None:
+def _keep_long_users(events: _Events, account: _Account) -> None:
     """Drops users with too few events for a training, a validation and a test item."""
     per_user = np.bincount(events.user) if len(events.user) else np.zeros(0, dtype=np.int64)
     num_users = events.num_users()
     kept = np.flatnonzero(per_user[events.user] >= MIN_HISTORY)
-    drops["interactions_of_short_users"] = events.take(kept)
-    drops["users_too_short"] = num_users - events.num_users()
+    events.keep(kept, "interactions_of_short_users", account)
+    account.drops["users_too_short"] = num_users - events.num_users()
 
 
 def _order(events: _Events, log: RawLog, counts: dict[str, int]) -> None:
@@ -239,20 +270,17 @@ def _seen_items(events: _Events, num_items: int) -> ItemSets:
 
 
 def _histories(
-    log: RawLog,
-    events: _Events,
-    max_history: int,
-    counts: dict[str, int],
-    drops: dict[str, int],
+    events: _Events, max_history: int, account: _Account
 ) -> tuple[npt.NDArray[np.int32], Histories]:
     """Returns each user's last items, and the numbers of their events in the log."""
+    log = account.log
     starts, lengths = filtering.split_by_user(events.user)
     users = events.user[starts]
-    counts["interactions_before_cut"] = len(events.user)
+    account.counts["interactions_before_cut"] = len(events.user)
     num_cut = np.maximum(lengths - max_history, 0)
-    drops["interactions_before_last_items"] = int(num_cut.sum())
-    places = np.arange(len(events.user)) - np.repeat(starts, lengths)
-    events.take(np.flatnonzero(places >= np.repeat(num_cut, lengths)))
+    positions = np.arange(len(events.user)) - np.repeat(starts, lengths)
+    kept = np.flatnonzero(positions >= np.repeat(num_cut, lengths))
+    events.keep(kept, "interactions_before_last_items", account)
     histories = Histories(
         pa.array([log.users[user] for user in users.tolist()], type=pa.string()),
         events.item,

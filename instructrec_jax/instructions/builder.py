@@ -23,6 +23,7 @@ from instructrec_jax.data.columnar import (
     Histories,
 )
 from instructrec_jax.data.prepared import PreparedData
+from instructrec_jax.errors import UserError
 from instructrec_jax.records import (
     Annotation,
     CandidateList,
@@ -161,8 +162,7 @@ class RecordBuilder:
         """Returns the record of a user's position; nothing after it is read."""
         context = ""
         if self._settings.states_time and history.times:
-            moment = datetime.fromtimestamp(history.times[row.position], UTC)
-            context = f"{_MONTHS[moment.month - 1]} {moment.year}"
+            context = _month(history.times[row.position], history.user_id)
         preferences, intentions = [], []
         if self._texts is not None:
             preferences.append(self._texts.preference(user, row.position))
@@ -349,3 +349,15 @@ _MONTHS = (
     "November",
     "December",
 )
+
+
+def _month(seconds: int, user_id: str) -> str:
+    """Returns the month of a time in seconds since 1970, such as "May 2014"."""
+    try:
+        moment = datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        raise UserError(
+            f"user {user_id!r} has the time {seconds}, expected seconds since 1970; run "
+            "`instructrec prepare` again, which checks the log's times"
+        ) from None
+    return f"{_MONTHS[moment.month - 1]} {moment.year}"

@@ -16,6 +16,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, find_same_work
 
 _LOGGER = logging.getLogger(__name__)
+_MAX_LOSS = 0.05  # share of the log's events that may be left out without a warning
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 # Choices that a later change must not alter silently: they are compared when output is reused.
 _PROTOCOL = {
@@ -89,6 +90,7 @@ def prepare(
                     **result.drops,
                 },
                 damage=damage.examples,
+                examples=result.examples,
             )
             manifest.write(folder)
         _LOGGER.info("wrote %s", output_dir)
@@ -120,4 +122,18 @@ def _report(manifest: Manifest) -> None:
             "order by file where times are equal: %d users, %d of them at their last item",
             counts["users_with_time_ties"],
             counts["users_with_time_tie_at_last_item"],
+        )
+    num_read = counts["log_interactions"]
+    num_left_out = num_read - counts["interactions"]
+    if num_left_out > _MAX_LOSS * num_read:
+        reasons = sorted(manifest.examples, key=lambda reason: -manifest.drops[reason])
+        _LOGGER.warning(
+            "%d of the log's %d events (%.0f %%) were left out: %s",
+            num_left_out,
+            num_read,
+            100 * num_left_out / num_read,
+            "; ".join(
+                f"{reason}={manifest.drops[reason]}, such as {manifest.examples[reason]}"
+                for reason in reasons
+            ),
         )

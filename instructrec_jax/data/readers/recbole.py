@@ -19,6 +19,7 @@ from instructrec_jax.data.readers.raw_log import (
 )
 from instructrec_jax.data.readers.rows import Column, header_names, tsv_rows
 from instructrec_jax.data.readers.values import as_id, as_path, as_text, listed
+from instructrec_jax.data.titles import is_null
 from instructrec_jax.errors import UserError
 
 _EVENT_COLUMNS = (
@@ -94,7 +95,7 @@ def _read_items(path: Path, builder: LogBuilder, damage: Damage) -> None:
 
     def parse(line: int, row: list[Any]) -> RawItem:
         item, title, category, brand = row
-        is_path = has_path or category is None or listed(category) is not None
+        is_path = has_path or is_null(category or "") or listed(category) is not None
         return RawItem(
             raw_id=as_id(item, path, line, "item_id"),
             title=as_text(title, path, line, "title"),

@@ -8,7 +8,7 @@ import gzip
 import json
 import logging
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
@@ -163,7 +163,11 @@ def tsv_rows(
     if not num_rows:
         raise UserError(f"{path} holds a header and no rows that can be used")
     if num_quoted:
-        _LOGGER.warning("%s: %d lines are quoted as CSV: read without", path.name, num_quoted)
+        _LOGGER.warning(
+            "%s: %d lines hold fields quoted as CSV, read without those quotes",
+            path.name,
+            num_quoted,
+        )
 
 
 def header_names(path: Path, damage: Damage) -> list[str]:
@@ -185,6 +189,7 @@ def _json_rows(
             damaged(path, number, "not_json", problem)
         if not isinstance(record, dict):
             damaged(path, number, "not_json", f"expected a JSON object, got {line[:40]!r}")
+        _refuse_repeated(record, path, number)
         return number, [_value(record, column, path, number) for column in columns]
 
     yield from damage.parsed(read_lines(path, damage), parse)
@@ -228,6 +233,20 @@ def _wrong_fields(path: Path, line: int, fields: list[str], expected: int) -> Da
 def _names(path: Path, number: int, header: str, typed_header: bool) -> list[str]:
     """Returns the header's names, unique and not empty."""
     names = [_unquoted(name, True) for name in header.split("\t")]
+    if typed_header:
+        bare = [name for name in names if ":" not in name]
+        if bare:
+            fail(path, number, f"header field {bare[0]!r} is not `name:type`, as in user_id:token")
+        names = [name.rsplit(":", 1)[0] for name in names]
+    _refuse_repeated(names, path, number)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        fail(path, number, f"the header names {twice[0]!r} twice")
+    return names
+
+
+def _refuse_repeated(names: Container[str], path: Path, number: int) -> None:
+    """Refuses RecBole's sequential benchmark files, whose lines hold the events before, too."""
     if _REPEATED in names:
         fail(
             path,
@@ -236,15 +255,6 @@ def _names(path: Path, number: int, header: str, typed_header: bool) -> list[str
             "benchmark files); give the events themselves (user_id, item_id, timestamp), or a "
             "sequences.tsv (user_id, item_ids) of each user's longest list with its target",
         )
-    if typed_header:
-        bare = [name for name in names if ":" not in name]
-        if bare:
-            fail(path, number, f"header field {bare[0]!r} is not `name:type`, as in user_id:token")
-        names = [name.rsplit(":", 1)[0] for name in names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        fail(path, number, f"the header names {twice[0]!r} twice")
-    return names
 
 
 def _indices(path: Path, names: list[str], columns: Sequence[Column]) -> list[int | None]:

@@ -4,6 +4,7 @@ Everything is checked, and nothing that a file holds is ever executed.
 """
 
 import ast
+import contextlib
 import json
 import math
 import warnings
@@ -124,14 +125,17 @@ def listed(text: str) -> list[Any] | None:
     text = text.strip()
     if not text or text[0] not in "[({'\"" or text[-1] not in "])}'\"":
         return None
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(text)
+        return found if isinstance(found, list) else [found] if isinstance(found, str) else None
     try:
         node = ast.parse(text, mode="eval").body
         if isinstance(node, ast.List | ast.Tuple | ast.Set):
             return [ast.literal_eval(element) for element in node.elts]
-        value = json.loads(text) if text[0] == "[" else ast.literal_eval(node)
+        found = ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
-    return [value] if isinstance(value, str) else None
+    return [found] if isinstance(found, str) else None
 
 
 def parse_record(text: str, path: Path, line: int) -> dict[str, Any]:
