@@ -173,7 +173,9 @@ def test_a_time_that_no_calendar_holds_is_named(monkeypatch):
     maker = make(states_time=True)
     times = np.full(len(maker._data.histories.item_ids), 10**14)
     monkeypatch.setattr(maker._data.histories, "times", times)
-    with pytest.raises(UserError, match=r"user 'a' has the time 100000000000000, expected seconds"):
+    with pytest.raises(
+        UserError, match=r"user '[ab]' has the time 100000000000000, expected seconds"
+    ):
         all_records(maker, "leave_one_out", "train")
 
 
