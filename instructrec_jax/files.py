@@ -67,6 +67,22 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(retired, ignore_errors=True)
 
 
+def read_text(path: Path | str) -> str:
+    """Returns the text of a UTF-8 file that a user wrote, without its byte order mark.
+
+    Raises:
+      UserError: if it cannot be read or is not UTF-8.
+    """
+    try:
+        found = Path(path).read_bytes()
+        return found.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = found.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} line {line} is not UTF-8; convert it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
 @contextmanager
 def exclusive_directory(path: Path | str) -> Iterator[None]:
     """Holds a folder for this process alone, and creates it if it is new.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from instructrec_jax.cli import gin_config, gin_files, gin_survey
+from instructrec_jax.cli import gin_config, gin_files
 from instructrec_jax.errors import UserError
 
 HEAD = "from __gin__ import dynamic_registration\nimport toy_stage\n"
@@ -112,15 +112,17 @@ def test_a_file_found_behind_the_first_folder_is_no_error(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path / "elsewhere")
     names = ("models/t5_tiny.gin", "mixtures/ml_100k.gin", "runs/finetune.gin")
     paths = [gin_files.find_gin_file(f"gin/{name}") for name in names]
-    gin_config._configure(stage.train, paths, ["DATA_DIR = 'a'", "MODEL_DIR = 'b'"], [])
+    texts = gin_files.read_files(paths)
+    bindings = gin_files.read_bindings(["DATA_DIR='a'", "MODEL_DIR='b'", "TRAIN_STEPS=3"], texts)
+    gin_config.configure(stage.train, [*texts, *bindings])
     assert caplog.records == []
 
 
-def test_a_dry_run_shows_the_config_and_tells_the_stage(write, caplog):
-    caplog.set_level("INFO")
+def test_a_dry_run_tells_the_stage_and_leaves_the_config_to_be_shown(write):
     result = run([write("run.gin", RUN)], "MODEL_DIR='d'", "STEPS=4", dry_run=True)
     assert result[3] is True
-    assert "STEPS = 4" in caplog.text and "toy_stage.Optimizer.rate = 0.5" in caplog.text
+    text = gin_config.resolved_config()
+    assert "STEPS = 4" in text and "toy_stage.Optimizer.rate = 0.5" in text
 
 
 def test_the_resolved_config_reproduces_the_run(write, tmp_path):
@@ -197,6 +199,15 @@ MISTAKES = {
         ["MODEL_DIR='d'", "STEPS=1"],
         r"toy_stage\.Optimizer\.decay \(required by a\.gin line 10\)",
     ),
+    "unclosed bracket": ({"a.gin": "STEPS = [1,\n"}, [], r"a\.gin line \d is not valid gin \(EOF"),
+    "too deep": (
+        {"a.gin": f"STEPS = {'[' * 5000}{']' * 5000}\n"},
+        [],
+        r"a\.gin line \d is not valid gin",
+    ),
+    "a null character": ({"a.gin": "STEPS = 1\0\n"}, [], r"a\.gin line \d is not valid gin"),
+    "two lines": ({"a.gin": RUN}, ["STEPS=1\nMODEL_DIR='d'"], "has no value in one line"),
+    "a long name": ({}, [], None),
     "a file that includes itself": ({"a.gin": "include 'a.gin'\n"}, [], "includes itself"),
 }
 
@@ -205,8 +216,38 @@ MISTAKES = {
 def test_a_mistake_gets_one_message_that_names_it(write, name):
     files, bindings, message = MISTAKES[name]
     names = [write(file, text) for file, text in files.items()] or ["none.gin"]
+    if name == "a long name":
+        names, message = ["a" * 5000], r"gin file 'a+' cannot be read: File name too long"
     with pytest.raises(UserError, match=message):
         run(names, *bindings)
+
+
+@pytest.mark.parametrize(
+    "text", ["STEPS = 1\n# caf\xe9\n".encode("latin-1"), "# a".encode("utf-16")]
+)
+def test_a_file_that_is_not_utf_8_is_named_with_its_line_even_where_it_is_included(write, text):
+    for folder, names in (("a", ["a/own.gin"]), ("b", ["b/top.gin"])):
+        Path(folder).mkdir()
+        Path(folder, "own.gin").write_bytes(text)
+        write(f"{folder}/top.gin", f"include '{folder}/own.gin'\n")
+        line = 1 + text.startswith(b"STEPS")
+        with pytest.raises(
+            UserError, match=rf"{folder}/own\.gin line {line} is not UTF-8; convert"
+        ):
+            run(names)
+
+
+def test_a_byte_order_mark_is_skipped(write):
+    for name in ("run.gin", "size.gin"):
+        write(name, RUN if name == "run.gin" else "STEPS = 4\nMODEL_DIR = 'd'\ninclude 'run.gin'\n")
+        Path(name).write_bytes(b"\xef\xbb\xbf" + Path(name).read_bytes())
+    assert run(["size.gin"])[1] == 4
+
+
+def test_what_a_file_says_stands_above_what_it_includes(write):
+    write("run.gin", RUN)
+    top = write("top.gin", "toy_stage.Optimizer.rate = 0.25\ninclude 'run.gin'\nSTEPS = 1\n")
+    assert run([top], "MODEL_DIR='d'")[2].rate == 0.25
 
 
 def test_a_user_error_of_the_function_keeps_its_plain_message(write):
@@ -271,20 +312,18 @@ def test_every_shipped_run_is_complete_but_for_what_it_requires(path, overlays):
 
     names = ["gin/models/t5_tiny.gin", "gin/mixtures/ml_100k.gin", str(path), *overlays]
     paths = [gin_files.find_gin_file(name) for name in names]
-    statements = gin_survey.survey(paths, [])
+    texts = gin_files.read_files(paths)
+    statements = [statement for text in texts for statement in text.statements]
     required = {s.key for s in statements if s.is_required} - {
         s.key for s in statements if not s.is_required
     }
     values = {"TRAIN_STEPS": "3"}
-    lines = [f"{key} = {values.get(key, repr('x'))}" for key in sorted(required)]
+    bindings = [f"{key}={values.get(key, repr('x'))}" for key in sorted(required)]
     functions = (evaluate.evaluate, generate.generate, score.score, train.train)
     (function,) = (
         f
         for f in functions
         if any(s.key == f"{f.__module__}.{f.__qualname__}.data" for s in statements)
     )
-    statements = gin_survey.survey(paths, lines)
-    gin_survey.check(statements, f"{function.__module__}.{function.__qualname__}")
-    macros = {s.key for s in statements if s.is_macro}
-    gin_config._configure(function, paths, lines, macros)
+    gin_config.configure(function, [*texts, *gin_files.read_bindings(bindings, texts)])
     gin_config._check_arguments(function, {})

@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from instructrec_jax.cli import gin_config, gin_files, t5x_macros
+from instructrec_jax.cli import gin_config, gin_files
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning, Lora
 from instructrec_jax.models.t5 import T5
@@ -50,7 +50,7 @@ def dry_run(model, caplog, *bindings, run=FINETUNE, files=()):
             bindings=[*BINDINGS, *bindings],
             dry_run=True,
         )
-    return caplog.text
+    return caplog.text + gin_config.resolved_config()
 
 
 # Published: 77.0M, 247.6M, 783.2M, 2,849.8M, 11,135.3M.
@@ -197,7 +197,7 @@ def test_an_unknown_macro_names_its_nearest_neighbour():
         configured("gin/models/t5_tiny.gin", MIXTURE, FINETUNE, bindings=["TRAIN_STEPS_RELATIV=3"])
 
 
-@pytest.mark.parametrize("name", t5x_macros.NOT_FOLLOWED)
+@pytest.mark.parametrize("name", gin_config.NOT_FOLLOWED)
 def test_a_macro_of_t5x_that_nothing_follows_is_refused_with_the_reason(name):
     message = rf"{name} \(the command line\) is a macro of T5X's .* leave it out"
     with pytest.raises(UserError, match=message):

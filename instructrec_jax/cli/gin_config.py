@@ -2,23 +2,33 @@
 
 Python stays free of gin decorators: gin files start with `from __gin__ import
 dynamic_registration`, import the modules they configure, and bind the arguments of their
-functions. Which macros stand where is checked by `gin_survey` before gin sees them.
+functions. Each macro has one owner file, so that the order of files never decides a result.
+Mistakes that gin lets pass are found before it runs, all at once and with their places.
 """
 
 import inspect
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import gin
 
-from instructrec_jax.cli import gin_files, gin_survey
-from instructrec_jax.errors import UserError
+from instructrec_jax.cli import gin_files
+from instructrec_jax.cli.gin_files import COMMAND_LINE, GinText, Statement
+from instructrec_jax.errors import UserError, unknown_name
 
-_logger = logging.getLogger(__name__)
-_searched: set[Path] = set()
+# Macros of T5X's run files that nothing here can follow, and why.
+# As of t5x/configs/runs/{finetune,pretrain,eval,infer}.gin; all others are ours too.
+NOT_FOLLOWED = {
+    "JSON_WRITE_N_RESULTS": (
+        "evaluation writes metrics alone, and `instructrec score` every candidate's log-likelihood"
+    ),
+    "USE_HARDWARE_RNG": (
+        "draws depend on RANDOM_SEED and the step alone, on every kind of device, so that an "
+        "interrupted run goes on as it would have"
+    ),
+    "SHUFFLE_TRAIN_EXAMPLES": "training examples are always shuffled, in an order of RANDOM_SEED",
+}
 
 
 def run_with_gin(
@@ -26,7 +36,6 @@ def run_with_gin(
     *,
     gin_file_names: Sequence[str],
     bindings: Sequence[str] = (),
-    arguments: Mapping[str, Any] | None = None,
     dry_run: bool = False,
 ) -> Any:
     """Calls a function with every argument bound by gin.
@@ -35,10 +44,9 @@ def run_with_gin(
 
     Args:
       function: function of a stage; gin files bind it by its module and name.
-      gin_file_names: gin files, later ones after earlier ones.
+      gin_file_names: gin files; their order does not matter, but for overlays.
       bindings: "NAME=value" of the command line, which stand above all files.
-      arguments: arguments that gin does not give.
-      dry_run: show the resolved config, and let a function with that parameter stop early.
+      dry_run: let a function with that parameter stop early.
 
     Returns:
       What the function returns; None after a dry run of a function that has no such parameter.
@@ -46,25 +54,19 @@ def run_with_gin(
     Raises:
       UserError: for a mistake in gin files or bindings, and as the function itself raises.
     """
-    paths = [gin_files.find_gin_file(name) for name in gin_file_names]
-    lines = [_binding_line(binding) for binding in bindings]
-    statements = gin_survey.survey(paths, lines)
-    gin_survey.check(statements, f"{function.__module__}.{function.__qualname__}")
-    macros = {statement.key for statement in statements if statement.is_macro}
-    configured = _configure(function, paths, lines, macros)
-    text = resolved_config()
-    given = dict(arguments or {})
+    texts = gin_files.read_files([gin_files.find_gin_file(name) for name in gin_file_names])
+    texts += gin_files.read_bindings(bindings, texts)
+    configured = configure(function, texts)
     parameters = inspect.signature(function).parameters
+    given: dict[str, Any] = {}
     if "config_text" in parameters:
-        given["config_text"] = text
+        given["config_text"] = resolved_config()
     if dry_run:
-        for line in text.splitlines():
-            _logger.info("%s", line)
         if "dry_run" not in parameters:
             return None
         given["dry_run"] = True
     _check_arguments(function, given)
-    return _call(configured, given, statements)
+    return _call(configured, given, _statements(texts))
 
 
 def run_with_macros(
@@ -89,21 +91,25 @@ def resolved_config() -> str:
     return gin.config_str(max_line_length=100)
 
 
-def _configure(
-    function: Callable[..., Any], paths: Sequence[Path], lines: Sequence[str], macros: Iterable[str]
-) -> Callable[..., Any]:
-    """Lets gin parse everything, and returns the function that takes its arguments from it."""
-    for root in gin_files.search_roots():
-        if root not in _searched:
-            _searched.add(root)
-            gin.add_config_file_search_path(str(root))
+def configure(function: Callable[..., Any], texts: Sequence[GinText]) -> Callable[..., Any]:
+    """Lets gin bind everything, and returns the function that takes its arguments from it.
+
+    Args:
+      function: as for `run_with_gin`.
+      texts: gin files and bindings of the command line; what stands later wins.
+
+    Raises:
+      UserError: for a mistake in them.
+    """
+    statements = _statements(texts)
+    _check(statements, f"{function.__module__}.{function.__qualname__}")
+    given = {statement.key for statement in statements if not statement.is_required}
     gin.clear_config()
     try:
-        for path in paths:
-            with _without_search_notes():
-                _parse_file(path, macros)
-        if lines:
-            gin.parse_config([*_import_lines(paths), *lines])
+        for text in texts:
+            # A line that only requires a macro must not unset what an earlier file gave.
+            is_met = [s for s in text.statements if s.is_required and s.key in given]
+            gin.parse_config(text.stream(without=is_met))
         gin.finalize()
     except (ValueError, NameError, AttributeError, ImportError, TypeError, RuntimeError) as error:
         raise UserError(f"gin cannot use this config: {error}") from None
@@ -113,63 +119,108 @@ def _configure(
         return function
 
 
-@contextmanager
-def _without_search_notes() -> Iterator[None]:
-    """Holds back gin's errors on folders that lack a file which it then finds in another."""
-
-    def is_no_note(record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith("Path not found")
-
-    logging.getLogger().addFilter(is_no_note)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeFilter(is_no_note)
+def _statements(texts: Iterable[GinText]) -> list[Statement]:
+    return [statement for text in texts for statement in text.statements]
 
 
-def _import_lines(paths: Sequence[Path]) -> list[str]:
-    """Returns lines with which the command line can name what the files import."""
-    lines = ["from __gin__ import dynamic_registration"]
-    for name, module in gin_survey.imported_modules(paths).items():
-        parent, _, last = module.rpartition(".")
-        if name == module:
-            lines.append(f"import {module}")
-        else:
-            lines.append(f"from {parent} import {last}" + ("" if name == last else f" as {name}"))
-    return lines
+def _check(statements: Sequence[Statement], function_name: str) -> None:
+    """Raises one error for what gin would let pass or report one at a time.
 
-
-def _macro_values(names: Iterable[str]) -> dict[str, Any]:
-    """Returns those macros that have a value now."""
-    found = {}
-    for name in names:
-        try:
-            value = gin.query_parameter(f"{name}/gin.macro.value")
-        except ValueError:  # not defined yet
-            continue
-        if value is not gin.REQUIRED and str(value) != "%gin.REQUIRED":
-            found[name] = value
-    return found
-
-
-def _parse_file(path: Path, macros: Iterable[str]) -> None:
-    """Lets gin parse a file, whose `%gin.REQUIRED` never unsets what an earlier file set.
-
-    So that the order of files never decides a result.
+    A file may say more than one kind of run uses: what any shipped file uses is no mistake there.
+    On the command line it is.
     """
-    before = _macro_values(macros)
-    gin.parse_config_file(str(path))
-    after = _macro_values(macros)
-    for name in before.keys() - after.keys():
-        gin.bind_parameter(f"{name}/gin.macro.value", before[name])
+    paths = [gin_files.find_gin_file(name) for name in gin_files.shipped_files()]
+    shipped = _statements(gin_files.read_files(paths))
+    _check_owners(statements)
+    _check_used(statements, shipped)
+    _check_defined(statements)
+    called = {name for statement in [*statements, *shipped] for name in statement.references}
+    called.add(function_name)
+    for statement in statements:
+        configurable = statement.key.rpartition(".")[0]
+        if not statement.is_macro and not any(
+            f".{name}".endswith(f".{configurable}") for name in called
+        ):
+            raise UserError(
+                f"{statement.place} binds {statement.key}, but this run of {function_name} never "
+                "uses that configurable; remove the line or the file"
+            )
 
 
-def _binding_line(binding: str) -> str:
-    """Returns "NAME=value" as a line of gin."""
-    name, equals, value = binding.partition("=")
-    if not equals or not name.strip() or not value.strip():
-        raise UserError(f"--gin.{binding} has no value; expected --gin.NAME=VALUE")
-    return f"{name.strip()} = {value.strip()}"
+def _check_owners(statements: Sequence[Statement]) -> None:
+    """Raises where two files define the same macro."""
+    owners: dict[str, Statement] = {}
+    for statement in statements:
+        if not statement.is_macro or statement.is_required or statement.may_override:
+            continue
+        owner = owners.setdefault(statement.key, statement)
+        if owner.source != statement.source:
+            raise UserError(
+                f"macro {statement.key} is defined in {owner.place} and in {statement.place}; "
+                "each macro has one owner file: leave one of the files out, or override the macro "
+                f"with --gin.{statement.key}=VALUE or in a file under overlays/"
+            )
+
+
+def _check_used(statements: Sequence[Statement], shipped: Sequence[Statement]) -> None:
+    """Raises where a macro is defined and nothing uses it."""
+    used = {name for statement in statements for name in statement.macros}
+    used_elsewhere = {name for statement in shipped for name in statement.macros}
+    for statement in statements:
+        if statement.is_macro and statement.key not in used:
+            if statement.key in NOT_FOLLOWED:
+                raise UserError(
+                    f"{statement.key} ({statement.place}) is a macro of T5X's that nothing "
+                    f"here follows: {NOT_FOLLOWED[statement.key]}; leave it out"
+                )
+            if statement.source == COMMAND_LINE:
+                raise unknown_name(
+                    "macro on the command line (no gin file of this run uses it)",
+                    statement.key,
+                    used - {"gin.REQUIRED"},
+                )
+            if statement.key in used_elsewhere:
+                continue
+            raise UserError(
+                f"macro {statement.key} of {statement.place} is used by no gin file; "
+                f"remove it, or add the gin file that uses it with --gin_file"
+            )
+
+
+def _check_defined(statements: Sequence[Statement]) -> None:
+    """Raises one error that lists everything that still needs a value."""
+    last: dict[str, Statement] = {}
+    for statement in statements:
+        if not (statement.is_required and statement.key in last):
+            last[statement.key] = statement
+    unset = [
+        f"{name} (required by {statement.place})"
+        for name, statement in last.items()
+        if statement.is_required
+    ]
+    defined = {statement.key for statement in statements if statement.is_macro}
+    for statement in statements:
+        for name in statement.macros:
+            # A dot marks a constant of gin's own.
+            if "." not in name and name not in defined:
+                defined.add(name)
+                unset.append(f"{name} (used in {statement.place})")
+    if unset:
+        raise UserError(
+            "these gin macros have no value: " + "; ".join(unset) + "; give each with "
+            '--gin.NAME=VALUE (strings in quotes: --gin.MODEL_DIR=\\"runs/a\\") or in a gin file'
+        )
+
+
+def _owners_of(message: str, statements: Sequence[Statement]) -> str:
+    """Returns who set the macros that a message names, "" where it names none.
+
+    Example: "MODEL_DIR is set in gin/runs/a.gin line 3, BATCH_SIZE in the command line"
+    """
+    named = dict.fromkeys(re.findall(r"\b[A-Z][A-Z0-9_]+\b", message))
+    places = {s.key: s.place for s in statements if s.is_macro and not s.is_required}
+    found = [f"{name} in {places[name]}" for name in named if name in places]
+    return ", ".join(found).replace(" in ", " is set in ", 1)
 
 
 def _check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
@@ -198,7 +249,7 @@ def _check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> 
 def _call(
     configured: Callable[..., Any],
     given: Mapping[str, Any],
-    statements: Sequence[gin_survey.Statement],
+    statements: Sequence[Statement],
 ) -> Any:
     """Calls the function; its errors lose what gin hangs on them and tell who set the macros."""
     try:
@@ -209,7 +260,7 @@ def _call(
         while not original.args and original.__context__ is not None:
             original = original.__context__
         message = str(original)
-        owners = gin_survey.owners_of(message, statements)
+        owners = _owners_of(message, statements)
         raise UserError(f"{message} ({owners})" if owners else message) from original
     except RuntimeError as error:
         if str(error).startswith("Required bindings for"):

@@ -1,13 +1,88 @@
-"""Finds gin files: as named, under the repository, or where the package was installed."""
+"""Gin files: where they are found, and what stands in their lines.
 
+They are read with gin's own parser, and nothing is imported or bound: gin itself keeps no places,
+lets the last of two definitions win and resolves includes by a search path of its own.
+"""
+
+import dataclasses
+import io
 import sys
+import tokenize
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from gin import config_parser
+
+from instructrec_jax import files
 from instructrec_jax.errors import UserError, unknown_name
 
+COMMAND_LINE = "the command line"
 FOREIGN = "t5x"  # the folder of files for T5X's own programs
+_OVERLAYS = "overlays"
+_REQUIRED = "%gin.REQUIRED"
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _INSTALLED = Path(sys.prefix) / "share" / "instructrec_jax"
+_NO_GIN = (SyntaxError, tokenize.TokenError, RecursionError, MemoryError, ValueError)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Statement:
+    """One line `key = value` of a gin file.
+
+    Attributes:
+      key: macro name, or full name of a configurable and its argument.
+      is_macro: whether the key is a macro.
+      is_required: whether the value only says that someone else must give one.
+      source: file, or `COMMAND_LINE`.
+      line: line in the file.
+      macros: names of the macros in the value.
+      references: full names of the configurables in the value.
+    """
+
+    key: str
+    is_macro: bool
+    is_required: bool
+    source: str
+    line: int
+    macros: tuple[str, ...]
+    references: tuple[str, ...]
+
+    @property
+    def place(self) -> str:
+        """Where the statement stands, as a message names it."""
+        return self.source if self.source == COMMAND_LINE else f"{self.source} line {self.line}"
+
+    @property
+    def may_override(self) -> bool:
+        """Whether the statement may replace what another file defines."""
+        return self.source == COMMAND_LINE or _OVERLAYS in Path(self.source).parts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GinText:
+    """A gin file without what it includes, or one binding of the command line.
+
+    Attributes:
+      source: the file as messages name it, or `COMMAND_LINE`.
+      lines: its lines, those of includes left blank.
+      statements: its bindings.
+      imports: the modules that it imports, by the names that it gives them.
+    """
+
+    source: str
+    lines: tuple[str, ...]
+    statements: tuple[Statement, ...]
+    imports: dict[str, config_parser.ImportStatement]
+
+    def stream(self, *, without: Sequence[Statement] = ()) -> io.StringIO:
+        """Returns the text as gin reads it, the lines of some statements left blank."""
+        lines = list(self.lines)
+        for statement in without:
+            lines[statement.line - 1] = ""
+        stream = io.StringIO("\n".join(lines) + "\n")
+        vars(stream)["name"] = self.source  # gin's messages name it
+        return stream
 
 
 def search_roots() -> list[Path]:
@@ -37,7 +112,11 @@ def find_gin_file(name: str) -> Path:
     """
     for root in (Path.cwd(), *search_roots()):
         path = root / name
-        if path.is_file():
+        try:
+            is_file = path.is_file()
+        except OSError as error:
+            raise UserError(f"gin file {name[:80]!r} cannot be read: {error.strerror}") from None
+        if is_file:
             if path.resolve().parent in (root / "gin" / FOREIGN for root in search_roots()):
                 raise UserError(
                     f"{name} is for T5X's own programs, and its head says how they run it; "
@@ -45,3 +124,142 @@ def find_gin_file(name: str) -> Path:
                 )
             return path.resolve()
     raise unknown_name("gin file", name, shipped_files())
+
+
+def read_files(paths: Sequence[Path]) -> list[GinText]:
+    """Returns gin files, each after those that it includes.
+
+    Raises:
+      UserError: where a file is no UTF-8 or no gin, is missing or includes itself.
+    """
+    return [text for path in paths for text in _read_file(path, seen=())]
+
+
+def read_bindings(bindings: Sequence[str], texts: Sequence[GinText]) -> list[GinText]:
+    """Returns "NAME=value" bindings of the command line, which may name what the files import.
+
+    Where two files give one name to two modules, it means the first.
+
+    Raises:
+      UserError: where one has no value or is no gin.
+    """
+    imports = {name: item for text in reversed(texts) for name, item in text.imports.items()}
+    found = []
+    for binding in bindings:
+        name, equals, value = (part.strip() for part in binding.partition("="))
+        if not equals or not name or not value or len(binding.splitlines()) > 1:
+            raise UserError(f"--gin.{binding} has no value in one line; expected --gin.NAME=VALUE")
+        text, _ = _parse(f"{name} = {value}", COMMAND_LINE, imports)
+        head = ["from __gin__ import dynamic_registration"]
+        head += [item.format() for item in imports.values()]
+        moved = [dataclasses.replace(s, line=s.line + len(head)) for s in text.statements]
+        found.append(dataclasses.replace(text, lines=(*head, *text.lines), statements=tuple(moved)))
+    return found
+
+
+def _read_file(path: Path, *, seen: tuple[Path, ...]) -> list[GinText]:
+    """Returns a file after what it includes."""
+    if path in seen:
+        raise UserError(f"{path} includes itself; remove the include")
+    text, includes = _parse(files.read_text(path), _shown(path), {})
+    lines, found = list(text.lines), []
+    for include in includes:
+        found += _read_file(find_gin_file(include.filename), seen=(*seen, path))
+        lines[include.location.line_num - 1] = ""
+    return [*found, dataclasses.replace(text, lines=tuple(lines))]
+
+
+class _Recorder(config_parser.ParserDelegate):
+    """Notes the macros and configurables that a value mentions."""
+
+    def __init__(self) -> None:
+        self.macros: list[str] = []
+        self.references: list[str] = []
+
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> str:
+        """Notes a configurable, without its scope."""
+        self.references.append(scoped_configurable_name.rsplit("/", 1)[-1])
+        return f"@{scoped_configurable_name}"
+
+    def macro(self, macro_name: str) -> str:
+        """Notes a macro."""
+        self.macros.append(macro_name)
+        return f"%{macro_name}"
+
+
+def _parse(
+    text: str, source: str, imports: dict[str, config_parser.ImportStatement]
+) -> tuple[GinText, list[config_parser.IncludeStatement]]:
+    """Returns what stands in a text, and what it includes."""
+    imports, statements, includes, recorder = dict(imports), [], [], _Recorder()
+    try:
+        for item in config_parser.ConfigParser(text, recorder):
+            if isinstance(item, config_parser.ImportStatement):
+                if not item.module.startswith("__gin__"):
+                    last = item.module.rsplit(".", 1)[-1] if item.is_from else item.module
+                    imports[item.alias or last] = item
+            elif isinstance(item, config_parser.IncludeStatement):
+                includes.append(item)
+            elif isinstance(item, config_parser.BindingStatement):
+                statements.append(_statement(item, recorder, source, imports))
+                recorder.macros, recorder.references = [], []
+    except _NO_GIN as error:
+        raise _syntax_error(error, source, text) from None
+    lines = tuple(text.splitlines())
+    found = GinText(source=source, lines=lines, statements=tuple(statements), imports=imports)
+    return found, includes
+
+
+def _statement(
+    item: Any,
+    recorder: _Recorder,
+    source: str,
+    imports: dict[str, config_parser.ImportStatement],
+) -> Statement:
+    """Returns what is kept of a binding."""
+
+    def full_name(selector: str) -> str:
+        for alias, imported in imports.items():
+            if selector.startswith(f"{alias}."):
+                return imported.module + selector[len(alias) :]
+        return selector
+
+    key = "/".join(filter(None, (item.scope, item.selector)))
+    if item.arg_name:
+        key = f"{full_name(item.selector)}.{item.arg_name}"
+    return Statement(
+        key=key,
+        is_macro=not item.arg_name,
+        is_required=item.value == _REQUIRED,
+        source=source,
+        line=item.location.line_num,
+        macros=tuple(recorder.macros),
+        references=tuple(map(full_name, recorder.references)),
+    )
+
+
+def _shown(path: Path) -> str:
+    """Returns a path as short as the user could have given it."""
+    for root in (Path.cwd(), *search_roots()):
+        if path.is_relative_to(root):
+            return str(path.relative_to(root))
+    return str(path)
+
+
+def _syntax_error(error: Exception, source: str, text: str) -> UserError:
+    """Returns the error for a line that is not gin."""
+    problem, number = str(error), 1
+    if isinstance(error, SyntaxError):
+        problem, number = error.msg, error.lineno or 1
+    elif isinstance(error, tokenize.TokenError):
+        problem, (number, _) = error.args
+    elif isinstance(error, RecursionError | MemoryError):
+        problem = "brackets are nested too deep"
+    if source == COMMAND_LINE:
+        return UserError(
+            f"--gin.{text[:200].replace(' = ', '=', 1)} is not valid gin ({problem}); strings need "
+            "quotes that reach the command, such as --gin.MODEL_DIR='\"runs/a\"'"
+        )
+    lines = text.splitlines()
+    line = lines[number - 1].strip() if 0 < number <= len(lines) else ""
+    return UserError(f"{source} line {number} is not valid gin ({problem}): {line[:200]!r}")
