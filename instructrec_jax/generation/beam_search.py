@@ -1,22 +1,27 @@
 """Item generation (T2): the titles of a catalogue that a model finds likeliest, by beam search.
 
-A beam walks the catalogue's prefix tree, so that nothing but titles is ever said. Titles that have
-ended wait in a list of their own and take no place in the beam; since a beginning is never less
-likely than what it leads to, the search ends as soon as no beginning can overtake the list. Log
+The search walks the catalogue's prefix tree, so it finds nothing but titles. Finished titles are
+kept in a list of their own, outside the beam. A prefix is never less likely than a title that it
+leads to, so the search ends as soon as no prefix is likelier than the last title of the list. Log
 likelihoods are those of scoring: summed over the title's tokens and EOS, in float32.
 """
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from instructrec_jax import files
 from instructrec_jax.errors import UserError
 from instructrec_jax.generation.catalogue_trie import CatalogueTrie
 from instructrec_jax.models.incremental_decoding import (
@@ -31,6 +36,16 @@ from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.mesh import check_rows, place_batch
 
 _ROUNDING = 64  # instructions are padded to multiples of it, for few compiled shapes
+METADATA_KEY = b"instructrec"
+SCHEMA = pa.schema(
+    {
+        "example_id": pa.string(),
+        "target_id": pa.int32(),
+        "item_ids": pa.list_(pa.list_(pa.int32())),  # of each title, best first
+        "log_likelihood": pa.list_(pa.float32()),
+        "rank": pa.int32(),  # of the target; one more than the titles if it is none of them
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +63,7 @@ class Generated:
     def rank_of(self, item_id: int) -> int:
         """Returns the rank of an item's title, ties counting against it.
 
-        One that was not generated has the rank behind all that were, so HR@K and NDCG@K of
+        An item that was not generated has the rank after all titles, so HR@K and NDCG@K of
         `metrics.ranking` hold for every K up to the number of titles.
         """
         for own, log_likelihood in zip(self.item_ids, self.log_likelihood, strict=True):
@@ -71,18 +86,18 @@ def generate_from_catalogue(
     """Returns the likeliest titles of a catalogue under each instruction.
 
     Each instruction is encoded once. With as many beams as the catalogue has titles the result is
-    exact; with fewer, what is returned has its exact log-likelihood, and a likelier title may be
-    missing whose beginning was less likely than `num_beams` others.
+    exact. With fewer, the log-likelihoods are exact, but a likelier title may be missing: one that
+    has a prefix less likely than `num_beams` others.
 
     Args:
       model: the model.
       instructions: int32 [s] each, tokens ending in EOS, no padding.
       catalogue: from `build_trie`.
       num_titles: how many titles to return.
-      num_beams: how many beginnings are followed at a time, at least `num_titles`; by default four
-        times as many. The more, the more exact and the slower.
+      num_beams: prefixes kept per step (beam width), at least `num_titles`; by default four times
+        as many. More are slower and more exact.
       excluded: for each instruction the ids of items that are not to be returned, such as those of
-        the history. A title all of whose items are excluded takes no place in the beam.
+        the history. A title all of whose items are excluded is not in the beam.
       batch_size: instructions searched for at once; the results do not depend on it.
       mesh: over which a batch is split, the model lying as it was placed; None: one device.
 
@@ -118,6 +133,27 @@ def generate_from_catalogue(
     return [results[index] for index in range(len(instructions))]
 
 
+def write_generated(
+    path: Path | str,
+    chunks: Iterable[Sequence[Mapping[str, Any]]],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Writes rows chunk by chunk, the file whole or not at all.
+
+    Args:
+      path: of the file.
+      chunks: rows as `SCHEMA` has them; no more than one chunk is held at a time.
+      metadata: JSON values, which go into the file's schema.
+    """
+    schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(dict(metadata)).encode()})
+    with (
+        files.atomic_file(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
+        for rows in chunks:
+            writer.write_table(pa.Table.from_pylist(list(rows), schema=schema))
+
+
 def _batches(
     instructions: Sequence[np.ndarray],
     catalogue: CatalogueTrie,
@@ -132,12 +168,12 @@ def _batches(
     for begin in range(0, len(order), batch_size):
         members = order[begin : begin + batch_size]
         length = -(-len(instructions[members[0]]) // _ROUNDING) * _ROUNDING
-        behind = len(catalogue.tokens)  # no node's number
+        padding = len(catalogue.tokens)  # no node's number
         yield (
             members,
             {
                 "instructions": _padded([instructions[i] for i in members], batch_size, length),
-                "blocked": _padded([blocked[i] for i in members], batch_size, width, behind),
+                "blocked": _padded([blocked[i] for i in members], batch_size, width, padding),
             },
         )
 
@@ -162,15 +198,15 @@ class _Trie(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Where the search stands: beginnings, best first, and the best titles that have ended.
+    """The prefixes in the beam, best first, and the best titles found so far.
 
     Attributes:
-      position: how many tokens the beginnings have.
+      position: tokens of each prefix.
       nodes: int32 [B, W].
-      log_likelihood: float32 [B, W], -inf where there is no beginning.
+      log_likelihood: float32 [B, W], -inf where there is no prefix.
       titles: int32 [B, titles].
-      title_log_likelihood: float32 [B, titles], -inf where none has ended yet.
-      cache: what the decoder has read of the beginnings, all but their last token.
+      title_log_likelihood: float32 [B, titles], -inf where no title was found yet.
+      cache: what the decoder has read of the prefixes, all but their last token.
     """
 
     position: Array | int
@@ -197,7 +233,7 @@ def _search(
         title_log_likelihood=jnp.full((num_rows, sizes.num_titles), -jnp.inf),
         cache=empty_cache(model, num_rows, 1, sizes.num_tokens),
     )
-    # The root has by far the most children: a step of its own, with one beam.
+    # The root has by far the most children: it gets a step of its own, with one beam.
     most = max(sizes.root_children, sizes.num_beams)
     state = walk.step(state, num_children=most, num_beams=sizes.num_beams)
 
@@ -221,12 +257,12 @@ class _Walk(NamedTuple):
     blocked: Array
 
     def step(self, state: _State, *, num_children: int, num_beams: int) -> _State:
-        """Lets every beginning read its last token, and takes the likeliest of what may follow.
+        """Reads the last token of every prefix and keeps the likeliest of the longer prefixes.
 
         Args:
-          state: where the search stands.
-          num_children: that a node has at most.
-          num_beams: of the new state.
+          state: of the search.
+          num_children: most children of a node.
+          num_beams: prefixes to keep.
         """
         children, values, cache = self._follow(state, num_children)
         ended = self.trie.title[children]

@@ -1,4 +1,4 @@
-"""A catalogue's titles as one prefix tree in flat int32 arrays, which a device walks."""
+"""A catalogue's titles as one prefix tree in flat int32 arrays, searched on the device."""
 
 import dataclasses
 import functools
@@ -13,19 +13,19 @@ EOS, PADDING = 1, 0
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class CatalogueTrie:
-    """All titles, equal ones once.
+    """The prefix tree of all titles, equal ones once.
 
-    Nodes are numbered level by level, 0 being the root, so that the children of a node are one run
-    of numbers. A title ends in a leaf of its own, since it ends in EOS.
+    Nodes are numbered level by level from the root, 0, so the children of a node have consecutive
+    numbers. Each title has its own leaf, since it ends in EOS.
 
     Attributes:
       tokens: int32 [nodes], the token that leads to a node; 0 for the root.
       parents: int32 [nodes]; 0 for the root too.
       first_child: int32 [nodes]; any for a leaf.
       num_children: int32 [nodes].
-      num_below: int32 [nodes], titles that pass the node or end there.
+      num_below: int32 [nodes], titles whose path has the node.
       title: int32 [nodes], the number of the title that ends there, -1 where none does.
-      leaf: int32 [titles], where each title ends.
+      leaf: int32 [titles], the node where each title ends.
       item_ids: for each title the ids of the items that bear it, ascending.
       num_tokens: of the longest title, EOS included.
     """
@@ -46,23 +46,23 @@ class CatalogueTrie:
         return len(self.leaf)
 
     def titles_without(self, excluded: Collection[int]) -> np.ndarray:
-        """Returns the numbers of the titles that none but excluded items bear, ascending.
+        """Returns the numbers of the titles all of whose items are excluded, ascending.
 
         Args:
-          excluded: item ids; those that the catalogue does not hold say nothing.
+          excluded: item ids; those that are not in the catalogue are ignored.
         """
-        gone = set(excluded)
-        touched = {self.title_of_item[item] for item in gone if item in self.title_of_item}
+        hidden = set(excluded)
+        touched = {self.title_of_item[item] for item in hidden if item in self.title_of_item}
         return np.array(
-            sorted(title for title in touched if gone.issuperset(self.item_ids[title].tolist())),
+            sorted(title for title in touched if hidden.issuperset(self.item_ids[title].tolist())),
             np.int32,
         )
 
     def blocked(self, titles: np.ndarray) -> np.ndarray:
-        """Returns the nodes through which nothing but some titles is reached, ascending.
+        """Returns the nodes that lead to nothing but some titles, ascending.
 
-        Of such a node and those below it only the first is given, so there are at most as many as
-        titles.
+        Of such a node and the nodes below it only the first is returned, so there are at most as
+        many nodes as titles.
 
         Args:
           titles: numbers of titles, each once.
@@ -122,7 +122,7 @@ def _arrays(rows: np.ndarray) -> dict:
     """Returns the arrays of the tree over sorted, different rows [titles, tokens]."""
     num_titles, num_tokens = rows.shape
     lengths = (rows > 0).sum(axis=1)
-    # A row has nodes of its own from the first token in which it differs from the row before.
+    # A row has its own nodes from the first token that differs from the row before.
     differs = np.ones((num_titles, num_tokens), bool)
     differs[1:] = np.logical_or.accumulate(rows[1:] != rows[:-1], axis=1)
     is_token = np.arange(num_tokens) < lengths[:, None]

@@ -18,9 +18,12 @@ from jax.sharding import Mesh
 
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints.source import Source, load_model, open_source
-from instructrec_jax.generation.beam_search import Generated, generate_from_catalogue
+from instructrec_jax.generation.beam_search import (
+    Generated,
+    generate_from_catalogue,
+    write_generated,
+)
 from instructrec_jax.generation.catalogue_trie import CatalogueTrie
-from instructrec_jax.generation.generated_files import write_generated
 from instructrec_jax.metrics import ranking
 from instructrec_jax.models.t5 import T5, T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, check_rows, make_mesh
