@@ -67,9 +67,9 @@ def run_block(block: Block, folder: Path) -> subprocess.CompletedProcess:
         **os.environ,
         "PATH": f"{tools}:{os.environ['PATH']}",
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(folder),
     }
-    environment.pop("XLA_FLAGS", None)
+    for name in ("XLA_FLAGS", "PYTHONPATH"):  # a user's shell has neither
+        environment.pop(name, None)
     start = (
         [sys.executable, "-c"] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
     )

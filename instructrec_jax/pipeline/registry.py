@@ -1,5 +1,6 @@
 """The SeqIO tasks that render templates, and how tasks and mixtures are found by name."""
 
+import re
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
@@ -10,10 +11,16 @@ import tensorflow as tf
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.instructions import task_modules
 from instructrec_jax.instructions.language import Variant
+from instructrec_jax.pipeline.vocabulary import CorpusVocabulary
 from instructrec_jax.records import TaskForm
 from instructrec_jax.seeds import stable_seed
 
 GROUPED, RANK = "grouped", "rank"
+_DATASET = re.compile(r"[\w:#]+")
+_HOW_TO_DECLARE = (
+    "declare it with output_features=pair_features(), see "
+    "instructrec_jax.pipeline.task_registration"
+)
 # What the grouped form holds beside its output features; a mixture has to be told to keep it.
 GROUP_FIELDS = (
     "candidate_ids",
@@ -72,8 +79,13 @@ def import_task_module(module: str, dataset: str) -> ModuleType:
       The module.
 
     Raises:
-      UserError: as `task_modules.import_task_module`.
+      UserError: as `task_modules.import_task_module`, and if the dataset's name is none.
     """
+    if not _DATASET.fullmatch(dataset):
+        raise UserError(
+            f"{dataset!r} is no name of a dataset; tasks are named as in ml_100k.A7, "
+            "the dataset first"
+        )
     found = task_modules.import_task_module(module)
     if hasattr(found, "register"):
         found.register(dataset)
@@ -84,12 +96,45 @@ def get(name: str) -> seqio.Task | seqio.Mixture:
     """Returns the task or mixture of a name.
 
     Raises:
-      UserError: if it is not registered, with the nearest names.
+      UserError: if it is not registered, with the nearest names; or if one of its tasks has another
+        vocabulary than the run's, or other features than ours.
     """
     known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in known:
         raise unknown_name("task or mixture", name, known)
-    return seqio.get_mixture_or_task(name)
+    provider = seqio.get_mixture_or_task(name)
+    for task in seqio.get_subtasks(provider):
+        check_features(task)
+        for feature in task.output_features.values():
+            if not _is_of_the_run(feature.vocabulary):
+                raise UserError(
+                    f"task {task.name!r} has the vocabulary {type(feature.vocabulary).__name__}, "
+                    f"which is not the run's {CorpusVocabulary()}; {_HOW_TO_DECLARE}"
+                )
+    return provider
+
+
+def check_features(task: seqio.Task) -> None:
+    """Checks that a task has the features of ours.
+
+    Raises:
+      UserError: if it has no "inputs", or neither "targets" nor "candidates".
+    """
+    features = set(task.output_features)
+    if features not in ({"inputs", "targets"}, {"inputs", "candidates"}):
+        named = ", ".join(sorted(features)) or "none"
+        raise UserError(
+            f"task {task.name!r} has the output features {named}; expected inputs and targets: "
+            f"{_HOW_TO_DECLARE}"
+        )
+
+
+def _is_of_the_run(vocabulary: seqio.Vocabulary) -> bool:
+    """Returns whether a task's vocabulary is the run's; False where its file cannot be read."""
+    try:
+        return vocabulary == CorpusVocabulary()
+    except (tf.errors.OpError, OSError, RuntimeError):
+        return False
 
 
 def instruction_tasks(dataset: str | None = None) -> list[InstructionTask]:

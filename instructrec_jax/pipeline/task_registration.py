@@ -10,11 +10,12 @@ from typing import Any
 
 import seqio
 
+from instructrec_jax.errors import unknown_name
 from instructrec_jax.instructions.language import Template, Variant, variants
 from instructrec_jax.metrics import ranking
 from instructrec_jax.pipeline import preprocessors
 from instructrec_jax.pipeline.record_store import RecordSource
-from instructrec_jax.pipeline.registry import GROUPED, RANK, InstructionTask
+from instructrec_jax.pipeline.registry import GROUPED, RANK, InstructionTask, check_features
 from instructrec_jax.pipeline.vocabulary import CorpusVocabulary
 from instructrec_jax.records import TaskForm
 
@@ -43,16 +44,24 @@ def register_mixture(name: str, tasks: Iterable[str | tuple[str, Rate]]) -> None
     """Registers a mixture, and one of its reranking templates' grouped forms, "<name>.grouped".
 
     A task without a rate is mixed by its number of training examples, see `mixing_rate`. SeqIO
-    tasks from elsewhere may be among them, if they have the features of `pair_features`. Does
-    nothing if the name is there.
+    tasks from elsewhere may be among them, if they have the features of `pair_features` and, when
+    the mixture is opened, a vocabulary that equals the run's. Does nothing if the name is there.
 
     Args:
       name: of the mixture.
       tasks: names of registered tasks, or (name, rate) pairs.
+
+    Raises:
+      UserError: if a task is not registered, or has other features.
     """
     if name in seqio.MixtureRegistry.names():
         return
     rated = [(task, mixing_rate) if isinstance(task, str) else task for task in tasks]
+    known = set(seqio.TaskRegistry.names())
+    for task, _ in rated:
+        if task not in known:
+            raise unknown_name(f"task of mixture {name!r}", task, known)
+        check_features(seqio.TaskRegistry.get(task))
     seqio.MixtureRegistry.add(name, rated)
     if grouped := [(f"{task}.{GROUPED}", rate) for task, rate in rated if _is_reranking(task)]:
         seqio.MixtureRegistry.add(f"{name}.{GROUPED}", grouped)

@@ -59,7 +59,10 @@ def vocabulary_size() -> int:
 
 
 class CorpusVocabulary(seqio.SentencePieceVocabulary):
-    """A vocabulary whose model file is the one the run chose; all instances are equal."""
+    """A vocabulary whose model file is the one the run chose.
+
+    All instances are equal, and equal to any other of the same model and extra ids.
+    """
 
     def __init__(self) -> None:
         super().__init__(T5_PATH, extra_ids=T5_EXTRA_IDS)
@@ -93,7 +96,11 @@ class CorpusVocabulary(seqio.SentencePieceVocabulary):
         return _tokenizers[_choice]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, CorpusVocabulary)
+        if isinstance(other, CorpusVocabulary):
+            return True
+        if not isinstance(other, seqio.SentencePieceVocabulary):
+            return False
+        return bool(self.sp_model == other.sp_model)  # extra ids are pieces of it
 
     __hash__ = None  # type: ignore[assignment]  # as its parent: equal and mutable
 
