@@ -30,6 +30,7 @@ setup(
         "gin-config>=0.5",
         "importlib_resources",  # tensorflow-datasets needs it and does not declare it
         "jax>=0.10",
+        "jinja2>=3.1",
         "matplotlib>=3.9",
         "numpy>=2.0",
         "openai>=3.0",

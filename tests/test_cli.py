@@ -309,3 +309,26 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert done.returncode == 0
     assert done.stdout.startswith("id ")
     assert "Error" not in done.stderr
+
+
+def report_scores(*given):
+    """What `instructrec report` makes of its --scores."""
+    flags = [f"--{name}=x" for name in ("dataset", "prepared_dir", "output_dir")]
+    words = ["report", *flags, *(f"--scores={text}" for text in given)]
+    return make_parser(words).parse_args(words).scores
+
+
+def test_each_system_of_a_report_is_named_with_both_splits():
+    found = report_scores("a=runs/v:runs/t", "b=v.jsonl:t.jsonl")
+    assert found == {"a": ["runs/v", "runs/t"], "b": ["v.jsonl", "t.jsonl"]}
+
+
+@pytest.mark.parametrize("text", ["v:t", "=v:t", "a=v", "a=v:t:u", "a=:t"])
+def test_a_system_without_name_or_split_is_refused(text):
+    with pytest.raises(UserError, match=f"--scores is {text!r}; expected NAME=VALIDATION:TEST"):
+        report_scores(text)
+
+
+def test_two_systems_of_one_name_are_refused():
+    with pytest.raises(UserError, match="names the system 'a' twice"):
+        report_scores("a=v:t", "a=u:w")

@@ -13,7 +13,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.lint import Severity
 from instructrec_jax.manifest import Manifest, read_manifest
 from instructrec_jax.pipeline import record_store, registry
-from instructrec_jax.report import lint_report
+from instructrec_jax.report import lint_report, tables
 from instructrec_jax.stages.lint import leaks, lint
 from instructrec_jax.stages.lint.coverage import absent_aspects, cover, coverage_findings
 from instructrec_jax.stages.lint.leaks import check_records
@@ -256,7 +256,7 @@ def test_the_command_shows_everything_and_writes_it(data_dir, tmp_path, capsys):
     output = tmp_path / "lint"
     assert command(data_dir, f"--output_dir={output}") == 0
     shown = capsys.readouterr().out
-    assert all(len(line) <= lint_report.WIDTH for line in shown.splitlines()[1:-1])
+    assert all(len(line) <= tables.WIDTH for line in shown.splitlines()[1:-1])
     for part in (
         "Coverage",
         "Cells",
@@ -353,13 +353,13 @@ def test_tables_of_large_numbers_fit_a_terminal_and_say_what_a_dataset_lacks():
         records={"records": 9},
         findings=[],
     )
-    lines = lint_report.as_text(report).splitlines()
-    assert max(map(len, lines)) <= lint_report.WIDTH
+    lines = tables.as_text(lint_report.document(report)).splitlines()
+    assert max(map(len, lines)) <= tables.WIDTH
     for start in ("C10.second_vague", "<P1,(P2),I1,T3>"):
         (line,) = [line for line in lines if line.startswith(start) and "123456789" in line]
         assert line.split(" | ")[-3].strip() == "123456789"
     assert sum(line.count("no reviews") for line in lines) == 2 * 3
-    assert lint_report.as_json(report)["cells"][0]["reason"] == "no reviews"
+    assert lint_report.values(report)["cells"][0]["reason"] == "no reviews"
 
 
 def test_unknown_tokens_and_lost_answers_are_shares(data_dir):

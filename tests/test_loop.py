@@ -190,5 +190,11 @@ def test_a_line_cut_short_by_a_kill_is_forgotten(tmp_path):
     assert [json.loads(line)["step"] for line in text.splitlines()] == [1, 3]
 
 
+def test_a_damaged_line_in_the_middle_of_a_log_is_named(tmp_path):
+    (tmp_path / FILE_NAME).write_text('{"step": 1}\n\nnot json\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl line 3 is not a JSON object with a step"):
+        read_metrics(tmp_path / FILE_NAME)
+
+
 def test_a_run_without_log_has_no_metrics(tmp_path):
     assert read_metrics(tmp_path / FILE_NAME) == []

@@ -11,15 +11,17 @@ from instructrec_jax.data import prepared
 from instructrec_jax.data.columnar import Candidates, Histories, ItemSets
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, read_manifest
+from instructrec_jax.metrics import ranking
 from instructrec_jax.metrics.statistics import Interval
 from instructrec_jax.records import CandidateList, History, Item
-from instructrec_jax.report import evaluation, scenarios, writers
-from instructrec_jax.report.evaluation import Choice
+from instructrec_jax.report import curves, ranking_report, results, tables
+from instructrec_jax.report.results import Choice
 from instructrec_jax.scores import parts
 from instructrec_jax.scores.parts import part_name
 from instructrec_jax.stages import report as stage
 
 NUM_USERS, NUM_ITEMS = 60, 40
+ALL_AT_ONCE = {"strategy": "AllAtOnce", "sure_ranks": None}
 
 
 def candidate_list(user: int, split: str, items: tuple[int, ...]) -> CandidateList:
@@ -98,11 +100,18 @@ def score_rows(template: str, examples, *, bonus: float) -> list[dict]:
                 "num_tokens": [3] * len(ids),
                 "num_chars": [9] * len(ids),
                 "last_round": [1] * len(ids),
-                "num_ballots": 1,
+                "num_views": 1,
                 "target_index": target,
             }
         )
     return rows
+
+
+def scenario(template):
+    """The family and the query of a template, as its registration names them."""
+    template, _, query = template.partition(".")
+    families = {"B": "product_search", "C": "personalized_search"}
+    return {"family": families.get(template[0], "sequential"), "query": query or "none"}
 
 
 def write_scores(folder, data, split, bonuses, *, step=30, change=None, **told):
@@ -116,6 +125,9 @@ def write_scores(folder, data, split, bonuses, *, step=30, change=None, **told):
             change(rows)
         total += len(rows)
         metadata = {
+            **scenario(template),
+            "system": "instructrec",
+            "candidate_view": ALL_AT_ONCE,
             "checkpoint_step": step,
             "checkpoint": f"hash of {step}",
             "split": split,
@@ -150,12 +162,16 @@ def folders(tmp_path_factory):
     return make_folders(tmp_path_factory.mktemp("report"))
 
 
+def model(folders, *, test):
+    """The model's scores, those of the test split from elsewhere."""
+    return {"model": (folders / "validation", test)}
+
+
 def run(folders, output, **changes):
     arguments = {
         "dataset": "toy",
         "prepared_dir": folders / "prepared",
-        "validation_scores_dir": folders / "validation",
-        "test_scores_dir": folders / "test",
+        "scores": {"model": (folders / "validation", folders / "test")},
         "output_dir": output,
         "metrics_file": folders / "metrics.jsonl",
         "normalisers": ("sum", "mean"),
@@ -165,8 +181,8 @@ def run(folders, output, **changes):
 
 def test_validation_chooses_the_template_even_where_test_would_choose_another(folders, tmp_path):
     found = run(folders, tmp_path / "out")["scenarios"]["sequential"]
-    assert found["chosen"]["template_id"] == "A9"
-    assert {choice["template_id"] for choice in found["validation"]} == {"A7", "A9"}
+    assert found["chosen"]["model"]["template_id"] == "A9"
+    assert {choice["template_id"] for choice in found["validation"]["model"]} == {"A7", "A9"}
 
 
 def test_every_scenario_has_its_systems_and_their_intervals(folders, tmp_path):
@@ -185,7 +201,7 @@ def test_every_scenario_has_its_systems_and_their_intervals(folders, tmp_path):
 
 def test_the_model_leads_random_by_the_difference_of_their_rows(folders, tmp_path):
     found = run(folders, tmp_path / "out")["scenarios"]["sequential"]
-    lead = found["model_minus"]["random"]["hr@1"]
+    lead = found["minus"]["model"]["random"]["hr@1"]
     rows = found["test"]
     expected = rows["model"]["hr@1"]["estimate"] - rows["random"]["hr@1"]["estimate"]
     assert lead["estimate"] == pytest.approx(expected)
@@ -196,10 +212,11 @@ def test_every_number_carries_its_protocol(folders, tmp_path):
     for result in run(folders, tmp_path / "out")["scenarios"].values():
         protocol = result["protocol"]
         assert protocol["dataset"] == "toy" and protocol["split"] == "test"
-        assert protocol["teacher"] == "extractive-1"
-        assert protocol["checkpoint_step"] == 30 and protocol["num_candidates"] == 10
-        assert protocol["num_examples"] in (NUM_USERS, 10)
-        assert protocol["normaliser"] in ("sum", "mean")
+        assert protocol["num_candidates"] == 10 and protocol["num_examples"] in (NUM_USERS, 10)
+        assert protocol["num_examples_left_out"] == 0
+        own = protocol["systems"]["model"]
+        assert own["teacher"] == "extractive-1" and own["checkpoint_step"] == 30
+        assert own["written_by"] == "instructrec" and own["normaliser"] in ("sum", "mean")
         assert len(protocol["candidates_sha256"]) == 64
         assert protocol["command"] and protocol["interval"]
 
@@ -209,12 +226,14 @@ def test_the_folder_holds_json_markdown_text_and_curve(folders, tmp_path, caplog
     found = run(folders, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
-        "report.json", "report.md", "report.txt", "training_curve.png", "manifest.json"
-    }  # fmt: skip
+        *(f"report.{ending}" for ending in ("json", "md", "txt", "html")),
+        *("training_curve.png", "manifest.json"),
+    }
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == found
     assert (tmp_path / "out" / "training_curve.png").read_bytes().startswith(b"\x89PNG")
     assert "![training curve](training_curve.png)" in (tmp_path / "out" / "report.md").read_text()
-    assert "toy sequential: template A9" in caplog.text
+    assert "toy sequential: n=60, 10 candidates\n" in caplog.text
+    assert "model: template A9, normaliser sum" in caplog.text
 
 
 def test_the_table_fits_a_log_of_100_plain_columns(folders, tmp_path):
@@ -255,10 +274,6 @@ def _wrong_target(rows):
     rows[0]["target_index"] = (rows[0]["target_index"] + 1) % 10
 
 
-def _unknown_target(rows):
-    rows[0]["target_index"] = -1
-
-
 def _unknown_example(rows):
     rows[0]["example_id"] = "nobody:7"
 
@@ -276,7 +291,6 @@ def _not_a_number(rows):
     [
         (_wrong_candidates, "among other candidates"),
         (_wrong_target, "among other candidates"),
-        (_unknown_target, "among other candidates"),
         (_unknown_example, "'nobody:7', which is no test example"),
         (_doubled, "twice"),
         (_not_a_number, "NaN"),
@@ -285,37 +299,32 @@ def _not_a_number(rows):
 def test_scores_that_do_not_fit_the_candidates_are_refused(folders, tmp_path, change, message):
     write_scores(tmp_path / "test", make_data(), "test", TEST, change=change)
     with pytest.raises(UserError, match=message):
-        run(folders, tmp_path / "out", test_scores_dir=tmp_path / "test")
+        run(folders, tmp_path / "out", scores=model(folders, test=tmp_path / "test"))
     assert not (tmp_path / "out").exists()
 
 
 def test_scores_of_two_checkpoints_are_refused(folders, tmp_path):
     write_scores(tmp_path / "test", make_data(), "test", TEST, step=31)
     with pytest.raises(UserError, match=r"checkpoint step 30 and .* of step 31"):
-        run(folders, tmp_path / "out", test_scores_dir=tmp_path / "test")
+        run(folders, tmp_path / "out", scores=model(folders, test=tmp_path / "test"))
 
 
 def test_exchanged_folders_are_noticed(folders, tmp_path):
     with pytest.raises(UserError, match="holds scores of the test split, not of validation"):
-        run(
-            folders,
-            tmp_path / "out",
-            validation_scores_dir=folders / "test",
-            test_scores_dir=folders / "validation",
-        )
+        run(folders, tmp_path / "out", scores={"model": (folders / "test", folders / "validation")})
 
 
 def test_a_template_that_only_validation_scored_is_named(folders, tmp_path):
     write_scores(tmp_path / "test", make_data(), "test", {"A7": 1.0})
     with pytest.raises(UserError, match="lack template A9"):
-        run(folders, tmp_path / "out", test_scores_dir=tmp_path / "test")
+        run(folders, tmp_path / "out", scores=model(folders, test=tmp_path / "test"))
 
 
 def test_unfinished_scoring_is_refused(folders, tmp_path):
     shutil.copytree(folders / "test", tmp_path / "test")
     dataclasses.replace(read_manifest(tmp_path / "test"), counts={}).write(tmp_path / "test")
     with pytest.raises(UserError, match="has not finished"):
-        run(folders, tmp_path / "out", test_scores_dir=tmp_path / "test")
+        run(folders, tmp_path / "out", scores=model(folders, test=tmp_path / "test"))
 
 
 @pytest.mark.parametrize(
@@ -326,7 +335,9 @@ def test_unfinished_scoring_is_refused(folders, tmp_path):
         ({"normalisers": ()}, "no normaliser"),
         ({"metrics_file": "none.jsonl"}, "none.jsonl is not there"),
         ({"prepared_dir": "nowhere"}, "nowhere holds no candidates.parquet"),
-        ({"test_scores_dir": "nowhere"}, "nowhere holds no manifest.json"),
+        ({"scores": {"model": ("nowhere", "nowhere")}}, "no scores in nowhere"),
+        ({"scores": {}}, "name those of at least one system"),
+        ({"scores": {"random": ("a", "b")}}, "'random' has the name of a baseline"),
     ],
 )
 def test_wrong_arguments_are_named(folders, tmp_path, changes, message):
@@ -347,41 +358,43 @@ def choice(template_id, ndcg, hit, normaliser="sum"):
 
 def test_ties_go_to_hr_at_1_then_to_the_lower_id():
     best = choice("A10", 0.5, 0.3)
-    assert evaluation.choose([choice("A7", 0.4, 0.9), best]) == best
-    assert evaluation.choose([choice("A7", 0.5, 0.2), best]) == best
-    assert evaluation.choose([best, choice("A9", 0.5, 0.3)]).template_id == "A9"
-    first = evaluation.choose([best, choice("A10", 0.5, 0.3, "mean")])
+    assert results.choose([choice("A7", 0.4, 0.9), best]) == best
+    assert results.choose([choice("A7", 0.5, 0.2), best]) == best
+    assert results.choose([best, choice("A9", 0.5, 0.3)]).template_id == "A9"
+    first = results.choose([best, choice("A10", 0.5, 0.3, "mean")])
     assert first.normaliser == "sum"
 
 
 def test_nothing_to_choose_from_is_an_error():
     with pytest.raises(UserError, match="no template was scored"):
-        evaluation.choose([])
-
-
-@pytest.mark.parametrize(
-    ("template_id", "scenario"),
-    [
-        ("A7", "sequential"),
-        ("ml_100k.A13", "sequential"),
-        ("B7.specific", "product_search.specific"),
-        ("my_B2_shop.C10.vague", "personalized_search.vague"),
-    ],
-)
-def test_the_family_letter_names_the_scenario(template_id, scenario):
-    assert scenarios.scenario_of(template_id) == scenario
-
-
-def test_an_id_without_family_is_refused():
-    with pytest.raises(UserError, match="names no family"):
-        scenarios.scenario_of("ml_100k.D7")
+        results.choose([])
 
 
 def test_ragged_rows_are_padded_behind():
     rows = [np.array([1, 2], dtype=np.int32), np.array([], dtype=np.int32), np.array([3])]
-    assert evaluation.stack_rows(rows, -1).tolist() == [[1, 2], [-1, -1], [3, -1]]
+    assert ranking.stack_rows(rows, -1).tolist() == [[1, 2], [-1, -1], [3, -1]]
 
 
 def test_numbers_are_shown_with_three_decimals_and_no_leading_zero():
-    assert writers._mean_and_interval(Interval(0.4836, 0.452, 1.0)) == ".484 .452-1.00"
-    assert writers._signed(Interval(-0.05, -0.1, 0.0)) == "-.050 [-.100, +.000]"
+    assert ranking_report._mean_and_interval(Interval(0.4836, 0.452, 1.0)) == ".484 .452-1.00"
+    assert ranking_report._signed(Interval(-0.05, -0.1, 0.0)) == "-.050 [-.100, +.000]"
+
+
+def test_every_text_of_a_page_is_escaped():
+    bad = "<script>|"
+    table = tables.Table(note=bad, header=[bad], rows=[[bad]], footnotes=[bad])
+    section = tables.Section(title=bad, tables=[table], details=[table], facts={bad: bad})
+    page = tables.Document(title=bad, sections=[section], messages=[(bad, bad)], summary=bad)
+    assert "<script>" not in tables.as_html(page) and "&lt;script&gt;" in tables.as_html(page)
+    assert "| <script>\\| |" in tables.as_markdown(page), "a bar does not end the cell"
+    assert tables.as_text(page).count(bad) == 7, "details and facts are left out"
+
+
+def test_a_curve_takes_the_last_value_of_a_step_and_needs_losses(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "_draw_loss", lambda axes, losses: drawn.append(losses))
+    lines = [{"step": 1, "loss": 3.0, "note": "text"}, {"step": 1, "loss": 2.0}]
+    curves.plot_training_curve(lines, tmp_path / "curve.png")
+    assert drawn == [{1: 2.0}] and (tmp_path / "curve.png").exists()
+    with pytest.raises(UserError, match="no training loss"):
+        curves.plot_training_curve([{"step": 1}], tmp_path / "curve.png")

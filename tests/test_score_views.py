@@ -55,7 +55,7 @@ def parts(folder):
 
 def test_all_at_once_is_one_view(whole):
     found = read_scores(whole)
-    assert set(found.num_ballots.tolist()) == {1}
+    assert set(found.num_views.tolist()) == {1}
     assert all((rounds == 1).all() for rounds in found.last_round)
     assert found.metadata["candidate_view"] == {"strategy": "AllAtOnce", "sure_ranks": None}
 
@@ -145,7 +145,7 @@ def test_the_last_round_is_what_the_winners_get_among_themselves(
             toy_records, checkpoint, tmp_path / "groups", path, candidate_view=Groups(size=10)
         )
     assert "for 100 candidates 11 prompts in 2 rounds, 110 candidates scored" in caplog.text
-    assert found.num_ballots.tolist() == [11] * 3 and found.target_index.tolist() == [0, 1, 2]
+    assert found.num_views.tolist() == [11] * 3 and found.target_index.tolist() == [0, 1, 2]
     finalists = [np.flatnonzero(rounds == 2) for rounds in found.last_round]
     assert [len(places) for places in finalists] == [10] * 3
     rows = [
@@ -168,7 +168,7 @@ def test_candidates_outside_the_prompt_may_be_any_number(toy_records, checkpoint
         write(tmp_path / "r.jsonl", rows),
         request_templates=["A1"],
     )
-    assert found.num_ballots.tolist() == [1] * 3
+    assert found.num_views.tolist() == [1] * 3
     few = [row | {"candidates": TITLES[40:43], "target_index": -1} for row in rows]
     alone = score_requests(
         *(toy_records, checkpoint, tmp_path / "few"),

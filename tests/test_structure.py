@@ -44,8 +44,7 @@ LEVELS = {
     "__main__": (5, ""),
 }
 # Parts of one level, of which the first may import the second: records are built from artefact A.
-# The candidate views of scoring decide what a row of artefact E holds.
-BESIDE = {("instructions", "data"), ("scores", "scoring")}
+BESIDE = {("instructions", "data")}
 JAX_PARTS = {part for part, (_, column) in LEVELS.items() if column == "jax"} | {"baselines"}
 # Third-party packages that may be imported in some parts only.
 HOMES = {
@@ -64,6 +63,7 @@ HOMES = {
     "orbax": {"checkpoints"},
     "tensorstore": {"checkpoints"},
     "matplotlib": {"report"},
+    "jinja2": {"report"},
     "rich": {"report", "progress"},
 }
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "joblib", "shelve", "t5x", "torch"}

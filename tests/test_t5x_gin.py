@@ -20,7 +20,7 @@ from instructrec_jax.cli import gin_config, gin_files
 from instructrec_jax.errors import UserError
 from instructrec_jax.pipeline import loader, t5x_runs
 from instructrec_jax.pipeline.vocabulary import CorpusVocabulary, use_vocabulary
-from instructrec_jax.scores import t5x as t5x_scores
+from instructrec_jax.scores import importers
 
 FOLDER = Path(__file__).parents[1] / "gin" / "t5x"
 FILES = {path.name: path for path in sorted(FOLDER.glob("*.gin"))}
@@ -229,7 +229,7 @@ def test_scoring_writes_the_fields_that_the_report_needs(t5x):
     assert found["mode"] == "score" and found["datasets"][0].split == "validation"
     assert found["restore"].dtype == "float32", "half of the digits would be lost"
     fields = gin.query_parameter("t5x.infer.write_inferences_to_file.input_fields_to_include")
-    assert tuple(sorted(fields)) == tuple(sorted(t5x_scores.FIELDS))
+    assert tuple(sorted(fields)) == tuple(sorted(importers.T5X_FIELDS))
 
 
 def test_the_flow_of_t5x_from_the_task_to_the_scores(t5x, toy, tmp_path):
@@ -247,7 +247,7 @@ def test_the_flow_of_t5x_from_the_task_to_the_scores(t5x, toy, tmp_path):
     path = tmp_path / "toy.A7.rank-score.jsonl-00000-of-00001"
     found["write_fn"](path, made_up, rows, "score")
     path.with_name(path.name + ".COMPLETED").touch()
-    scores = t5x_scores.read_t5x_scores(tmp_path)
+    scores = importers.read_t5x_scores(tmp_path)
     batch = next(
         loader.ranking_batches("toy.A7", split="test", feature_lengths=lengths, batch_size=8)
     )

@@ -6,12 +6,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instructrec_jax import seeds
+from instructrec_jax.data.prepared import PreparedData
+from instructrec_jax.records import CandidateList
+
+
+class Chance:
+    """Uniform random scores; an example's scores depend only on its id and the seed."""
+
+    name = "random"
+
+    def __init__(self, data: PreparedData, *, seed: int) -> None:
+        del data  # every baseline is made alike
+        self._seed = seed
+
+    def score(
+        self, examples: Sequence[CandidateList], candidate_ids: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
+        """Returns [n, c] float32, higher is better; see `score_randomly`."""
+        names = [example.example_id for example in examples]
+        return score_randomly(names, candidate_ids, seed=self._seed)
 
 
 def score_randomly(
     example_ids: Sequence[str], candidate_ids: NDArray[np.int32], *, seed: int
 ) -> NDArray[np.float32]:
-    """Returns uniform random scores; an example's scores depend on its id and the seed alone.
+    """Returns uniform random scores.
 
     Args:
       example_ids: [n] ids of the examples.

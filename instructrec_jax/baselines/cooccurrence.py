@@ -1,4 +1,4 @@
-"""An untrained scorer: which things stand together, as vectors.
+"""An untrained scorer: which things occur together, as vectors.
 
 Counts of pairs in the same sequence -> positive pointwise mutual information (PPMI) -> truncated
 SVD (Levy and Goldberg 2014). The same vectors serve twice: of items, to score candidates by their
@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import linalg
 
+from instructrec_jax.baselines.popularity import count_items, training_histories
+from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
+from instructrec_jax.records import CandidateList
 
 ITEM_DIM = 64
 LAST_ITEMS = 10  # of the history; chosen on MovieLens-100K validation, as the two below
@@ -20,6 +23,29 @@ SIMILARITY_WEIGHT = 10.0
 POPULARITY_WEIGHT = 1.0
 _TOLERANCE = 1e-3  # relative, of the eigenvalues; closer changes no ranking and takes longer
 _CHUNK = 4096  # examples scored at once, to bound memory
+
+
+class Cooccurrence:
+    """How like a candidate is to the last items of the user's history."""
+
+    name = "cooccurrence"
+
+    def __init__(self, data: PreparedData, *, seed: int) -> None:
+        self._histories = {history.user_id: history.item_ids for history in data.histories}
+        training = training_histories(self._histories.values())
+        self._counts = count_items(training, num_items=len(data.items))
+        self._vectors = cooccurrence_embeddings(training, len(data.items), ITEM_DIM, seed)
+
+    def score(
+        self, examples: Sequence[CandidateList], candidate_ids: NDArray[np.int32]
+    ) -> NDArray[np.float32] | None:
+        """Returns [n, c] float32, see `score_by_cooccurrence`; None where there is no history."""
+        if any(example.position < 0 for example in examples):
+            return None
+        histories = [self._histories[e.user_id][: e.position] for e in examples]
+        return score_by_cooccurrence(
+            candidate_ids, histories, vectors=self._vectors, counts=self._counts
+        )
 
 
 def cooccurrence_embeddings(
@@ -113,7 +139,7 @@ def score_by_cooccurrence(
 
 
 def _count_pairs(sequences: Sequence[NDArray[np.integer]], size: int) -> sparse.csr_matrix:
-    """Returns [size, size] in how many sequences two different ids stand together."""
+    """Returns [size, size] in how many sequences two different ids occur together."""
     distinct = [np.unique(sequence) for sequence in sequences]
     columns = np.concatenate(distinct) if distinct else np.zeros(0, dtype=np.int64)
     columns = columns.astype(np.int64)

@@ -5,7 +5,28 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from instructrec_jax.data.prepared import PreparedData
+from instructrec_jax.records import CandidateList
+
 NUM_HELD_OUT = 2  # validation and test target of leave-one-out
+
+
+class Popularity:
+    """How often an item was chosen."""
+
+    name = "popularity"
+
+    def __init__(self, data: PreparedData, *, seed: int) -> None:
+        del seed  # nothing is drawn
+        training = training_histories(history.item_ids for history in data.histories)
+        self._counts = count_items(training, num_items=len(data.items))
+
+    def score(
+        self, examples: Sequence[CandidateList], candidate_ids: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
+        """Returns [n, c] float32, higher is better; see `score_by_popularity`."""
+        del examples
+        return score_by_popularity(candidate_ids, self._counts)
 
 
 def training_histories(histories: Iterable[Sequence[int]]) -> list[NDArray[np.int64]]:

@@ -25,9 +25,9 @@ def _examples(examples: Any, arguments: Mapping[str, Any]) -> str:
 
 
 def _findings(report: Any, _: Mapping[str, Any]) -> str:
-    from instructrec_jax.report import lint_report
+    from instructrec_jax.report import lint_report, tables
 
-    return lint_report.as_text(report)
+    return tables.as_text(lint_report.document(report))
 
 
 FETCH = Verb(

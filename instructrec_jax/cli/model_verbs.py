@@ -83,6 +83,46 @@ class _DemoVerb(Verb):
         }
 
 
+class _AddSystem(argparse.Action):
+    """Adds one "NAME=VALIDATION:TEST" to a dict of (validation, test) by name."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        name, _, rest = values.partition("=")
+        paths = rest.split(":")
+        if not name or len(paths) != 2 or not all(paths):
+            raise UserError(
+                f"--scores is {values!r}; expected NAME=VALIDATION:TEST, such as "
+                "model=runs/scores/validation:runs/scores/test (no colon inside a path)"
+            )
+        found = {**getattr(namespace, self.dest, {})}
+        if name in found:
+            raise UserError(f"--scores names the system {name!r} twice; give each its own name")
+        setattr(namespace, self.dest, {**found, name: paths})
+
+
+class _ReportVerb(Verb):
+    """The report, which takes any number of systems."""
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the flags of the stage, and the systems."""
+        super().add_flags(parser)
+        parser.add_argument(
+            "--scores",
+            action=_AddSystem,
+            required=True,
+            default=argparse.SUPPRESS,
+            metavar="NAME=VALIDATION:TEST",
+            help="a system, and where its scores of the validation split are (they choose the "
+            "template) and those of the test split (they give the numbers); once for each system",
+        )
+
+
 def _table(_: Any, arguments: Mapping[str, Any]) -> str:
     """Returns the table of a report and where it stands."""
     return str(arguments["output_dir"])
@@ -167,19 +207,23 @@ CONVERT = Verb(
     function="instructrec_jax.stages.convert:convert",
     spelled={"source_path": "SOURCE", "output_dir": "DEST"},
 )
-REPORT = Verb(
+REPORT = _ReportVerb(
     name="report",
     summary="scores -> HR and NDCG with intervals, beside the baselines",
     description=(
-        "Chooses the best template of each scenario on validation, and reports HR@1,3,5 and\n"
-        "NDCG@3,5 on test with 95% bootstrap intervals, beside a random, a popularity and a\n"
-        "co-occurrence scorer. Writes report.json, report.md, report.txt and training_curve.png.\n"
-        "\nScores are those of `instructrec score`, or what T5X's own infer wrote in score mode\n"
-        "for the .rank tasks (gin/t5x/score.gin)."
+        "Chooses the best template of each system and scenario on validation, and reports\n"
+        "HR@1,3,5 and NDCG@3,5 on test with 95% bootstrap intervals and paired differences,\n"
+        "beside a random, a popularity and a co-occurrence scorer. Writes report.json, .md,\n"
+        ".html and .txt, and training_curve.png.\n"
+        "\nScores are a folder of `instructrec score`, a folder of T5X's own infer in score mode\n"
+        "for the .rank tasks (gin/t5x/score.gin), or a file of any other system with one JSON\n"
+        'line per example, such as {"example_id": "17:4", "family": "sequential",\n'
+        '"candidate_ids": [5, 2], "scores": [0.7, -1.5]}: the candidates of candidates.parquet\n'
+        'in any order, higher scores are better; "query" and "template" may be added.'
     ),
     example=(
         "instructrec report --dataset=ml_100k --prepared_dir=runs/prepared \\\n"
-        "    --validation_scores_dir=runs/scores/validation --test_scores_dir=runs/scores/test \\\n"
+        "    --scores model=runs/scores/validation:runs/scores/test \\\n"
         "    --metrics_file=runs/model/metrics.jsonl --output_dir=runs/report"
     ),
     function="instructrec_jax.stages.report:report",

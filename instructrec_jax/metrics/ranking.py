@@ -18,7 +18,7 @@ METRIC_NAMES = ("hr@1", "hr@3", "hr@5", "ndcg@3", "ndcg@5")
 
 def normalise(
     log_likelihood: NDArray[np.float32],
-    num_tokens: NDArray[np.int32],
+    num_tokens: NDArray[np.int32] | None,
     name: str,
     *,
     num_chars: NDArray[np.int32] | None = None,
@@ -28,7 +28,7 @@ def normalise(
 
     Args:
       log_likelihood: [..., c] float32, natural log, summed over the target's tokens incl. EOS.
-      num_tokens: [..., c] int32, number of those tokens; 0 at padding.
+      num_tokens: [..., c] int32, number of those tokens, 0 at padding, which "mean" needs.
       name: "sum" (the paper's reading), "mean" (per token) or "char" (per character), which do
         not punish long titles, or "pmi" (pointwise mutual information: less what a prompt without
         preference and intention gives, which does not favour titles that are likely anyway).
@@ -227,6 +227,21 @@ def hit_rate_and_ndcg(
     positive = np.zeros(num_examples, dtype=np.int64)
     positive[example[is_correct]] = rows[is_correct, 1]
     return evaluate(ranks(log_likelihood, positive))
+
+
+def stack_rows(rows: Sequence[NDArray], fill: float) -> NDArray:
+    """Returns ragged rows as one matrix [n, longest], `fill` after the shorter ones.
+
+    Example:
+      `stack_rows([np.array([1, 2]), np.array([3])], -1)` is `[[1, 2], [3, -1]]`.
+    """
+    width = max((len(row) for row in rows), default=0)
+    dtype = rows[0].dtype if rows else np.float32
+    matrix = np.full((len(rows), width), fill, dtype=dtype)
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    if rows:
+        matrix[np.arange(width) < lengths[:, None]] = np.concatenate(rows)
+    return matrix
 
 
 def _mean(values: NDArray[np.float64]) -> np.floating:

@@ -105,29 +105,36 @@ def render_group(variant: Variant, task: str) -> Preprocessor:
     return render
 
 
-def one_row_per_candidate(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Expands groups to SeqIO's rank classification form.
+def one_row_per_candidate(variant: Variant) -> Preprocessor:
+    """Returns a function that expands groups to SeqIO's rank classification form.
 
     Example: a group of two candidates, the second the target, as the first example becomes
     `{idx: [0, 0], is_correct: False}` and `{idx: [0, 1], is_correct: True}`, each with the same
     `inputs` and its candidate as `targets`.
+
+    Args:
+      variant: each row names its family and its kind of query, "none" where it takes none, for
+        whoever reads T5X's scores.
     """
+    family, query = variant.template.family, str(variant.query or "none")
 
     def expand(index: tf.Tensor, group: Record) -> tf.data.Dataset:
         num_candidates = tf.size(group["candidate_ids"])
-        places = tf.range(num_candidates)
+        indices = tf.range(num_candidates)
         rows = {
             "inputs": tf.repeat(group["inputs"][tf.newaxis], num_candidates, axis=0),
             "targets": group["candidates"],
-            "idx": tf.stack([tf.repeat(tf.cast(index, tf.int32), num_candidates), places], axis=1),
-            "is_correct": places == group["target_index"],
+            "idx": tf.stack([tf.repeat(tf.cast(index, tf.int32), num_candidates), indices], axis=1),
+            "is_correct": indices == group["target_index"],
             "example_id": tf.repeat(group["example_id"], num_candidates),
             "candidate_id": group["candidate_ids"],
             "candidate_num_chars": group["candidate_num_chars"],
+            "family": tf.repeat(family, num_candidates),
+            "query": tf.repeat(query, num_candidates),
         }
         return tf.data.Dataset.from_tensor_slices(rows).map(_without_padding)
 
-    return dataset.enumerate().flat_map(expand)
+    return lambda dataset: dataset.enumerate().flat_map(expand)
 
 
 def arrange(record: Record, lengths: Mapping[str, int], seed: tf.Tensor) -> Record:

@@ -99,7 +99,7 @@ def _register_variant(dataset: str, variant: Variant) -> str:
         _add(
             f"{name}.{RANK}",
             source,
-            [*group, preprocessors.one_row_per_candidate],
+            [*group, preprocessors.one_row_per_candidate(variant)],
             pair_features(),
             variant=variant,
             postprocess_fn=ranking.candidate_label,

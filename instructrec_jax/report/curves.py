@@ -1,7 +1,6 @@
-"""The training curve: losses and validation metrics of a run's JSONL file, as one picture."""
+"""The training curve: losses and validation metrics of a run, as one picture."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -14,48 +13,25 @@ _PREFIX = "validation/"
 _SHOWN = ("ndcg@5", "hr@1")
 
 
-def read_metrics(path: Path | str) -> dict[str, dict[int, float]]:
-    """Returns every metric of a run as {name: {step: value}}.
-
-    A run that was killed may leave a half-written last line, and one that was resumed logs some
-    steps twice: the former is left out, of the latter the last value stands.
-
-    Args:
-      path: JSONL file with lines such as {"step": 10, "loss": 3.2}.
-
-    Raises:
-      UserError: if the file is missing, or a line before the last is damaged.
-    """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(
-            f"metrics file {path} is not there; name the metrics.jsonl in the run's MODEL_DIR, "
-            "or leave the flag out"
-        ) from None
-    found: dict[str, dict[int, float]] = {}
-    for number, line in enumerate(lines, start=1):
-        record = _parse(line, path, number=number, is_last=number == len(lines))
-        for name, value in record.items():
-            if name != "step" and isinstance(value, int | float):
-                found.setdefault(name, {})[int(record["step"])] = float(value)
-    return found
-
-
-def plot_training_curve(metrics: Mapping[str, Mapping[int, float]], path: Path | str) -> None:
+def plot_training_curve(lines: Iterable[Mapping[str, float]], path: Path | str) -> None:
     """Draws the loss above and the validation metrics below, over the same steps.
 
     Args:
-      metrics: from `read_metrics`.
+      lines: of a run's metrics.jsonl, each with "step"; of a step that a resumed run took twice the
+        last values count.
       path: PNG file to write.
 
     Raises:
       UserError: if the run logged no loss.
     """
-    if not metrics.get("loss"):
+    metrics: dict[str, dict[int, float]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if isinstance(value, int | float):
+                metrics.setdefault(name, {})[int(line["step"])] = float(value)
+    if "loss" not in metrics:
         raise UserError("the metrics file holds no training loss yet; let the run take some steps")
-    shown = _validation_names(metrics)
+    shown = [_PREFIX + name for name in _SHOWN if _PREFIX + name in metrics]  # not each task's
     figure = Figure(figsize=(8, 6 if shown else 3.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2 if shown else 1, 1, sharex=True, squeeze=False)[:, 0]
@@ -82,7 +58,7 @@ def _draw_loss(axes: Axes, losses: Mapping[int, float]) -> None:
 
 
 def _draw_validation(axes: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
-    """Draws one line a validation metric, its best step marked."""
+    """Draws one line per validation metric, its best step marked."""
     for name, curve in curves.items():
         steps = sorted(curve)
         values = [curve[step] for step in steps]
@@ -108,28 +84,6 @@ def _finish(axes: Axes) -> None:
     axes.legend(frameon=False)
 
 
-def _validation_names(metrics: Mapping[str, Mapping[int, float]]) -> list[str]:
-    """Returns the names of the metrics worth drawing: means over the tasks, not each task's."""
-    return [_PREFIX + name for name in _SHOWN if metrics.get(_PREFIX + name)]
-
-
 def _label(name: str) -> str:
     """Returns a metric's name as the legend shows it."""
     return name.removeprefix(_PREFIX).replace("ndcg", "NDCG").replace("hr@", "HR@")
-
-
-def _parse(line: str, path: Path, *, number: int, is_last: bool) -> dict:
-    """Returns one line of the metrics file; {} for an empty or a half-written last one."""
-    if not line.strip():
-        return {}
-    try:
-        record = json.loads(line)
-        int(record["step"])
-    except (ValueError, TypeError, KeyError) as error:
-        if is_last:
-            return {}
-        raise UserError(
-            f"{path} line {number} is not a JSON object with a step ({error}): {line[:80]!r}; "
-            "remove the line"
-        ) from None
-    return record

@@ -1,21 +1,15 @@
-"""What `lint` found in a dataset, as JSON, Markdown and tables for a terminal of 100 columns."""
+"""What `lint` found in a dataset, as the values and the tables of a report."""
 
 import dataclasses
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from instructrec_jax.instructions.language import Kind
 from instructrec_jax.instructions.lint import Finding, Severity
 from instructrec_jax.instructions.render import NUM_ANSWER_TITLES
+from instructrec_jax.report.tables import Document, Section, Table
 
-WIDTH = 100
 _HISTORY = "history"
-_Section = tuple[str, str, Sequence[str], Sequence[Sequence[str]]]  # title, note, header, rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,9 +104,9 @@ class LintReport:
     Attributes:
       dataset: its name.
       protocol: what decides the numbers: teacher, feature lengths, size of the samples.
-      coverage: one row a variant.
-      samples: one row a task and form.
-      records: number of records by what was found in them, see `stages.lint_leaks`.
+      coverage: one row per variant.
+      samples: one row per task and form.
+      records: number of records by what was found in them, see `stages.lint.leaks`.
       findings: what is wrong.
     """
 
@@ -134,12 +128,12 @@ class LintReport:
         return len(self.findings) - self.num_errors
 
 
-def as_json(report: LintReport) -> dict[str, Any]:
-    """Returns the report as plain JSON values."""
+def values(report: LintReport) -> dict[str, Any]:
+    """Returns everything that was found, with shares and totals."""
     return {
         "dataset": report.dataset,
-        "protocol": dict(report.protocol),
-        "coverage": [dataclasses.asdict(row) for row in report.coverage],
+        "protocol": report.protocol,
+        "coverage": report.coverage,
         "cells": [
             dict(zip(("cell", "kind", "tasks", "counts", "reason"), row, strict=True))
             for row in _cells(report.coverage)
@@ -148,48 +142,22 @@ def as_json(report: LintReport) -> dict[str, Any]:
             {**dataclasses.asdict(row), "shares": row.shares, "drop_rates": row.drop_rates}
             for row in report.samples
         ],
-        "records": dict(report.records),
-        "findings": [dataclasses.asdict(finding) for finding in report.findings],
+        "records": report.records,
+        "findings": report.findings,
         "num_errors": report.num_errors,
         "num_warnings": report.num_warnings,
     }
 
 
-def as_text(report: LintReport) -> str:
-    """Returns the report as plain text that fits 100 columns and needs no terminal."""
-    stream = io.StringIO()
-    console = Console(file=stream, width=WIDTH, color_system=None, force_terminal=False)
-    for title, note, header, rows in _tables(report):
-        console.print(f"{title}\n{note}", highlight=False, markup=False)
-        table = Table(box=box.ASCII2, show_edge=False, pad_edge=False)
-        for place, name in enumerate(header):
-            is_number = all(_is_number(row[place]) for row in rows)
-            table.add_column(name, justify="right" if is_number else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-        console.print()
-    for finding in report.findings:
-        line = f"{finding.severity} {finding.subject}: {finding.message}"
-        console.print(line, highlight=False, markup=False)
-    console.print(summary_line(report), highlight=False, markup=False)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
-
-
-def as_markdown(report: LintReport) -> str:
-    """Returns the report as Markdown."""
-    lines = [f"# lint of {report.dataset}", "", summary_line(report), ""]
-    lines += [
-        f"* **{finding.severity}** {finding.subject}: {finding.message}"
-        for finding in report.findings
-    ]
-    for title, note, header, rows in _tables(report):
-        lines += ["", f"## {title}", "", note, ""]
-        lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-        lines += ["| " + " | ".join(map(_code, row)) + " |" for row in rows]
-    lines += ["", "Protocol:", ""]
-    lines += [f"* {name}: `{value}`" for name, value in report.protocol.items()]
-    return "\n".join([*lines, ""])
+def document(report: LintReport) -> Document:
+    """Returns the tables of a report."""
+    return Document(
+        title=f"lint of {report.dataset}",
+        summary=summary_line(report),
+        messages=[(str(f.severity), f"{f.subject}: {f.message}") for f in report.findings],
+        sections=list(_sections(report)),
+        facts=report.protocol,
+    )
 
 
 def summary_line(report: LintReport) -> str:
@@ -202,44 +170,47 @@ def summary_line(report: LintReport) -> str:
     )
 
 
-def _tables(report: LintReport) -> list[_Section]:
-    """Returns (title, note, header, rows) of every table."""
+def _sections(report: LintReport) -> Iterator[Section]:
+    """Yields coverage, cells, samples and records."""
     splits = list(report.coverage[0].counts) if report.coverage else []
-    cells = [
-        (cell, kind, str(len(tasks)), *_texts(counts, reason))
-        for cell, kind, tasks, counts, reason in _cells(report.coverage)
-    ]
-    records = [(name.replace("_", " "), str(number)) for name, number in report.records.items()]
-    return [
-        (
-            "Coverage",
-            "Examples of every template, by query where it takes one.",
-            ("task", "cell", "kind", "eval", *splits),
-            [_coverage_row(row) for row in report.coverage],
-        ),
-        (
-            "Cells",
-            "Examples of every cell of the paper, over all templates.",
-            ("cell", "kind", "tasks", *splits),
-            cells,
-        ),
-        *_token_tables(report),
-        (
-            "Records",
-            "How many there are, and in how many of them something was found.",
-            ("found", "records"),
-            records,
-        ),
-    ]
+    yield _section(
+        "Coverage",
+        "Examples of every template, by query where it takes one.",
+        ("task", "cell", "kind", "eval", *splits),
+        [_coverage_row(row) for row in report.coverage],
+    )
+    yield _section(
+        "Cells",
+        "Examples of every cell of the paper, over all templates.",
+        ("cell", "kind", "tasks", *splits),
+        [
+            (cell, kind, str(len(tasks)), *_texts(counts, reason))
+            for cell, kind, tasks, counts, reason in _cells(report.coverage)
+        ],
+    )
+    yield from _token_sections(report)
+    yield _section(
+        "Records",
+        "How many there are, and in how many of them something was found.",
+        ("found", "records"),
+        [(name.replace("_", " "), str(number)) for name, number in report.records.items()],
+    )
 
 
-def _token_tables(report: LintReport) -> Iterator[_Section]:
-    """Yields the tables of the samples, one for each form and split."""
+def _section(
+    title: str, note: str, header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> Section:
+    """Returns a section of one table."""
+    return Section(title=title, tables=[Table(note=note, header=header, rows=rows)])
+
+
+def _token_sections(report: LintReport) -> Iterator[Section]:
+    """Yields the samples, one section for each form and split."""
     lengths = "{input_tokens} input and {target_tokens} target tokens".format(**report.protocol)
     forms = dict.fromkeys((row.is_grouped, row.split) for row in report.samples)
     for is_grouped, split in forms:
         what = "candidates, as they are ranked" if is_grouped else "answers, as they are trained on"
-        yield (
+        yield _section(
             f"Tokens of instructions and {what} ({split})",
             f"Of {report.protocol['sample']} a task, within {lengths}. Tokens: median/95th "
             "percentile/longest. cut: examples of which something had to go; dropped: history "
@@ -271,7 +242,7 @@ def _coverage_row(row: CoverageRow) -> Sequence[str]:
 
 
 def _texts(counts: Mapping[str, int], reason: str) -> list[str]:
-    """Returns counts, or in their place why there can be none."""
+    """Returns counts, or why there can be none."""
     return [str(count) if count or not reason else reason for count in counts.values()]
 
 
@@ -300,16 +271,6 @@ def _cells(
         )
         for (kind, cell), members in sorted(found.items())
     ]
-
-
-def _is_number(text: str) -> bool:
-    """Returns whether a column of such texts is aligned to the right."""
-    return not text.strip("0123456789./%<>") or text.startswith("no ")
-
-
-def _code(text: str) -> str:
-    """Returns a table's text for Markdown, which takes a cell of the paper for HTML."""
-    return f"`{text}`" if text.startswith("<P") else text
 
 
 def _number(number: int, name: str) -> str:

@@ -1,9 +1,10 @@
 """Artefact E: log-likelihoods of candidates in Parquet parts, written whole or not at all.
 
-One row is one (example, template). Token and character counts are kept, so that any normaliser,
-metric or tie rule can be computed later without a model. A part holds the rows of one shard, the
-unit that a process claims, scores and writes; its bytes depend on the set and on what the scores
-come from alone, never on who wrote it.
+One row is one (example, template), whatever the system. Token and character counts are kept, so
+that any normaliser, metric or tie rule can be computed later without a model. A part holds the rows
+of one shard, the unit that a process claims, scores and writes; its bytes depend only on the set
+and on what the scores come from, never on who wrote it. Its metadata name the `system`, and the
+`family` of tasks and the kind of `query` that its template belongs to.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,26 +22,39 @@ import pyarrow.parquet as pq
 from instructrec_jax import files, manifest
 from instructrec_jax.damage import Damage
 from instructrec_jax.errors import UserError
-from instructrec_jax.scoring.candidate_views import Outcome
+from instructrec_jax.metrics import ranking
+
+NO_QUERY = "none"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PreparedRequest:
-    """What the row of a request tells beside the log-likelihoods.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredRequest:
+    """The scored candidates of one request or example: a row of artefact E.
 
     Attributes:
       request_id: its name.
       candidate_ids: int64 [c].
-      num_tokens: int32 [c], tokens of each candidate, EOS included.
-      num_chars: int32 [c], characters of each candidate.
-      target_index: place of the target among the candidates, -1 where it is unknown.
+      log_likelihood: float32 [c], natural log, sum over tokens including EOS; of a system that is
+        no language model any score, higher is better.
+      prior_log_likelihood: the same under a prompt without preference and intention; None where
+        that was not scored.
+      num_tokens: int32 [c], tokens of each candidate, EOS included; None where there are no tokens.
+      num_chars: int32 [c], characters of each candidate; None where nobody counted them.
+      last_round: int32 [c], the round that the log-likelihood is of, from 1; candidates that took
+        part in a later round rank before the others. None where there is one round.
+      num_views: prompts that were scored, those for the prior are not counted.
+      target_index: index of the target among the candidates, -1 where it is unknown.
     """
 
     request_id: str
     candidate_ids: np.ndarray
-    num_tokens: np.ndarray
-    num_chars: np.ndarray
-    target_index: int
+    log_likelihood: np.ndarray
+    prior_log_likelihood: np.ndarray | None = None
+    num_tokens: np.ndarray | None = None
+    num_chars: np.ndarray | None = None
+    last_round: np.ndarray | None = None
+    num_views: int = 1
+    target_index: int = -1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +63,7 @@ class Shard:
 
     Attributes:
       template: the set it is of.
-      index: place of the shard in the set.
+      index: index of the shard in the set.
       numbers: of its requests in the set, from 0.
     """
 
@@ -95,10 +109,12 @@ SCHEMA = pa.schema(
         ("num_chars", pa.list_(pa.int32())),
         ("last_round", pa.list_(pa.int32())),
         ("rank", pa.list_(pa.int32())),
-        ("num_ballots", pa.int32()),
+        ("num_views", pa.int32()),
         ("target_index", pa.int32()),
     ]
 )
+_FIELDS = dataclasses.fields(ScoredRequest)
+_TOLD = {"system", "family", "query"}
 _METADATA_KEY = b"instructrec"
 _DAMAGE_KEY = b"instructrec.damage"
 _PART = re.compile(r"(?P<template>.+)\.part-(?P<index>\d+)\.parquet")
@@ -111,17 +127,18 @@ class Scores:
     Attributes:
       example_id: [n] names.
       template_id: [n] names.
-      candidate_ids: n arrays int64 [c].
-      log_likelihood: n arrays float32 [c], natural log, sum over tokens including EOS.
-      prior_log_likelihood: the same against a prompt without preference and intention; None
-        where that was not scored.
-      num_tokens: n arrays int32 [c], tokens counted.
-      num_chars: n arrays int32 [c], characters of the title.
-      last_round: n arrays int32 [c], the round that the log-likelihood is of, from 1; whoever took
-        part in a later one ranks before whoever did not, see `ballots`.
-      num_ballots: int32 [n], prompts that were scored, those for the prior not counted.
-      target_index: int32 [n], -1 where the target is unknown.
-      metadata: where the scores come from: checkpoint, hashes, versions, command.
+      candidate_ids: n arrays int64 [c]; this and the next ones as in `ScoredRequest`.
+      log_likelihood: n arrays float32 [c].
+      prior_log_likelihood: n arrays float32 [c] or None.
+      num_tokens: n arrays int32 [c] or None.
+      num_chars: n arrays int32 [c] or None.
+      last_round: n arrays int32 [c].
+      num_views: int32 [n].
+      target_index: int32 [n].
+      metadata: where the scores come from, as far as all templates have it in common: system,
+        split, checkpoint, hashes, versions, command.
+      scenarios: by template the family of tasks and, where it has one, the kind of query, such as
+        "product_search.specific".
     """
 
     example_id: Sequence[str]
@@ -129,12 +146,32 @@ class Scores:
     candidate_ids: Sequence[np.ndarray]
     log_likelihood: Sequence[np.ndarray]
     prior_log_likelihood: Sequence[np.ndarray | None]
-    num_tokens: Sequence[np.ndarray]
-    num_chars: Sequence[np.ndarray]
+    num_tokens: Sequence[np.ndarray | None]
+    num_chars: Sequence[np.ndarray | None]
     last_round: Sequence[np.ndarray]
-    num_ballots: np.ndarray
+    num_views: np.ndarray
     target_index: np.ndarray
-    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    metadata: Mapping[str, Any]
+    scenarios: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        requests: Mapping[str, Sequence[ScoredRequest]],
+        metadata: Mapping[str, Mapping[str, Any]],
+    ) -> Self:
+        """Returns requests by template as scores, as if they had been written and read.
+
+        Args:
+          requests: by template.
+          metadata: by template, see `write_part`.
+        """
+        rows = [row for template, own in requests.items() for row in score_rows(template, own)]
+        columns: dict[str, Any] = {name: [row[name] for row in rows] for name in SCHEMA.names}
+        del columns["rank"]
+        for name in ("num_views", "target_index"):
+            columns[name] = np.array(columns[name], np.int32)
+        return cls(**columns, **_described(metadata))
 
 
 def is_written(folder: Path | str, shard: Shard) -> bool:
@@ -151,11 +188,18 @@ def write_part(
     """Writes one part atomically.
 
     Args:
-      path: where.
-      rows: values by the names of SCHEMA; what is missing is null.
-      metadata: JSON values that go into the file's schema, the same for all parts of a template.
+      path: where; the name is that of `part_name`.
+      rows: values by the names of SCHEMA, see `score_rows`; what is missing is null.
+      metadata: JSON values that go into the file's schema, the same for all parts of a template:
+        "system", "family", "query" ("none" where the template takes none) and anything that tells
+        where the scores come from, such as "split" and "checkpoint".
       damage: the requests of the shard that were left out.
+
+    Raises:
+      ValueError: if the metadata lack one of the three.
     """
+    if missing := _TOLD - metadata.keys():
+        raise ValueError(f"metadata of {path} lack {sorted(missing)}")
     left_out = {"counts": damage.counts, "examples": damage.examples} if damage else {}
     own = {_METADATA_KEY: json.dumps(dict(metadata)), _DAMAGE_KEY: json.dumps(left_out)}
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA.with_metadata(own))
@@ -163,43 +207,34 @@ def write_part(
         pq.write_table(table, temporary, compression="zstd")
 
 
-def score_rows(
-    template: str, decided: Iterable[tuple[PreparedRequest, Outcome]]
-) -> list[dict[str, Any]]:
+def score_rows(template: str, scored: Iterable[ScoredRequest]) -> list[dict[str, Any]]:
     """Returns the rows of scored requests.
 
     Args:
-      template: id of the template that wrote the instructions.
-      decided: requests, and their candidates' log-likelihoods: under the template's prompt and,
-        where that was scored too, under the prior's.
+      template: id of the template that wrote the instructions; of a system without prompts any
+        name, one for each family and kind of query.
+      scored: requests with the log-likelihoods of their candidates.
 
     Raises:
       UserError: if a log-likelihood is not a number.
     """
     rows = []
-    for prepared, outcome in decided:
-        values = outcome.log_likelihood
-        if np.isnan(values).any():
+    for request in scored:
+        priors = request.prior_log_likelihood
+        if np.isnan(request.log_likelihood).any() or (
+            priors is not None and np.isnan(priors).any()
+        ):
             raise UserError(
-                f"a candidate of request {prepared.request_id!r} has a log-likelihood "
+                f"a candidate of request {request.request_id!r} has a log-likelihood "
                 "that is not a number (NaN); the model has diverged or its weights are damaged: "
                 "score with another checkpoint"
             )
-        rows.append(
-            {
-                "example_id": prepared.request_id,
-                "template_id": template,
-                "candidate_ids": prepared.candidate_ids,
-                "log_likelihood": values[:, 0],
-                "prior_log_likelihood": values[:, 1] if values.shape[1] > 1 else None,
-                "num_tokens": prepared.num_tokens,
-                "num_chars": prepared.num_chars,
-                "last_round": outcome.last_round,
-                "rank": outcome.rank,
-                "num_ballots": outcome.num_views,
-                "target_index": prepared.target_index,
-            }
-        )
+        row = {field.name: getattr(request, field.name) for field in _FIELDS}
+        if row["last_round"] is None:
+            row["last_round"] = np.ones(len(request.candidate_ids), np.int32)
+        rank = ranking.ranks_of_all(request.log_likelihood, row["last_round"]).astype(np.int32)
+        row |= {"example_id": row.pop("request_id"), "template_id": template, "rank": rank}
+        rows.append(row)
     return rows
 
 
@@ -226,49 +261,64 @@ def read_scores(folder: Path | str) -> Scores:
         missing.
     """
     folder = Path(folder)
-    paths = sorted(folder.glob("*.part-*.parquet"), key=_place)
+    paths = sorted(folder.glob("*.part-*.parquet"), key=_part_order)
     if not paths:
         raise UserError(f"no scores in {folder}; run `instructrec score` with that output folder")
     tables = [_read_part(path) for path in paths]
-    metadata = _common_metadata(paths, tables)
+    metadata = _metadata(paths, tables)
     table = pa.concat_tables(tables).combine_chunks()
     if (folder / manifest.FILE_NAME).exists():  # it is not where someone copied parts
         found = manifest.read_manifest(folder)
         _check_complete(folder, table.num_rows, found)
-        metadata |= {"command": found.command}
+        for told in metadata.values():
+            told["command"] = found.command
     return Scores(
         example_id=table["example_id"].to_pylist(),
         template_id=table["template_id"].to_pylist(),
         candidate_ids=_arrays(table["candidate_ids"]),
         log_likelihood=_arrays(table["log_likelihood"]),
         prior_log_likelihood=_arrays_or_none(table["prior_log_likelihood"]),
-        num_tokens=_arrays(table["num_tokens"]),
-        num_chars=_arrays(table["num_chars"]),
+        num_tokens=_arrays_or_none(table["num_tokens"]),
+        num_chars=_arrays_or_none(table["num_chars"]),
         last_round=_arrays(table["last_round"]),
-        num_ballots=table["num_ballots"].to_numpy(),
+        num_views=table["num_views"].to_numpy(),
         target_index=table["target_index"].to_numpy(),
-        metadata=metadata,
+        **_described(metadata),
     )
 
 
-def _place(path: Path) -> tuple[str, int]:
+def _part_order(path: Path) -> tuple[str, int]:
     """Returns what parts are sorted by: part 100000 comes after part 99999."""
     match = _PART.fullmatch(path.name)
     return (match["template"], int(match["index"])) if match else (path.name, 0)
 
 
-def _common_metadata(paths: Sequence[Path], tables: Sequence[pa.Table]) -> dict[str, Any]:
-    """Returns what all parts say of where they come from, and checks that it is one place."""
-    first: dict[str, Any] = {}
+def _metadata(paths: Sequence[Path], tables: Sequence[pa.Table]) -> dict[str, dict[str, Any]]:
+    """Returns by template what parts say of where they come from, and checks that it is one run."""
+    found: dict[str, dict[str, Any]] = {}
+    run = None
     for path, table in zip(paths, tables, strict=True):
-        found = json.loads(table.schema.metadata[_METADATA_KEY])
-        first = first or found
-        if found.get("work") != first.get("work"):
+        told = json.loads(table.schema.metadata[_METADATA_KEY])
+        run = run or (path, told.get("work"))
+        if told.get("work") != run[1]:
             raise UserError(
-                f"{path} is a part of another run than {paths[0].name}; move the parts of one of "
+                f"{path} is a part of another run than {run[0].name}; move the parts of one of "
                 "them elsewhere"
             )
-    return first
+        templates = [path.name.rpartition(".part-")[0], *table["template_id"].unique().to_pylist()]
+        found |= {template: dict(told) for template in templates}
+    return found
+
+
+def _described(metadata: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns what all templates have in common, and the scenario of each."""
+    first, *others = metadata.values()
+    common = {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}
+    scenarios = {
+        template: told["family"] + ("" if told["query"] == NO_QUERY else f".{told['query']}")
+        for template, told in metadata.items()
+    }
+    return {"metadata": common, "scenarios": scenarios}
 
 
 def _check_complete(folder: Path, num_found: int, found: manifest.Manifest) -> None:
@@ -293,8 +343,14 @@ def _readable(path: Path, read: Callable[[Path], Any]) -> Any:
 
 def _read_part(path: Path) -> pa.Table:
     table = _readable(path, pq.read_table)
-    if not table.schema.equals(SCHEMA) or _METADATA_KEY not in (table.schema.metadata or {}):
+    metadata = table.schema.metadata or {}
+    if _METADATA_KEY not in metadata:
         raise UserError(f"{path} is not a part written by `instructrec score`")
+    if not table.schema.equals(SCHEMA) or not json.loads(metadata[_METADATA_KEY]).keys() >= _TOLD:
+        raise UserError(
+            f"{path} is in the format of another version of this program; "
+            "run `instructrec score` again into a new folder"
+        )
     return table
 
 

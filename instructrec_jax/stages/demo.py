@@ -93,8 +93,7 @@ def demo(
     return report(
         dataset=name,
         prepared_dir=root / "prepared",
-        validation_scores_dir=root / "scores" / "validation",
-        test_scores_dir=root / "scores" / "test",
+        scores={"model": [root / "scores" / split for split in ("validation", "test")]},
         output_dir=root / "report",
         metrics_file=root / "model" / METRICS_FILE,
         normalisers=NORMALISERS,

@@ -8,6 +8,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 
 from instructrec_jax import files
+from instructrec_jax.errors import UserError
 
 FILE_NAME = "metrics.jsonl"
 
@@ -46,18 +47,29 @@ class MetricsLog:
 
 
 def read_metrics(path: Path | str) -> list[dict[str, float]]:
-    """Reads a metrics.jsonl; a line cut short by a kill, and a missing file, are no error.
+    """Reads a metrics.jsonl; a last line cut short by a kill, and a missing file, are no error.
 
     Returns:
-      One dict a line, each with "step", in the order they were written.
+      One dict per line, each with "step", in the order they were written.
+
+    Raises:
+      UserError: if a line before the last is damaged.
     """
     path = Path(path)
     if not path.exists():
         return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    found = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, text in enumerate(lines, start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break  # only the last line can be half written: lines are appended one at a time
-    return lines
+            line = json.loads(text)
+            int(line["step"])
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines) or not text.strip():
+                continue  # only the last line can be half written: lines are appended one at a time
+            raise UserError(
+                f"{path} line {number} is not a JSON object with a step ({error}): {text[:80]!r}; "
+                "remove the line"
+            ) from None
+        found.append(line)
+    return found

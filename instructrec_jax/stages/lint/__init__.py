@@ -1,7 +1,6 @@
 """The stage `lint`: what is wrong with templates and with a dataset that `build` wrote."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from instructrec_jax.instructions.lint import lint_templates
 from instructrec_jax.manifest import Manifest, find_same_work, read_manifest
 from instructrec_jax.pipeline import record_store, registry, vocabulary
 from instructrec_jax.pipeline.registry import InstructionTask
-from instructrec_jax.report import lint_report
+from instructrec_jax.report import lint_report, tables
 from instructrec_jax.report.lint_report import LintReport
 from instructrec_jax.stages.lint.coverage import cover, coverage_findings
 from instructrec_jax.stages.lint.leaks import check_records
@@ -45,11 +44,11 @@ def lint(
       input_tokens: most tokens of an instruction.
       target_tokens: most tokens of an answer.
       max_examples: examples of each task to measure; 0 for all.
-      output_dir: folder for lint.json and lint.md, new, empty or of the same work; nothing is
-        written without it.
+      output_dir: folder for lint.json, .md, .html and .txt, new, empty or of the same work;
+        nothing is written without it.
 
     Returns:
-      The report, for `lint_report.as_text`.
+      The report, for `lint_report.document`.
 
     Raises:
       UserError: if the dataset or the module is missing, a number is impossible, or the output
@@ -133,10 +132,8 @@ def _inspect(
 
 def _write(report: LintReport, planned: Manifest, output_dir: Path) -> None:
     """Writes the report and its manifest, whole or not at all."""
-    text = json.dumps(lint_report.as_json(report), indent=2, ensure_ascii=False)
     with files.atomic_directory(output_dir) as folder:
-        files.write_text(folder / "lint.json", text + "\n")
-        files.write_text(folder / "lint.md", lint_report.as_markdown(report))
+        tables.write(folder, "lint", lint_report.document(report), lint_report.values(report))
         counts = {**report.records, "errors": report.num_errors, "warnings": report.num_warnings}
         Manifest(
             stage=planned.stage, inputs=planned.inputs, settings=planned.settings, counts=counts

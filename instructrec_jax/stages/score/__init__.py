@@ -36,6 +36,7 @@ from instructrec_jax.training.stopping import stop_on_sigterm
 
 logger = logging.getLogger(__name__)
 _MIN_COMPILE_SECONDS = 0.1  # of programs that are worth keeping
+SYSTEM = "instructrec"
 _SAMPLE_SIZE = 512  # prompts whose sizes decide for which shapes a run is compiled
 
 
@@ -225,6 +226,7 @@ def _metadata(
     work = json.dumps([planned.inputs, planned.settings], sort_keys=True)
     common = {
         **{name: found for name, found in planned.inputs.items() if " " not in name},
+        "system": SYSTEM,
         "work": hashlib.sha256(work.encode()).hexdigest(),
         "split": planned.settings["split"],
         "candidate_view": planned.settings["candidate_view"],
@@ -233,7 +235,12 @@ def _metadata(
         "versions": planned.versions,
     }
     return {
-        own.template: {**common, "template": planned.inputs[f"template {own.template}"]}
+        own.template: {
+            **common,
+            "family": own.variant.template.family,
+            "query": str(own.variant.query or parts.NO_QUERY),
+            "template": planned.inputs[f"template {own.template}"],
+        }
         for own in opened.sets
     }
 

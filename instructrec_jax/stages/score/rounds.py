@@ -10,7 +10,7 @@ from instructrec_jax.damage import Damage, DamagedLineError
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Variant
 from instructrec_jax.pipeline.request_tokens import Group, GroupRenderer, Record
-from instructrec_jax.scores.parts import PreparedRequest
+from instructrec_jax.scores.parts import ScoredRequest
 from instructrec_jax.scoring.candidate_views import Outcome, Strategy
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 
@@ -53,11 +53,17 @@ class PendingRequest:
         self.outcome: Outcome | None = None
 
     @property
-    def prepared(self) -> PreparedRequest:
-        """What the request's row tells beside the outcome, once the first round is rendered."""
-        return PreparedRequest(
+    def scored(self) -> ScoredRequest:
+        """The request with its outcome, once the last round is scored."""
+        assert self.outcome is not None
+        values = self.outcome.log_likelihood
+        return ScoredRequest(
             request_id=self.request_id,
             candidate_ids=self._candidate_ids,
+            log_likelihood=values[:, 0],
+            prior_log_likelihood=values[:, 1] if values.shape[1] > 1 else None,
+            last_round=self.outcome.last_round,
+            num_views=self.outcome.num_views,
             target_index=self._target_index,
             **self._facts,
         )
@@ -155,7 +161,7 @@ def decide(
     *,
     score: ScoreRequests,
     render: Callable[[Sequence[PendingRequest]], list[PendingRequest]],
-) -> list[tuple[PreparedRequest, Outcome]]:
+) -> list[ScoredRequest]:
     """Scores round after round, each of all requests at once, until all are decided.
 
     Args:
@@ -173,6 +179,4 @@ def decide(
             request.take(scored)
         waiting = [request for request in waiting if request.outcome is None]
         waiting = render(waiting) if waiting else []
-    return [
-        (request.prepared, request.outcome) for request in requests if request.outcome is not None
-    ]
+    return [request.scored for request in requests if request.outcome is not None]

@@ -1,0 +1,170 @@
+"""The results of ranking systems as the values and the tables of a report."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from instructrec_jax.metrics.ranking import METRIC_NAMES
+from instructrec_jax.metrics.statistics import Interval
+from instructrec_jax.report.results import IndexRow, Report, ScenarioResult, SystemResult
+from instructrec_jax.report.tables import Document, Section, Table
+
+_HEADLINE_METRICS = ("hr@1", "ndcg@5")
+
+
+def values(report: Report) -> dict[str, Any]:
+    """Returns every number with its interval and protocol, by scenario and system."""
+    return {
+        "dataset": report.dataset,
+        "scenarios": {result.scenario: _scenario_values(result) for result in report.scenarios},
+    }
+
+
+def document(report: Report, *, curve: str | None) -> Document:
+    """Returns the tables of a report.
+
+    Args:
+      report: the report.
+      curve: file name of the training curve's picture beside the report, if there is one.
+    """
+    return Document(
+        title=report.dataset,
+        sections=[_section(report.dataset, result) for result in report.scenarios],
+        pictures={} if curve is None else {"training curve": curve},
+    )
+
+
+def _scenario_values(result: ScenarioResult) -> dict[str, Any]:
+    """Returns the numbers of one scenario."""
+    named = [system for system in result.systems if system.chosen]
+    return {
+        "protocol": {**result.facts, "systems": {system.name: system.facts for system in named}},
+        "chosen": {system.name: system.chosen for system in named},
+        "validation": {system.name: system.choices for system in named},
+        "test": {system.name: system.metrics for system in result.systems},
+        "minus": {system.name: system.minus for system in named},
+        "unsure": {system.name: system.unsure for system in named},
+        "position_bias": {system.name: system.position_bias for system in named},
+    }
+
+
+def _section(dataset: str, result: ScenarioResult) -> Section:
+    """Returns the section of one scenario."""
+    facts = result.facts
+    named = [system for system in result.systems if system.chosen]
+    return Section(
+        title=f"{dataset} {result.scenario}: n={facts['num_examples']}, "
+        f"{facts['num_candidates']} candidates",
+        tables=[_results_table(result)],
+        lines=[line for system in named for line in _system_lines(system)],
+        details=[
+            _differences_table(named),
+            _choices_table(named),
+            *(_position_table(system) for system in named if system.position_bias),
+        ],
+        facts={
+            **facts,
+            **{f"{s.name}: {name}": value for s in named for name, value in s.facts.items()},
+        },
+    )
+
+
+def _results_table(result: ScenarioResult) -> Table:
+    """Returns metrics and intervals of every system."""
+    unsure = {name for system in result.systems for name in system.unsure}
+    marks = {name: name.upper() + ("*" if name in unsure else "") for name in METRIC_NAMES}
+    return Table(
+        note="Test split, mean and 95% bootstrap interval.",
+        header=["system", *marks.values()],
+        rows=[
+            [system.name, *(_mean_and_interval(system.metrics[name]) for name in METRIC_NAMES)]
+            for system in result.systems
+        ],
+        footnotes=[
+            f"* not sure for {system.name}: the draw of groups can rank a target lower that "
+            f"belongs among the first K ({system.facts['candidate_view']})"
+            for system in result.systems
+            if system.unsure
+        ],
+    )
+
+
+def _system_lines(system: SystemResult) -> Iterator[str]:
+    """Yields what a terminal shows of a system below the results."""
+    assert system.chosen is not None
+    chosen = system.chosen
+    yield f"{system.name}: template {chosen.template_id}, normaliser {chosen.normaliser}"
+    for other, difference in system.minus.items():
+        parts = [f"{name.upper()} {_signed(difference[name])}" for name in _HEADLINE_METRICS]
+        yield f"{system.name} minus {other}: " + ", ".join(parts)
+    if bias := system.position_bias:
+        rates = " ".join(_rate(row) for row in bias.rows)
+        yield (
+            f"{system.name}: HR@1 by the target's index {bias.rows[0].first}-{bias.rows[-1].last}: "
+            f"{rates} (p {bias.p_value:.2g})"
+        )
+
+
+def _differences_table(named: list[SystemResult]) -> Table:
+    """Returns the paired differences between systems."""
+    return Table(
+        note="Differences, paired by example.",
+        header=["system", "minus", *(name.upper() for name in METRIC_NAMES)],
+        rows=[
+            [system.name, other, *(_signed(difference[name]) for name in METRIC_NAMES)]
+            for system in named
+            for other, difference in system.minus.items()
+        ],
+    )
+
+
+def _choices_table(named: list[SystemResult]) -> Table:
+    """Returns what validation chose among."""
+    return Table(
+        note="Choice of template and normaliser, validation split.",
+        header=["system", "template", "normaliser", "n", *(name.upper() for name in METRIC_NAMES)],
+        rows=[
+            [
+                system.name,
+                choice.template_id + (" (chosen)" if choice == system.chosen else ""),
+                choice.normaliser,
+                str(choice.num_examples),
+                *(_short(choice.metrics[name]) for name in METRIC_NAMES),
+            ]
+            for system in named
+            for choice in system.choices
+        ],
+    )
+
+
+def _position_table(system: SystemResult) -> Table:
+    """Returns HR@1 by the index of the target."""
+    bias = system.position_bias
+    assert bias is not None
+    return Table(
+        note=f"{system.name}: HR@1 by the index of the target in the prompt, "
+        f"p = {bias.p_value:.2g}.",
+        header=["index", "n", "HR@1"],
+        rows=[[row.name, str(row.num_examples), _rate(row)] for row in bias.rows],
+    )
+
+
+def _rate(row: IndexRow) -> str:
+    """Returns HR@1 at some indices, a dash where no target has one of them."""
+    return "-" if row.hit_rate is None else _short(row.hit_rate)
+
+
+def _mean_and_interval(value: Interval) -> str:
+    """Returns such as '.484 .452-.516'."""
+    return f"{_short(value.estimate)} {_short(value.low)}-{_short(value.high)}"
+
+
+def _signed(value: Interval) -> str:
+    """Returns such as '+.142 [+.101, +.183]'."""
+    return f"{_short(value.estimate, '+')} [{_short(value.low, '+')}, {_short(value.high, '+')}]"
+
+
+def _short(value: float, sign: str = "") -> str:
+    """Returns three decimals without the leading zero."""
+    return (
+        f"{value:{sign}.3f}".replace("0.", ".", 1) if abs(value) < 0.9995 else f"{value:{sign}.2f}"
+    )

@@ -1,0 +1,204 @@
+"""What a report says, computed from ranks: choices on validation, intervals and differences."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from instructrec_jax.errors import UserError
+from instructrec_jax.metrics import ranking, statistics
+from instructrec_jax.metrics.statistics import Interval
+from instructrec_jax.seeds import stable_seed
+
+MAX_INDEX_ROWS = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A template under a normaliser, and how it did on the validation split."""
+
+    template_id: str
+    normaliser: str
+    num_examples: int
+    metrics: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IndexRow:
+    """How examples fared whose target has one of some indices in the prompt.
+
+    Attributes:
+      first: the first of these indices, counted from 1.
+      last: the last of them.
+      num_examples: how many there are.
+      hit_rate: their HR@1; None where there is none.
+    """
+
+    first: int
+    last: int
+    num_examples: int
+    hit_rate: float | None
+
+    @property
+    def name(self) -> str:
+        """Such as "3" or "11-20"."""
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PositionBias:
+    """HR@1 by the index of the target in the prompt.
+
+    Attributes:
+      rows: at most ten, in order.
+      p_value: how often HR@1 would differ as much between rows if the index did not matter.
+    """
+
+    rows: Sequence[IndexRow]
+    p_value: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SystemResult:
+    """One system in one scenario.
+
+    Attributes:
+      name: of the system.
+      metrics: mean and interval of each metric on the test split.
+      minus: by the name of another system, the paired differences to it.
+      choices: what validation chose among; () for a baseline, which has one way to score.
+      chosen: the template and normaliser of the test result; None for a baseline.
+      unsure: metrics whose K is larger than the ranks that the candidate views make sure of.
+      position_bias: None where prompts do not show all candidates once, all as many.
+      facts: what the system's numbers depend on.
+    """
+
+    name: str
+    metrics: Mapping[str, Interval]
+    minus: Mapping[str, Mapping[str, Interval]]
+    choices: Sequence[Choice] = ()
+    chosen: Choice | None = None
+    unsure: Sequence[str] = ()
+    position_bias: PositionBias | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScenarioResult:
+    """All systems in one scenario: a family of tasks with one kind of query.
+
+    The paper's Table 7 is three scenarios: personalised search by preference, by vague and by
+    specific intention.
+
+    Attributes:
+      scenario: such as "sequential" or "personalized_search.vague".
+      systems: baselines first.
+      facts: what the numbers of all systems depend on.
+    """
+
+    scenario: str
+    systems: Sequence[SystemResult]
+    facts: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """Artefact F before it is written."""
+
+    dataset: str
+    scenarios: Sequence[ScenarioResult]
+
+
+def evaluate_choice(template_id: str, normaliser: str, rank: NDArray[np.int64]) -> Choice:
+    """Returns a template's validation result under a normaliser."""
+    return Choice(
+        template_id=template_id,
+        normaliser=normaliser,
+        num_examples=len(rank),
+        metrics=ranking.evaluate(rank),
+    )
+
+
+def choose(choices: Sequence[Choice]) -> Choice:
+    """Returns the choice with the best validation NDCG@5, ties by HR@1, then by lower id.
+
+    Args:
+      choices: at least one; where all else is equal the earlier normaliser wins.
+
+    Raises:
+      UserError: if there is none.
+    """
+    if not choices:
+        raise UserError("no template was scored on the validation split; score that split first")
+
+    def preference(choice: Choice) -> tuple[float, float, tuple[str, int, str]]:
+        metrics = choice.metrics
+        return -metrics["ndcg@5"], -metrics["hr@1"], template_order(choice.template_id)
+
+    return min(choices, key=preference)
+
+
+def template_order(template_id: str) -> tuple[str, int, str]:
+    """Returns a sort key of template ids in which A9 comes before A10."""
+    letters, number, rest = re.fullmatch(r"(\D*)(\d*)(.*)", template_id, re.DOTALL).groups()  # type: ignore[union-attr]
+    return letters, int(number or 0), rest
+
+
+def compare(
+    ranks_by_system: Mapping[str, NDArray[np.int64]],
+    name: str,
+    *,
+    others: Sequence[str],
+    seed: int,
+) -> tuple[dict[str, Interval], dict[str, dict[str, Interval]]]:
+    """Returns a system's metrics with intervals, and its paired differences to others.
+
+    Args:
+      ranks_by_system: by system [n] ranks on the same examples in the same order.
+      name: the system.
+      others: systems to subtract.
+      seed: of the bootstrap.
+    """
+    own = ranks_by_system[name]
+    metrics = statistics.bootstrap_intervals(own, seed=stable_seed(seed, "bootstrap", name))
+    minus = {
+        other: statistics.paired_difference_intervals(
+            own, ranks_by_system[other], seed=stable_seed(seed, "paired bootstrap", other)
+        )
+        for other in others
+    }
+    return metrics, minus
+
+
+def position_bias(
+    target_index: ArrayLike, rank: ArrayLike, *, num_candidates: int, seed: int
+) -> PositionBias:
+    """Returns HR@1 by the index of the target, and whether it depends on it.
+
+    Args:
+      target_index: [n] int, index of the target in the prompt, from 0.
+      rank: [n] int, rank of the target, 1 = best.
+      num_candidates: how many each prompt shows.
+      seed: of the draws for the p-value.
+    """
+    hits = ranking.hits(rank, 1)
+    index = np.asarray(target_index, dtype=np.int64)
+    groups = np.array_split(np.arange(num_candidates), min(num_candidates, MAX_INDEX_ROWS))
+    row_of = np.repeat(np.arange(len(groups)), [len(group) for group in groups])[index]
+    counts = np.bincount(row_of, minlength=len(groups))
+    num_hits = np.bincount(row_of, weights=hits, minlength=len(groups)).astype(np.int64)
+    return PositionBias(
+        rows=[
+            IndexRow(
+                first=int(group[0]) + 1,
+                last=int(group[-1]) + 1,
+                num_examples=int(count),
+                hit_rate=float(number / count) if count else None,
+            )
+            for group, count, number in zip(groups, counts, num_hits, strict=True)
+        ],
+        p_value=statistics.homogeneity_p_value(num_hits, counts, seed=seed),
+    )

@@ -1,0 +1,220 @@
+"""One model of a report, tables in sections, and its renderers: text, Markdown, HTML and JSON."""
+
+import dataclasses
+import enum
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from rich import box
+from rich.console import Console
+from rich.table import Table as TextTable
+
+WIDTH = 100  # columns of a terminal or a log
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of texts under a header.
+
+    Attributes:
+      note: a sentence above the table; "" for none.
+      header: names of the columns.
+      rows: as many texts each.
+      footnotes: lines below the table.
+    """
+
+    note: str = ""
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    footnotes: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """Tables under a title.
+
+    Attributes:
+      title: of the section.
+      tables: shown everywhere.
+      lines: shown in text alone, in place of the details.
+      details: tables that text leaves out.
+      facts: what the numbers depend on, by name; text leaves them out.
+    """
+
+    title: str
+    tables: Sequence[Table]
+    lines: Sequence[str] = ()
+    details: Sequence[Table] = ()
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def all_tables(self) -> list[Table]:
+        """The tables, then the details."""
+        return [*self.tables, *self.details]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Document:
+    """A report.
+
+    Attributes:
+      title: of the report.
+      sections: in order.
+      messages: (kind, message) pairs, such as ("error", "A7: ...").
+      summary: the verdict in one line; "" for none.
+      facts: as for a section.
+      pictures: file names beside the report, by title.
+    """
+
+    title: str
+    sections: Sequence[Section]
+    messages: Sequence[tuple[str, str]] = ()
+    summary: str = ""
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pictures: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def as_text(document: Document) -> str:
+    """Returns plain text that fits 100 columns and needs no terminal."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=WIDTH, color_system=None, force_terminal=False)
+
+    def show(*lines: str) -> None:
+        for line in filter(None, lines):
+            console.print(line, highlight=False, markup=False)
+
+    for section in document.sections:
+        show(section.title)
+        for table in section.tables:
+            show(table.note)
+            console.print(_text_table(table))
+            show(*table.footnotes)
+        show(*section.lines)
+        console.print()
+    show(*(f"{kind} {message}" for kind, message in document.messages), document.summary)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).rstrip() + "\n"
+
+
+def as_markdown(document: Document) -> str:
+    """Returns Markdown with all details."""
+    lines = [f"# {document.title}", ""]
+    if document.summary:
+        lines += [document.summary, ""]
+    if document.messages:
+        lines += [*(f"* **{kind}** {message}" for kind, message in document.messages), ""]
+    for section in document.sections:
+        lines += [f"## {section.title}", ""]
+        for table in section.all_tables:
+            lines += [table.note, ""] if table.note else []
+            lines += ["| " + " | ".join(table.header) + " |", "|" + " --- |" * len(table.header)]
+            lines += ["| " + " | ".join(map(_markdown_cell, row)) + " |" for row in table.rows]
+            lines += ["", *(line for note in table.footnotes for line in (note, ""))]
+        lines += _markdown_facts(section.facts)
+    for title, name in document.pictures.items():
+        lines += [f"## {title.capitalize()}", "", f"![{title}]({name})", ""]
+    return "\n".join([*lines, *_markdown_facts(document.facts)])
+
+
+def as_html(document: Document) -> str:
+    """Returns one HTML page with all details; every text is escaped."""
+    template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
+    return template.render(document=document)
+
+
+def as_json(values: Any) -> str:
+    """Returns the values behind a report as JSON; records become objects.
+
+    Args:
+      values: JSON values, dataclasses and enums in any nesting.
+    """
+    return json.dumps(values, indent=2, ensure_ascii=False, default=_plain) + "\n"
+
+
+def write(folder: Path, name: str, document: Document, values: Any) -> None:
+    """Writes NAME.json, NAME.md, NAME.html and NAME.txt into a folder.
+
+    Args:
+      folder: where; it exists.
+      name: of the files, without the ending.
+      document: what people read.
+      values: what programs read.
+    """
+    texts = {
+        "json": as_json(values),
+        "md": as_markdown(document),
+        "html": as_html(document),
+        "txt": as_text(document),
+    }
+    for ending, text in texts.items():
+        (folder / f"{name}.{ending}").write_text(text, encoding="utf-8")
+
+
+def _text_table(table: Table) -> TextTable:
+    """Returns a table for a terminal; numbers stand to the right."""
+    found = TextTable(box=box.ASCII2, show_edge=False, pad_edge=False)
+    for column, name in enumerate(table.header):
+        is_number = all(_is_number(row[column]) for row in table.rows)
+        found.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for row in table.rows:
+        found.add_row(*row)
+    return found
+
+
+def _is_number(text: str) -> bool:
+    """Returns whether a column of such texts is aligned to the right."""
+    return not text.strip("0123456789./%<>") or text.startswith("no ")
+
+
+def _markdown_cell(text: str) -> str:
+    """Returns a cell for Markdown, which takes a cell of the paper for HTML and | for an end."""
+    text = text.replace("|", "\\|")
+    return f"`{text}`" if text.startswith("<P") else text
+
+
+def _markdown_facts(facts: Mapping[str, Any]) -> list[str]:
+    """Returns the lines of a protocol."""
+    return ["Protocol:", "", *(f"* {k}: `{v}`" for k, v in facts.items()), ""] if facts else []
+
+
+def _plain(value: Any) -> Any:
+    """Returns what JSON has no form for as something that it has."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>{{ document.title }}</title><style>
+body { font: 15px sans-serif; max-width: 75em; margin: 2em auto; }
+table { border-collapse: collapse; } td, th { border: 1px solid #ccc; padding: .2em .6em; }
+</style></head>
+<body><h1>{{ document.title }}</h1><p>{{ document.summary }}</p>
+{% macro protocol(facts) %}
+{% for name, value in facts.items() %}<p>{{ name }}: <code>{{ value }}</code></p>{% endfor %}
+{% endmacro %}
+{% for kind, message in document.messages %}<p><b>{{ kind }}</b> {{ message }}</p>{% endfor %}
+{% for section in document.sections %}<h2>{{ section.title }}</h2>
+{% for table in section.all_tables %}<p>{{ table.note }}</p>
+<table><tr>{% for name in table.header %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in table.rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+{% for note in table.footnotes %}<p>{{ note }}</p>{% endfor %}
+{% endfor %}
+{{ protocol(section.facts) }}
+{% endfor %}
+{% for title, name in document.pictures.items() %}<h2>{{ title | capitalize }}</h2>
+<img alt="{{ title }}" src="{{ name }}">
+{% endfor %}
+{{ protocol(document.facts) }}
+</body></html>
+"""

@@ -1,0 +1,252 @@
+"""The systems of a report: their scores of both splits, checked against artefact A, as ranks."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instructrec_jax.baselines.chance import Chance
+from instructrec_jax.baselines.cooccurrence import Cooccurrence
+from instructrec_jax.baselines.popularity import Popularity
+from instructrec_jax.data.prepared import PreparedData
+from instructrec_jax.errors import UserError
+from instructrec_jax.metrics import ranking
+from instructrec_jax.metrics.ranking import PMI
+from instructrec_jax.records import CandidateList
+from instructrec_jax.report.results import template_order
+from instructrec_jax.scores.importers import read_any_scores
+from instructrec_jax.scores.parts import NO_QUERY, ScoredRequest, Scores
+
+BASELINES = (Chance, Popularity, Cooccurrence)
+SPLITS = ("validation", "test")
+_NO_PROMPT = {"strategy": "no prompt", "sure_ranks": None}
+_NO_SETTINGS = {"strategy", "sure_ranks"}
+# What a number needs beside it to mean something: names in the report, and in the metadata of E.
+_FACTS = {
+    "written_by": "system",
+    "checkpoint_step": "checkpoint_step",
+    "checkpoint_sha256": "checkpoint",
+    "teacher": "teacher",
+    "score_command": "command",
+}
+Known = Mapping[tuple[str, str], CandidateList]  # by split and example id
+
+
+class ScoredSplit:
+    """One system's scores of one split by template, checked against the candidates of A."""
+
+    def __init__(self, scores: Scores, split: str, known: Known, *, name: str) -> None:
+        """Groups the scores.
+
+        Args:
+          scores: of any number of templates.
+          split: "validation" or "test".
+          known: the candidate lists of A.
+          name: of the system.
+        """
+        self.metadata = scores.metadata
+        self.what = f"the {split} scores of {name}"
+        self._scores, self._split, self._known = scores, split, known
+        self._rows: dict[str, list[int]] = {}
+        for row, template_id in enumerate(scores.template_id):
+            self._rows.setdefault(template_id, []).append(row)
+        self._examples: dict[str, list[CandidateList]] = {}
+
+    def templates(self) -> dict[str, list[str]]:
+        """Returns the templates of each scenario, A9 before A10."""
+        found: dict[str, list[str]] = {}
+        for template_id in sorted(self._rows, key=template_order):
+            found.setdefault(self._scores.scenarios[template_id], []).append(template_id)
+        return found
+
+    def examples(self, template_id: str) -> list[CandidateList]:
+        """Returns the candidate lists of a template's examples, in order of the scores.
+
+        Raises:
+          UserError: if the template was not scored, or on other candidates.
+        """
+        if template_id not in self._rows:
+            raise UserError(
+                f"{self.what} lack template {template_id}, which validation chose; "
+                "score the same templates on both splits"
+            )
+        if template_id not in self._examples:
+            found = [self._example(row) for row in self._rows[template_id]]
+            if len({example.example_id for example in found}) != len(found):
+                raise UserError(f"{self.what} hold an example of {template_id} twice; score again")
+            self._examples[template_id] = found
+        return self._examples[template_id]
+
+    def normalisers(self, template_id: str, asked: Sequence[str]) -> Sequence[str]:
+        """Returns which normalisers a template has: scores of no tokens are taken as they are."""
+        has_tokens = self._column("num_tokens", template_id) is not None
+        return asked if has_tokens else ("sum",)
+
+    def rank(self, template_id: str, normaliser: str) -> NDArray[np.int64]:
+        """Returns the target's rank in every example of a template."""
+        self.examples(template_id)
+        log_likelihood = self._column("log_likelihood", template_id, fill=-np.inf)
+        last_round = self._column("last_round", template_id)
+        assert log_likelihood is not None and last_round is not None
+        prior = self._column("prior_log_likelihood", template_id) if normaliser == PMI else None
+        if normaliser == PMI and prior is None:
+            raise UserError(
+                f"normaliser {PMI!r} needs scores WITH_PRIOR = True, which {self.what} by "
+                f"{template_id} are not; score again into another folder"
+            )
+        values = ranking.normalise(
+            log_likelihood,
+            self._column("num_tokens", template_id),
+            normaliser,
+            num_chars=self._column("num_chars", template_id),
+            prior_log_likelihood=prior,
+        )
+        return ranking.ranks(values, self.target_index(template_id), last_round)
+
+    def target_index(self, template_id: str) -> NDArray[np.int64]:
+        """Returns the target's index among the candidates in every example of a template."""
+        rows = zip(self._rows[template_id], self.examples(template_id), strict=True)
+        ids = self._scores.candidate_ids
+        found = [int(np.flatnonzero(ids[row] == example.target_id)[0]) for row, example in rows]
+        return np.array(found, dtype=np.int64)
+
+    @property
+    def view(self) -> Mapping[str, Any]:
+        """Which candidates each prompt showed: strategy, settings and the ranks it is sure of."""
+        return self.metadata.get("candidate_view", _NO_PROMPT)
+
+    def view_facts(self, template_id: str) -> str:
+        """Returns how the candidates of a template's examples were compared, for the protocol."""
+        if self.view == _NO_PROMPT:
+            return "no prompt"
+        number = float(np.asarray(self._scores.num_views)[self._rows[template_id]].mean())
+        settings = [f"{name} {self.view[name]}" for name in sorted(self.view.keys() - _NO_SETTINGS)]
+        name = ", ".join([self.view["strategy"], *settings])
+        return f"{name}; {number:g} prompts an example"
+
+    def unsure(self, template_id: str) -> list[str]:
+        """Returns the metrics whose K is larger than the ranks that the views make sure of."""
+        sure = self.view["sure_ranks"]
+        has_rounds = any(self._scores.last_round[row].max() > 1 for row in self._rows[template_id])
+        if sure is None or not has_rounds:
+            return []
+        return [name for name in ranking.METRIC_NAMES if int(name.split("@")[1]) > sure]
+
+    def shows_all(self) -> bool:
+        """Returns whether each prompt shows all candidates, in their order."""
+        return self.view["strategy"] == "AllAtOnce"
+
+    def _column(self, field: str, template_id: str, fill: float = 0) -> NDArray | None:
+        """Returns a field of a template, [n, longest], `fill` at padding; None if rows lack it."""
+        values = getattr(self._scores, field)
+        found = [values[row] for row in self._rows[template_id]]
+        return None if any(row is None for row in found) else ranking.stack_rows(found, fill)
+
+    def _example(self, row: int) -> CandidateList:
+        """Returns the candidate list that a row was scored on."""
+        example_id = self._scores.example_id[row]
+        example = self._known.get((self._split, example_id))
+        if example is None:
+            raise UserError(
+                f"{self.what} hold example {example_id!r}, which is no {self._split} "
+                "example of the prepared folder; name the folder they were made from"
+            )
+        scored = tuple(int(item) for item in self._scores.candidate_ids[row])
+        target = int(self._scores.target_index[row])
+        has_other_target = target >= 0 and scored[target : target + 1] != (example.target_id,)
+        if sorted(scored) != sorted(example.candidate_ids) or has_other_target:
+            raise UserError(
+                f"{self.what} rank example {example_id!r} among other candidates than "
+                "the prepared folder lists; build and score again from that folder"
+            )
+        return example
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class System:
+    """A system whose scores were given.
+
+    Attributes:
+      name: in the report.
+      validation: chooses template and normaliser.
+      test: gives the numbers.
+    """
+
+    name: str
+    validation: ScoredSplit
+    test: ScoredSplit
+
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """What its numbers depend on, as far as its scores tell."""
+        told = self.test.metadata
+        return {name: told[key] for name, key in _FACTS.items() if told.get(key) is not None}
+
+
+def read_system(name: str, paths: Sequence[Path], known: Known) -> System:
+    """Reads the scores of a system.
+
+    Args:
+      name: in the report.
+      paths: of the validation and of the test split's scores.
+      known: the candidate lists of A.
+
+    Raises:
+      UserError: if they cannot be read, or are not of both splits by the same checkpoint.
+    """
+    scores = [read_any_scores(path) for path in paths]
+    for split, path, own in zip(SPLITS, paths, scores, strict=True):
+        if own.metadata.get("split") not in (split, None):  # None: whoever wrote them does not say
+            raise UserError(
+                f"{path} holds scores of the {own.metadata['split']} split, not of {split}; "
+                "were the folders exchanged?"
+            )
+    validation, test = (
+        ScoredSplit(own, split, known, name=name) for split, own in zip(SPLITS, scores, strict=True)
+    )
+    if validation.view != test.view:
+        raise UserError(
+            f"{paths[0]} was scored with CANDIDATE_VIEW {dict(validation.view)} and {paths[1]} "
+            f"with {dict(test.view)}; score both splits with the same"
+        )
+    checkpoints = [own.metadata.get("checkpoint") for own in scores]
+    steps = [own.metadata.get("checkpoint_step") for own in scores]
+    if checkpoints[0] != checkpoints[1]:
+        raise UserError(
+            f"{paths[0]} was scored with checkpoint step {steps[0]} and {paths[1]} with another of "
+            f"step {steps[1]}; score both splits with the same checkpoint"
+        )
+    return System(name=name, validation=validation, test=test)
+
+
+class Baselines:
+    """The systems that need nothing but A, as if their scores had been given."""
+
+    def __init__(self, data: PreparedData, known: Known, *, seed: int) -> None:
+        self._known = known
+        self._systems = [make(data, seed=seed) for make in BASELINES]
+
+    def ranks(self, examples: Sequence[CandidateList]) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """Yields name and ranks of each baseline that can score test examples."""
+        ids = [np.array(example.candidate_ids, np.int32) for example in examples]
+        candidates = ranking.stack_rows(ids, -1)
+        for system in self._systems:
+            values = system.score(examples, candidates)
+            if values is None:
+                continue
+            requests = [
+                ScoredRequest(
+                    request_id=example.example_id,
+                    candidate_ids=own,
+                    log_likelihood=row[: len(own)],
+                )
+                for example, own, row in zip(examples, ids, values, strict=True)
+            ]
+            told = {"system": system.name, "family": system.name, "query": NO_QUERY}
+            scores = Scores.of({system.name: requests}, {system.name: told})
+            split = ScoredSplit(scores, "test", self._known, name=system.name)
+            yield system.name, split.rank(system.name, "sum")
