@@ -65,7 +65,7 @@ class Damage:
         """Counts the damaged line.
 
         Raises:
-          UserError: if the policy is "fail", or more lines are damaged than it bears.
+          UserError: if the policy is "fail", or more lines are damaged than `max_damaged`.
         """
         if self.on_damage != SKIP:
             raise UserError(
@@ -88,7 +88,7 @@ class Damage:
         """Yields what `parse` makes of each (line number, row), without the damaged ones.
 
         Args:
-          rows: line numbers and what stands there.
+          rows: line numbers, and what each line holds.
           parse: raises DamagedLineError where a row cannot be used.
         """
         for line, row in rows:

@@ -116,7 +116,7 @@ def remove_leftovers(folder: Path | str) -> None:
 def remove_leftover_folders(path: Path | str) -> None:
     """Removes what `atomic_directory` left of `path` when its process was killed.
 
-    A folder that had been moved away and not yet been replaced moves back.
+    A folder that had been moved away and was not yet replaced moves back.
     """
     path = Path(path)
     for retired in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}.old"):
@@ -156,7 +156,7 @@ def sha256(path: Path | str) -> str:
 
 
 def check_is_file(path: Path) -> None:
-    """Raises UserError if something other than a file stands there."""
+    """Raises UserError if the path is of something other than a file."""
     if path.exists() and not path.is_file():
         raise UserError(f"cannot read {path}: it is a folder, a FIFO or a device, expected a file")
 

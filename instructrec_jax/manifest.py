@@ -22,11 +22,11 @@ class Manifest:
 
     Attributes:
       stage: the stage's verb, such as "prepare".
-      inputs: sha256 of each thing read, by a name that does not depend on where it lies.
+      inputs: sha256 of each input, by a name that does not depend on its folder.
       settings: everything else that decides the output (seed included); JSON values only.
       counts: what was written, by name.
       drops: what was left out, by reason.
-      damage: where damaged lines that were left out stand, the first few by reason.
+      damage: file and line of damaged lines that were left out, the first few by reason.
       examples: one example of what was left out, by reason.
       versions: versions of the packages that took part.
       command: the command line, to run it again.
@@ -43,7 +43,7 @@ class Manifest:
     command: str = dataclasses.field(default_factory=lambda: shlex.join(sys.argv))
 
     def describes_same_work(self, other: "Manifest") -> bool:
-        """Returns whether both stand for the same stage, inputs and settings."""
+        """Returns whether both have the same stage, inputs and settings."""
         return (self.stage, _plain(self.inputs), _plain(self.settings)) == (
             other.stage,
             _plain(other.inputs),
@@ -92,7 +92,7 @@ def _check_shape(manifest: Manifest) -> None:
 
 
 def find_same_work(folder: Path | str, planned: Manifest) -> Manifest | None:
-    """Returns the manifest in `folder` if it stands for the planned work, None if it is empty.
+    """Returns the manifest in `folder` if it is of the planned work, None if the folder is empty.
 
     A stage that writes its folder in one go has finished where this finds something.
 

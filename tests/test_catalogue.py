@@ -70,7 +70,7 @@ def test_too_many_items_without_a_title_are_refused_with_their_number():
 
 def test_too_many_items_under_one_title_are_refused_with_the_title():
     log = log_of(*ONES[:2], *((f"J{n}", "Great ITEM" if n else "great item", "") for n in range(3)))
-    with pytest.raises(UserError, match=r"3 of the 5 items .*'great item' stands for 3"):
+    with pytest.raises(UserError, match=r"3 of the 5 items .*'great item' is the title of 3"):
         clean(log)
     loose = dataclasses.replace(REFUSE, max_same_title_share=0.6)
     assert len(clean(log, loose)[0]) == 5

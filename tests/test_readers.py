@@ -454,7 +454,7 @@ BAD = {
     ),
     "user twice in sequences": (
         {"interactions__tsv": None, "sequences__tsv": "user_id\titem_ids\nu\ti1\nv\ti1\nu\ti2\n"},
-        ["sequences.tsv line 4", "user 'u' stands in line 2 too"],
+        ["sequences.tsv line 4", "user 'u' has line 2 already"],
     ),
     "empty sequence": (
         {"interactions__tsv": None, "sequences__tsv": "user_id\titem_ids\nu\t \n"},

@@ -35,7 +35,7 @@ def draw_negatives(
       title_ids: [items], equal for items of equal title (see `titles.title_ids`); its length is
         the size of the catalogue.
       excluded: items never drawn, such as the user's whole sequence.
-      target: the item that the negatives stand beside.
+      target: the item that the negatives are shown with.
       number: how many to draw, at least 1.
       rng: seeded for this example alone.
       allow_fewer: return what there is, at least one, where the catalogue has too few.
@@ -185,7 +185,7 @@ def draw_evaluation(
     excluded: frozenset[int] = frozenset()
     last_row = -1
     for index, (example_id, row, target, split) in enumerate(examples):
-        if row != last_row:  # a user's examples stand side by side
+        if row != last_row:  # a user's examples follow each other
             excluded = frozenset(seen_items[row].tolist()) if row >= 0 else frozenset()
             last_row = row
         try:

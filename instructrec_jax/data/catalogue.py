@@ -25,7 +25,7 @@ _SHARES = ((TRAIN, 0.8), (VALIDATION, 0.9), (TEST, 1.0))  # upper bounds
 def clean_catalogue(
     log: RawLog, settings: PrepareSettings, counts: dict[str, int], drops: dict[str, int]
 ) -> list[Item]:
-    """Cleans titles, categories and brands; an item that has no title keeps its place with "".
+    """Cleans titles, categories and brands; an item without a title is kept, with "".
 
     Args:
       log: what a reader returned.
@@ -49,25 +49,25 @@ def clean_catalogue(
     if kinds.total() > kinds[""]:
         titles = ["" if junk_kind(title) else title for title in titles]
     nameless = _nameless(log, titles, settings)
-    names = {place: _fallback_title(log, log.items[place], settings) for place in nameless}
+    names = {index: _fallback_title(log, log.items[index], settings) for index in nameless}
     counts["titles_from_category"] = len(names)
     counts["titles_cut"] = sum(len(title) > settings.max_title_chars for title in titles)
-    titles = [names.get(place, title) for place, title in enumerate(titles)]
+    titles = [names.get(index, title) for index, title in enumerate(titles)]
     drops["items_without_title"] = titles.count("")
     return [
         Item(
-            item_id=place,
+            item_id=index,
             raw_id=item.raw_id,
             title=cut_title(title, settings.max_title_chars),
             category=clean_text(item.category),
             brand=clean_brand(item.brand),
         )
-        for place, (item, title) in enumerate(zip(log.items, titles, strict=True))
+        for index, (item, title) in enumerate(zip(log.items, titles, strict=True))
     ]
 
 
 def _nameless(log: RawLog, titles: Sequence[str], settings: PrepareSettings) -> list[int]:
-    """Returns the places of the items that the fallback names; none where it is "refuse"."""
+    """Returns the indices of the items that the fallback names; none where it is "refuse"."""
     named_by_events = set(log.event_items)
     titles_of_events = [
         title
@@ -84,7 +84,7 @@ def _nameless(log: RawLog, titles: Sequence[str], settings: PrepareSettings) -> 
             parts = [f"{num_missing} have no title"] if num_missing else []
             if num_shared:
                 title, number = groups.most_common(1)[0]
-                example = f"{title[:60]!r} stands for {number}"
+                example = f"{title[:60]!r} is the title of {number}"
                 parts.append(f"{num_shared} share theirs with another item ({example})")
             where = "" if log.has_item_file else "the folder holds no file of items; "
             raise UserError(
@@ -101,8 +101,8 @@ def _nameless(log: RawLog, titles: Sequence[str], settings: PrepareSettings) -> 
         else {}
     )
     return [
-        place
-        for place, title in enumerate(titles)
+        index
+        for index, title in enumerate(titles)
         if not title or all_groups.get(model_title(title).casefold(), 1) > 1
     ]
 
@@ -119,7 +119,7 @@ def search_split(title: str, *, dataset: str, seed: int) -> str:
     """Returns the split of an item's (query, item) pair.
 
     It hashes the title, so it depends on no other item, and items of equal title fall together:
-    a held-out title is not seen in training under another id.
+    a held-out title is never seen in training under another id.
 
     Args:
       title: cleaned title.

@@ -1,8 +1,8 @@
-"""Histories, item sets and candidate lists in flat columns, one number an entry.
+"""Histories, item sets and candidate lists in flat columns, one number per entry.
 
 A log of 10^7 events has about as many history entries: as Python records they would take
-gigabytes, as columns they take what their numbers take. Each class is a sequence of the records
-it stands for, made one at a time when asked for; the columns are public for work on all at once.
+gigabytes. Each class is a sequence of records, which are made from the columns when asked for; the
+columns are public for work on all records at once.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ class Lazy(Sequence[_Record], Generic[_Record]):
     def __getitem__(self, index: int | slice) -> _Record | Sequence[_Record]:
         """Returns one record, or the records of a slice."""
         if isinstance(index, slice):
-            return [self[place] for place in range(len(self))[index]]
-        place = range(len(self))[index]  # negative places too; IndexError beyond the end
-        return self.block(place, place + 1)[0]
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]  # counts negative ones from the end; IndexError beyond it
+        return self.block(number, number + 1)[0]
 
     def __iter__(self) -> Iterator[_Record]:
         """Yields the records in order, made block by block."""
@@ -81,7 +81,7 @@ class Histories(Lazy[History]):
       item_ids: [total] int32, history after history, oldest item first.
       starts: [users + 1] int64, where each history begins; the last is the total.
       times: [total] int64 seconds since 1970; [0] where the log has no such times.
-      review_rows: [total] int32 places in `PreparedData.reviews`, -1 for none; [0] where the log
+      review_rows: [total] int32 indices into `PreparedData.reviews`, -1 for none; [0] where the log
         has no reviews.
     """
 
@@ -100,7 +100,7 @@ class Histories(Lazy[History]):
 
     @classmethod
     def of(cls, rows: Sequence[History]) -> Self:
-        """Returns columns that hold the given histories; all have times or none has, and so on."""
+        """Returns columns that hold the given histories; either all have times or none has."""
         item_ids, starts = flatten((row.item_ids for row in rows), np.int32)
         return cls(
             pa.array([row.user_id for row in rows], type=pa.string()),
@@ -111,7 +111,7 @@ class Histories(Lazy[History]):
         )
 
     def with_review_rows(self, review_rows: npt.NDArray[np.int32]) -> "Histories":
-        """Returns the same histories with places of reviews, [total] int32."""
+        """Returns the same histories with the indices of reviews, [total] int32."""
         return Histories(
             self.user_ids, self.item_ids, self.starts, times=self.times, review_rows=review_rows
         )
@@ -190,7 +190,7 @@ class Candidates(Lazy[CandidateList]):
     """Candidate lists; those of a file are read when they are asked for.
 
     Attributes:
-      histories: those that the lists' `history_rows` count in.
+      histories: those that the lists' `history_rows` point to.
     """
 
     def __init__(
@@ -213,9 +213,9 @@ class Candidates(Lazy[CandidateList]):
     @classmethod
     def of(cls, rows: Sequence[CandidateList], histories: Histories) -> Self:
         """Returns columns that hold the given lists."""
-        places = {user_id: row for row, user_id in enumerate(histories.user_ids.to_pylist())}
+        row_of_user = {user_id: row for row, user_id in enumerate(histories.user_ids.to_pylist())}
         candidate_ids, starts = flatten((row.candidate_ids for row in rows), np.int32)
-        of_rows = [places[row.user_id] if row.user_id else -1 for row in rows]
+        of_rows = [row_of_user[row.user_id] if row.user_id else -1 for row in rows]
         columns = CandidateColumns(
             history_rows=np.array(of_rows, dtype=np.int32),
             positions=np.array([row.position for row in rows], dtype=np.int32),

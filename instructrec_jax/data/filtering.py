@@ -1,7 +1,7 @@
 """Which events of a log are kept: exact repeats, the k-core, time order, the cut to the last ones.
 
-Everything works on columns of integers, one entry an event, so that logs of many millions of
-events pass in seconds.
+Everything works on columns of integers, one entry per event, so that logs of many millions of
+events take seconds.
 """
 
 import dataclasses

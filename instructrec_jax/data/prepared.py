@@ -1,7 +1,7 @@
 """Artefact A: catalogue, histories and candidates as Parquet files, reviews as an Arrow file.
 
-Everything of which there is one an event stays in columns, in memory as on disk, and candidates
-and reviews are read when they are asked for: a log of 10^7 events opens in a moment.
+What there is one of per event stays in columns, in memory and on disk. Candidates and reviews are
+read when they are asked for, so that a log of 10^7 events opens in a moment.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from instructrec_jax.records import Item
 
 STAGE = "prepare"
 FORMAT = 2  # of the files below; part of the manifest, so that older output is not taken for new
-_ROWS_A_GROUP = 1 << 16  # read and written at a time
+_GROUP_ROWS = 1 << 16  # read and written at a time
 _INTEGERS = pa.list_(pa.int32())
 _SCHEMAS = {
     "items": pa.schema(
@@ -80,7 +80,7 @@ class PreparedData:
       seen_items: [users] int32 [distinct items], ascending: the items of the user's whole
         sequence, before the cut; they are never negatives of that user.
       candidates: all evaluation examples, leave-one-out first, then product search.
-      reviews: [reviews] texts that the histories' `review_rows` count in; () for none.
+      reviews: [reviews] texts that the histories' `review_rows` point to; () for none.
     """
 
     dataset: str
@@ -104,7 +104,7 @@ class PreparedData:
 def write_prepared(folder: Path | str, data: PreparedData) -> None:
     """Writes the Parquet files into a folder that exists.
 
-    The manifest is the stage's, and the reviews' file, if any, stands there already.
+    The stage writes the manifest, and `write_reviews` the file of reviews, if any.
     """
     groups: dict[str, tuple[int, Callable[[int, int], dict[str, Any]]]] = {
         "items": (len(data.items), lambda begin, end: _item_columns(data, begin, end)),
@@ -117,8 +117,8 @@ def write_prepared(folder: Path | str, data: PreparedData) -> None:
     for name, (num_rows, columns) in groups.items():
         schema, path = _SCHEMAS[name], Path(folder) / f"{name}.parquet"
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for begin in range(0, num_rows, _ROWS_A_GROUP):
-                group = columns(begin, min(begin + _ROWS_A_GROUP, num_rows))
+            for begin in range(0, num_rows, _GROUP_ROWS):
+                group = columns(begin, min(begin + _GROUP_ROWS, num_rows))
                 writer.write_table(pa.table(group, schema=schema))
 
 

@@ -1,4 +1,4 @@
-"""Review texts of artefact A: an Arrow file that is mapped, not read, so any text is near."""
+"""Review texts of artefact A: an Arrow file that is mapped into memory, not read."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from instructrec_jax.errors import UserError
 
 FILE_NAME = "reviews.arrow"
 _SCHEMA = pa.schema({"text": pa.string()})
-_ROWS_A_BATCH = 4096  # all but the last batch hold so many, so a row's place is known
+_BATCH_ROWS = 4096  # in every batch but the last, so that a row's batch is known
 
 
 class Reviews(Lazy[str]):
@@ -35,7 +35,7 @@ class Reviews(Lazy[str]):
                 f"cannot read {path} ({str(error).splitlines()[0]}); remove its folder and run "
                 "`instructrec prepare` again"
             ) from None
-        self._num_rows = max(num_batches - 1, 0) * _ROWS_A_BATCH + num_last
+        self._num_rows = max(num_batches - 1, 0) * _BATCH_ROWS + num_last
 
     def __len__(self) -> int:
         """Returns the number of texts."""
@@ -45,9 +45,9 @@ class Reviews(Lazy[str]):
         """Returns texts, from one batch or several."""
         texts: list[str] = []
         while begin < end:
-            number, place = divmod(begin, _ROWS_A_BATCH)
-            taken = min(end - begin, _ROWS_A_BATCH - place)
-            texts += self._batch(number).slice(place, taken).to_pylist()
+            number, first = divmod(begin, _BATCH_ROWS)
+            taken = min(end - begin, _BATCH_ROWS - first)
+            texts += self._batch(number).slice(first, taken).to_pylist()
             begin += taken
         return texts
 
@@ -109,7 +109,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     batch: list[str] = []
     for text in texts:
         batch.append(text)
-        if len(batch) == _ROWS_A_BATCH:
+        if len(batch) == _BATCH_ROWS:
             yield batch
             batch = []
     if batch:

@@ -106,7 +106,7 @@ class SyntheticSettings:
         """Raises UserError if a value is out of range."""
         for name, bound in (("num_users", 1), ("num_items", len(KINDS)), ("zipf_exponent", 0)):
             value = getattr(self, name)
-            if value is not None and value < bound:
+            if value is not None and not bound <= value < float("inf"):
                 raise UserError(f"--{name} is {value}, expected at least {bound}")
         most = self.num_users * self.catalogue_size
         if not self.num_users <= self.num_interactions <= most:

@@ -1,9 +1,9 @@
 """Invented logs of any size with a taste planted in them, for tests and for measuring.
 
-Items are chosen by a Zipf law; each user keeps to a favourite kind of item and a favourite brand,
+Items are chosen by a Zipf law. Each user keeps to a favourite kind of item and a favourite brand,
 which titles, categories and brands show, so that a model can learn what a user takes next. All
-names are invented. Events are made and written block by block: only what there is one a user or
-one an item stays in memory.
+names are invented. Events are made and written block by block: only numbers per user and per
+item stay in memory.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _STYLES = ("Plain", "Fancy")
 _NUM_BRANDS = 8  # of each kind
 _ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "st", "tr")
 _SYLLABLES = tuple(onset + vowel for onset in _ONSETS for vowel in "aeiou")
-_WISHES = (
+_INTENTIONS = (
     "I was looking for {kind} for my {who}.",
     "Bought these {kind} as a gift for my {who}.",
     "I needed {style} {kind} for {when}.",
@@ -113,7 +113,7 @@ def _items(settings: SyntheticSettings) -> Iterator[ItemRow]:
 
 def _word(syllables: npt.NDArray[np.int64]) -> str:
     """Returns an invented word."""
-    return "".join(_SYLLABLES[place] for place in syllables)
+    return "".join(_SYLLABLES[index] for index in syllables)
 
 
 def _events(settings: SyntheticSettings) -> Iterator[EventRow]:
@@ -130,8 +130,8 @@ def _events(settings: SyntheticSettings) -> Iterator[EventRow]:
         item = popularity.choose(user - begin, rng)
         time = _times(user, rng)
         texts = _texts(item, rng) if settings.has_reviews else [""] * len(item)
-        for place in rng.permutation(len(user)).tolist():
-            yield EventRow(int(user[place]), int(item[place]), int(time[place]), texts[place])
+        for index in rng.permutation(len(user)).tolist():
+            yield EventRow(int(user[index]), int(item[index]), int(time[index]), texts[index])
         begin = end
 
 
@@ -154,7 +154,7 @@ def _lengths(settings: SyntheticSettings) -> npt.NDArray[np.int64]:
 
 
 class _Popularity:
-    """Draws items: the favourite ones of each kind stand anywhere in the catalogue."""
+    """Draws items: the favourite ones of each kind are anywhere in the catalogue."""
 
     def __init__(self, settings: SyntheticSettings) -> None:
         self._num_items = settings.catalogue_size
@@ -164,9 +164,9 @@ class _Popularity:
         self._bounds = np.cumsum(weights)
         rng = _rng(settings, "popularity")
         self._sizes = -(-(self._num_items - np.arange(len(KINDS))) // len(KINDS))
-        self._places = np.zeros((len(KINDS), largest), dtype=np.int64)  # of each rank in its kind
+        self._by_rank = np.zeros((len(KINDS), largest), dtype=np.int64)  # number in its kind
         for kind, size in enumerate(self._sizes.tolist()):
-            self._places[kind, :size] = rng.permutation(size)
+            self._by_rank[kind, :size] = rng.permutation(size)
 
     def choose(
         self, user: npt.NDArray[np.int64], rng: np.random.Generator
@@ -186,16 +186,16 @@ class _Popularity:
         sizes = self._sizes[kind]
         drawn = rng.random(len(user)) * self._bounds[sizes - 1]
         rank = np.minimum(np.searchsorted(self._bounds, drawn, side="right"), sizes - 1)
-        place = self._places[kind, rank]
-        of_brand = place // _NUM_BRANDS * _NUM_BRANDS + brand
-        place = np.where(is_loyal & (of_brand < sizes), of_brand, place)
-        item = place * num_kinds + kind
+        number = self._by_rank[kind, rank]
+        of_brand = number // _NUM_BRANDS * _NUM_BRANDS + brand
+        number = np.where(is_loyal & (of_brand < sizes), of_brand, number)
+        item = number * num_kinds + kind
         return self._distinct(user, item)
 
     def _distinct(
         self, user: npt.NDArray[np.int64], item: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
-        """Moves items that a user has already to the next one of their kind, till none is left."""
+        """Moves items that a user already has to the next one of their kind."""
         while True:
             pairs = user * self._num_items + item
             order = np.argsort(pairs, kind="stable")
@@ -219,11 +219,11 @@ def _times(user: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray
 
 
 def _texts(item: npt.NDArray[np.int64], rng: np.random.Generator) -> list[str]:
-    """Returns [events] a review of each: a wish and an opinion."""
+    """Returns [events] a review of each: an intention and an opinion."""
     draws = rng.integers(1 << 16, size=(len(item), 4)).tolist()
     texts = []
-    for number, (wish, opinion, who, when) in zip(item.tolist(), draws, strict=True):
-        text = f"{_WISHES[wish % len(_WISHES)]} {_OPINIONS[opinion % len(_OPINIONS)]}"
+    for number, (intention, opinion, who, when) in zip(item.tolist(), draws, strict=True):
+        text = f"{_INTENTIONS[intention % len(_INTENTIONS)]} {_OPINIONS[opinion % len(_OPINIONS)]}"
         texts.append(
             text.format(
                 kind=KINDS[number % len(KINDS)].lower(),

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 LIST_SEPARATOR = "; "
-# What stands for the separator inside a title, so that the items of a list stay separable.
+# Replaces the separator inside a title, so that the items of a list stay separable.
 SEPARATOR_STAND_IN = ", "
 
 # SentencePiece's normalisation (nmt_nfkc, which T5 uses too) makes these a blank.
@@ -136,7 +136,7 @@ def clean_brand(text: str) -> str:
 
 
 def cut_title(title: str, max_chars: int) -> str:
-    """Returns at most `max_chars` characters, cut between words where there is a place to.
+    """Returns at most `max_chars` characters, cut between words where there is a blank.
 
     Example:
       ("Sea Chart Deluxe", 12) -> "Sea Chart".

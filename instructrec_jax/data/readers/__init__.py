@@ -36,7 +36,7 @@ def read_logs(folder: Path | str, damage: Damage | None = None) -> RawLog:
     """Returns the logs in a folder, whatever their format.
 
     Args:
-      folder: where they lie.
+      folder: the one that holds them.
       damage: what happens to damaged lines; by default the first one is an error.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Amazon product reviews of 2014, 2018 and 2023: a file of reviews, and `meta_*` beside it.
+"""Amazon product reviews of 2014, 2018 and 2023: a file of reviews, and one named `meta_*`.
 
 Every line holds one record, as JSON or (metadata of 2014) as a Python dict literal. The editions
 differ in the names of fields, not in what they mean, so every line is read by the names it has.
-Fields that nothing here needs (price, rank, details ...) are not looked at, whatever they hold.
+Fields that are not needed (price, rank, details ...) are ignored, whatever they hold.
 """
 
 import array
@@ -26,11 +26,11 @@ _FILE = re.compile(r"(?P<stem>.+?)\.(?:json|jsonl|json\.gz|jsonl\.gz)")
 _OTHER_FILES = frozenset({"interactions", "items", "manifest"})  # of plain logs and of stages
 _META = "meta_"
 _USER = ("reviewerID", "user_id")
-# In 2023 the metadata knows a product by its parent, which stands for all colours and sizes.
+# In 2023 the metadata knows a product by its parent, the same for all colours and sizes.
 _ITEM = ("parent_asin", "asin")
 _TEXT = ("reviewText", "text")
 _SUMMARY = ("summary", "title")
-_NUM_LINES_TO_KNOW_BY = 20
+_NUM_LINES_TO_LOOK_AT = 20
 
 
 class ReviewEvents:
@@ -53,7 +53,7 @@ class ReviewEvents:
             self.num_repeated_lines = len(digests) - len(np.unique(digests))
 
     def _parse(self, line: int, text: str) -> Event:
-        """Reads one review; the summary stands in for a text that is empty."""
+        """Reads one review; the summary replaces a text that is empty."""
         path = self.path
         record = parse_record(text, path, line)
         review = as_text(_first(record, _TEXT), path, line, "reviewText")
@@ -139,7 +139,7 @@ def _parse_item(path: Path, line: int, text: str) -> RawItem:
 
 
 def _brand(record: dict[str, Any]) -> str:
-    """Returns the maker or author, "" where none of the usual places holds a text."""
+    """Returns the maker or author, "" where none of the usual fields holds a text."""
     details = record.get("details")
     named = details.get("Brand") if isinstance(details, dict) else None
     texts = (record.get("brand"), record.get("store"), named)
@@ -178,7 +178,7 @@ def _holds_reviews(path: Path) -> bool:
     """Tells by its first lines whether a file holds reviews."""
     lines = read_lines(path, Damage(on_damage=SKIP))
     try:
-        for _, (line, text) in zip(range(_NUM_LINES_TO_KNOW_BY), lines, strict=False):
+        for _, (line, text) in zip(range(_NUM_LINES_TO_LOOK_AT), lines, strict=False):
             try:
                 record = parse_record(text, path, line)
             except UserError:

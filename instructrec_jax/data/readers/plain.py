@@ -1,8 +1,8 @@
 """Plain logs, TSV with a header or JSONL, plain or gzip: events or ordered sequences, and items.
 
-Sequences hold one line per user with all items, oldest first. They carry no times, and whoever
-ordered them has filtered them too: a k-core of sequences that were cut before would remove items
-that the whole log keeps, so none is applied unless asked for.
+Sequences hold one line per user with all items, oldest first. They have no times, and they were
+filtered by whoever ordered them: a k-core of sequences that were cut before would remove items that
+the whole log keeps, so none is applied unless asked for.
 """
 
 import functools
@@ -161,7 +161,7 @@ def _read_sequences(paths: Sequence[Path], damage: Damage) -> RawLog:
         user = as_id(row[0], sequences, line, "user_id")
         first = first_lines.setdefault(user, line)
         if first != line:
-            problem = f"user {user!r} stands in line {first} too; join the sequences"
+            problem = f"user {user!r} has line {first} already; join the two sequences"
             damaged(sequences, line, "user_again", problem)
         if not row[1].strip():
             problem = "item_ids is empty; expected ids with blanks between them"

@@ -301,7 +301,7 @@ class LogBuilder:
 
 
 def _check_one_unit(times: npt.NDArray[np.float64], path: Path) -> None:
-    """Refuses a log in which seconds stand beside milliseconds, which no order could mend."""
+    """Refuses a log of seconds and milliseconds, whose order would be wrong."""
     first, end = UNIX_TIMES
     of_unit = {
         unit: (times >= first * factor) & (times < end * factor)

@@ -1,6 +1,6 @@
 """RecBole's atomic files: `NAME.inter` and `NAME.item`, tab separated, header `name:type`.
 
-`NAME.user` may stand beside them and is not read: no template speaks of age or address.
+`NAME.user` is not read: no template speaks of age or address.
 """
 
 import functools

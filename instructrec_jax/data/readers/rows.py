@@ -26,7 +26,7 @@ def read_lines(path: Path, damage: Damage | None = None) -> Iterator[tuple[int, 
     r"""Yields (line number from 1, line without its end) for every line that is not empty.
 
     The first bytes of the file, not its name, decide whether it is gzip. Only "\n" and "\r\n"
-    end a line: other separators may stand inside a title. Of a gzip file that was cut, the whole
+    end a line: other separators may be part of a title. Of a gzip file that was cut, the whole
     lines before the cut can be used; the cut itself counts as one damaged line.
 
     Args:
@@ -103,7 +103,7 @@ def _decode(raw: bytes, path: Path, number: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A wanted column: the names it may bear (the first one present is read), needed or not."""
+    """A wanted column: its possible names (the first one present is read), and if it must exist."""
 
     names: tuple[str, ...]
     is_required: bool = True

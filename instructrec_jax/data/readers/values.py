@@ -1,4 +1,4 @@
-"""What stands in a field of a raw log: ids, times, texts, category paths, whole records.
+"""Values of a raw log: ids, times, texts, category paths, whole records.
 
 Everything is checked, and nothing that a file holds is ever executed.
 """
