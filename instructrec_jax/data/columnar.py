@@ -249,16 +249,17 @@ class Candidates(Lazy[CandidateList]):
         columns = self.columns
         targets, positions = columns.target_ids[begin:end], columns.positions[begin:end]
         return [
-            f"item:{target}" if user is None else f"{user}:{position}"
+            f"{user}:{position}" if position >= 0 else f"item:{target}"
             for user, target, position in zip(
-                self._users(begin, end), targets.tolist(), positions.tolist(), strict=True
+                self.user_ids(begin, end), targets.tolist(), positions.tolist(), strict=True
             )
         ]
 
-    def _users(self, begin: int, end: int | None) -> list[str | None]:
-        """Returns the users of lists; None in product search."""
+    def user_ids(self, begin: int = 0, end: int | None = None) -> list[str]:
+        """Returns the users of the lists `begin` .. `end` - 1, "" in product search."""
         rows = self.columns.history_rows[begin:end]
-        return self.histories.user_ids.take(pa.array(rows, mask=rows < 0)).to_pylist()
+        users = self.histories.user_ids.take(pa.array(rows, mask=rows < 0))
+        return users.fill_null("").to_pylist()
 
     def block(self, begin: int, end: int) -> list[CandidateList]:
         """Returns records of Python numbers."""
@@ -268,16 +269,16 @@ class Candidates(Lazy[CandidateList]):
         return [
             CandidateList(
                 example_id=example_id,
-                protocol=PRODUCT_SEARCH if user is None else LEAVE_ONE_OUT,
+                protocol=LEAVE_ONE_OUT if position >= 0 else PRODUCT_SEARCH,
                 split=TEST if is_test else VALIDATION,
-                user_id=user or "",
+                user_id=user,
                 position=position,
                 target_id=target,
                 candidate_ids=tuple(ids[a - bounds[0] : b - bounds[0]]),
             )
             for example_id, user, position, target, is_test, (a, b) in zip(
                 self.example_ids(begin, end),
-                self._users(begin, end),
+                self.user_ids(begin, end),
                 columns.positions[begin:end].tolist(),
                 columns.target_ids[begin:end].tolist(),
                 columns.is_test[begin:end].tolist(),

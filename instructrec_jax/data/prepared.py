@@ -16,7 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from instructrec_jax.data.columnar import (
+    LEAVE_ONE_OUT,
+    PRODUCT_SEARCH,
     TEST,
+    VALIDATION,
     CandidateColumns,
     Candidates,
     Histories,
@@ -190,13 +193,13 @@ def _history_columns(data: PreparedData, begin: int, end: int) -> dict[str, Any]
 def _candidate_columns(candidates: Candidates, begin: int, end: int) -> dict[str, Any]:
     """Returns the candidate lists `begin` .. `end` - 1 as columns."""
     columns = candidates.columns
-    records = candidates.block(begin, end)
+    rows = columns.history_rows[begin:end]
     return {
-        "example_id": [record.example_id for record in records],
-        "protocol": [record.protocol for record in records],
-        "split": [record.split for record in records],
-        "user_id": [record.user_id for record in records],
-        "history_row": columns.history_rows[begin:end],
+        "example_id": candidates.example_ids(begin, end),
+        "protocol": np.where(rows >= 0, LEAVE_ONE_OUT, PRODUCT_SEARCH),
+        "split": np.where(columns.is_test[begin:end], TEST, VALIDATION),
+        "user_id": candidates.user_ids(begin, end),
+        "history_row": rows,
         "position": columns.positions[begin:end],
         "target_id": columns.target_ids[begin:end],
         "candidate_ids": _lists(columns.candidate_ids, columns.starts, begin, end),

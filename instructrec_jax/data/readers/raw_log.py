@@ -63,18 +63,19 @@ class RowEvents:
     def _parse(self, line: int, row: list[Any]) -> Event:
         """Checks one row; the first one decides whether events have times."""
         user, item, time, review = row
+        path, has_time = self.path, time is not None
         event = (
-            as_id(user, self.path, line, "user_id"),
-            as_id(item, self.path, line, "item_id"),
-            None if time is None else as_time(time, self.path, line),
-            as_text(review, self.path, line, "review"),
+            as_id(user, path, line, "user_id"),
+            as_id(item, path, line, "item_id"),
+            as_time(time, path, line) if has_time else None,
+            "" if review is None else as_text(review, path, line, "review"),
         )
         if self._has_times is None:
-            self._has_times = time is not None
-        if self._has_times != (time is not None):
-            have = "no timestamp" if time is None else "a timestamp"
+            self._has_times = has_time
+        if self._has_times != has_time:
+            have = "a timestamp" if has_time else "no timestamp"
             problem = f"{have}, unlike the lines before; give all events one, or none"
-            damaged(self.path, line, "bad_time", problem)
+            damaged(path, line, "bad_time", problem)
         self.has_reviews |= review is not None
         self.num_without_text += not event[3].strip()
         return event

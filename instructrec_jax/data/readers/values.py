@@ -23,16 +23,16 @@ def as_id(value: Any, path: Path, line: int, column: str) -> str:
     Raises:
       DamagedLineError: if it is empty or neither text nor a whole number.
     """
+    if isinstance(value, str) and (text := value.strip()):
+        if not text.isascii():
+            _check_encodable(text, path, line, column)
+        return text
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
         problem = f"{column} is {value!r}, expected text or a whole number"
         damaged(path, line, "bad_id", problem)
-    if not value.strip():
-        damaged(path, line, "bad_id", f"{column} is empty; the line is half-written or damaged")
-    if not value.isascii():
-        _check_encodable(value, path, line, column)
-    return value.strip()
+    damaged(path, line, "bad_id", f"{column} is empty; the line is half-written or damaged")
 
 
 def as_time(value: Any, path: Path, line: int) -> float:
