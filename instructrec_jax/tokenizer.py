@@ -8,10 +8,12 @@ from typing import TypeAlias
 
 import numpy as np
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
 
+_SENTINEL = re.compile(r"▁?<extra_id_\d+>")
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 SentencePieceModel: TypeAlias = sentencepiece.SentencePieceProcessor
 
@@ -38,6 +40,27 @@ def check_vocabulary(path: Path | str) -> SentencePieceModel:
             "use T5's model, or let `instructrec build` train one"
         )
     return model
+
+
+def load_vocabulary(path: Path | str, *, extra_ids: int = 0) -> SentencePieceModel:
+    """Returns the model that a run tokenises with, its sentinel ids included, as SeqIO makes it.
+
+    Args:
+      path: the model file.
+      extra_ids: sentinel ids after its pieces; a file that holds its sentinels itself (T5's
+        `cc_all.32000.100extra`) gets no more of them.
+
+    Raises:
+      UserError: as `check_vocabulary`.
+    """
+    model = check_vocabulary(path)
+    if not extra_ids or _SENTINEL.fullmatch(model.id_to_piece(model.get_piece_size() - 1)):
+        return model
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.serialized_model_proto())
+    kind = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+    for index in reversed(range(extra_ids)):
+        proto.pieces.add(piece=f"▁<extra_id_{index}>", score=0.0, type=kind)
+    return SentencePieceModel(model_proto=proto.SerializeToString())
 
 
 def tokens_of(model: SentencePieceModel, text: str) -> np.ndarray:

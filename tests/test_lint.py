@@ -148,10 +148,6 @@ def test_columns_are_the_fields_of_the_records(tmp_path):
         "target_id": [record.target_id for record in records],
     }
     assert not list(record_store.column_batches("own", LEAVE_ONE_OUT, "test", names))
-    (example,) = record_store.RecordSource("own", LEAVE_ONE_OUT).get_dataset(
-        "train", shuffle=False
-    ).take(1).as_numpy_iterator()  # fmt: skip
-    assert record_store.as_record(example) == records[0]
 
 
 def built(aspects: list[str], *, teacher: str = "hand-1", num_reviews: int = 0) -> Manifest:

@@ -97,6 +97,14 @@ def test_our_source_adds_whether_it_is_training(folder):
     assert source.num_input_examples("train") == 7
 
 
+def test_rows_are_the_records_that_have_what_is_needed(folder):
+    every = record_store.RecordSource("own", "leave_one_out")
+    assert list(map(record_store.as_record, every.rows("train"))) == RECORDS
+    wordy = record_store.RecordSource("own", "leave_one_out", needs=("history", "preference"))
+    having = [record for record in RECORDS if record.history and record.preference]
+    assert list(map(record_store.as_record, wordy.rows("train"))) == having
+
+
 def test_shuffled_records_are_the_same_ones_in_another_order(folder):
     source = record_store.RecordSource("own", "leave_one_out")
     first, again, other = (

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from instructrec_jax.damage import Damage
 from instructrec_jax.errors import UserError
-from instructrec_jax.requests.request_files import RequestFile
+from instructrec_jax.instructions.task_modules import find_variant
+from instructrec_jax.requests.request_files import INSTRUCTION, RequestFile
 
+MODULE = "tasks.mixtures"
 ROW = {"id": "u7", "instruction": "Which one?", "candidates": ["Braid", "Doom", "Ico"]}
 
 
@@ -25,14 +27,14 @@ def write(path, rows):
     return path
 
 
-def read(path, *, needs=None, on_damage="fail"):
+def read(path, *, template=None, on_damage="fail"):
     """The requests of a file that can be used, and what was left out."""
-    file = RequestFile(path, needs=needs)
+    file = RequestFile(path, [INSTRUCTION if template is None else find_variant(MODULE, template)])
     file.survey(Damage(on_damage=on_damage, switch="ON_DAMAGE"))
     damage, found = Damage(on_damage="skip"), []
-    for number, row in file.rows():
+    for row in file.rows():
         try:
-            found.append(file.parse(number, row))
+            found.append(file.parse(row))
         except UserError as error:
             damage.handle(error)
     return found, damage
@@ -51,22 +53,24 @@ def test_a_row_says_all_that_there_is_to_say(tmp_path, name):
         "exclude": [9, 77],
         "unknown": 1.5,
     }
-    (found,), _ = read(write(tmp_path / name, [full]), needs=["history", "intention"])
-    record = found.record
+    (record,), _ = read(write(tmp_path / name, [full]), template="C10.specific")
     assert record.example_id == "7" and record.history == ("Halo", "Myst")
     assert record.preference == ("likes puzzles",)
     assert record.vague_intention == ("a quiet one", "a short one")
     assert record.specific_intention == "a quiet one"
-    assert record.candidates == ("Braid", "Ico") and record.candidate_ids == (0, 1)
-    assert found.candidate_ids.tolist() == [2**40, 4]
-    assert (record.target_id, record.target) == (1, "Ico")
+    assert record.candidates == ("Braid", "Ico") and record.candidate_ids == (2**40, 4)
+    assert (record.target_id, record.target) == (4, "Ico")
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.parquet"])
-def test_ids_are_places_where_the_file_gives_none(tmp_path, name):
+def test_ids_are_indices_where_the_file_gives_none(tmp_path, name):
     (found,), _ = read(write(tmp_path / name, [ROW | {"exclude": ["Doom"]}]))
-    assert found.candidate_ids.tolist() == [0, 2]
-    assert found.record.target_id == -1 and found.record.specific_intention == "Which one?"
+    assert found.candidate_ids == (0, 2) and found.context == "Which one?"
+
+
+def test_an_unknown_target_is_no_candidate_whatever_ids_a_file_gives(tmp_path):
+    (found,), _ = read(write(tmp_path / "r.jsonl", [ROW | {"candidate_ids": [-1, -2, 5]}]))
+    assert found.target_id not in found.candidate_ids and found.target == ""
 
 
 def without(name):
@@ -83,6 +87,17 @@ BAD = {
         "2 candidates have the title 'Ico'; a model cannot tell them apart",
     ),
     "empty": (ROW | {"candidates": ["Ico", " "]}, "empty_title", "candidate 1 has an empty title"),
+    "unseen": (
+        ROW | {"candidates": ["Ico", "\u200e"]},
+        "empty_title",
+        r"candidate 1 has an empty title, '\\u200e'",
+    ),
+    "composed": (ROW | {"candidates": ["Caf\u00e9", "Cafe\u0301"]}, "equal_titles", "2 candidates"),
+    "wide": (ROW | {"candidates": ["\uff28alo", "Halo"]}, "equal_titles", "the title 'Halo'"),
+    "fraction": (ROW | {"candidates": ["\u00bd", "1\u20442"]}, "equal_titles", "2 candidates"),
+    "dots": (ROW | {"candidates": ["So\u2026", "So..."]}, "equal_titles", "2 candidates"),
+    "mark": (ROW | {"candidates": ["\u200eGarnet", "Garnet"]}, "equal_titles", "2 candidates"),
+    "listed": (ROW | {"candidates": ["A; B", "A, B"]}, "equal_titles", "the title 'A, B'"),
     "mixed": (ROW | {"candidates": ["Ico", 3]}, "bad_candidates", "holds 3, expected texts only"),
     "text": (ROW | {"candidates": "Ico"}, "bad_candidates", "is 'Ico', expected a list of texts"),
     "ids": (ROW | {"candidate_ids": [1, 2]}, "bad_candidate_ids", "2 different .* 3 candidates"),
@@ -110,7 +125,7 @@ def test_a_row_that_cannot_be_used_is_named_by_line_and_id(tmp_path, case):
     with pytest.raises(UserError, match=named):
         read(path)
     found, damage = read(path, on_damage="skip")
-    assert [request.record.example_id for request in found] == ["first", "last"]
+    assert [request.example_id for request in found] == ["first", "last"]
     assert damage.counts == {reason: 1} and damage.examples == {reason: ["r.jsonl line 3"]}
 
 
@@ -140,9 +155,9 @@ def test_bytes_that_are_no_text_are_named(tmp_path):
 def test_a_template_asks_for_the_texts_that_it_shows(tmp_path):
     path = write(tmp_path / "r.jsonl", [without("instruction") | {"history": []}])
     with pytest.raises(UserError, match="has no history, which a template of the run shows"):
-        read(path, needs=["history"])
+        read(path, template="A7")
     with pytest.raises(UserError, match="has an instruction and REQUEST_TEMPLATES says to write"):
-        read(write(path, [ROW]), needs=["history"])
+        read(write(path, [ROW]), template="A7")
 
 
 def test_files_that_are_none_are_refused(tmp_path):
@@ -151,7 +166,7 @@ def test_files_that_are_none_are_refused(tmp_path):
         ("r.jsonl", "there is no such file"),
     ):
         with pytest.raises(UserError, match=message):
-            RequestFile(tmp_path / name, needs=None)
+            RequestFile(tmp_path / name, [INSTRUCTION])
     with pytest.raises(UserError, match="is empty; expected one request a line"):
         read(write(tmp_path / "r.jsonl", [""]))
     (tmp_path / "r.parquet").write_text("PAR1")

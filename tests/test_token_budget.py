@@ -1,6 +1,10 @@
-"""The token budget against a brute-force search, and what it refuses."""
+"""The token budget: in Python and in TensorFlow alike, against a brute-force search, and refusals.
+
+What scores, generates and inspects is the one in Python, what trains the one in TensorFlow.
+"""
 
 import dataclasses
+import re
 
 import pytest
 import tensorflow as tf
@@ -9,10 +13,12 @@ from hypothesis import strategies as st
 from test_language import RECORD, TITLES
 from test_rendering import as_tensors
 
+from instructrec_jax import tokenizer
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Slot, plain_title, variants
 from instructrec_jax.instructions.render import render, render_record, slot_values
-from instructrec_jax.pipeline import preprocessors, vocabulary
+from instructrec_jax.instructions.token_budget import MisfitError, TokenRenderer, arrange
+from instructrec_jax.pipeline import loader, preprocessors, vocabulary
 from instructrec_jax.pipeline.token_budget import Fitted, TokenBudget
 from instructrec_jax.records import InstructionRecord
 from tasks import mixtures
@@ -154,9 +160,11 @@ def test_a_long_title_is_cut_by_whole_words_from_its_end():
 
 def test_without_lengths_nothing_is_dropped():
     record = dataclasses.replace(RECORD, history=("Lamp",) * 300)
-    segments = VARIANTS["A1"].template.input_segments
     budget = TokenBudget(
-        segments=segments, vocabulary=vocabulary.CorpusVocabulary(), max_tokens=None, task="t"
+        variant=VARIANTS["A1"],
+        vocabulary=vocabulary.CorpusVocabulary(),
+        max_tokens=None,
+        task="t",
     )
     history = tf.constant(record.history)
     found = budget.fit({}, history, tf.constant("id"))
@@ -213,9 +221,134 @@ def test_a_long_text_in_an_answer_loses_its_last_words():
     assert 0 < int(found.num_words_cut) < 40
 
 
-def test_a_candidate_that_does_not_fit_reaches_the_user_as_one_message(toy):
-    from instructrec_jax.pipeline import loader
+ODD_TITLES = st.one_of(
+    TITLES,
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9),
+    st.text(alphabet="aé \u0308\u0301\u200b\u200e\u3164½…ﬁ漢", min_size=1, max_size=9),
+    st.integers(1, 40).map(lambda n: " ".join(f"w{i}" for i in range(n))),
+)
+TEXTS = st.lists(ODD_TITLES, max_size=2)
+ODD_RECORDS = st.builds(
+    lambda history, candidates, target, preference, texts, specific, context: dataclasses.replace(
+        RECORD,
+        example_id="u:1",
+        history=tuple(history),
+        candidates=tuple(candidates),
+        candidate_ids=tuple(range(5, 5 + len(candidates))),
+        target=candidates[target % len(candidates)],
+        target_id=5 + target % len(candidates),
+        preference=tuple(preference),
+        vague_intention=tuple(texts),
+        second_vague_intention=tuple(texts[:1]),
+        specific_intention=specific,
+        context=context,
+    ),
+    st.lists(ODD_TITLES, max_size=6),
+    st.lists(ODD_TITLES, min_size=1, max_size=5),
+    st.integers(0, 5),
+    *(TEXTS, TEXTS, ODD_TITLES, ODD_TITLES),
+)
+SEED = tf.constant([1, 2], tf.int64)
+LENGTHS = st.fixed_dictionaries(
+    {},
+    optional={
+        "inputs": st.integers(8, 160),
+        "targets": st.integers(4, 60),
+        "history": st.integers(1, 4),
+        "candidates": st.integers(1, 4),
+        "preference": st.integers(0, 1),
+    },
+)
 
+
+def by_seqio(form, name: str, record: InstructionRecord, lengths):
+    """What the preprocessor of a task makes of a record, or the message that refuses it."""
+    how = {"vocabulary": vocabulary.CorpusVocabulary(), "lengths": lengths, "seed": SEED}
+    try:
+        return form(as_tensors(record), VARIANTS[name], "toy.task", **how)
+    except tf.errors.InvalidArgumentError as error:
+        return re.search(r"\[\[instructrec: (.*) :instructrec\]\]", str(error))[1]
+
+
+@pytest.fixture(scope="module")
+def words(toy_records):
+    return tokenizer.load_vocabulary(toy_records / "toy" / "vocabulary" / "sentencepiece.model")
+
+
+def renderer(name: str, lengths, words) -> TokenRenderer:
+    return TokenRenderer(
+        variant=VARIANTS[name], vocabulary=words, feature_lengths=lengths, task="toy.task"
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(ODD_RECORDS, LENGTHS, st.sampled_from(["A7", "B7.specific", "C10.vague", "A1", "A16"]))
+def test_a_ranking_request_has_the_tokens_and_errors_that_seqio_gives_it(
+    words, record, lengths, name
+):
+    expected = by_seqio(preprocessors.group, name, record, lengths)
+    mine = renderer(name, lengths, words)
+    arranged = arrange(record, lengths)
+    try:
+        candidates = mine.candidates(arranged)
+        found = mine.instruction(arranged)
+    except MisfitError as error:
+        is_empty = error.reason == "no_tokens" and "has no tokens" in str(error)
+        both_misfit = isinstance(expected, str) and "a candidate needs" in expected + str(error)
+        assert str(error) == expected or is_empty or both_misfit
+        return
+    assert found.tokens.tolist() == expected["inputs"].numpy().tolist()
+    assert found.num_history_dropped == expected["num_history_dropped"]
+    assert found.num_words_cut == expected["num_words_cut"]
+    assert list(arranged.candidate_ids) == expected["candidate_ids"].numpy().tolist()
+    rows = [row[row > 0].tolist() for row in expected["candidates"].numpy()]
+    assert [tokens.tolist() for tokens in candidates] == rows
+
+
+@settings(deadline=None, max_examples=120)
+@given(
+    ODD_RECORDS, LENGTHS, st.sampled_from(["A3", "A14", "C5.vague", "C9.vague", "A2", "C10.vague"])
+)
+def test_an_instruction_and_its_answer_have_the_tokens_and_errors_that_seqio_gives_them(
+    words, record, lengths, name
+):
+    expected = by_seqio(preprocessors.pair, name, record, lengths)
+    mine = renderer(name, lengths, words)
+    arranged = arrange(record, lengths)
+    try:
+        inputs, targets = mine.instruction(arranged), mine.answer(arranged)
+    except MisfitError as error:
+        assert str(error) == expected or "the answer needs" in expected
+        return
+    assert inputs.tokens.tolist() == expected["inputs"].numpy().tolist()
+    assert targets.tokens.tolist() == expected["targets"].numpy().tolist()
+    assert inputs.num_history_dropped == expected["num_history_dropped"]
+    assert inputs.num_words_cut + targets.num_words_cut == expected["num_words_cut"]
+
+
+def test_a_run_that_shows_fewer_candidates_keeps_the_first_and_the_target():
+    ids, titles = (4, 5, 6, 7), ("a", "b", "c", "d")
+    record = dataclasses.replace(RECORD, candidate_ids=ids, candidates=titles, target_id=7)
+    assert arrange(record, {"candidates": 2}).candidates == ("a", "d")
+    assert arrange(record, {"candidates": 9}) == record
+    unknown = dataclasses.replace(record, target_id=-1)
+    assert arrange(unknown, {"candidates": 2}).candidate_ids == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"candidates": ("Pong", "\u200e")}, r"example u1:2: candidate '\\u200e' has no tokens"),
+        ({"candidates": ("Pong", "")}, "candidate '' has no tokens"),
+    ],
+)
+def test_a_candidate_without_tokens_is_refused(words, changes, message):
+    with pytest.raises(MisfitError, match=message) as caught:
+        renderer("A7", {}, words).candidates(dataclasses.replace(RECORD, **changes))
+    assert caught.value.reason == "no_tokens"
+
+
+def test_a_candidate_that_does_not_fit_reaches_the_user_as_one_message(toy):
     batches = loader.ranking_batches(
         "toy.A7", split="test", feature_lengths={"inputs": 400, "targets": 4}, batch_size=4
     )

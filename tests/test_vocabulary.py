@@ -34,7 +34,7 @@ def test_all_instances_follow_the_choice_of_the_run(model, tmp_path):
     early = CorpusVocabulary()
     assert early == CorpusVocabulary()
     vocabulary.use_vocabulary(model)
-    assert early.vocab_size == vocabulary.vocabulary_size() == 320
+    assert early.vocab_size == 320
     other = tmp_path / "other.model"
     tokenizer.train_vocabulary(CORPUS, other, vocab_size=300)
     vocabulary.use_vocabulary(other)
@@ -44,7 +44,15 @@ def test_all_instances_follow_the_choice_of_the_run(model, tmp_path):
 
 def test_extra_ids_come_after_the_pieces(model):
     vocabulary.use_vocabulary(model, extra_ids=100)
-    assert vocabulary.vocabulary_size() == 420
+    assert CorpusVocabulary().vocab_size == 420
+
+
+def test_without_tensorflow_a_text_has_the_same_tokens_its_sentinels_included(model):
+    vocabulary.use_vocabulary(model, extra_ids=100)
+    loaded = tokenizer.load_vocabulary(model, extra_ids=100)
+    text = "bako <extra_id_0> liba <extra_id_99>"
+    assert loaded.encode(text) == CorpusVocabulary().encode(text)
+    assert {419, 320} <= set(loaded.encode(text))
 
 
 def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
@@ -52,7 +60,7 @@ def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
     for size in (300, 320):
         tokenizer.train_vocabulary(CORPUS, path, vocab_size=size)
         vocabulary.use_vocabulary(path)
-        assert vocabulary.vocabulary_size() == size
+        assert CorpusVocabulary().vocab_size == size
 
 
 def test_a_file_that_holds_its_sentinels_gets_no_more_of_them(model, tmp_path):
@@ -64,7 +72,7 @@ def test_a_file_that_holds_its_sentinels_gets_no_more_of_them(model, tmp_path):
     vocabulary.use_vocabulary(model, extra_ids=100)
     outside = CorpusVocabulary().encode("bako liba")
     vocabulary.use_vocabulary(tmp_path / "100extra.model", extra_ids=100)
-    assert vocabulary.vocabulary_size() == 420
+    assert CorpusVocabulary().vocab_size == 420
     assert CorpusVocabulary().encode("bako liba") == outside
 
 

@@ -1,10 +1,11 @@
-"""Renders a template with a record, in plain Python.
+"""Renders a template with a record, in plain Python; `token_budget` turns the text into tokens.
 
-The pipeline renders in TensorFlow from the same parsed segments; this is its oracle, and what
-`lint` and requests from files use.
+Training renders in TensorFlow from the same parsed segments (`pipeline.rendering`), to the same
+bytes. Here is also the neutral instruction, which tells nothing of the user: PMI compares with it.
 """
 
 import dataclasses
+import random
 from collections.abc import Iterable, Mapping, Sequence
 
 from instructrec_jax.instructions.language import (
@@ -15,11 +16,14 @@ from instructrec_jax.instructions.language import (
     Query,
     Segments,
     Slot,
+    Template,
     Variant,
     plain_text,
     plain_title,
+    slots_of,
 )
-from instructrec_jax.records import InstructionRecord
+from instructrec_jax.records import InstructionRecord, TaskForm
+from instructrec_jax.seeds import stable_seed
 
 YES, NO = "Yes", "No"
 # Titles of a history that is the answer: the last ones (PAPER section 7, reading 17).
@@ -31,7 +35,7 @@ class Draw:
     """What is left to choose when a record is rendered.
 
     Attributes:
-      candidate: place of the candidate that a pointwise or pairwise template asks about.
+      candidate: index of the candidate that a pointwise or pairwise template asks about.
       is_first: whether a pairwise template names that candidate first.
       text: which of the teacher's texts fills a slot, counted around.
       states_preference: whether the optional clause with the preference appears.
@@ -44,6 +48,53 @@ class Draw:
 
 
 EVALUATION = Draw()
+
+
+def training_draw(variant: Variant, record: InstructionRecord) -> Draw:
+    """Returns one of the draws that training may make for a record, the same at every call."""
+    draw = random.Random(stable_seed("draw", variant.name, record.example_id))
+    names_a_pair = Slot.FIRST in variant.template.required_slots
+    asks_for_target = draw.random() < 0.5 and not names_a_pair
+    indices = range(len(record.candidates))
+    fitting = [
+        index
+        for index in indices
+        if (record.candidate_ids[index] == record.target_id) == asks_for_target
+    ]
+    return Draw(
+        candidate=draw.choice(fitting or indices),
+        is_first=draw.random() < 0.5,
+        text=draw.randrange(2**31),
+        states_preference=draw.random() < 0.5,
+    )
+
+
+_NEUTRAL = Template(
+    template_id="prior",
+    inputs="Name one of these items: {candidates}.",
+    targets="{target}",
+    task_form=TaskForm.RERANKING,
+)
+_NEUTRAL_WITHOUT_CANDIDATES = Template(
+    template_id="prior_without_candidates",
+    inputs="Name an item.",
+    targets="{target}",
+    task_form=TaskForm.MATCHING,
+)
+
+
+def prior_of(variant: Variant) -> Variant:
+    """Returns the neutral instruction for a template whose answer is an item.
+
+    It shows the candidates where the template does, so that what is left of a title's
+    log-likelihood comes from preference, history and intention. It is none of the paper's 39.
+    """
+    return Variant(_NEUTRAL if shows_candidates(variant) else _NEUTRAL_WITHOUT_CANDIDATES)
+
+
+def shows_candidates(variant: Variant) -> bool:
+    """Returns whether the instruction holds the list of candidates."""
+    return Slot.CANDIDATES in slots_of(variant.template.input_segments)
 
 
 def render(segments: Segments, values: Mapping[Slot, str]) -> str:

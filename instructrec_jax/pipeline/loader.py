@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.pipeline import registry
+from instructrec_jax.pipeline.record_store import hide_accelerators
 from instructrec_jax.pipeline.registry import GROUP_FIELDS, GROUPED
 from instructrec_jax.pipeline.token_budget import ERROR_BEGIN, ERROR_END
 
@@ -158,32 +159,16 @@ def numpy_batches(ds: tf.data.Dataset) -> Iterator[Batch]:
     Raises:
       UserError: where an example does not fit, as `token_budget` says it.
     """
-    for element in results(ds):
-        if isinstance(element, UserError):
-            raise element
-        yield element
-
-
-def results(ds: tf.data.Dataset) -> Iterator[Batch | UserError]:
-    """Yields the dataset's elements as `numpy_batches`, errors in place of those that do not fit.
-
-    Args:
-      ds: a dataset of dictionaries.
-    """
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = _NUM_THREADS
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False  # measured: a quarter of the processor time went to tuning
     misfit = tf.errors.InvalidArgumentError  # a name of its own: modules go first at exit
-    elements = ds.with_options(options).prefetch(4).as_numpy_iterator()
-    while True:
-        try:
-            yield next(elements)
-        except StopIteration:
-            return
-        except misfit as error:
-            yield _user_error(error)
+    try:
+        yield from ds.with_options(options).prefetch(4).as_numpy_iterator()
+    except misfit as error:
+        raise _user_error(error) from None
 
 
 def _user_error(error: tf.errors.InvalidArgumentError) -> UserError:
@@ -306,12 +291,3 @@ def _trimmed(tokens: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
     longest = int(used[-1]) + 1 if len(used) else 0
     fitting = [bucket for bucket in buckets if longest <= bucket < tokens.shape[1]]
     return tokens[:, : min(fitting)] if fitting else tokens
-
-
-def hide_accelerators() -> None:
-    """Keeps TensorFlow off the devices that the model trains on."""
-    for kind in ("GPU", "TPU"):
-        try:
-            tf.config.set_visible_devices([], kind)
-        except (RuntimeError, ValueError):
-            continue  # TensorFlow has started already, or knows no such device

@@ -36,10 +36,17 @@ def keep_renderable(variant: Variant) -> Preprocessor:
 
 
 def render_pair(variant: Variant, task: str) -> Preprocessor:
-    """Returns the preprocessor to `inputs` and `targets`, both [length] int32 ending in EOS.
+    """Returns the preprocessor that makes a `pair` of each record."""
+    return _mapped(pair, variant, task)
 
-    Beside them it keeps `example_id`, `num_history_dropped` and `num_words_cut`, for inspection.
-    """
+
+def render_group(variant: Variant, task: str) -> Preprocessor:
+    """Returns the preprocessor that makes a `group` of each record."""
+    return _mapped(group, variant, task)
+
+
+def _mapped(form: Callable[..., Record], variant: Variant, task: str) -> Preprocessor:
+    """Returns the preprocessor that makes an example of one form of each record."""
 
     @seqio.map_over_dataset(num_seeds=1)
     @tf.autograph.experimental.do_not_convert
@@ -49,60 +56,70 @@ def render_pair(variant: Variant, task: str) -> Preprocessor:
         output_features: Mapping[str, seqio.Feature],
         seed: tuple[tf.Tensor, tf.Tensor],
     ) -> Record:
-        lengths = sequence_length or {}
-        vocabulary = output_features["inputs"].vocabulary
-        record = arrange(record, lengths, tf.stack(seed))
-        values = slot_values(variant, record, lengths, tf.stack(seed))
-        how = {"values": values, "vocabulary": vocabulary, "lengths": lengths}
-        inputs = fit("inputs", variant, task, record, **how)
-        targets = fit("targets", variant, task, record, **how)
-        return {
-            "inputs": inputs.tokens,
-            "targets": targets.tokens,
-            "num_history_dropped": inputs.num_history_dropped,
-            "num_words_cut": inputs.num_words_cut + targets.num_words_cut,
-            "example_id": record["example_id"],
-        }
+        vocabulary, lengths = output_features["inputs"].vocabulary, sequence_length or {}
+        how = {"vocabulary": vocabulary, "lengths": lengths, "seed": tf.stack(seed)}
+        return form(record, variant, task, **how)
 
     return render
 
 
-def render_group(variant: Variant, task: str) -> Preprocessor:
-    """Returns the preprocessor to one row an example with its candidates side by side.
+def pair(
+    record: Record,
+    variant: Variant,
+    task: str,
+    *,
+    vocabulary: seqio.Vocabulary,
+    lengths: Mapping[str, int],
+    seed: tf.Tensor,
+) -> Record:
+    """Returns `inputs` and `targets` of a record, both [length] int32 ending in EOS.
 
-    It makes `inputs` [length] and `candidates` [c, length], int32, every row ending in EOS and
+    Beside them stand `example_id`, `num_history_dropped` and `num_words_cut`, for inspection.
+    """
+    record = arrange(record, lengths, seed)
+    values = slot_values(variant, record, lengths, seed)
+    how = {"values": values, "vocabulary": vocabulary, "lengths": lengths}
+    inputs = fit("inputs", variant, task, record, **how)
+    targets = fit("targets", variant, task, record, **how)
+    return {
+        "inputs": inputs.tokens,
+        "targets": targets.tokens,
+        "num_history_dropped": inputs.num_history_dropped,
+        "num_words_cut": inputs.num_words_cut + targets.num_words_cut,
+        "example_id": record["example_id"],
+    }
+
+
+def group(
+    record: Record,
+    variant: Variant,
+    task: str,
+    *,
+    vocabulary: seqio.Vocabulary,
+    lengths: Mapping[str, int],
+    seed: tf.Tensor,
+) -> Record:
+    """Returns one row of a record with its candidates side by side.
+
+    It holds `inputs` [length] and `candidates` [c, length], int32, every row ending in EOS and
     padded with 0; `candidate_ids` and `candidate_num_chars` [c] int32; `target_index` int32, -1
     where the target is not among them; `num_history_dropped`, `num_words_cut` int32; `example_id`
     string.
     """
-
-    @seqio.map_over_dataset(num_seeds=1)
-    @tf.autograph.experimental.do_not_convert
-    def render(
-        record: Record,
-        sequence_length: Lengths,
-        output_features: Mapping[str, seqio.Feature],
-        seed: tuple[tf.Tensor, tf.Tensor],
-    ) -> Record:
-        lengths = sequence_length or {}
-        vocabulary = output_features["inputs"].vocabulary
-        record = arrange(record, lengths, tf.stack(seed))
-        values = slot_values(variant, record, lengths, tf.stack(seed))
-        inputs = fit(
-            "inputs", variant, task, record, values=values, vocabulary=vocabulary, lengths=lengths
-        )
-        return {
-            "inputs": inputs.tokens,
-            "candidates": _candidate_tokens(task, record, vocabulary, lengths),
-            "candidate_ids": record["candidate_ids"],
-            "candidate_num_chars": tf.strings.length(record["candidates"], unit="UTF8_CHAR"),
-            "target_index": _target_index(record),
-            "num_history_dropped": inputs.num_history_dropped,
-            "num_words_cut": inputs.num_words_cut,
-            "example_id": record["example_id"],
-        }
-
-    return render
+    record = arrange(record, lengths, seed)
+    values = slot_values(variant, record, lengths, seed)
+    how = {"values": values, "vocabulary": vocabulary, "lengths": lengths}
+    inputs = fit("inputs", variant, task, record, **how)
+    return {
+        "inputs": inputs.tokens,
+        "candidates": _candidate_tokens(variant, task, record, vocabulary, lengths),
+        "candidate_ids": record["candidate_ids"],
+        "candidate_num_chars": tf.strings.length(record["candidates"], unit="UTF8_CHAR"),
+        "target_index": _target_index(record),
+        "num_history_dropped": inputs.num_history_dropped,
+        "num_words_cut": inputs.num_words_cut,
+        "example_id": record["example_id"],
+    }
 
 
 def one_row_per_candidate(variant: Variant) -> Preprocessor:
@@ -260,21 +277,24 @@ def fit(
       vocabulary: how to tokenise.
       lengths: tokens of the feature, no limit where it is not there.
     """
-    is_answer = feature == "targets"
-    template = variant.template
     budget = TokenBudget(
-        segments=template.target_segments if is_answer else template.input_segments,
+        variant=variant,
         vocabulary=vocabulary,
         max_tokens=lengths.get(feature),
         task=task,
         feature=feature,
     )
+    is_answer = feature == "targets"
     history = record["history"][-NUM_ANSWER_TITLES:] if is_answer else record["history"]
     return budget.fit(values, history, record["example_id"])
 
 
 def _candidate_tokens(
-    task: str, record: Record, vocabulary: seqio.Vocabulary, lengths: Mapping[str, int]
+    variant: Variant,
+    task: str,
+    record: Record,
+    vocabulary: seqio.Vocabulary,
+    lengths: Mapping[str, int],
 ) -> tf.Tensor:
     """Returns [c, length] tokens of the candidates, each ending in EOS, padded with 0."""
     ragged = vocabulary.encode_tf(record["candidates"])
@@ -283,8 +303,8 @@ def _candidate_tokens(
     check = assert_fits(
         tokens,
         lengths.get("targets"),
-        feature="targets",
-        what="a candidate",
+        variant,
+        "candidates",
         task=task,
         example_id=record["example_id"],
     )

@@ -207,18 +207,36 @@ class RecordSource(seqio.TfdsDataSource):
             needs=self._needs,
         )
 
-    def _open(self, split: str) -> tfds.core.DatasetBuilder:
-        """Returns the builder of this config, having checked that it can serve the split."""
-        name = split.split("[")[0]
-        if name not in SPLITS:
+    def rows(self, split: str) -> Iterator[Mapping[str, Any]]:
+        """Yields the records of a split that have all that is needed, without TFDS and SeqIO.
+
+        They are in file order, by name of the field; `as_record` decodes them.
+
+        Raises:
+          UserError: as `get_dataset`.
+        """
+        self.check(split)
+        for columns in column_batches(self._dataset, self._config, split, _FIELDS):
+            for values in zip(*(columns[name] for name in _FIELDS), strict=True):
+                row = dict(zip(_FIELDS, values, strict=True))
+                if all(any(row[name]) for name in self._needs):
+                    yield row
+
+    def check(self, split: str) -> None:
+        """Raises UserError where there is no such split, or no record in it has what is needed."""
+        if split not in SPLITS:
             raise UserError(f"no split {split!r}; expected one of {', '.join(SPLITS)}")
-        if not self.num_input_examples(name):
+        if not self.num_input_examples(split):
             lacking = " and ".join(sorted(self._needs)) or "title"
             raise UserError(
-                f"no {name} record of {self._dataset!r} in its {self._config} records has a "
+                f"no {split} record of {self._dataset!r} in its {self._config} records has a "
                 f"{lacking}, so there is nothing to render; `instructrec lint --dataset="
                 f"{self._dataset} --data_dir={data_dir_in_use()}` shows what it has texts for"
             )
+
+    def _open(self, split: str) -> tfds.core.DatasetBuilder:
+        """Returns the builder of this config, having checked that it can serve the split."""
+        self.check(split.split("[")[0])
         folder = data_dir_in_use() / self._dataset / self._config / VERSION
         return tfds.builder_from_directory(str(folder))
 
@@ -302,6 +320,7 @@ def column_batches(
     paths = sorted(str(path) for path in folder.glob(f"{dataset}-{split}.tfrecord-*"))
     if not paths:
         return
+    hide_accelerators()
     spec = {name: _feature(name) for name in fields}
     ds = tf.data.TFRecordDataset(paths).batch(_BATCH_SIZE)
     ds = ds.map(lambda batch: tf.io.parse_example(batch, spec))
@@ -318,16 +337,24 @@ def column_batches(
         ) from None
 
 
-def as_record(example: Mapping[str, Any]) -> InstructionRecord:
-    """Returns a record from the numpy values that TFDS gives of it."""
+def hide_accelerators() -> None:
+    """Keeps TensorFlow off the devices that the model trains on."""
+    for kind in ("GPU", "TPU"):
+        try:
+            tf.config.set_visible_devices([], kind)
+        except (RuntimeError, ValueError):
+            continue  # TensorFlow has started already, or knows no such device
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return tuple(plain(part) for part in value.tolist())
-        return value.decode() if isinstance(value, bytes) else int(value)
 
-    names = [field.name for field in dataclasses.fields(InstructionRecord)]
-    return InstructionRecord(**{name: plain(example[name]) for name in names})
+def as_record(row: Mapping[str, Any]) -> InstructionRecord:
+    """Returns the record of a row, in which texts are bytes, as `RecordSource.rows` yields it."""
+    return InstructionRecord(**{name: _decoded(value) for name, value in row.items()})
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decoded(part) for part in value)
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _feature(name: str) -> tf.io.RaggedFeature | tf.io.FixedLenFeature:

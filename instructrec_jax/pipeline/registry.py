@@ -230,12 +230,16 @@ def matching_tasks(names: Iterable[str], *, split: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def records_of(task: str) -> str:
-    """Returns the records that a task of ours renders, "leave_one_out" or "product_search"."""
-    provider = get(task)
+def instruction_task(name: str) -> InstructionTask:
+    """Returns a task of ours, which knows its family, its variant and the records it renders.
+
+    Raises:
+      UserError: if it is not registered, or renders no instruction records.
+    """
+    provider = get(name)
     if not isinstance(provider, InstructionTask):
-        raise UserError(f"{task} renders no instruction records; expected a task such as A7")
-    return provider.config
+        raise UserError(f"{name} renders no instruction records; expected a task such as A7")
+    return provider
 
 
 def _is_matching(task: seqio.Task) -> bool:

@@ -1,9 +1,7 @@
-"""Fits an instruction into its number of tokens without cutting what the answer depends on.
+"""Fits an instruction into its number of tokens inside TensorFlow, for training.
 
-SeqIO would cut the tail of a prompt, where the candidates stand. Here the oldest history items are
-dropped whole, as few as possible, and the newest is kept; then its title is shortened by whole
-words. In an answer, a teacher's text or a query is shortened next. Nothing else is ever cut: what
-still does not fit is an error that names the example.
+SeqIO would cut the tail of a prompt, where the candidates stand. What is dropped and cut instead,
+and what is an error, `instructions.token_budget` says; tests hold both to the same tokens.
 """
 
 import dataclasses
@@ -13,22 +11,19 @@ from typing import NamedTuple
 import seqio
 import tensorflow as tf
 
-from instructrec_jax.instructions.language import LIST_SEPARATOR, Segments, Slot, slots_of
+from instructrec_jax.instructions.language import (
+    LIST_SEPARATOR,
+    Segments,
+    Slot,
+    Variant,
+    slots_of,
+)
+from instructrec_jax.instructions.token_budget import CUT_TEXTS, too_long_message
 from instructrec_jax.pipeline import rendering
 from instructrec_jax.tokenizer import EOS_ID
 
 # Begins and ends our message inside the text of a TensorFlow error; the loader takes it out.
 ERROR_BEGIN, ERROR_END = "[[instructrec: ", " :instructrec]]"
-
-_WHAT = {
-    "inputs": "the instruction without all history that may go",
-    "targets": "the answer",
-}
-_FEWER_CANDIDATES = (
-    ', or show fewer candidates: "candidates" there says how many, and scoring with '
-    "CANDIDATE_VIEW = @candidate_views.Groups() shows only candidate_views.Groups.size of them "
-    "at a time"
-)
 
 Values = dict[Slot, tf.Tensor]
 
@@ -52,14 +47,14 @@ class TokenBudget:
     """Renders one wording within a number of tokens.
 
     Attributes:
-      segments: the parsed wording of the instruction or of the answer.
+      variant: what is rendered.
       vocabulary: how to tokenise.
       max_tokens: EOS included; None for no limit.
       task: name for messages.
       feature: "inputs" or "targets", whose length `max_tokens` is.
     """
 
-    segments: Segments
+    variant: Variant
     vocabulary: seqio.Vocabulary
     max_tokens: int | None
     task: str
@@ -84,24 +79,27 @@ class TokenBudget:
         check = assert_fits(
             tokens,
             self.max_tokens,
-            feature=self.feature,
-            what=_WHAT[self.feature],
+            self.variant,
+            self.feature,
             task=self.task,
             example_id=example_id,
-            remedy=_FEWER_CANDIDATES if Slot.CANDIDATES in slots_of(self.segments) else "",
         )
         with tf.control_dependencies(check):
             return fitted._replace(tokens=tf.identity(tokens))
 
     @property
+    def _segments(self) -> Segments:
+        template = self.variant.template
+        return template.target_segments if self.feature == "targets" else template.input_segments
+
+    @property
     def _shows_history(self) -> bool:
-        return Slot.HISTORY in slots_of(self.segments)
+        return Slot.HISTORY in slots_of(self._segments)
 
     @property
     def _texts(self) -> list[Slot]:
-        """The slots whose text may be shortened after the history: those of an answer alone."""
-        texts = (Slot.PREFERENCE, Slot.QUERY) if self.feature == "targets" else ()
-        return [slot for slot in texts if slot in slots_of(self.segments)]
+        """The slots whose text may be shortened after the history."""
+        return [slot for slot in CUT_TEXTS[self.feature] if slot in slots_of(self._segments)]
 
     def _shorten(self, values: Values, history: tf.Tensor, num_tokens: tf.Tensor) -> Fitted:
         """Shortens what may be, in the order of the module's head."""
@@ -173,7 +171,7 @@ class TokenBudget:
     def _tokens(self, values: Values, history: tf.Tensor) -> tf.Tensor:
         """Returns the tokens, without EOS, of the instruction with this history."""
         filled = {**values, Slot.HISTORY: rendering.join_titles(history)}
-        return self.vocabulary.encode_tf(rendering.render(self.segments, filled))
+        return self.vocabulary.encode_tf(rendering.render(self._segments, filled))
 
     def _fits(self, tokens: tf.Tensor) -> tf.Tensor:
         """Returns whether tokens and EOS keep the budget."""
@@ -188,35 +186,28 @@ def with_eos(tokens: tf.Tensor) -> tf.Tensor:
 def assert_fits(
     tokens: tf.Tensor,
     max_tokens: int | None,
-    *,
-    feature: str,
+    variant: Variant,
     what: str,
+    *,
     task: str,
     example_id: tf.Tensor,
-    remedy: str = "",
 ) -> list[tf.Operation]:
     """Returns an operation that fails where a row of tokens is longer than its feature.
 
     Args:
       tokens: [length] or, padded, [n, length]; EOS included.
       max_tokens: how many the feature may have; None for no limit.
-      feature: "inputs" or "targets".
-      what: the thing that has to fit, for the message.
+      variant: what is rendered.
+      what: "inputs", "targets" or "candidates".
       task: name for the message.
       example_id: scalar string for the message.
-      remedy: what helps beside more tokens, for the message.
     """
     if max_tokens is None:
         return []
     num_tokens = tf.shape(tokens)[-1]
-    message = tf.strings.join(
-        [
-            f"{ERROR_BEGIN}task {task}, example ",
-            example_id,
-            f": {what} needs ",
-            tf.strings.as_string(num_tokens),
-            f" tokens and the feature length of {feature} is {max_tokens}; raise it in "
-            f"TASK_FEATURE_LENGTHS{remedy}{ERROR_END}",
-        ]
-    )
+    unknown = {"example_id": "\0", "num_tokens": "\0"}
+    text = too_long_message(variant, what, task=task, max_tokens=max_tokens, **unknown)
+    before, between, after = text.split("\0")
+    values = [before, example_id, between, tf.strings.as_string(num_tokens), after]
+    message = tf.strings.join([ERROR_BEGIN, *values, ERROR_END])
     return [tf.debugging.Assert(num_tokens <= max_tokens, [message])]

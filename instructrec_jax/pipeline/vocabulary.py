@@ -5,7 +5,6 @@ first used. T5's own file is the default; `build` trains a small one for runs wi
 """
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.tokenizer import pieces
+from instructrec_jax.tokenizer import load_vocabulary, pieces
 
 T5_PATH = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
 T5_EXTRA_IDS = 100
-_SENTINEL = re.compile(r"▁?<extra_id_\d+>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +47,8 @@ def use_vocabulary(path: Path | str | None, *, extra_ids: int = 0) -> None:
     if path is None:
         _choice = _Choice(T5_PATH, T5_EXTRA_IDS)
         return
-    extra_ids = 0 if _SENTINEL.fullmatch(pieces(path)[-1]) else extra_ids
-    _choice = _Choice(str(path), extra_ids, Path(path).stat().st_mtime)
-
-
-def vocabulary_size() -> int:
-    """Returns the number of ids of the vocabulary in use, its sentinel ids included."""
-    return CorpusVocabulary().vocab_size
+    added = load_vocabulary(path, extra_ids=extra_ids).get_piece_size() - len(pieces(path))
+    _choice = _Choice(str(path), added, Path(path).stat().st_mtime)
 
 
 class CorpusVocabulary(seqio.SentencePieceVocabulary):

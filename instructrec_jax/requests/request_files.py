@@ -1,8 +1,19 @@
-"""Ranking requests from a JSONL or Parquet file, read as a stream: see `request_rows` for a row."""
+"""Ranking requests from a JSONL or Parquet file, read as a stream and checked field by field.
+
+    {"id": "u7", "history": ["Halo", "Myst"], "preference": "likes puzzles", "intention": "...",
+     "candidates": ["Braid", "Doom", "Ico"], "candidate_ids": [3, 9, 4], "target_index": 0,
+     "exclude": [9]}
+
+Needed are `id`, `candidates` and what the template shows; `instruction` instead of the texts is a
+prompt that is whole already. Other fields are ignored.
+"""
 
 import array
-from collections.abc import Collection, Iterator
+import collections
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -10,24 +21,53 @@ import pyarrow.parquet as pq
 
 from instructrec_jax import files
 from instructrec_jax.damage import Damage, DamagedLineError
+from instructrec_jax.data.titles import is_seen, model_title
 from instructrec_jax.errors import UserError
-from instructrec_jax.requests.request_rows import FIELDS, FileRequest, Row, RowParser
+from instructrec_jax.instructions.language import Template, Variant, plain_text, plain_title
+from instructrec_jax.instructions.token_budget import MisfitError
+from instructrec_jax.records import InstructionRecord, TaskForm
 from instructrec_jax.seeds import stable_seed
 
+# The field of a file that stands for each field of an instruction record.
+TEXT_FIELDS = {
+    "history": "history",
+    "preference": "preference",
+    "vague_intention": "intention",
+    "second_vague_intention": "intention",
+    "specific_intention": "intention",
+    "context": "context",
+}
+_FIELDS = (
+    *("id", "instruction", *dict.fromkeys(TEXT_FIELDS.values())),
+    *("candidates", "candidate_ids", "target_index", "exclude"),
+)
+# What writes instructions that are whole already: they stand in a record as its context.
+INSTRUCTION = Variant(
+    Template(
+        template_id="instruction",
+        inputs="{context}",
+        targets="{target}",
+        task_form=TaskForm.MATCHING,
+    )
+)
+_MAX_ID = 2**63 - 1
 _PARQUET_ROWS = 256  # read at once
 _PARQUET_BUFFER = 1 << 20  # bytes
+
+Values = Mapping[str, Any]
+Row = tuple[int, bytes | Values]  # number of the line or row, from 1, and what stands there
 
 
 class RequestFile:
     """A file of requests. Nothing of it is kept but 8 bytes a row while it is surveyed."""
 
-    def __init__(self, path: Path | str, *, needs: Collection[str] | None) -> None:
+    def __init__(self, path: Path | str, variants: Sequence[Variant]) -> None:
         """Names the file, and reads nothing.
 
         Args:
           path: a file `*.jsonl` or `*.parquet`.
-          needs: fields of the file that the templates cannot do without; None where the rows
-            hold whole instructions.
+          variants: what the requests are rendered with; `INSTRUCTION` alone where the rows hold
+            whole instructions.
 
         Raises:
           UserError: if there is no such file, or it has another ending.
@@ -38,19 +78,17 @@ class RequestFile:
             raise UserError(f"REQUESTS is {path}; expected a file *.jsonl or *.parquet")
         if not self.path.is_file():
             raise UserError(f"REQUESTS is {path}, and there is no such file")
-        self._parser = RowParser(
-            path=self.path,
-            unit="row" if self._is_parquet else "line",
-            needs=None if needs is None else frozenset(needs),
-        )
+        self.unit = "row" if self._is_parquet else "line"
+        self.holds_instructions = list(variants) == [INSTRUCTION]
+        self.needs = {TEXT_FIELDS[name] for variant in variants for name in variant.needs}
         self._repeated: dict[int, int] = {}
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the file's bytes."""
         return files.sha256(self.path)
 
-    def rows(self) -> Iterator[tuple[int, Row]]:
-        """Yields (number of the line or row from 1, row), not yet parsed; empty lines are none."""
+    def rows(self) -> Iterator[Row]:
+        """Yields the rows, not yet parsed; empty lines are none."""
         return self._parquet_rows() if self._is_parquet else self._lines()
 
     def survey(self, damage: Damage) -> int:
@@ -66,43 +104,51 @@ class RequestFile:
           UserError: if the file is empty or cannot be read, and as `damage` says.
         """
         num_rows, hashes = 0, array.array("Q")
-        for number, row in self.rows():
+        for row in self.rows():
             num_rows += 1
             try:
-                hashes.append(stable_seed(self._parser.parse(number, row).record.example_id))
+                hashes.append(stable_seed(_RowReader(self, row[0]).record(row[1]).example_id))
             except DamagedLineError as error:
                 damage.handle(error)
         if not num_rows:
-            raise UserError(f"{self.path} is empty; expected one request a {self._parser.unit}")
+            raise UserError(f"{self.path} is empty; expected one request a {self.unit}")
         values, counts = np.unique(np.frombuffer(hashes, np.uint64), return_counts=True)
         if suspects := {int(value) for value in values[counts > 1]}:
             self._find_repeated(suspects, damage)
         return num_rows
 
-    def parse(self, number: int, row: Row) -> FileRequest:
-        """Returns the request of a row that `rows` gave.
+    def parse(self, row: Row) -> InstructionRecord:
+        """Returns the request of a row that `rows` gave, without the candidates that it excludes.
+
+        Its candidate ids are those of the file, or else indices of the file's list; its target id
+        is that of no candidate where the target is unknown.
 
         Raises:
           DamagedLineError: if it cannot be used.
         """
-        found = self._parser.parse(number, row)
+        number, values = row
+        record = _RowReader(self, number).record(values)
         if number in self._repeated:
-            raise self._repeats(number, found.record.example_id)
-        return found
+            raise self._repeats(number, record.example_id)
+        return record
 
-    def misfit(self, number: int, error: UserError) -> DamagedLineError:
-        """Returns what rendering says of a request that is too long, with its place."""
-        place = f"{self._parser.unit} {number}"
+    def misfit(self, row: Row, error: MisfitError) -> DamagedLineError:
+        """Returns what rendering says of a request that cannot become tokens, with its place."""
+        return self.damaged(row[0], error.reason, str(error))
+
+    def damaged(self, number: int, reason: str, problem: str) -> DamagedLineError:
+        """Returns the error that says what is wrong with the row of that number."""
+        place = f"{self.unit} {number}"
         return DamagedLineError(
-            f"{self.path} {place}: {error}", reason="too_long", place=f"{self.path.name} {place}"
+            f"{self.path} {place}: {problem}", reason=reason, place=f"{self.path.name} {place}"
         )
 
     def _find_repeated(self, suspects: Collection[int], damage: Damage) -> None:
         """Notes which rows repeat the id of an earlier one, of those whose hashes are suspect."""
         first: dict[str, int] = {}
-        for number, row in self.rows():
+        for number, values in self.rows():
             try:
-                name = self._parser.parse(number, row).record.example_id
+                name = _RowReader(self, number).record(values).example_id
             except DamagedLineError:
                 continue
             if stable_seed(name) in suspects and first.setdefault(name, number) != number:
@@ -110,25 +156,24 @@ class RequestFile:
                 damage.handle(self._repeats(number, name))
 
     def _repeats(self, number: int, name: str) -> DamagedLineError:
-        unit = self._parser.unit
-        return DamagedLineError(
-            f"{self.path} {unit} {number}: request {name!r} has the id of {unit} "
-            f"{self._repeated[number]}; give each request an id of its own",
-            reason="repeated_id",
-            place=f"{self.path.name} {unit} {number}",
+        earlier = f"{self.unit} {self._repeated[number]}"
+        return self.damaged(
+            number,
+            "repeated_id",
+            f"request {name!r} has the id of {earlier}; give each request an id of its own",
         )
 
-    def _lines(self) -> Iterator[tuple[int, Row]]:
+    def _lines(self) -> Iterator[Row]:
         with self.path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
 
-    def _parquet_rows(self) -> Iterator[tuple[int, Row]]:
+    def _parquet_rows(self) -> Iterator[Row]:
         number = 0
         try:
             with pq.ParquetFile(self.path, buffer_size=_PARQUET_BUFFER) as stream:
-                columns = [name for name in stream.schema_arrow.names if name in FIELDS]
+                columns = [name for name in stream.schema_arrow.names if name in _FIELDS]
                 for batch in stream.iter_batches(_PARQUET_ROWS, columns=columns):
                     for row in batch.to_pylist():
                         number += 1
@@ -138,3 +183,172 @@ class RequestFile:
                 f"{self.path} is not a readable Parquet file after row {number} ({error}); "
                 "write it again"
             ) from None
+
+
+class _RowReader:
+    """One row that is being parsed."""
+
+    def __init__(self, file: RequestFile, number: int) -> None:
+        self._file, self._number = file, number
+        self._id: str | None = None
+
+    def fail(self, reason: str, problem: str) -> NoReturn:
+        """Raises the error that says where and what."""
+        request = "" if self._id is None else f"request {self._id!r}: "
+        raise self._file.damaged(self._number, reason, f"{request}{problem}")
+
+    def record(self, row: bytes | Values) -> InstructionRecord:
+        """Returns the request, which is a line of JSON or values by name."""
+        values = self._json(row) if isinstance(row, bytes) else row
+        self._id = request_id = self._as_id(values.get("id"))
+        titles = self._titles(values.get("candidates"))
+        ids, target = self._ids(values, titles), self._target(values, len(titles))
+        kept = self._kept(values, titles, ids, target)
+        texts = self._texts(values)
+        return InstructionRecord(
+            example_id=request_id,
+            user_id="",
+            position=-1,
+            target_id=ids[target] if target >= 0 else min(ids) - 1,
+            target=titles[target] if target >= 0 else "",
+            candidate_ids=tuple(ids[index] for index in kept),
+            candidates=tuple(titles[index] for index in kept),
+            **texts,
+        )
+
+    def _json(self, line: bytes) -> Values:
+        try:
+            found = json.loads(line)
+        except UnicodeDecodeError as error:
+            self.fail("not_utf8", f"not UTF-8 ({error.reason}); convert the file")
+        except (ValueError, RecursionError) as error:
+            self.fail("not_json", f"not JSON ({error}); the line is half-written or damaged")
+        if not isinstance(found, dict):
+            self.fail("not_json", f"holds {type(found).__name__}, expected an object with names")
+        return found
+
+    def _as_id(self, value: Any) -> str:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        text = str(value) if is_whole else value
+        if not isinstance(text, str) or not text.strip():
+            self.fail("bad_id", f"id is {value!r}, expected text or a whole number")
+        self._check_encodable("id", text)
+        return text
+
+    def _titles(self, value: Any) -> list[str]:
+        """Returns the candidates: two at least, none empty, no two the same to a model."""
+        titles = self._list("candidates", value)
+        if len(titles) < 2:
+            self.fail("few_candidates", f"has {len(titles)} candidates, expected at least 2")
+        for index, title in enumerate(titles):
+            if not is_seen(title):
+                self.fail("empty_title", f"candidate {index} has an empty title, {title!r}")
+        read = collections.Counter(model_title(plain_title(title)) for title in titles)
+        ((title, number),) = read.most_common(1)
+        if number > 1:
+            self.fail(
+                "equal_titles",
+                f"{number} candidates have the title {title!r}; a model cannot tell them apart",
+            )
+        return titles
+
+    def _ids(self, values: Values, titles: Sequence[str]) -> Sequence[int]:
+        """Returns the ids of the candidates, by default their indices."""
+        ids = values.get("candidate_ids")
+        if ids is None:
+            return range(len(titles))
+        if not isinstance(ids, list) or not all(_is_whole(part) for part in ids):
+            self.fail("bad_candidate_ids", f"candidate_ids is {ids!r}, expected whole numbers")
+        if len(ids) != len(titles) or len(set(ids)) != len(ids):
+            self.fail(
+                "bad_candidate_ids",
+                f"has {len(set(ids))} different candidate_ids and {len(titles)} candidates",
+            )
+        return ids
+
+    def _target(self, values: Values, number: int) -> int:
+        """Returns the index of the target, -1 where it is unknown."""
+        target = values.get("target_index")
+        if target is None:
+            return -1
+        if not _is_whole(target) or not -1 <= target < number:
+            self.fail(
+                "bad_target_index",
+                f"target_index is {target!r}, expected the index of a candidate, 0 .. "
+                f"{number - 1}, or -1 for unknown",
+            )
+        return target
+
+    def _kept(
+        self, values: Values, titles: Sequence[str], ids: Sequence[int], target: int
+    ) -> list[int]:
+        """Returns the indices of the candidates that are not excluded, by title or id."""
+        excluded = values.get("exclude") or []
+        if not isinstance(excluded, list) or not all(
+            isinstance(part, str) or _is_whole(part) for part in excluded
+        ):
+            self.fail("bad_exclude", f"exclude is {excluded!r}, expected titles or candidate_ids")
+        out = set(excluded)
+        kept = [n for n in range(len(titles)) if ids[n] not in out and titles[n] not in out]
+        if len(kept) < 2:
+            self.fail("few_candidates", f"excludes all but {len(kept)} of its candidates")
+        if target >= 0 and target not in kept:
+            self.fail("bad_exclude", f"excludes its own target {titles[target]!r}")
+        return kept
+
+    def _texts(self, values: Values) -> dict[str, Any]:
+        """Returns the texts of the record."""
+        given = values.get("instruction")
+        if self._file.holds_instructions:
+            if not isinstance(given, str) or not plain_text(given):
+                self.fail(
+                    "no_instruction",
+                    f"instruction is {given!r}, expected a text; rows that hold history, "
+                    "preference or intention need REQUEST_TEMPLATES",
+                )
+            self._check_encodable("instruction", given)
+            return {"history": (), "context": given}
+        if given is not None:
+            self.fail(
+                "no_template_needed",
+                "has an instruction and REQUEST_TEMPLATES says to write one; leave out either",
+            )
+        found = {name: self._one_or_more(name, values.get(name)) for name in TEXT_FIELDS.values()}
+        for name in sorted(self._file.needs):
+            if not "".join(found[name]):
+                self.fail(f"no_{name}", f"has no {name}, which a template of the run shows")
+        record: dict[str, Any] = {field: found[name] for field, name in TEXT_FIELDS.items()}
+        for single in ("specific_intention", "context"):
+            record[single] = "".join(record[single][:1])
+        return record
+
+    def _one_or_more(self, name: str, value: Any) -> tuple[str, ...]:
+        """Returns the texts of a field that may be missing, one text or a list of them."""
+        if value is None:
+            return ()
+        return (*self._list(name, [value] if isinstance(value, str) else value),)
+
+    def _list(self, name: str, value: Any) -> list[str]:
+        """Returns a list of texts."""
+        if value is None:
+            self.fail(f"no_{name}", f"has no {name}")
+        if not isinstance(value, list):
+            self.fail(f"bad_{name}", f"{name} is {value!r}, expected a list of texts")
+        for part in value:
+            if not isinstance(part, str):
+                self.fail(f"bad_{name}", f"{name} holds {part!r}, expected texts only")
+            self._check_encodable(name, part)
+        return value
+
+    def _check_encodable(self, name: str, text: str) -> None:
+        """Raises where a text holds half a character, which JSON can spell."""
+        if text.isascii():
+            return
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            self.fail("not_unicode", f"{name} {text!r} is no Unicode text ({error.reason})")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_ID

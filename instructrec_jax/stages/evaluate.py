@@ -74,7 +74,7 @@ def evaluate(
     if dry_run:
         checkpoint.check_fits(model)
         return None
-    data.open(evaluation.tasks[0], vocab_size=model.vocab_size)
+    data.open(*evaluation.tasks, vocab_size=model.vocab_size)
     chosen = registry.evaluated_tasks(evaluation.tasks, split=evaluation.split)
     evaluation = dataclasses.replace(evaluation, tasks=chosen)
     planned = _plan(model, data, evaluation, checkpoint)

@@ -1,4 +1,7 @@
-"""Which records, tasks and vocabulary a run reads, made ready for the pipeline."""
+"""Which records, tasks and vocabulary a run reads.
+
+TensorFlow and SeqIO are imported where records are read: requests from a file do without them.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,8 +9,7 @@ from pathlib import Path
 
 from instructrec_jax import files, manifest
 from instructrec_jax.errors import UserError
-from instructrec_jax.pipeline import record_store, registry, vocabulary
-from instructrec_jax.tokenizer import pieces
+from instructrec_jax.tokenizer import SentencePieceModel, load_vocabulary, pieces
 
 VOCABULARY_FILE = Path("vocabulary") / "sentencepiece.model"
 
@@ -34,30 +36,39 @@ class RunData:
     extra_ids: int = 0
     buckets: Sequence[int] = ()
 
-    def open(self, task: str, *, vocab_size: int) -> None:
-        """Points the pipeline to the records, tasks and vocabulary of a task's dataset.
+    def open(self, *tasks: str, vocab_size: int) -> None:
+        """Points the pipeline to the records, tasks and vocabulary of the tasks' dataset.
 
         Args:
-          task: a task or mixture, "<dataset>.<name>".
+          *tasks: tasks or mixtures, "<dataset>.<name>".
           vocab_size: rows of the model's embedding.
 
         Raises:
-          UserError: if one of them is missing, or the model has fewer rows than the vocabulary.
+          UserError: if one of them is missing, the tasks are of several datasets, or the model has
+            fewer rows than the vocabulary.
         """
-        record_store.use_data_dir(self._folder)
-        self.open_vocabulary(task, vocab_size=vocab_size)
+        from instructrec_jax.pipeline import record_store, registry, vocabulary
 
-    def open_vocabulary(self, task: str, *, vocab_size: int) -> None:
-        """Does as `open`, for a run that reads no records."""
-        registry.import_task_module(self.module, dataset_of(task))
+        dataset = dataset_of(*tasks)
+        record_store.use_data_dir(self._folder)
+        registry.import_task_module(self.module, dataset)
+        self.open_vocabulary(dataset, vocab_size=vocab_size)
+        vocabulary.use_vocabulary(self._vocabulary_path(dataset), extra_ids=self.extra_ids)
+
+    def open_vocabulary(self, task: str, *, vocab_size: int) -> SentencePieceModel:
+        """Returns the vocabulary that a task's texts are tokenised with; needs no TensorFlow.
+
+        Raises:
+          UserError: as `open`.
+        """
         path = self._vocabulary_path(task)
-        vocabulary.use_vocabulary(path, extra_ids=self.extra_ids)
-        size = vocabulary.vocabulary_size()
-        if size > vocab_size:
+        model = load_vocabulary(path, extra_ids=self.extra_ids)
+        if (size := model.get_piece_size()) > vocab_size:
             raise UserError(
                 f"vocabulary {path} has {size} ids and the model only {vocab_size} rows for them; "
                 "set VOCAB_SIZE to at least that, or name the vocabulary the model was made for"
             )
+        return model
 
     def check_tokenizer(self, task: str, tokenizer: Path | None) -> None:
         """Checks that a checkpoint means the same by its token ids as this run does.
@@ -116,6 +127,16 @@ class RunData:
         return Path(self.data_dir)
 
 
-def dataset_of(task: str) -> str:
-    """Returns the dataset of a task or mixture: "ml_100k" of "ml_100k.A7.grouped"."""
-    return task.split(".")[0]
+def dataset_of(*tasks: str) -> str:
+    """Returns the dataset of tasks or mixtures: "ml_100k" of "ml_100k.A7.grouped".
+
+    Raises:
+      UserError: if they are not of one dataset.
+    """
+    found = dict.fromkeys(task.split(".")[0] for task in tasks)
+    if len(found) != 1:
+        raise UserError(
+            f"tasks are {list(tasks)}; expected some of one dataset, found "
+            f"{', '.join(found) or 'none'}: run once for each dataset"
+        )
+    return next(iter(found))

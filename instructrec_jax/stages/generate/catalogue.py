@@ -89,7 +89,7 @@ def requests(
       exclude_history: leave out the items before the target in the user's history, the target
         excepted.
     """
-    candidates = prepared.evaluation(registry.records_of(task), split)
+    candidates = prepared.evaluation(registry.instruction_task(task).config, split)
     columns, histories = candidates.columns, candidates.histories
     place = {request.example_id: index for index, request in enumerate(candidates)}
     for example in loader.examples(task, split=split, feature_lengths=data.feature_lengths):
@@ -97,7 +97,7 @@ def requests(
         index = place[example_id]
         row, target = columns.history_rows[index], int(columns.target_ids[index])
         excluded = np.zeros(0, np.int32)
-        if exclude_history and registry.records_of(task) == LEAVE_ONE_OUT:
+        if exclude_history and registry.instruction_task(task).config == LEAVE_ONE_OUT:
             begin = histories.starts[row]
             excluded = histories.item_ids[begin : begin + columns.positions[index]]
         yield CatalogueRequest(

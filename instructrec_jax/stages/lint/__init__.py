@@ -10,7 +10,7 @@ from instructrec_jax import files, manifest, tokenizer
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.lint import lint_templates
 from instructrec_jax.manifest import Manifest, find_same_work, read_manifest
-from instructrec_jax.pipeline import record_store, registry, vocabulary
+from instructrec_jax.pipeline import record_store, registry
 from instructrec_jax.pipeline.registry import InstructionTask
 from instructrec_jax.report import lint_report, tables
 from instructrec_jax.report.lint_report import LintReport
@@ -34,8 +34,7 @@ def lint(
 ) -> LintReport:
     """Checks the templates of a module and a dataset's records.
 
-    All records are read once for ids and leaks; tokens are counted on a sample of every task, read
-    through its SeqIO pipeline.
+    All records are read once for ids and leaks; tokens are counted on a sample of every task.
 
     Args:
       dataset: name of the dataset, such as ml_100k.
@@ -63,7 +62,6 @@ def lint(
     record_store.use_data_dir(data_dir)
     record_store.check_dataset(dataset)
     folder = Path(data_dir) / dataset
-    vocabulary.use_vocabulary(folder / VOCABULARY_FILE)
     tasks = registry.instruction_tasks(dataset)
     if not tasks:
         raise UserError(
@@ -103,7 +101,7 @@ def _inspect(
     dataset: str, tasks: list[InstructionTask], built: Manifest, protocol: Mapping[str, Any]
 ) -> LintReport:
     """Looks for everything; the order of the findings is that of the passes."""
-    words = vocabulary.CorpusVocabulary()
+    words = tokenizer.check_vocabulary(record_store.data_dir_in_use() / dataset / VOCABULARY_FILE)
     templates = {task.variant.template.template_id: task.variant.template for task in tasks}
     findings = lint_templates(
         templates.values(), is_known=lambda text: tokenizer.UNK_ID not in words.encode(text)
@@ -113,7 +111,7 @@ def _inspect(
     logger.info("lint: read %d records, now samples of %d tasks", records.num_records, len(tasks))
     lengths = {"inputs": protocol["input_tokens"], "targets": protocol["target_tokens"]}
     max_examples = protocol["max_examples"]
-    samples = list(summarise_tasks(dataset, feature_lengths=lengths, max_examples=max_examples))
+    samples = summarise_tasks(tasks, words, feature_lengths=lengths, max_examples=max_examples)
     sample = f"the first {max_examples} examples" if max_examples else "all examples"
     return LintReport(
         dataset=dataset,

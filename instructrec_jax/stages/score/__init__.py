@@ -18,19 +18,26 @@ from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints.source import Source, load_model, open_source
 from instructrec_jax.damage import FAIL, Damage
 from instructrec_jax.errors import UserError
+from instructrec_jax.instructions.language import Variant
+from instructrec_jax.instructions.task_modules import find_variant
 from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, num_batch_shares
-from instructrec_jax.pipeline import registry, request_tokens
+from instructrec_jax.requests.request_files import INSTRUCTION, RequestFile
 from instructrec_jax.scores import parts
 from instructrec_jax.scores.claims import STALE_SECONDS, Claims
 from instructrec_jax.scoring.candidate_views import AllAtOnce, Strategy, cost_of, described
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.scoring.shapes import fit_shapes
 from instructrec_jax.stages.run_data import RunData, dataset_of
-from instructrec_jax.stages.score import sets as request_sets
-from instructrec_jax.stages.score.rounds import PendingRequest
-from instructrec_jax.stages.score.sets import Rendering, RequestSet, SetReader
-from instructrec_jax.stages.score.shards import CLAIMS, explained, score_shards
+from instructrec_jax.stages.score.request_sets import (
+    PendingRequest,
+    Rendering,
+    RequestSet,
+    SetReader,
+    file_sets,
+    task_sets,
+)
+from instructrec_jax.stages.score.shards import CLAIMS, score_shards
 from instructrec_jax.training.state import abstract_model, describe_placement
 from instructrec_jax.training.stopping import stop_on_sigterm
 
@@ -51,7 +58,7 @@ class ScoreSettings:
       tasks: ranking tasks, or mixtures, which stand for all they hold of the evaluation pool. With
         `requests` they only name the dataset whose templates and vocabulary are used.
       split: "validation" or "test".
-      requests: a file of requests in place of the records of the tasks, see `request_rows`.
+      requests: a file of requests in place of the records of the tasks, see `request_files`.
       request_templates: templates that write the instructions of `requests`, such as "A7"; none
         where the file holds whole instructions.
       on_damage: "fail" or "skip": what happens to requests that cannot be used.
@@ -123,7 +130,7 @@ def score(
         checkpoint.check_fits(model)
         return
     with stop_on_sigterm() as stop:
-        opened = _open(data, run, checkpoint, vocab_size=model.vocab_size)
+        opened = _open(data, run, checkpoint, model)
         planned = _plan(model, opened, run, checkpoint)
         folder = Path(run.output_dir)
         earlier = manifest.find_same_work(folder, planned)
@@ -135,12 +142,11 @@ def score(
         scorer = _make_scorer(device_mesh, readers, step_tokens=run.step_tokens)
         _keep_compiled(run.compilation_cache_dir)
         restored = load_model(checkpoint, shapes)
-        with explained(folder):
-            if earlier is None:  # only now: a mistake leaves no folder behind
-                planned.write(folder)
-                manifest.find_same_work(folder, planned)  # another run may have been as quick
-                if config_text:
-                    files.write_text(folder / "config.gin", config_text)
+        if earlier is None:  # only now: a mistake leaves no folder behind
+            planned.write(folder)
+            manifest.find_same_work(folder, planned)  # another run may have been as quick
+            if config_text:
+                files.write_text(folder / "config.gin", config_text)
         is_finished = score_shards(
             readers,
             folder,
@@ -163,39 +169,41 @@ class _Opened:
     teacher: str
 
 
-def _open(data: RunData, run: ScoreSettings, checkpoint: Source, *, vocab_size: int) -> _Opened:
+def _open(data: RunData, run: ScoreSettings, checkpoint: Source, model: T5Config) -> _Opened:
     """Opens what is scored."""
-    if len({dataset_of(task) for task in run.tasks}) != 1:
-        raise UserError(f"tasks to score are {list(run.tasks)}; expected some of one dataset")
-    first = run.tasks[0]
+    dataset = dataset_of(*run.tasks)
+    if run.requests and checkpoint.tokenizer and data.data_dir is data.vocabulary is None:
+        data = dataclasses.replace(data, vocabulary=str(checkpoint.tokenizer))
     rendering = Rendering(
+        vocabulary=data.open_vocabulary(dataset, vocab_size=model.vocab_size),
         feature_lengths=data.feature_lengths,
         shard_size=run.shard_size,
         on_damage=run.on_damage,
         candidate_view=run.candidate_view,
         with_prior=run.with_prior,
     )
+    data.check_tokenizer(dataset, checkpoint.tokenizer)
     if run.requests is None:
-        data.open(first, vocab_size=vocab_size)
-        data.check_tokenizer(first, checkpoint.tokenizer)
-        tasks = registry.evaluated_tasks(run.tasks, split=run.split)
-        sets = request_sets.task_sets(
-            tasks, split=run.split, rendering=rendering, limit=run.num_requests
-        )
-        return _Opened(sets=sets, inputs=data.fingerprint(first), teacher=data.teacher(first))
-    if data.data_dir is None and data.vocabulary is None and checkpoint.tokenizer is not None:
-        data = dataclasses.replace(data, vocabulary=str(checkpoint.tokenizer))
-    data.open_vocabulary(first, vocab_size=vocab_size)
-    data.check_tokenizer(first, checkpoint.tokenizer)
-    variants = [
-        request_tokens.ranking_variant(dataset_of(first), name)
-        for name in dict.fromkeys(run.request_templates)
-    ]
-    variants = variants or [request_tokens.INSTRUCTION]
-    file = request_sets.request_file(run.requests, variants)
-    sets = request_sets.file_sets(file, variants, rendering=rendering, limit=run.num_requests)
-    inputs = {"requests": file.fingerprint(), "vocabulary": data.vocabulary_hash(first)}
+        data.open(*run.tasks, vocab_size=model.vocab_size)
+        sets = task_sets(run.tasks, split=run.split, rendering=rendering, limit=run.num_requests)
+        return _Opened(sets=sets, inputs=data.fingerprint(dataset), teacher=data.teacher(dataset))
+    names = dict.fromkeys(run.request_templates)
+    variants = [_ranking_variant(data.module, name) for name in names] or [INSTRUCTION]
+    file = RequestFile(run.requests, variants)
+    sets = file_sets(file, variants, rendering=rendering, limit=run.num_requests)
+    inputs = {"requests": file.fingerprint(), "vocabulary": data.vocabulary_hash(dataset)}
     return _Opened(sets=sets, inputs=inputs, teacher="as the requests say")
+
+
+def _ranking_variant(module: str, name: str) -> Variant:
+    """Returns a variant that ranks candidates, by its name such as "A7" or "B7.specific"."""
+    variant = find_variant(module, name)
+    if not variant.template.names_an_item:
+        raise UserError(
+            f"template {name} does not choose among candidates; name one that does, such as A7 "
+            "(`instructrec templates` shows them all)"
+        )
+    return variant
 
 
 def _plan(
@@ -204,7 +212,7 @@ def _plan(
     """Returns the manifest of the run, its counts still empty."""
     inputs = {"checkpoint": checkpoint.fingerprint(), **opened.inputs}
     for own in opened.sets:
-        inputs[f"template {own.template}"] = request_sets.wording_hash(own.prompts)
+        inputs[f"template {own.template}"] = own.wording_hash()
     settings = {
         "model": dataclasses.asdict(model),
         "sets": [own.name for own in opened.sets],
@@ -295,7 +303,7 @@ def _make_scorer(mesh: Mesh, readers: Sequence[SetReader], *, step_tokens: int) 
 
 def _log_cost(requests: Sequence[PendingRequest], rendering: Rendering) -> None:
     """Says what it takes to compare the candidates of a request, by the largest of the first."""
-    number = max(len(request.record["candidate_ids"]) for request in requests)
+    number = max(len(request.candidates) for request in requests)
     cost = cost_of(rendering.candidate_view, number)
     if cost.num_views > 1 or rendering.with_prior:
         logger.info(

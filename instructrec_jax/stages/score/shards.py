@@ -1,7 +1,6 @@
 """Scores sets shard by shard, together with any number of other processes on the same folder."""
 
 import contextlib
-import errno
 import functools
 import logging
 import os
@@ -12,22 +11,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from instructrec_jax.damage import Damage
-from instructrec_jax.errors import UserError
 from instructrec_jax.scores import parts
 from instructrec_jax.scores.claims import Claims
-from instructrec_jax.scores.parts import Shard
-from instructrec_jax.stages.score.rounds import PendingRequest, ScoreRequests, decide
-from instructrec_jax.stages.score.sets import SetReader
+from instructrec_jax.scores.parts import ScoredRequest, Shard
+from instructrec_jax.scoring.prefix_trees import TokenRequest
+from instructrec_jax.stages.score.request_sets import PendingRequest, SetReader
 from instructrec_jax.training.progress import clock
 from instructrec_jax.training.stopping import Stop, StopAskedError
 
 logger = logging.getLogger(__name__)
 CLAIMS = "claims"
 _POLL_SECONDS = 0.5
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _Item = TypeVar("_Item")
 
+ScoreRequests = Callable[[Sequence[TokenRequest]], list[np.ndarray]]
 Ready = tuple[SetReader, Shard, list[PendingRequest], Damage]
 
 
@@ -60,7 +60,8 @@ def score_shards(
     """
     work = [(reader, shard) for reader in readers for shard in reader.set.shards()]
     progress = _Progress([shard for _, shard in work], folder)
-    with explained(folder), Claims(folder / CLAIMS, stale_seconds=stale_seconds) as claims:
+    num_tied = 0
+    with Claims(folder / CLAIMS, stale_seconds=stale_seconds) as claims:
         ahead = _ReadAhead(lambda is_over: _claimed(work, folder, claims, is_over))
         with contextlib.closing(ahead):
             while True:
@@ -68,7 +69,7 @@ def score_shards(
                     with stop.interrupts():
                         ready = ahead.next()
                         if ready is None:
-                            return True
+                            break
                         reader, shard, requests, damage = ready
                         render = functools.partial(reader.next_round, damage=damage)
                         decided = decide(requests, score=score, render=render)
@@ -79,20 +80,39 @@ def score_shards(
                 _write(folder, shard, rows, metadata[shard.template], damage)
                 claims.give_back(shard.file_name)
                 progress.show(shard, rows)
+                num_tied += sum(request.has_equal_candidates for request in requests)
+    if num_tied:
+        logger.warning(
+            "%d requests hold candidates of equal tokens: no model tells these apart, so they tie",
+            num_tied,
+        )
+    return True
 
 
-@contextlib.contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """Turns the error of a full disk into a message that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise UserError(
-            f"no space is left for {folder} ({error.strerror or error}); what is written is "
-            "whole: free some space and run the same command again, it goes on"
-        ) from None
+def decide(
+    requests: Sequence[PendingRequest],
+    *,
+    score: ScoreRequests,
+    render: Callable[[Sequence[PendingRequest]], list[PendingRequest]],
+) -> list[ScoredRequest]:
+    """Scores round after round, each of all requests at once, until all are decided.
+
+    Args:
+      requests: with the prompts of their first round.
+      score: gives the log-likelihoods of requests, float32 [c] each.
+      render: gives requests the prompts of their next round; those that it leaves out are dropped.
+
+    Returns:
+      What is decided, in the order of the requests.
+    """
+    waiting = list(requests)
+    while waiting:
+        scored = iter(score([prompt for request in waiting for prompt in request.prompts]))
+        for request in waiting:
+            request.take(scored)
+        waiting = [request for request in waiting if request.outcome is None]
+        waiting = render(waiting) if waiting else []
+    return [request.scored for request in requests if request.outcome is not None]
 
 
 def _claimed(
