@@ -171,7 +171,7 @@ def test_a_full_disk_is_said_in_one_message_and_the_next_run_goes_on(
         write_table(table, where, **options)
 
     monkeypatch.setattr(score_files.pq, "write_table", fill_up)
-    with pytest.raises(UserError, match="cannot write .*out.*: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write .*out.*: No space left on device"):
         score_requests(toy_records, checkpoint, output, path)
     assert [part.name for part in output.glob("*.parquet")] == [part_name("instruction", 0)]
     assert not [part for part in output.rglob(".*.tmp")] and not any((output / "claims").iterdir())
