@@ -185,7 +185,7 @@ def test_parts_say_where_they_come_from_and_not_who_wrote_them(toy_records, chec
     stored = pq.read_schema(tmp_path / "out" / part_name("instruction", 0)).metadata
     told = json.loads(stored[b"instructrec"])
     assert told.keys() == {
-        *("checkpoint", "requests", "vocabulary", "template", "work"),
+        *("system", "family", "query", "checkpoint", "requests", "vocabulary", "template", "work"),
         *("split", "teacher", "checkpoint_step", "versions", "candidate_view"),
     }
     assert found.metadata == {**told, "command": manifest.read_manifest(tmp_path / "out").command}
