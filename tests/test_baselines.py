@@ -12,9 +12,18 @@ from hypothesis import strategies as st
 from instructrec_jax.baselines import chance, cooccurrence, popularity
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking, statistics
+from instructrec_jax.records import CandidateList
 
 GAMES = Path(__file__).parents[2] / "shared" / "data" / "amazon-games" / "sequences.tsv.gz"
 CANDIDATES = np.array([[0, 1, 2], [2, 0, -1]], dtype=np.int32)
+
+
+def examples(*names):
+    """Examples that nothing is known of but their names."""
+    known = {"protocol": "leave_one_out", "split": "test", "user_id": "u", "position": 4}
+    return [
+        CandidateList(example_id=name, target_id=0, candidate_ids=(), **known) for name in names
+    ]
 
 
 def test_training_histories_leave_out_validation_and_test_targets():
@@ -38,16 +47,16 @@ def test_popularity_scores_are_the_logarithm_of_counts_and_mask_padding():
 
 
 def test_random_scores_of_an_example_do_not_depend_on_its_neighbours():
-    both = chance.score_randomly(["a", "b"], CANDIDATES, seed=1)
-    alone = chance.score_randomly(["b"], CANDIDATES[1:], seed=1)
+    both = chance.Chance(seed=1).score(examples("a", "b"), CANDIDATES)
+    alone = chance.Chance(seed=1).score(examples("b"), CANDIDATES[1:])
     assert np.array_equal(both[1], alone[0])
-    assert not np.array_equal(both, chance.score_randomly(["a", "b"], CANDIDATES, seed=2))
+    assert not np.array_equal(both, chance.Chance(seed=2).score(examples("a", "b"), CANDIDATES))
     assert np.isneginf(both[1, 2]) and np.isfinite(both[0]).all()
 
 
 def test_random_scores_are_at_chance():
-    names = [f"user{i}:4" for i in range(3000)]
-    scores = chance.score_randomly(names, np.tile(np.arange(10, dtype=np.int32), (3000, 1)), seed=0)
+    candidates = np.tile(np.arange(10, dtype=np.int32), (3000, 1))
+    scores = chance.Chance(seed=0).score(examples(*(f"user{i}:4" for i in range(3000))), candidates)
     rank = ranking.ranks(scores, np.zeros(3000, dtype=int))
     assert not statistics.bootstrap_intervals(rank, seed=0)["hr@1"].excludes(0.1)
 

@@ -15,37 +15,21 @@ class Chance:
 
     name = "random"
 
-    def __init__(self, data: PreparedData, *, seed: int) -> None:
+    def __init__(self, data: PreparedData | None = None, *, seed: int) -> None:
         del data  # every baseline is made alike
         self._seed = seed
 
     def score(
         self, examples: Sequence[CandidateList], candidate_ids: NDArray[np.int32]
     ) -> NDArray[np.float32]:
-        """Returns [n, c] float32, higher is better; see `score_randomly`."""
-        names = [example.example_id for example in examples]
-        return score_randomly(names, candidate_ids, seed=self._seed)
+        """Returns [n, c] float32, higher is better, -inf at padding.
 
-
-def score_randomly(
-    example_ids: Sequence[str], candidate_ids: NDArray[np.int32], *, seed: int
-) -> NDArray[np.float32]:
-    """Returns uniform random scores.
-
-    Args:
-      example_ids: [n] ids of the examples.
-      candidate_ids: [n, c] item ids, -1 where the row has fewer candidates.
-      seed: seed of the draws.
-
-    Returns:
-      [n, c] float32, higher is better, -inf at padding.
-    """
-    num_candidates = candidate_ids.shape[1]
-    rows = [
-        np.random.default_rng(seeds.stable_seed(seed, "random baseline", name)).random(
-            num_candidates
-        )
-        for name in example_ids
-    ]
-    scores = np.asarray(rows, dtype=np.float32).reshape(candidate_ids.shape)
-    return np.where(candidate_ids >= 0, scores, -np.inf).astype(np.float32)
+        Args:
+          examples: n of them.
+          candidate_ids: [n, c] item ids, -1 where the row has fewer candidates.
+        """
+        scores = np.empty(candidate_ids.shape, dtype=np.float32)
+        for row, example in enumerate(examples):
+            seed = seeds.stable_seed(self._seed, "random baseline", example.example_id)
+            scores[row] = np.random.default_rng(seed).random(candidate_ids.shape[1])
+        return np.where(candidate_ids >= 0, scores, -np.inf).astype(np.float32)

@@ -116,8 +116,8 @@ def ranks_of_all(log_likelihood: ArrayLike, tier: ArrayLike = 0) -> NDArray[np.i
     Example:
       `ranks_of_all([-1.0, -2.0, -1.0])` is `[2, 3, 2]`.
     """
-    _, places = np.unique(np.asarray(log_likelihood, dtype=np.float64), return_inverse=True)
-    values = places + len(places) * np.asarray(tier, dtype=np.int64)
+    _, order = np.unique(np.asarray(log_likelihood, dtype=np.float64), return_inverse=True)
+    values = order + len(order) * np.asarray(tier, dtype=np.int64)
     num_worse = np.searchsorted(np.sort(values), values, side="left")
     return len(values) - num_worse
 
@@ -194,14 +194,14 @@ def candidate_label(value: Any, example: Mapping[str, Any], is_target: bool = Fa
     """
     if not is_target:
         return value
-    example_index, candidate = (int(place) for place in np.asarray(example["idx"]))
+    example_index, candidate = (int(index) for index in np.asarray(example["idx"]))
     return example_index, candidate, bool(example["is_correct"])
 
 
 def hit_rate_and_ndcg(
     targets: Sequence[tuple[int, int, bool]], scores: Sequence[float]
 ) -> dict[str, float]:
-    """Returns HR@1,3,5 and NDCG@3,5 from one log-likelihood a row.
+    """Returns HR@1,3,5 and NDCG@3,5 from one log-likelihood per row.
 
     Args:
       targets: `(example, candidate, is_correct)` of every row, in any order.

@@ -112,16 +112,6 @@ class Report:
     scenarios: Sequence[ScenarioResult]
 
 
-def evaluate_choice(template_id: str, normaliser: str, rank: NDArray[np.int64]) -> Choice:
-    """Returns a template's validation result under a normaliser."""
-    return Choice(
-        template_id=template_id,
-        normaliser=normaliser,
-        num_examples=len(rank),
-        metrics=ranking.evaluate(rank),
-    )
-
-
 def choose(choices: Sequence[Choice]) -> Choice:
     """Returns the choice with the best validation NDCG@5, ties by HR@1, then by lower id.
 

@@ -14,7 +14,6 @@ of your own; `query` ("preference", "vague", "specific", ...) belongs to it wher
 `template` tells ways of scoring apart, among which validation chooses. Higher scores are better.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +30,10 @@ T5X_FIELDS = (
     *("example_id", "candidate_id", "candidate_num_chars", "idx", "is_correct", "targets"),
     *("family", "query"),
 )
+_T5X_COLUMNS = (
+    *(("candidate_ids", np.int64), ("log_likelihood", np.float32)),
+    *(("num_tokens", np.int32), ("num_chars", np.int32)),
+)
 PLAIN_FIELDS = {"example_id", "candidate_ids", "scores", "family", "query", "template"}
 CONFIG_FILE = "config.gin"
 UNKNOWN = "unknown (scored by T5X)"
@@ -41,17 +44,7 @@ _RANK = ".rank"
 _Sets = dict[str, list[ScoredRequest]]  # by template
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Row:
-    """One candidate that T5X scored."""
-
-    index: int
-    candidate_id: int
-    is_correct: bool
-    log_likelihood: float
-    num_tokens: int
-    num_chars: int
-    scenario: tuple[str, str]
+_Row = dict[str, Any]  # one candidate that T5X scored
 
 
 def read_any_scores(path: Path | str) -> Scores:
@@ -101,7 +94,7 @@ def read_t5x_scores(folder: Path | str) -> Scores:
             _request(example_id, rows, where=f"{folder}, task {task}")
             for example_id, rows in examples.items()
         ]
-        found = {row.scenario for rows in examples.values() for row in rows} or {("", NO_QUERY)}
+        found = {row["scenario"] for rows in examples.values() for row in rows} or {("", NO_QUERY)}
         (family, query), *others = found
         if others:
             raise UserError(
@@ -211,37 +204,32 @@ def _examples(paths: list[Path]) -> dict[str, list[_Row]]:
 def _t5x_line(told: Mapping[str, Any]) -> tuple[str, _Row]:
     """Returns the example of a line and its row; T5X writes whole numbers as floats."""
     values = {name: told["inputs"][name] for name in T5X_FIELDS}
-    return str(values["example_id"]), _Row(
-        index=int(values["idx"][1]),
-        candidate_id=int(values["candidate_id"]),
-        is_correct=bool(values["is_correct"]),
-        log_likelihood=float(told["score"]),
-        num_tokens=int(np.count_nonzero(np.asarray(values["targets"], np.int64))),
-        num_chars=int(values["candidate_num_chars"]),
-        scenario=(str(values["family"]), str(values["query"])),
-    )
+    return str(values["example_id"]), {
+        "index": int(values["idx"][1]),
+        "candidate_ids": int(values["candidate_id"]),
+        "is_correct": bool(values["is_correct"]),
+        "log_likelihood": float(told["score"]),
+        "num_tokens": int(np.count_nonzero(np.asarray(values["targets"], np.int64))),
+        "num_chars": int(values["candidate_num_chars"]),
+        "scenario": (str(values["family"]), str(values["query"])),
+    }
 
 
 def _request(example_id: str, rows: list[_Row], *, where: str) -> ScoredRequest:
     """Returns one example, its candidates in their order."""
-    rows = sorted(rows, key=lambda row: row.index)
-    indices = [row.index for row in rows]
+    rows = sorted(rows, key=lambda row: row["index"])
+    indices = [row["index"] for row in rows]
     if indices != list(range(len(rows))):
         raise UserError(
             f"{where}: example {example_id!r} has candidates {indices}; expected 0, 1, 2, ... each "
             "once: remove the task's files and score it again"
         )
-    correct = [row.index for row in rows if row.is_correct]
+    correct = [row["index"] for row in rows if row["is_correct"]]
     if len(correct) > 1:
         raise UserError(f"{where}: example {example_id!r} has {len(correct)} correct candidates")
-    return ScoredRequest(
-        request_id=example_id,
-        candidate_ids=np.array([row.candidate_id for row in rows], np.int64),
-        log_likelihood=np.array([row.log_likelihood for row in rows], np.float32),
-        num_tokens=np.array([row.num_tokens for row in rows], np.int32),
-        num_chars=np.array([row.num_chars for row in rows], np.int32),
-        target_index=correct[0] if correct else -1,
-    )
+    found: dict[str, Any] = {"target_index": correct[0] if correct else -1}
+    found |= {name: np.array([row[name] for row in rows], kind) for name, kind in _T5X_COLUMNS}
+    return ScoredRequest(request_id=example_id, **found)
 
 
 def _t5x_metadata(folder: Path) -> dict[str, Any]:

@@ -15,8 +15,7 @@ from instructrec_jax.data import prepared as prepared_files
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest
-from instructrec_jax.metrics import statistics
-from instructrec_jax.metrics.ranking import checked_normalisers
+from instructrec_jax.metrics import ranking, statistics
 from instructrec_jax.records import CandidateList
 from instructrec_jax.report import curves, ranking_report, results, tables
 from instructrec_jax.report.results import Choice, Report, ScenarioResult, SystemResult
@@ -64,7 +63,7 @@ def report(
     Raises:
       UserError: if scores are missing or do not belong to the candidates of A.
     """
-    names = checked_normalisers(normalisers)
+    names = ranking.checked_normalisers(normalisers)
     paths = {name: [Path(path) for path in own] for name, own in scores.items()}
     planned = _plan(dataset, Path(prepared_dir), paths, metrics_file, names)
     output = Path(output_dir)
@@ -185,11 +184,18 @@ class _Entry:
 def _choose(system: System, templates: Iterable[str], names: Sequence[str]) -> _Entry:
     """Has a system choose its template and normaliser on validation."""
     validation = system.validation
-    choices = [
-        results.evaluate_choice(template, name, validation.rank(template, name))
-        for template in templates
-        for name in validation.normalisers(template, names)
-    ]
+    choices = []
+    for template in templates:
+        for name in validation.normalisers(template, names):
+            rank = validation.rank(template, name)
+            choices.append(
+                Choice(
+                    template_id=template,
+                    normaliser=name,
+                    num_examples=len(rank),
+                    metrics=ranking.evaluate(rank),
+                )
+            )
     return _Entry(system=system, choices=choices, chosen=results.choose(choices))
 
 
