@@ -114,7 +114,7 @@ def test_a_damaged_tokenizer_is_named(toy_records, folders, tmp_path):
 def test_what_is_no_number_is_refused_before_the_first_step(toy_records, arrays, tmp_path):
     broken = dict(arrays) | {"encoder.encoder_norm.scale": np.full(16, np.nan, np.float32)}
     bad = write(tmp_path / "bad", "hf", broken, config=MODEL)
-    named = r"encoder_norm\.scale holds 16 values that are no numbers"
+    named = r"encoder_norm\.scale holds 16 non-finite values"
     with pytest.raises(UserError, match=named):
         score_toy(toy_records, bad, tmp_path / "run", **SCORED)
     start = {"initial_checkpoint_path": str(bad), "objective": "packed text"}

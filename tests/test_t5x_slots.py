@@ -161,7 +161,7 @@ def test_state_of_another_factoring_or_of_no_numbers_is_refused():
     def broken(name):
         return {**saved.read(name), "v": saved.read(name)["v"] * np.float32(np.nan)}
 
-    with pytest.raises(UserError, match=r"\.v holds \d+ values that are no numbers"):
+    with pytest.raises(UserError, match=r"\.v holds \d+ non-finite values"):
         taken_over(abstract_of(t5x_golden.CONFIG), SavedSlots(step=20, read=broken))
 
 

@@ -60,9 +60,9 @@ class Note:
 
     Attributes:
       base: the checkpoint whose kernels they change.
-      base_sha256: its fingerprint; None: nobody knows.
+      base_sha256: its fingerprint; None if it is not known.
       rank: columns of A.
-      alpha: their product counts alpha / rank.
+      alpha: the product of A and B is multiplied by alpha / rank.
     """
 
     base: str
@@ -202,7 +202,7 @@ def write_peft(folder: Path, opened: Source) -> None:
     """Writes the adapters of a checkpoint, without its base, in PEFT's form.
 
     Args:
-      folder: an empty folder; whoever calls this sees to it that a half-filled one is never found.
+      folder: an empty folder; the caller makes sure that a half-filled one is never found.
       opened: from `open_run` or `open_peft`.
 
     Raises:

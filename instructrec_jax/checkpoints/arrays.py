@@ -4,8 +4,8 @@
   <step folder>/<item>/_METADATA, commit_success.txt, manifest.ocdbt, d/...
 
 Orbax itself takes a second to import, and writes all arrays at once from copies, which takes twice
-the memory of the model. The markers tell that a checkpoint is whole, wherever it is copied to
-(object stores know no renaming).
+the memory of the model. The commit markers show that a checkpoint is whole, also where it was
+copied to an object store, which has no renaming.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ def read_specs(folder: Path, fault: Callable[[str], UserError]) -> dict[str, Spe
         raise fault(f"{path} is no Orbax metadata ({error!r})") from None
     base = {"driver": "file", "path": f"{folder.resolve()}/"}
     is_ocdbt = metadata.get("use_ocdbt", (folder / "manifest.ocdbt").exists())
-    # Orbax tells whether arrays of zeros were written: only then is what is missing a fault.
+    # Orbax records whether arrays of zeros were written: only then is a missing file a fault.
     zeros_are_written = bool(metadata.get("store_array_data_equal_to_fill_value"))
     specs = {}
     for name in names:
@@ -182,7 +182,7 @@ class ArrayWriter:
           layer: the layer's array.
           index: which layer it is.
           num_layers: how many there are.
-          axis: of the stack, along which they lie.
+          axis: of the stack that runs over layers.
         """
         shape = (*layer.shape[:axis], num_layers, *layer.shape[axis:])
         place = (*(slice(None),) * axis, slice(index, index + 1))

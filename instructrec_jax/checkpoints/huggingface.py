@@ -124,7 +124,7 @@ def write_huggingface(
     """Writes config.json and weights that transformers loads.
 
     Args:
-      folder: an empty folder; whoever calls this sees to it that a half-filled one is never found.
+      folder: an empty folder; the caller makes sure that a half-filled one is never found.
       config: sizes of the model.
       step: training steps taken, kept in the weights' metadata.
       read: gives the neutral array of a name; asked for one after another.

@@ -75,7 +75,7 @@ def open_native(path: Path) -> Source:
 
 
 class _NativeReader:
-    """Reads one array after another, keeping the last: its layers are asked for in turn."""
+    """Reads one array after another and keeps the last, whose layers are read in turn."""
 
     def __init__(self, config: T5Config, arrays: Mapping[str, StoredArray]) -> None:
         self._places: dict[str, tuple[Parameter, int]] = {
@@ -115,7 +115,7 @@ class _NativeReader:
         return slots
 
     def _layer(self, kind: str, stored: str, parameter: Parameter, layer: int) -> np.ndarray:
-        """Returns one layer of a stored array, and keeps the array until another is asked for."""
+        """Returns one layer of a stored array, and keeps the array until another is read."""
         if self._last.get(kind, ("",))[0] != stored:
             self._last.pop(kind, None)  # freed before the next is read
             self._last[kind] = (stored, self._arrays[stored].read())
@@ -147,7 +147,7 @@ def _config_of(folder: Path, shapes: Mapping[str, Shape]) -> T5Config:
 
 
 def _max_distance(folder: Path) -> int:
-    """Returns the one size that no shape tells; the manifest of the run does, or it is T5's."""
+    """Returns the one size that no shape shows: of the run's manifest, or else T5's."""
     for home in _homes(folder):
         if (home / manifest.FILE_NAME).is_file():
             model = manifest.read_manifest(home).settings.get("model")

@@ -35,7 +35,7 @@ class Parameter:
 
     Attributes:
       native: its dotted name in the model, as `checkpoints.store` writes it without `model.`.
-      neutral: the neutral names, one a layer, or one.
+      neutral: the neutral names, one per layer, or one.
       shape: of the model's array.
       is_stacked: whether axis 0 runs over layers.
       neutral_shape: of each neutral array.
@@ -172,10 +172,10 @@ def infer_config(where: Any, shapes: Mapping[str, Shape], **known: Any) -> T5Con
     Args:
       where: the checkpoint, as the user names it.
       shapes: of the neutral arrays.
-      **known: fields of T5Config that shapes do not tell, such as relative_max_distance.
+      **known: fields of T5Config that shapes do not show, such as relative_max_distance.
 
     Raises:
-      UserError: if an array that tells a size is missing or is no T5's; others are not looked at.
+      UserError: if an array that shows a size is missing or is no T5's; others are not checked.
     """
     sized = {
         "token_embedder.embedding": 2,
@@ -280,7 +280,7 @@ def _checked(name: str, array: np.ndarray, parameter: Parameter) -> np.ndarray:
 
 
 def check_finite(name: str, array: np.ndarray) -> None:
-    """Raises where a parameter holds what is not a number.
+    """Raises where a parameter holds a value that is not finite.
 
     Raises:
       UserError: naming the parameter, how many values are bad and where the first is.
@@ -292,7 +292,7 @@ def check_finite(name: str, array: np.ndarray) -> None:
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
         raise UserError(
-            f"parameter {name} holds {len(bad)} values that are no numbers, the first at "
+            f"parameter {name} holds {len(bad)} non-finite values, the first at "
             f"{tuple(map(int, bad[0]))}: {array[tuple(bad[0])]}; expected finite ones: the "
             "checkpoint is of a training that diverged, or damaged; take another"
         )

@@ -31,7 +31,7 @@ _AGAIN = "copy or download the file again"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where one array lies.
+    """Where one array is in a file.
 
     Attributes:
       path: its file.
@@ -115,8 +115,8 @@ def write(
     """Writes a file of arrays, asking for one after another.
 
     Args:
-      path: the file; whoever calls this sees to it that an unfinished one is never found.
-      shapes: of the arrays, by name, in the order in which they are asked for and written.
+      path: the file; the caller makes sure that an unfinished one is never found.
+      shapes: of the arrays, by name, in the order in which they are read and written.
       read: gives the array of a name, of any strides, float32 or bfloat16.
       metadata: the file's own metadata.
       dtype: what is written, "float32" or "bfloat16", to which float32 is rounded.

@@ -25,7 +25,7 @@ class Adapters:
     Attributes:
       base: the other checkpoint.
       rank: columns of A, rows of B.
-      alpha: their product counts alpha / rank.
+      alpha: the product of A and B is multiplied by alpha / rank.
       names: neutral names of the kernels that change.
       read: gives A [in, rank] and B [rank, out], float32, of such a name.
     """
@@ -121,7 +121,7 @@ def load_model(source: Source, abstract_model: T5) -> T5:
     """Returns the model of a checkpoint, placed as `abstract_model` says.
 
     Raises:
-      UserError: if it is of another size, damaged, or holds what is not a number.
+      UserError: if it is of another size, damaged, or holds non-finite values.
     """
     source.check_fits(abstract_model.config)
     if source.kind == "native":
@@ -132,6 +132,6 @@ def load_model(source: Source, abstract_model: T5) -> T5:
 
 
 def find_tokenizer(*folders: Path) -> Path | None:
-    """Returns the first SentencePiece model that lies in one of the folders."""
+    """Returns the SentencePiece model of the first folder that holds one."""
     places = [folder / TOKENIZER_FILE for folder in folders]
     return next((place for place in places if place.is_file()), None)

@@ -31,7 +31,7 @@ class CheckpointStore:
         """Opens or creates the folder.
 
         Args:
-          folder: where step folders lie.
+          folder: of the step folders.
           keep: how many to keep; older (or worse) ones are deleted after a newer one is complete.
           best_metric: keep those with the highest value of this metric instead of the latest.
         """

@@ -187,7 +187,7 @@ class T5xCheckpoint:
         if found := _NAME.fullmatch(self.folder.name):
             return int(found[1])
         raise UserError(
-            f"T5X checkpoint {self.folder} does not tell its step; name the folder "
+            f"T5X checkpoint {self.folder} does not state its step; name the folder "
             "checkpoint_<step>"
         )
 

@@ -1,6 +1,6 @@
 """The arrays of a T5X checkpoint by their stored names, in either container.
 
-Today's T5X writes through Orbax: `checkpoint_<step>/state/_METADATA` names the arrays, which lie in
+Today's T5X writes through Orbax: `checkpoint_<step>/state/_METADATA` names the arrays, which are in
 an OCDBT key-value store. Until 2023 (the public Flan-T5) it wrote `checkpoint_<step>/checkpoint`,
 a msgpack index, beside one zarr folder an array; small arrays stand in the index itself.
 

@@ -46,7 +46,7 @@ _HEADS = re.compile(r"attention\.(?:query|key|value|out)\.kernel$")
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a neutral array lies in a checkpoint.
+    """Where a neutral array is in a checkpoint.
 
     Attributes:
       stored: the name there, without TARGET.
@@ -75,7 +75,7 @@ class SavedSlots:
 
 
 def find_places(stored: Mapping[str, Shape]) -> dict[str, Places]:
-    """Returns where each neutral array lies; several places must hold the same values.
+    """Returns where each neutral array is; several places must hold the same values.
 
     Args:
       stored: shape of every parameter in the checkpoint, by name without `target.`.
@@ -106,7 +106,7 @@ def find_places(stored: Mapping[str, Shape]) -> dict[str, Places]:
 
 
 def neutral_shape(name: str, shape: Shape, place: Place) -> Shape:
-    """Returns the neutral shape of what lies at `place` in an array of this shape."""
+    """Returns the neutral shape of what is at `place` in an array of this shape."""
     if place.layer is not None:
         shape = (*shape[:LAYERS_AXIS], *shape[LAYERS_AXIS + 1 :])
     if _HEADS.search(name) and len(shape) == 3:
@@ -130,7 +130,7 @@ def slots_to_neutral(name: str, slots: Slots, place: Place, shape: Shape) -> dic
     Args:
       name: the neutral parameter.
       slots: the arrays of SLOTS as stored.
-      place: where the parameter lies.
+      place: where the parameter is.
       shape: of the neutral parameter.
     """
     result = {
@@ -212,7 +212,7 @@ def from_neutral(name: str, array: np.ndarray, num_heads: int) -> np.ndarray:
 
 
 def refuse_other_models(where: Any, names: Mapping[str, Any]) -> None:
-    """Raises where the parameters' names tell a model that is no T5 1.1.
+    """Raises where the parameters' names show a model that is no T5 1.1.
 
     Args:
       where: the checkpoint, as the user names it.
@@ -257,7 +257,7 @@ def assemble_slots(
       The same fields with arrays in the place of the shapes.
 
     Raises:
-      UserError: if another choice of parameters is factored there, or for what is no number.
+      UserError: if another choice of parameters is factored there, or a value is not finite.
     """
     result: dict[str, Any] = {kind: {} for kind in KINDS}
     for parameter in parameters:

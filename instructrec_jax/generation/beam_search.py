@@ -105,7 +105,7 @@ def generate_from_catalogue(
       One result an instruction, in their order.
 
     Raises:
-      UserError: if there are fewer titles than are asked for.
+      UserError: if the catalogue has fewer titles than `num_titles`.
 
     Example:
       >>> catalogue = build_trie([encode(title) + [1] for title in titles])
@@ -327,7 +327,7 @@ def _is_among(nodes: Array, blocked: Array) -> Array:
 def _check(
     catalogue: CatalogueTrie, hidden: Sequence[np.ndarray], *, num_titles: int, num_beams: int
 ) -> None:
-    """Raises where fewer titles are left than are asked for."""
+    """Raises where fewer than `num_titles` titles are left."""
     if num_titles < 1 or num_beams < num_titles:
         raise UserError(
             f"num_titles is {num_titles} and num_beams {num_beams}; expected at least one title, "

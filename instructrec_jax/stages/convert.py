@@ -41,20 +41,20 @@ def convert(
 ) -> None:
     """Writes the parameters and the step of a checkpoint as a checkpoint of another kind.
 
-    Arrays pass one by one, bit for bit (bfloat16 becomes float32, which holds it exactly).
-    Adafactor's state goes along between T5X and native; any other is left behind. The tokenizer's
-    files beside the source go along.
+    Arrays pass one by one, bit for bit (16-bit floats become float32, which holds them exactly).
+    Adafactor's state is converted between T5X and native, any other optimizer's state is left out.
+    The tokenizer's files in the source's folder are copied.
 
     Args:
       source_path: a checkpoint of any kind, as `checkpoints.source.open_source` finds it.
       output_dir: folder to write, which must be new, empty or hold the same conversion.
-      to: "native", "hf" or "t5x", adapters merged; or "adapter": they alone, as PEFT keeps them.
+      to: "native", "hf" or "t5x", adapters merged; or "adapter": adapters alone, in PEFT's form.
       dtype: of the weights with "hf", "float32" or "bfloat16", to which they are rounded.
       scan_layers: with "t5x": stack the layers, as T5X's scalable T5 has them.
 
     Raises:
-      UserError: for a source that is damaged or no T5 1.1, numbers that are none, or a folder that
-        holds something else; nothing is left behind then.
+      UserError: for a source that is damaged or no T5 1.1, non-finite values, or a folder that
+        holds something else; nothing is written then.
     """
     if to not in WRITERS:
         raise unknown_name("kind of checkpoint", to, WRITERS)
@@ -89,15 +89,15 @@ def convert(
         to,
     )
     with files.atomic_directory(folder) as temporary:
-        checked = dataclasses.replace(opened, read=_only_numbers(opened))
+        checked = dataclasses.replace(opened, read=_only_finite(opened))
         WRITERS[to](temporary, checked, **choices)
         _copy_tokenizer(opened, temporary)
         dataclasses.replace(planned, counts={"parameters": num_parameters}).write(temporary)
     logger.info("wrote %s in %.1f s", folder, time.monotonic() - began)
 
 
-def _only_numbers(opened: Source) -> Callable[[str], np.ndarray]:
-    """Returns what reads an array and refuses one that holds what is not a number."""
+def _only_finite(opened: Source) -> Callable[[str], np.ndarray]:
+    """Returns what reads an array and refuses one that holds non-finite values."""
 
     def read(name: str) -> np.ndarray:
         array = opened.read(name)
@@ -143,7 +143,7 @@ def _write_t5x(folder: Path, opened: Source, *, scanned: bool) -> None:
     if slots is None:
         logger.info(
             "%s holds no state of Adafactor, and neither will the copy (the best checkpoint of a "
-            "run never does; its latest one lies in MODEL_DIR/checkpoints)",
+            "run never does; its latest one is in MODEL_DIR/checkpoints)",
             opened.path,
         )
     write_t5x(
@@ -157,7 +157,7 @@ def _write_t5x(folder: Path, opened: Source, *, scanned: bool) -> None:
 
 
 def _copy_tokenizer(opened: Source, folder: Path) -> None:
-    """Copies the tokenizer's files that lie beside the source."""
+    """Copies the tokenizer's files that are in the source's folder."""
     if opened.tokenizer is None:
         return
     for name in TOKENIZER_FILES:
