@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from instructrec_jax.errors import UserError
+from instructrec_jax.models.adapters import parameters_by_name
 from instructrec_jax.models.t5 import T5, T5Config
 
 Shape = tuple[int, ...]
@@ -57,15 +57,9 @@ class Parameter:
 
 def parameters(model: T5) -> list[Parameter]:
     """Returns the parameters of a model, or of its shapes, in the order of its pytree."""
-    is_param = lambda leaf: isinstance(leaf, nnx.Param)  # noqa: E731
-    leaves = jax.tree_util.tree_leaves_with_path(model, is_leaf=is_param)
     return [
-        _parameter(
-            jax.tree_util.keystr(path, simple=True, separator="."),
-            tuple(param.shape),
-            tuple(param.get_metadata()["logical_axes"]),
-        )
-        for path, param in leaves
+        _parameter(name, tuple(param.shape), tuple(param.get_metadata()["logical_axes"]))
+        for name, param in parameters_by_name(model).items()
     ]
 
 
