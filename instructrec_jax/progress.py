@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_LIVE = 0.1  # what is counted by the million must not be shown as often
 _Part = TypeVar("_Part")
 
 
@@ -78,20 +79,31 @@ class Progress:
         now = time.monotonic()
         if self._first is None:
             self._first = (self.done, now)
+        is_live = self._live is not None
+        if now - self._last_line < (_SECONDS_LIVE if is_live else self._seconds_between_lines):
+            return
+        self._last_line = now
         line = self._line(now, note)
-        if self._live is not None:
+        if is_live:
             (task,) = self._live.task_ids
             self._live.update(task, completed=self.done, line=line)
-        elif now - self._last_line >= self._seconds_between_lines:
-            self._last_line = now
+        else:
             logger.info("%s: %s", self.what, line)
 
-    def track(self, parts: Iterable[_Part]) -> Iterator[_Part]:
-        """Yields the parts, each counted as one unit when the next is asked for."""
+    def track(self, parts: Iterable[_Part], *, every: int = 1) -> Iterator[_Part]:
+        """Yields the parts, each counted as one unit when the next is asked for.
+
+        Args:
+          parts: what is worked on.
+          every: units that are counted together; more than one where units are small.
+        """
+        number = 0
         with self:
-            for part in parts:
+            for number, part in enumerate(parts, start=1):
                 yield part
-                self.advance()
+                if number % every == 0:
+                    self.advance(every)
+            self.advance(number % every)
 
     def rate(self) -> float:
         """Returns units per second since the first part was done; 0.0 where nothing is measured."""

@@ -61,6 +61,9 @@ def test_parts_are_counted_after_their_work_is_done():
     work = Progress("build", total=2, unit="files")
     assert [(part, work.done) for part in work.track("ab")] == [("a", 0), ("b", 1)]
     assert work.done == 2
+    small = Progress("prepare", total=None, unit="events")
+    assert [small.done for _ in small.track(range(5), every=2)] == [0, 0, 2, 2, 4]
+    assert small.done == 5
 
 
 def test_a_terminal_shows_one_live_line_and_logs_none(seconds, caplog, monkeypatch):

@@ -123,9 +123,18 @@ class _ReportVerb(Verb):
         )
 
 
-def _table(_: Any, arguments: Mapping[str, Any]) -> str:
-    """Returns the table of a report and where it stands."""
-    return str(arguments["output_dir"])
+def _report_text(_: Any, arguments: Mapping[str, Any]) -> str:
+    return _shown(Path(arguments["output_dir"]))
+
+
+def _demo_text(_: Any, arguments: Mapping[str, Any]) -> str:
+    return _shown(Path(arguments["output_dir"]) / "report")
+
+
+def _shown(folder: Path) -> str:
+    """Returns the tables of a report, and the names of its files and pictures."""
+    names = sorted(path for path in folder.iterdir() if path.name != "manifest.json")
+    return "\n".join([(folder / "report.txt").read_text(encoding="utf-8"), *map(str, names)])
 
 
 TRAIN = GinVerb(
@@ -227,7 +236,7 @@ REPORT = _ReportVerb(
         "    --metrics_file=runs/model/metrics.jsonl --output_dir=runs/report"
     ),
     function="instructrec_jax.stages.report:report",
-    result=_table,
+    result=_report_text,
 )
 DEMO = _DemoVerb(
     name="demo",
@@ -239,5 +248,5 @@ DEMO = _DemoVerb(
     example="instructrec demo --smoke --output_dir=runs/smoke",
     function="instructrec_jax.stages.demo:demo",
     spelled={"is_smoke": "--smoke"},
-    result=_table,
+    result=_demo_text,
 )

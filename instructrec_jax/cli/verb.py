@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -59,7 +60,9 @@ class Verb:
         function = self.load()
         arguments = flags.arguments_of(function, vars(options)) | self.more_arguments()
         returned = function(**arguments)
-        print_result(self.result(returned, arguments))
+        complete = inspect.signature(function).bind(**arguments)
+        complete.apply_defaults()
+        print_result(self.result(returned, complete.arguments))
         return self.exit_code(returned)
 
     def load(self) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from instructrec_jax.errors import UserError
+from instructrec_jax.manifest import read_manifest
 from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
 from instructrec_jax.pipeline.registry import GROUPED, RANK
 from instructrec_jax.stages.run_data import VOCABULARY_FILE, dataset_of
@@ -78,7 +79,11 @@ def inspect(
     registry.import_task_module(task_module, dataset)
     record_store.use_data_dir(data_dir)
     record_store.check_dataset(dataset)
-    vocabulary.use_vocabulary(Path(data_dir) / dataset / VOCABULARY_FILE)
+    folder = Path(data_dir) / dataset
+    # A model that `build` was given is T5's, which leaves its sentinel ids to its readers.
+    is_given = "vocabulary" in read_manifest(folder).inputs
+    extra_ids = vocabulary.T5_EXTRA_IDS if is_given else 0
+    vocabulary.use_vocabulary(folder / VOCABULARY_FILE, extra_ids=extra_ids)
     name = task.removesuffix(f".{GROUPED}").removesuffix(f".{RANK}")
     words = registry.get(name).output_features["inputs"].vocabulary
     stream = loader.examples(

@@ -14,6 +14,7 @@ from instructrec_jax.damage import Damage, damaged
 from instructrec_jax.data.readers.values import UNIX_TIMES, as_id, as_text, as_time
 from instructrec_jax.data.titles import clean_text, is_seen, junk_kind
 from instructrec_jax.errors import UserError
+from instructrec_jax.progress import Progress
 
 # user, item, time (None where the log has no times), review as written ("" for none)
 Event = tuple[str, str, float | None, str]
@@ -251,7 +252,8 @@ class LogBuilder:
           damage: the policy of the passes.
         """
         users, items, times = self._users, self._event_items, self._time
-        for user, item, time, _ in events:
+        progress = Progress("prepare", total=None, unit="events")
+        for user, item, time, _ in progress.track(events, every=10_000):
             self._user.append(users.setdefault(user, len(users)))
             self._item.append(items.setdefault(item, len(items)))
             times.append(float(len(times)) if time is None else time)

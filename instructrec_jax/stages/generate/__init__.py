@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from instructrec_jax.metrics import ranking
 from instructrec_jax.models.t5 import T5, T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, check_rows, make_mesh
 from instructrec_jax.pipeline import registry
+from instructrec_jax.progress import Progress
 from instructrec_jax.stages.generate import catalogue
 from instructrec_jax.stages.generate.catalogue import CatalogueRequest
 from instructrec_jax.stages.run_data import RunData
@@ -177,16 +177,16 @@ def _generate_task(
     folder: Path,
 ) -> Metrics:
     """Writes the file of a task; returns its metrics."""
-    template, began, ranks = task.split(".", 1)[1], time.monotonic(), list[int]()
+    template, ranks = task.split(".", 1)[1], list[int]()
 
     def chunks() -> Iterator[list[dict[str, Any]]]:
         size = _BATCHES_A_CHUNK * run.batch_size
-        for requests in catalogue.in_chunks(stream, size, run.num_examples):
-            rows = list(map(_row, requests, search(requests)))
-            ranks.extend(row["rank"] for row in rows)
-            rate = len(ranks) / (time.monotonic() - began)
-            logger.info("%s: %d examples, %.1f a second", task, len(ranks), rate)
-            yield rows
+        with Progress(f"generate {task}", total=run.num_examples, unit="examples") as progress:
+            for requests in catalogue.in_chunks(stream, size, run.num_examples):
+                rows = list(map(_row, requests, search(requests)))
+                ranks.extend(row["rank"] for row in rows)
+                progress.advance(len(rows))
+                yield rows
 
     metadata = {**planned.inputs, "template_id": template, **planned.settings}
     write_generated(folder / f"{template}.parquet", chunks(), metadata)

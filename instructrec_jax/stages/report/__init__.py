@@ -69,7 +69,7 @@ def report(
     output = Path(output_dir)
     if manifest.find_same_work(output, planned):
         _logger.info("report: %s is up to date", output)
-        return _show(output)
+        return _read(output)
     data = prepared_files.read_prepared(prepared_dir)
     if data.dataset != dataset:
         raise UserError(f"{prepared_dir} holds dataset {data.dataset!r}, not {dataset!r}")
@@ -81,7 +81,7 @@ def report(
         tables.write(folder, NAME, document, ranking_report.values(made))
         planned.write(folder)
     _logger.info("report: wrote %s", output / f"{NAME}.json")
-    return _show(output)
+    return _read(output)
 
 
 def _plan(
@@ -283,8 +283,6 @@ def _result(
     )
 
 
-def _show(output: Path) -> dict[str, Any]:
-    """Logs the tables line by line, and returns the JSON."""
-    for line in (output / f"{NAME}.txt").read_text(encoding="utf-8").splitlines():
-        _logger.info("%s", line)
+def _read(output: Path) -> dict[str, Any]:
+    """Returns the JSON of a report."""
     return json.loads((output / f"{NAME}.json").read_text(encoding="utf-8"))
