@@ -18,13 +18,12 @@ from instructrec_jax.data.readers.raw_log import (
     RawLog,
     RowEvents,
     find_one,
-    need_one,
 )
 from instructrec_jax.data.readers.rows import Column, read_rows, tsv_rows
 from instructrec_jax.data.readers.values import as_id, as_path, as_text, listed
 from instructrec_jax.errors import UserError
 
-ITEM_FILES = ("items.tsv", "items.jsonl")
+_ITEM_FILES = ("items.tsv", "items.jsonl")
 _INTERACTION_FILES = ("interactions.tsv", "interactions.jsonl")
 _INTERACTION_COLUMNS = (
     Column(("user_id",)),
@@ -46,13 +45,14 @@ _DETAIL_COLUMNS = (
 )
 
 
-def find_items(folder: Path, beside: Path) -> tuple[Path, ...]:
-    """Finds the `items` file, and `items_meta*.tsv` where some items have more to tell.
-
-    Raises:
-      UserError: if there is no `items` file, or several of a kind.
-    """
-    items = need_one(folder, ITEM_FILES, beside)
+def _find_items(folder: Path, beside: Path) -> tuple[Path, ...]:
+    """Finds the `items` file, and `items_meta*.tsv` with details of some items."""
+    items = find_one(folder, _ITEM_FILES)
+    if items is None:
+        raise UserError(
+            f"{folder} holds {beside.name} but none of {', '.join(_ITEM_FILES)} (or .gz), from "
+            "which the items' titles are read; add it there"
+        )
     details = sorted(path for path in folder.iterdir() if _is_details(path.name))
     if len(details) > 1:
         raise UserError(
@@ -62,16 +62,8 @@ def find_items(folder: Path, beside: Path) -> tuple[Path, ...]:
     return items, *details
 
 
-def read_items(paths: Sequence[Path], builder: LogBuilder, damage: Damage) -> None:
-    """Adds the catalogue.
-
-    Args:
-      paths: the `items` file (item_id, title, optionally category and brand), and where
-        `find_items` found one the file of details (item_id, brand, categories: one path, its parts
-        joined by commas).
-      builder: gets the items.
-      damage: what happens to damaged lines.
-    """
+def _read_items(paths: Sequence[Path], builder: LogBuilder, damage: Damage) -> None:
+    """Adds the catalogue; the categories of a file of details are one path, joined by commas."""
     items, *details = paths
 
     def parse_item(line: int, row: list[Any]) -> RawItem:
@@ -115,7 +107,7 @@ def _find(folder: Path) -> tuple[Path, ...]:
     interactions = find_one(folder, _INTERACTION_FILES)
     if interactions is None:
         return ()
-    return interactions, *find_items(folder, interactions)
+    return interactions, *_find_items(folder, interactions)
 
 
 def _read(paths: Sequence[Path], damage: Damage) -> RawLog:
@@ -124,7 +116,7 @@ def _read(paths: Sequence[Path], damage: Damage) -> RawLog:
     builder = LogBuilder()
     again = functools.partial(_open_events, interactions)
     builder.add_events(again(damage), again=again, damage=damage)
-    read_items(items, builder, damage)
+    _read_items(items, builder, damage)
     return builder.build()
 
 
@@ -148,7 +140,7 @@ FORMAT = Format(
 def _find_sequences(folder: Path) -> tuple[Path, ...]:
     """Finds the files."""
     sequences = find_one(folder, ("sequences.tsv",))
-    return () if sequences is None else (sequences, *find_items(folder, sequences))
+    return () if sequences is None else (sequences, *_find_items(folder, sequences))
 
 
 def _read_sequences(paths: Sequence[Path], damage: Damage) -> RawLog:
@@ -170,7 +162,7 @@ def _read_sequences(paths: Sequence[Path], damage: Damage) -> RawLog:
 
     for user, item_ids in damage.parsed(tsv_rows(sequences, _SEQUENCE_COLUMNS, damage), parse):
         builder.add_sequence(user, item_ids)
-    read_items(items, builder, damage)
+    _read_items(items, builder, damage)
     return builder.build()
 
 

@@ -355,18 +355,3 @@ def find_one(folder: Path, names: Sequence[str]) -> Path | None:
             "same thing; keep one of them there"
         )
     return found[0] if found else None
-
-
-def need_one(folder: Path, names: Sequence[str], beside: Path) -> Path:
-    """Returns the one file that bears any of the names.
-
-    Raises:
-      UserError: if there is none or there are several.
-    """
-    found = find_one(folder, names)
-    if found is None:
-        raise UserError(
-            f"{folder} holds {beside.name} but none of {', '.join(names)} (or .gz), where the "
-            "items' titles are read; put it beside"
-        )
-    return found
