@@ -143,3 +143,13 @@ def test_equal_titles_share_a_search_split(title, seed):
     assert split in ("train", "validation", "test")
     if title.casefold().casefold() == title.casefold():
         assert again == split
+
+
+def test_more_candidates_than_a_catalogue_has_take_no_memory():
+    histories = Histories.of([History(user_id="u", item_ids=(0, 1, 2))])
+    targets = evaluation_targets(histories, [""] * 9)
+    draw = {"title_ids": range(9), "num_candidates": 10**9, "dataset": "toy", "seed": 0}
+    with pytest.raises(UserError, match=r"'u:1': cannot draw 999999999 negatives"):
+        draw_evaluation(targets, ItemSets.of([[0, 1, 2]]), **draw)
+    lists = draw_evaluation(targets, ItemSets.of([[0, 1, 2]]), **draw, allow_fewer=True)
+    assert sorted(lists[0].candidate_ids) == [1, 3, 4, 5, 6, 7, 8]

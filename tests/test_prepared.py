@@ -89,6 +89,13 @@ def stored(folder, data):
     return read_prepared(folder)
 
 
+@pytest.mark.parametrize("changed", [{"dataset": 7}, {"dataset": "toy", "prepared_format": 1}])
+def test_a_manifest_of_another_format_is_refused(tmp_path, changed):
+    Manifest(stage="prepare", inputs={}, settings=changed).write(tmp_path)
+    with pytest.raises(UserError, match=r"expected format 2; run `instructrec prepare` again"):
+        read_prepared(tmp_path)
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(2, 5), max_size=9), st.booleans(), st.booleans())
 def test_sequences_give_back_the_records_they_were_made_of(lengths, has_times, has_reviews):
