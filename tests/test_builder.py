@@ -54,9 +54,9 @@ class Recorder:
         row = history.review_rows[position]
         if row < 0 or row == 7:
             return Annotation(version="recorder-1" if row == 7 else "")
-        title = ITEMS[history.item_ids[position]].title
+        raw_id = ITEMS[history.item_ids[position]].raw_id
         return Annotation(
-            texts=(f"review {row} {title}",),
+            texts=(f"review {row} {raw_id}",),
             second_texts=(f"they review {row}",),
             version="recorder-1",
         )
@@ -131,7 +131,7 @@ def test_evaluation_takes_the_frozen_candidates_and_their_order():
 def test_the_texts_are_those_on_the_history_and_on_the_review_of_the_target():
     records = all_records(make(Recorder()), "leave_one_out", "train")
     assert records["b:3"].preference == ("T5 T4 T3", "second")
-    assert records["b:3"].vague_intention == ("review 8 T2",)
+    assert records["b:3"].vague_intention == ("review 8 r2",)
     assert records["b:3"].second_vague_intention == ("they review 8",)
     assert records["b:3"].teacher == "recorder-1"
     assert records["b:2"].vague_intention == ()
@@ -148,14 +148,23 @@ def test_the_texts_of_a_search_come_from_events_of_its_own_split():
     made = make(Recorder())
     trained = all_records(made, "product_search", "train")
     assert trained["item:2"].vague_intention in (
-        ("review 2 T2", "review 8 T2"),
-        ("review 8 T2", "review 2 T2"),
+        ("review 2 r2", "review 8 r2"),
+        ("review 8 r2", "review 2 r2"),
     )
     assert set(trained["item:2"].preference) == {"T0 T1", "T5 T4 T3"}
-    assert trained["item:0"].vague_intention == ("review 0 T0",), "not the test event of b"
+    assert trained["item:0"].vague_intention == ("review 0 r0",), "not the test event of b"
     assert trained["item:7"].vague_intention == (), "nobody chose it"
     (held_out,) = all_records(made, "product_search", "test").values()
     assert held_out.vague_intention == (), "item 1 is nobody's last item"
+
+
+def test_the_texts_of_a_search_do_not_quote_its_title():
+    class Fan(Recorder):
+        def preference(self, user, position):
+            return Annotation(texts=("T2 again and again", "the same"), version="fan-1")
+
+    record = all_records(make(Fan()), "product_search", "train")["item:2"]
+    assert record.preference == ("the same",)
 
 
 def test_any_range_gives_what_the_whole_gives():

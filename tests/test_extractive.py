@@ -9,14 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructrec_jax.records import Item, Teacher
+from instructrec_jax.instructions.leaks import quotes_title
+from instructrec_jax.records import Item
 from instructrec_jax.teacher.extractive import MAX_INTENTIONS, ExtractiveTeacher
-from instructrec_jax.teacher.persona import third_person, user_sentence
-from instructrec_jax.teacher.phrases import complains, cut, tidied
-from instructrec_jax.teacher.quotation import quotes_title
-from instructrec_jax.teacher.sentences import sentences
-from instructrec_jax.teacher.taste import TasteReader
-from instructrec_jax.teacher.wishes import with_article
+from instructrec_jax.teacher.extractive.intentions import complains, sentences, third_person
+from instructrec_jax.teacher.texts import Teacher
 
 HARP = "Zindel Harp, Pack of 2"
 
@@ -25,12 +22,8 @@ def item(number: int, title: str, category: str = "", brand: str = "") -> Item:
     return Item(item_id=number, raw_id=f"r{number}", title=title, category=category, brand=brand)
 
 
-def intentions(review: str, title: str = HARP):
-    return ExtractiveTeacher().intentions(review, item(0, title))
-
-
-def taste(*items: Item):
-    return TasteReader().read(items)
+def intentions(review: str, title: str = HARP, brand: str = ""):
+    return ExtractiveTeacher().intentions(review, item(0, title, brand=brand))
 
 
 class TestIntentions:
@@ -43,14 +36,14 @@ class TestIntentions:
                 "The user wants something for their son's birthday",
             ),
             (
-                "We were looking for a quiet drum that fits our flat.",
-                "I am looking for a quiet drum that fits our flat",
-                "The user is looking for a quiet drum that fits their flat",
+                "We were looking for a quiet drum for our flat.",
+                "I am looking for a quiet drum for our flat",
+                "The user is looking for a quiet drum for their flat",
             ),
             (
-                "I needed an easy tune to teach to my class. It came late.",
-                "I want an easy tune to teach to my class",
-                "The user wants an easy tune to teach to their class",
+                "I needed an easy harp to teach to my class. It came late.",
+                "I want an easy harp to teach to my class",
+                "The user wants an easy harp to teach to their class",
             ),
             (
                 "Great gift for people who are hard to please",
@@ -68,58 +61,51 @@ class TestIntentions:
                 "The user likes slow northern folk songs",
             ),
             (
-                "A must for any serious harp collector.",
-                "I am a serious harp collector",
-                "The user is a serious harp collector",
-            ),
-            (
                 "My daughter loves it.",
                 "I want something that my daughter would love",
                 "The user wants something that their daughter would love",
             ),
             (
-                "I really love the soft strings on this album.",
-                "I love the soft strings",
-                "The user loves the soft strings",
+                "It has wonderful soft strings and a loud case.",
+                "I would like something with wonderful soft strings",
+                "The user would like something with wonderful soft strings",
             ),
             (
                 "The sound was warm and clear in every room.",
-                "I would like something where the sound is warm and clear in every room",
-                "The user would like something where the sound is warm and clear in every room",
+                "I would like something where the sound is warm and clear",
+                "The user would like something where the sound is warm and clear",
             ),
             (
-                "Fine harp, warm strings and a beautiful case.",
-                "I am looking for a fine harp, warm strings and a beautiful case",
-                "The user is looking for a fine harp, warm strings and a beautiful case",
-            ),
-            (
-                "The strings stay wonderful in cold rooms.",
-                'I want something of which people say "the strings stay wonderful in cold rooms"',
-                "The user wants something of which people say "
-                '"the strings stay wonderful in cold rooms"',
+                "Lovely carved harp stand.",
+                "I am looking for a lovely carved harp stand",
+                "The user is looking for a lovely carved harp stand",
             ),
         ],
     )
-    def test_a_wish_is_said_as_one_would_ask_for_it_in_both_persons(self, review, first, third):
+    def test_an_intention_is_said_as_one_would_ask_for_it_in_both_voices(
+        self, review, first, third
+    ):
         found = intentions(review)
         assert found.vague[0] == first
         assert found.second_vague[0] == third
 
     def test_an_own_need_comes_before_a_liking_and_that_before_a_description(self):
         review = (
-            "It has a great deep sound. I like the carved wooden feet. "
+            "It has a great deep sound. If you like carved wooden feet, get it. "
             "I was looking for a small instrument."
         )
         assert intentions(review).vague == (
             "I am looking for a small instrument",
-            "I like the carved wooden feet",
+            "I like carved wooden feet",
         )
 
-    def test_a_text_that_gives_the_title_away_is_left_out_and_counted(self):
+    def test_a_text_that_gives_title_or_brand_away_is_left_out_and_counted(self):
         review = "I was looking for a zindel harp. I bought it for my mother."
         found = intentions(review)
         assert found.vague == ("I want something for my mother",)
         assert found.rejected == {"quotes_title": 1}
+        assert intentions("I was looking for a fenwick", brand="Fenwick").vague == ()
+        assert intentions("For fans of zindel").vague == (), "one word of the title is a name"
 
     def test_words_of_the_trade_are_no_quotation(self):
         found = intentions("I bought this gift card for my mother", "Mondo Grill Gift Card")
@@ -134,8 +120,8 @@ class TestIntentions:
             ("Great!", "too_short"),
             ("Five stars. Nice.", "too_short"),
             ("The strings broke after two days and sound awful", "complaint"),
-            ("It stood beside the window all winter long", "no_wish"),
-            ("A great, warm zindel harp sound", "quotes_title"),
+            ("It stood beside the window all winter long", "no_intention"),
+            ("A warm zindel harp", "quotes_title"),
         ],
     )
     def test_what_gives_nothing_is_counted_by_reason(self, review, reason):
@@ -149,15 +135,19 @@ class TestIntentions:
             "I was not looking for a heavy wooden instrument.",
             "If you don't like slow folk songs, skip it.",
             "This is a terrible instrument with cheap strings.",
+            "This is a very flimsy shoe with little support.",
+            "I love this whole thing.",
+            "It is a great price and fast shipping.",
+            "I enjoyed the rapid delivery of my order.",
+            "A great addition to my collection of these.",
         ],
     )
-    def test_what_is_denied_or_blamed_is_no_wish(self, review):
+    def test_complaints_the_shop_and_the_item_itself_are_no_intention(self, review):
         assert intentions(review).vague == ()
 
     def test_markup_entities_and_shouting_are_cleaned(self):
         found = intentions("I GOT IT FOR MY SON &AMP; HIS FRIENDS<br />")
-        assert "&" not in found.vague[0].replace(" & ", "") and "<" not in found.vague[0]
-        assert found.vague[0].startswith("I want something for my son")
+        assert found.vague == ("I want something for my son",)
 
     def test_texts_are_deterministic_over_processes(self):
         review = "I bought this for my son. If you like slow folk songs, get it. Warm, great wood."
@@ -209,57 +199,57 @@ class TestPreferences:
         item(3, "Oak Drum", "Music, Drums", "Brill"),
     )
 
+    def first(self, *items: Item) -> str:
+        return ExtractiveTeacher().preferences(items)[0]
+
     def test_three_texts_name_what_recurs_and_what_came_last(self):
         assert ExtractiveTeacher().preferences(self.HISTORY) == (
             "The user mostly chooses Harps, especially Lever Harps, often by Fenwick, "
-            "most recently Drums, to judge by the 3 choices so far",
+            "most recently Drums, to judge by 3 choices so far",
             "I mostly go for Harps, especially Lever Harps, I like what comes from Fenwick "
             "and lately I have turned to Drums",
             "mostly Harps, Lever Harps in particular, much of it by Fenwick, "
-            "most recently Drums, to judge by 3 choices so far",
+            "most recently Drums, judged by 3 choices",
         )
 
     def test_no_history_gives_no_text(self):
         assert ExtractiveTeacher().preferences(()) == ()
 
-    def test_one_item_is_said_to_be_all_that_is_known(self):
+    def test_where_nothing_recurs_only_what_was_chosen_is_said(self):
+        assert self.first(*self.HISTORY[2:]) == "So far the user has chosen Drums"
+        assert self.first(*self.HISTORY[1:]) == "So far the user has chosen Drums and Lever Harps"
         texts = ExtractiveTeacher().preferences(self.HISTORY[2:])
-        assert texts[0] == "The user has so far shown an interest in Drums and in nothing else yet"
         assert len(set(texts)) == 3
-
-    def test_nothing_in_common_is_said_to_be_variety(self):
-        (first, *_) = ExtractiveTeacher().preferences(self.HISTORY[1:])
-        assert first.startswith("The user likes variety and has most recently chosen Drums and")
 
     def test_the_department_that_all_share_is_named_only_where_there_is_no_other(self):
         same = [item(n, title, "Gift Cards") for n, title in enumerate(("Ada", "Bob", "Cid"))]
-        assert taste(*same).topic == "Gift Cards"
-        assert taste(*self.HISTORY[:2]).topic == "Harps"
-        assert taste(*self.HISTORY[1:]).topic == ""
+        assert self.first(*same).startswith("The user nearly always chooses Gift Cards")
+        assert self.first(*self.HISTORY[:2]).startswith("The user nearly always chooses Harps")
 
     def test_titles_alone_show_platforms_and_series(self):
-        found = taste(
-            item(1, "Dwarf Quest II - Zbox Play - PlayStation 4"),
+        assert self.first(
+            item(1, "Dwarf Quest II - Zbox Play - Playstation 4"),
             item(2, "Dwarf Quest: The Mine - PlayStation 4"),
             item(3, "Other Thing"),
+        ) == (
+            "The user has chosen 3 things, often for PlayStation 4, "
+            "with a liking for titles with Dwarf Quest"
         )
-        assert (found.platforms, found.terms) == (("PlayStation 4",), ("Dwarf Quest",))
 
     def test_one_everyday_word_in_two_titles_is_chance(self):
-        assert not taste(item(1, "The Black Gate"), item(2, "Black Rain")).recurs
+        assert "liking" not in self.first(item(1, "The Black Gate"), item(2, "Black Rain"))
 
-    def test_a_title_bought_twice_does_not_make_its_words_recur(self):
-        assert taste(item(1, "Quorn Velt"), item(1, "Quorn Velt")).terms == ()
+    def test_a_title_chosen_twice_is_counted_twice(self):
+        found = self.first(item(1, "Quorn Velt"), item(1, "Quorn Velt"), item(2, "Oak Drum"))
+        assert found == "The user has chosen 3 things, with a liking for titles with Quorn Velt"
 
     def test_brands_are_written_as_one_says_them(self):
         items = [item(n, f"T{n}", "", brand) for n, brand in enumerate(("HARP,ANNA",) * 2)]
-        assert taste(*items).brands == ("Anna Harp",)
-        assert taste(item(1, "A1", "", "Various"), item(2, "B2", "", "Various")).brands == ()
+        assert "often by Anna Harp" in self.first(*items)
+        assert "by" not in self.first(item(1, "A1", "", "Various"), item(2, "B2", "", "Various"))
 
     def test_another_item_of_the_same_number_is_not_taken_for_the_first(self):
-        teacher = ExtractiveTeacher()
-        first = teacher.preferences([item(1, "Moon", "Harps")])
-        assert teacher.preferences([item(1, "Moon", "Drums")]) != first
+        assert self.first(item(1, "Moon", "Harps")) != self.first(item(1, "Moon", "Drums"))
 
     @settings(deadline=None)
     @given(
@@ -286,7 +276,7 @@ class TestPreferences:
 
 def test_the_teacher_is_a_teacher_has_a_version_and_can_be_sent_to_workers():
     teacher: Teacher = ExtractiveTeacher()
-    assert teacher.name == "extractive-1"
+    assert teacher.name == "extractive-2"
     history = TestPreferences.HISTORY
     assert copy.deepcopy(teacher).preferences(history) == teacher.preferences(history)
 
@@ -294,71 +284,27 @@ def test_the_teacher_is_a_teacher_has_a_version_and_can_be_sent_to_workers():
 @pytest.mark.parametrize(
     ("text", "shifted"),
     [
-        ("my son and I'm sure I was right", "their son and they are sure they were right"),
-        ("for us, as we've said: 'I don't'", "for them, as they have said: 'they don't'"),
-        ('a song of "My own" for me', 'a song of "My own" for them'),
-        ("made in the US by MY brand", "made in the US by MY brand"),
-        ("what am I to do with mine", "what are they to do with theirs"),
+        ("I love my harp", "The user loves their harp"),
+        ("I am looking for mine", "The user is looking for theirs"),
+        ("I would like one for us", "The user would like one for them"),
+        ("I want our army to be mighty", "The user wants their army to be mighty"),
     ],
 )
-def test_the_user_becomes_they(text, shifted):
+def test_the_user_is_spoken_of_as_they(text, shifted):
     assert third_person(text) == shifted
 
 
-@pytest.mark.parametrize(
-    ("text", "shifted"),
-    [
-        ("I love my harp", "The user loves their harp"),
-        ("I have always wished for one", "The user has always wished for one"),
-        ("I'm looking for mine", "The user is looking for theirs"),
-        ("I really don't mind", "The user really doesn't mind"),
-        ("I bought us two", "The user bought them two"),
-        ("I would watch it", "The user would watch it"),
-        ("I cried at my desk", "The user says they cried at their desk"),
-        ("My son adores it", "Their son adores it"),
-    ],
-)
-def test_a_verb_agrees_with_the_user(text, shifted):
-    assert user_sentence(text) == shifted
-
-
-def test_sentences_are_cut_where_a_blank_is_missing_but_not_at_initials():
-    text = "It is soft.Octaves ring.  I saw Dr. Ott play Vol. 2 of R.Z.M. twice... twice :) im glad"
+def test_sentences_are_cut_where_a_blank_is_missing_but_not_at_titles_of_persons():
+    text = "It is soft.Octaves ring.  I saw Dr. Ott play in R.Z.M. twice... twice :) i am glad"
     assert sentences(text) == [
         "It is soft",
         "Octaves ring",
-        "I saw Dr. Ott play Vol. 2 of R.Z.M. twice",
-        "Twice",
-        "I'm glad",
+        "I saw Dr. Ott play in R.Z.M. twice",
+        "twice",
+        "I am glad",
     ]
 
 
-def test_a_phrase_ends_where_its_thought_ends():
-    assert tidied("my son (he is 9), and he loved it") == "my son"
-    assert tidied("a soft harp but it was late") == "a soft harp"
-    assert tidied("my aunt who plays the") == "my aunt who plays"
-
-
-@settings(deadline=None)
-@given(st.text(), st.integers(5, 60))
-def test_a_cut_text_is_short_and_a_prefix(text, limit):
-    short = cut(text, limit)
-    assert len(short) <= limit and text.startswith(short)
-
-
-def test_denials_that_praise_are_no_complaint():
+def test_a_text_that_denies_or_blames_complains():
     assert complains("the sound is weak") and complains("I don't like it")
-    assert not complains("you can't go wrong with it") and not complains("no hassle at all")
-
-
-@pytest.mark.parametrize(
-    ("phrase", "said"),
-    [
-        ("great gift for a boss", "a great gift for a boss"),
-        ("great songs", "great songs"),
-        ("good music for a boss", "good music for a boss"),
-        ("the best gift", "the best gift"),
-    ],
-)
-def test_a_thing_gets_the_article_it_lacks(phrase, said):
-    assert with_article(phrase) == said
+    assert not complains("the sound is warm")

@@ -89,11 +89,11 @@ def test_an_item_that_was_chosen_twice_is_counted_and_no_finding(tmp_path):
     assert tally.findings == []
 
 
-def test_equal_wishes_in_training_and_held_out_records_are_a_coincidence(tmp_path):
+def test_equal_intentions_in_training_and_held_out_records_are_a_coincidence(tmp_path):
     held_out = numbered(30)
     tally = check(tmp_path, target_id=30, candidate_ids=(1, 30),
                   vague_intention=held_out.vague_intention)  # fmt: skip
-    assert found_in(tally) == {leaks.SAME_WISH: 1}
+    assert found_in(tally) == {leaks.SAME_INTENTION: 1}
     assert [finding.severity for finding in tally.findings] == [Severity.WARNING]
 
 

@@ -24,6 +24,7 @@ from instructrec_jax.data.columnar import (
 )
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
+from instructrec_jax.instructions.leaks import quotes_title
 from instructrec_jax.records import (
     Annotation,
     CandidateList,
@@ -178,8 +179,9 @@ class RecordBuilder:
     def _search_record(self, row: CandidateList) -> InstructionRecord:
         """Returns the record of an item that is searched for without a history.
 
-        Its texts are those on users who chose it, the first of each, at positions of the same
-        split: a text that is trained on as one user's is never a held-out query.
+        Its texts are those on users who chose it, the first of each that does not quote its title,
+        at positions of the same split: a text that is trained on as one user's is never a held-out
+        query.
         """
         if self._texts is None:
             return self._record(row)
@@ -187,10 +189,11 @@ class RecordBuilder:
             stable_seed(self._settings.seed, self._data.dataset, row.example_id, "texts")
         )
         events = self._events(row.split).draw(row.target_id, number=NUM_SEARCH_TEXTS, rng=rng)
+        title = self._data.items[row.target_id].title
         return self._record(
             row,
-            preferences=[_first(self._texts.preference(*event)) for event in events],
-            intentions=[_first(self._texts.intentions(*event)) for event in events],
+            preferences=[_first(self._texts.preference(*event), title) for event in events],
+            intentions=[_first(self._texts.intentions(*event), title) for event in events],
         )
 
     def _record(
@@ -302,10 +305,14 @@ def training_positions(
     return pairs[np.random.default_rng(stable_seed(seed, "training order")).permutation(len(pairs))]
 
 
-def _first(annotation: Annotation) -> Annotation:
-    """Returns the first text of each kind."""
+def _first(annotation: Annotation, title: str) -> Annotation:
+    """Returns the first text of each kind that does not give a title away."""
+
+    def first(texts: Sequence[str]) -> tuple[str, ...]:
+        return tuple(itertools.islice((t for t in texts if not quotes_title(t, title)), 1))
+
     return dataclasses.replace(
-        annotation, texts=annotation.texts[:1], second_texts=annotation.second_texts[:1]
+        annotation, texts=first(annotation.texts), second_texts=first(annotation.second_texts)
     )
 
 

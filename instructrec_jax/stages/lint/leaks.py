@@ -2,17 +2,16 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from instructrec_jax.data.columnar import TRAIN
 from instructrec_jax.instructions.builder import CONFIGS, HELD_OUT, SPLITS
+from instructrec_jax.instructions.leaks import is_foreign, quoting
 from instructrec_jax.instructions.lint import Finding, Severity
 from instructrec_jax.pipeline.record_store import Columns, column_batches
-from instructrec_jax.teacher.quotation import quotes_title
-from instructrec_jax.teacher.words import GENERIC_WORDS, content_words, words
 
 NUM_EXAMPLES = 3  # example ids that a finding names
 _MAX_HASHES = 2**25  # ids held at a time, 8 bytes each; more of them take more passes
@@ -25,7 +24,7 @@ REPEATED, IN_TWO_SPLITS = "ids_twice_in_a_split", "ids_in_two_splits"
 INTENTION, PREFERENCE = "intentions_quoting_the_target", "preferences_quoting_the_target"
 SEARCH_PREFERENCE = "search_preferences_quoting_the_target"
 HELD_OUT_PAIR, NO_CANDIDATE = "held_out_searches_in_training", "targets_not_among_candidates"
-SAME_WISH, REPEAT_PURCHASE = "equal_wishes_in_training", "repeat_purchases"
+SAME_INTENTION, REPEAT_PURCHASE = "equal_intentions_in_training", "repeat_purchases"
 # What is said of each number that ought to be 0.
 _MESSAGES = {
     REPEATED: (Severity.ERROR, "{n} records bear the id of another one of their split"),
@@ -49,7 +48,7 @@ _MESSAGES = {
         "{n} records without a history have a preference that quotes the title of their target: a "
         "taste for its series or maker, unless they are many",
     ),
-    SAME_WISH: (
+    SAME_INTENTION: (
         Severity.WARNING,
         "{n} training records have the vague intention and the target of a held-out record, a "
         "coincidence of short texts unless they are many",
@@ -174,11 +173,11 @@ class _HeldOut:
 
     Attributes:
       searches: (query, target) of the held-out records of product search.
-      wishes: [n] sorted hashes of (vague intention, target) of all held-out records.
+      intentions: [n] sorted hashes of (vague intention, target) of all held-out records.
     """
 
     searches: frozenset[tuple[bytes, int]]
-    wishes: npt.NDArray[np.int64]
+    intentions: npt.NDArray[np.int64]
 
     def check(self, batch: Columns, tally: _Tally) -> None:
         """Looks for what is held out in training records."""
@@ -186,27 +185,27 @@ class _HeldOut:
         for example_id, search in zip(batch["example_id"], searches, strict=True):
             if search in self.searches:
                 tally.add(HELD_OUT_PAIR, example_id)
-        rows, hashes = _wishes(batch)
-        for row in np.unique(rows[np.isin(hashes, self.wishes)]).tolist():
-            tally.add(SAME_WISH, batch["example_id"][row])
+        rows, hashes = _intentions(batch)
+        for row in np.unique(rows[np.isin(hashes, self.intentions)]).tolist():
+            tally.add(SAME_INTENTION, batch["example_id"][row])
 
 
 def _held_out(dataset: str) -> _HeldOut:
     """Collects what must not be trained on."""
     fields = ("specific_intention", "target_id", "vague_intention", "second_vague_intention")
     searches: set[tuple[bytes, int]] = set()
-    wishes = [np.empty(0, np.int64)]
+    intentions = [np.empty(0, np.int64)]
     for config in CONFIGS:
         for split in HELD_OUT:
             for batch in column_batches(dataset, config, split, fields):
-                wishes.append(_wishes(batch)[1])
+                intentions.append(_intentions(batch)[1])
                 if config == "product_search":
                     pairs = zip(batch["specific_intention"], batch["target_id"], strict=True)
                     searches.update(pair for pair in pairs if pair[0])
-    return _HeldOut(searches=frozenset(searches), wishes=np.unique(np.concatenate(wishes)))
+    return _HeldOut(searches=frozenset(searches), intentions=np.unique(np.concatenate(intentions)))
 
 
-def _wishes(batch: Columns) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _intentions(batch: Columns) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Returns [n] row and [n] hash of every (vague intention, target) of a batch."""
     found = [
         (row, hash((text, target)))
@@ -226,40 +225,19 @@ def _wishes(batch: Columns) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64
 
 def _check_batch(batch: Columns, tally: _Tally) -> None:
     """Looks at every record by itself."""
-    for example_id, target_id, target, candidate_ids, history, preference, *wishes, _ in zip(
+    for example_id, target_id, title, candidate_ids, titles, preference, *intentions, _ in zip(
         *(batch[name] for name in _FIELDS), strict=True
     ):
         if target_id not in candidate_ids:
             tally.add(NO_CANDIDATE, example_id)
-        if target in history:
+        if title in titles:
             tally.counts[REPEAT_PURCHASE] += 1
-        if _quoting((*wishes[0], *wishes[1]), target):
+        target = title.decode()
+        if quoting((text.decode() for text in (*intentions[0], *intentions[1])), target):
             tally.add(INTENTION, example_id)
-        if quoting := _quoting(preference, target):
+        if found := quoting((text.decode() for text in preference), target):
+            history = [item.decode() for item in titles]
             if not history:
                 tally.add(SEARCH_PREFERENCE, example_id)
-            elif any(_is_foreign(text, target, history) for text in quoting):
+            elif any(is_foreign(text, target, history) for text in found):
                 tally.add(PREFERENCE, example_id)
-
-
-def _quoting(texts: Iterable[bytes], title: bytes) -> list[str]:
-    """Returns those texts that quote a title."""
-    spoken = [text.decode() for text in texts]
-    spelt = title.decode()
-    if not quotes_title("\n".join(spoken), spelt):  # so quickly for nearly all of them
-        return []
-    return [text for text in spoken if quotes_title(text, spelt)]
-
-
-def _is_foreign(text: str, title: bytes, history: Sequence[bytes]) -> bool:
-    """Returns whether a text cannot have from the history what it quotes of a title.
-
-    A preference names what a user chose before, and the next item may be more of the same. One
-    word alone may be the teacher's own.
-    """
-    spelt = title.decode()
-    shown = [item.decode() for item in history]
-    if any(quotes_title(item, spelt) for item in shown):
-        return False
-    shared = set(content_words(text)) & set(content_words(spelt)) - GENERIC_WORDS
-    return len(shared.difference(*map(words, shown))) > 1

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructrec_jax.teacher.quotation import quotes_title
-from instructrec_jax.teacher.words import words
+from instructrec_jax.instructions.leaks import quotes_title, words
 
 
 @pytest.mark.parametrize(

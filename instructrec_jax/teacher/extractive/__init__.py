@@ -1,0 +1,110 @@
+"""The offline teacher: texts taken from the user's own data by a few rules, without a model.
+
+It stands in for the teacher of the paper (a large language model) where none has written texts. It
+adds no knowledge of the world, draws nothing at random, and is silent where it is not sure. Its
+name and version stand in every record that it wrote for, since figures made with it compare with
+the paper's only roughly.
+
+Preferences (P2) see the history and nothing else. Intentions (I1, I1*) come from the review of the
+target: the `MAX_INTENTIONS` = 2 best sentences give one text each, in both voices. A text that
+gives away the title or the brand of the target is left out and counted, and the next best takes its
+place.
+"""
+
+import collections
+from collections.abc import Sequence
+
+from instructrec_jax.instructions.leaks import GENERIC_WORDS, content_words, quotes_title
+from instructrec_jax.records import Item
+from instructrec_jax.teacher.extractive.intentions import (
+    Intention,
+    complains,
+    intentions_in,
+    sentences,
+)
+from instructrec_jax.teacher.extractive.preferences import preference_texts
+from instructrec_jax.teacher.texts import Intentions
+
+MAX_INTENTIONS = 2
+
+
+class ExtractiveTeacher:
+    """Writes preferences and intentions by rules; a `texts.Teacher`.
+
+    The same input gives the same texts in every process.
+
+    Attributes:
+      name: name and version; the version changes with any rule, so that records can be told apart.
+    """
+
+    name = "extractive-2"
+
+    def preferences(self, history: Sequence[Item]) -> tuple[str, ...]:
+        """Returns three texts on the taste that a history shows.
+
+        Args:
+          history: the user's items, oldest first.
+
+        Returns:
+          Of the user, as the user, and the taste alone, each of at most 200 characters and without
+          a full stop at its end; () for an empty history.
+        """
+        return preference_texts(history) if history else ()
+
+    def intentions(self, review: str, target: Item) -> Intentions:
+        """Returns the intentions that a review tells of.
+
+        Example:
+          ("I bought this for my son's birthday. He loves it.", item) ->
+          vague ("I want something for my son's birthday",),
+          second_vague ("The user wants something for their son's birthday",).
+
+        Args:
+          review: text as its writer left it; markup and entities are cleaned.
+          target: the item it is on, whose title and brand no text may give away.
+
+        Returns:
+          Up to two texts in each voice, of at most 160 characters. `rejected` counts every text
+          left out as "quotes_title"; where nothing was found for another reason, one of:
+          "no_sentence" (nothing to read), "too_short" (no sentence has three content words),
+          "complaint" (all sentences that have complain), "no_intention" (the rest).
+        """
+        read = sentences(review)
+        rejected: collections.Counter[str] = collections.Counter()
+        best: list[Intention] = []
+        for sentence in read:
+            for found in intentions_in(sentence):
+                if _gives_away(found, target):
+                    rejected["quotes_title"] += 1
+                    continue
+                best.append(found)
+                break
+        best.sort(key=lambda found: -found.weight)
+        kept = list({found.first: found for found in reversed(best)}.values())[::-1]
+        kept = kept[:MAX_INTENTIONS]
+        if not kept and not rejected:
+            rejected[_reason(read)] += 1
+        return Intentions(
+            vague=tuple(found.first for found in kept),
+            second_vague=tuple(found.third for found in kept),
+            rejected=dict(rejected),
+        )
+
+
+def _gives_away(found: Intention, target: Item) -> bool:
+    """Returns whether a text says which item was chosen, or who makes it."""
+    names = (target.title, target.brand)
+    if any(
+        name and quotes_title(text, name) for text in (found.first, found.third) for name in names
+    ):
+        return True
+    telling = set(content_words(" ".join(names))) - GENERIC_WORDS
+    return found.may_name and not telling.isdisjoint(content_words(found.first))
+
+
+def _reason(read: Sequence[str]) -> str:
+    """Says why a review gave nothing."""
+    telling = [sentence for sentence in read if len(content_words(sentence)) >= 3]
+    if not telling:
+        return "too_short" if read else "no_sentence"
+    return "complaint" if all(map(complains, telling)) else "no_intention"
