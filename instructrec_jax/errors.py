@@ -1,4 +1,4 @@
-"""The one error a user can mend, and the nearest-names hint that goes with it."""
+"""The error for a mistake of the user, and the hint with the nearest known names."""
 
 import difflib
 from collections.abc import Iterable

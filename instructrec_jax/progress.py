@@ -40,7 +40,7 @@ class Progress:
 
         Args:
           what: the work, such as the verb.
-          total: units in all; None where nobody knows.
+          total: units in all; None if unknown.
           unit: what is counted, in the plural.
           done: units that are done already.
           seconds_between_lines: least time between two logged lines; 0.0 logs every call of
@@ -135,7 +135,7 @@ def clock(seconds: float) -> str:
 
 
 def _live_line(what: str, total: int | None, done: int) -> Any:
-    """Returns rich's display of one line on stderr; messages logged meanwhile stand above it."""
+    """Returns rich's display of one line on stderr; messages logged meanwhile appear above it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 

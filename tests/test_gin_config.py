@@ -244,10 +244,18 @@ def test_a_byte_order_mark_is_skipped(write):
     assert run(["size.gin"])[1] == 4
 
 
-def test_what_a_file_says_stands_above_what_it_includes(write):
+def test_a_file_overrides_what_it_includes(write):
     write("run.gin", RUN)
-    top = write("top.gin", "toy_stage.Optimizer.rate = 0.25\ninclude 'run.gin'\nSTEPS = 1\n")
-    assert run([top], "MODEL_DIR='d'")[2].rate == 0.25
+    write("middle.gin", "include 'run.gin'\nSTEPS = 5\nMODEL_DIR = 'm'\n", head="")
+    top = write(
+        "top.gin",
+        "toy_stage.Optimizer.rate = 0.25\ninclude 'middle.gin'\nSTEPS = 1\n"
+        "MODEL_DIR = %gin.REQUIRED\n",
+    )
+    found = run([top], "MODEL_DIR='d'")
+    assert (found[0], found[1], found[2].rate) == ("d", 1, 0.25)
+    with pytest.raises(UserError, match=r"MODEL_DIR \(required by top\.gin line 6\)"):
+        run([top])
 
 
 def test_a_user_error_of_the_function_keeps_its_plain_message(write):

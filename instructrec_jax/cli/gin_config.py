@@ -45,7 +45,7 @@ def run_with_gin(
     Args:
       function: function of a stage; gin files bind it by its module and name.
       gin_file_names: gin files; their order does not matter, but for overlays.
-      bindings: "NAME=value" of the command line, which stand above all files.
+      bindings: "NAME=value" of the command line, which override all files.
       dry_run: let a function with that parameter stop early.
 
     Returns:
@@ -77,7 +77,7 @@ def run_with_macros(
     Args:
       function: function of a stage.
       gin_file_names: gin files.
-      **macros: values that stand above all files: numbers, strings, lists and the like.
+      **macros: values that override all files: numbers, strings, lists and the like.
     """
     return run_with_gin(
         function,
@@ -96,7 +96,7 @@ def configure(function: Callable[..., Any], texts: Sequence[GinText]) -> Callabl
 
     Args:
       function: as for `run_with_gin`.
-      texts: gin files and bindings of the command line; what stands later wins.
+      texts: gin files and bindings of the command line; later ones win.
 
     Raises:
       UserError: for a mistake in them.

@@ -1,4 +1,4 @@
-"""Gin files: where they are found, and what stands in their lines.
+"""Gin files: where they are found, and the statements in them.
 
 They are read with gin's own parser, and nothing is imported or bound: gin itself keeps no places,
 lets the last of two definitions win and resolves includes by a search path of its own.
@@ -158,15 +158,20 @@ def read_bindings(bindings: Sequence[str], texts: Sequence[GinText]) -> list[Gin
 
 
 def _read_file(path: Path, *, seen: tuple[Path, ...]) -> list[GinText]:
-    """Returns a file after what it includes."""
+    """Returns a file after what it includes, without the macros there that it defines itself."""
     if path in seen:
         raise UserError(f"{path} includes itself; remove the include")
     text, includes = _parse(files.read_text(path), _shown(path), {})
-    lines, found = list(text.lines), []
+    lines, found = list(text.lines), list[GinText]()
+    own = {statement.key for statement in text.statements if statement.is_macro}
     for include in includes:
         found += _read_file(find_gin_file(include.filename), seen=(*seen, path))
         lines[include.location.line_num - 1] = ""
-    return [*found, dataclasses.replace(text, lines=tuple(lines))]
+    included = [
+        dataclasses.replace(part, statements=tuple(s for s in part.statements if s.key not in own))
+        for part in found
+    ]
+    return [*included, dataclasses.replace(text, lines=tuple(lines))]
 
 
 class _Recorder(config_parser.ParserDelegate):
@@ -190,7 +195,7 @@ class _Recorder(config_parser.ParserDelegate):
 def _parse(
     text: str, source: str, imports: dict[str, config_parser.ImportStatement]
 ) -> tuple[GinText, list[config_parser.IncludeStatement]]:
-    """Returns what stands in a text, and what it includes."""
+    """Returns the statements of a text, and what it includes."""
     imports, statements, includes, recorder = dict(imports), [], [], _Recorder()
     try:
         for item in config_parser.ConfigParser(text, recorder):

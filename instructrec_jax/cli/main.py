@@ -1,7 +1,7 @@
 """The `instructrec` command: finds the verb, runs it, and turns mistakes into one message.
 
-Nothing here or in the verbs' files imports jax, tensorflow or numpy before a verb runs, so that
-help answers at once.
+Nothing here or in the verbs' files imports jax, tensorflow or numpy before a verb is chosen, so
+that the general help answers at once. A verb's own help imports its stage and shows its signature.
 """
 
 import argparse
@@ -118,10 +118,10 @@ def _run(arguments: list[str]) -> int:
 
 
 class _Messages(logging.StreamHandler):
-    """Shows messages on stderr, as it is when they come: a live line may stand in for it.
+    """Shows messages on the current `sys.stderr`, which a live line replaces while it is shown.
 
-    The work goes on where nobody reads them any more, because a training run must not die with the
-    pager that showed it.
+    The work goes on when the reader of the messages ends, because a training run must not die with
+    the pager that showed it.
     """
 
     def emit(self, record: logging.LogRecord) -> None:

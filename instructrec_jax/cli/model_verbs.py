@@ -13,7 +13,7 @@ from instructrec_jax.errors import UserError
 _GIN_HELP = (
     "Configured by gin files: one for the model's size, one for the task mixture, one for the\n"
     "kind of run. Files are found as named, in the checkout and where the package was installed.\n"
-    "--gin.NAME=VALUE sets a macro (MODEL_DIR) or a binding (with a dot), above all files;\n"
+    "--gin.NAME=VALUE sets a macro (MODEL_DIR) or a binding (with a dot), over all files;\n"
     "strings need quotes that the shell leaves in place: --gin.MODEL_DIR='\"runs/a\"'."
 )
 
@@ -210,7 +210,7 @@ CONVERT = Verb(
         "one of its step folders. T5 1.1 and Flan-T5 only. Adapters of a LoRA run are merged into\n"
         "the model they belong to; --to=adapter writes them alone, as PEFT keeps them. `train`\n"
         "and `score` also take any kind as it is, by INITIAL_CHECKPOINT_PATH and CHECKPOINT_PATH.\n"
-        "Adafactor's state goes along between T5X and native; other optimizers stay behind."
+        "Adafactor's state is kept between T5X and native; that of other optimizers is left out."
     ),
     example="instructrec convert downloads/flan-t5-base runs/flan-t5-base --to=native",
     function="instructrec_jax.stages.convert:convert",

@@ -21,7 +21,7 @@ _HOW_TO_DECLARE = (
     "declare it with output_features=pair_features(), see "
     "instructrec_jax.pipeline.task_registration"
 )
-# What the grouped form holds beside its output features; a mixture has to be told to keep it.
+# Fields of the grouped form beside its output features; a mixture keeps them only if asked to.
 GROUP_FIELDS = (
     "candidate_ids",
     "candidate_num_chars",

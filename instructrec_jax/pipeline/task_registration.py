@@ -70,9 +70,9 @@ def register_mixture(name: str, tasks: Iterable[str | tuple[str, Rate]]) -> None
 def mixing_rate(task: seqio.Task, *, maximum: int = MAX_RATE) -> float:
     """Returns the number of a task's training examples, at most `maximum`.
 
-    A product-search template has one example an item, the others one a user's position: at equal
-    rates the few items would come round many times an epoch, and at rates without a bound they
-    would hardly come.
+    A product-search template has one example per item, the others one per position of a user. At
+    equal rates the few items would repeat many times in an epoch; at rates without a bound they
+    would be rare.
     """
     return float(min(task.num_input_examples("train"), maximum))
 
