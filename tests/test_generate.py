@@ -143,4 +143,7 @@ def test_mistakes_come_out_before_anything_is_written(
         generate_toy(toy_records, toy_prepared, checkpoint, output, lengths={"targets": 3}.items())
     with pytest.raises(UserError, match=r"num_titles is 99, but instruction 0 leaves \d+ of the"):
         generate_toy(toy_records, toy_prepared, checkpoint, output, num_titles=99, num_beams=99)
+    with pytest.raises(UserError, match="expected some of one dataset, found toy, other"):
+        tasks = ["toy.A1", "other.A1"]
+        generate_toy(toy_records, toy_prepared, checkpoint, output, tasks=tasks)
     assert not output.exists()

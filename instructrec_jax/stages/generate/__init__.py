@@ -30,13 +30,13 @@ from instructrec_jax.pipeline import registry
 from instructrec_jax.progress import Progress
 from instructrec_jax.stages.generate import catalogue
 from instructrec_jax.stages.generate.catalogue import CatalogueRequest
-from instructrec_jax.stages.run_data import RunData
+from instructrec_jax.stages.run_data import RunData, dataset_of
 from instructrec_jax.training.state import abstract_model, describe_placement
 
 logger = logging.getLogger(__name__)
 FILE_NAME = "metrics.json"
 CUTOFFS = (1, 3, 5, 10, 20, 50)
-_BATCHES_A_CHUNK = 32
+_BATCHES_PER_CHUNK = 32
 Metrics = dict[str, float]
 Search = Callable[[Sequence[CatalogueRequest]], list[Generated]]
 
@@ -53,9 +53,9 @@ class GenerateSettings:
       split: "validation" or "test".
       batch_size: examples searched for at once (BATCH_SIZE).
       num_titles: titles to find for each example.
-      num_beams: beginnings that are followed at a time (BEAM_SIZE).
+      num_beams: prefixes kept per step, the beam width (BEAM_SIZE).
       num_examples: of each task; None for the whole split.
-      exclude_history: never say an item of the user's history.
+      exclude_history: never generate an item of the user's history.
     """
 
     checkpoint_path: str
@@ -87,7 +87,7 @@ def generate(
       model: sizes of the checkpoint's model (MODEL).
       data: records, tasks and vocabulary.
       run: this run.
-      mesh: how devices are shared.
+      mesh: how many devices each mesh axis has.
       config_text: the resolved gin config, written to the output folder.
       dry_run: say what would be done, and stop before anything is read or written.
 
@@ -108,6 +108,7 @@ def generate(
         checkpoint.check_fits(model)
         return None
     data.open(*run.tasks, vocab_size=model.vocab_size)
+    vocabulary = data.open_vocabulary(run.tasks[0], vocab_size=model.vocab_size)
     run = dataclasses.replace(run, tasks=registry.matching_tasks(run.tasks, split=run.split))
     planned = _plan(model, data, run, checkpoint)
     output = Path(run.output_dir)
@@ -116,13 +117,14 @@ def generate(
         return json.loads((output / FILE_NAME).read_text(encoding="utf-8"))
     data.check_tokenizer(run.tasks[0], checkpoint.tokenizer)
     prepared = catalogue.open_catalogue(run.prepared_dir, run.tasks[0])
-    trie = catalogue.make_trie(prepared, max_tokens=data.feature_lengths["targets"])
+    lengths = data.feature_lengths
+    trie = catalogue.make_trie(prepared, vocabulary, max_tokens=lengths["targets"])
     logger.info("%d items of %d titles", len(prepared.items), trie.num_titles)
     search = _searcher(load_model(checkpoint, shapes), trie, run, device_mesh)
     found: Metrics = {"step": checkpoint.step}
     with files.atomic_directory(output) as folder:
         for task in run.tasks:
-            read = functools.partial(catalogue.requests, task, prepared, data)
+            read = functools.partial(catalogue.requests, task, prepared, vocabulary, lengths)
             stream = read(split=run.split, exclude_history=run.exclude_history)
             found |= _generate_task(task, stream, search, run, planned, folder=folder)
         files.write_text(folder / FILE_NAME, json.dumps(found, indent=2) + "\n")
@@ -136,9 +138,7 @@ def _plan(
     model: T5Config, data: RunData, run: GenerateSettings, checkpoint: Source
 ) -> manifest.Manifest:
     """Returns the manifest of the run."""
-    inputs = {"checkpoint": checkpoint.fingerprint()}
-    for task in run.tasks:
-        inputs |= data.fingerprint(task)
+    inputs = {"checkpoint": checkpoint.fingerprint(), **data.fingerprint(dataset_of(*run.tasks))}
     settings = {
         "model": dataclasses.asdict(model),
         "feature_lengths": dict(data.feature_lengths),
@@ -178,11 +178,13 @@ def _generate_task(
 ) -> Metrics:
     """Writes the file of a task; returns its metrics."""
     template, ranks = task.split(".", 1)[1], list[int]()
+    number = registry.instruction_task(task).source.num_input_examples(run.split)
+    number = number if run.num_examples is None else min(number, run.num_examples)
 
     def chunks() -> Iterator[list[dict[str, Any]]]:
-        size = _BATCHES_A_CHUNK * run.batch_size
-        with Progress(f"generate {task}", total=run.num_examples, unit="examples") as progress:
-            for requests in catalogue.in_chunks(stream, size, run.num_examples):
+        size = _BATCHES_PER_CHUNK * run.batch_size
+        with Progress(f"generate {task}", total=number, unit="examples") as progress:
+            for requests in catalogue.in_chunks(stream, size, number):
                 rows = list(map(_row, requests, search(requests)))
                 ranks.extend(row["rank"] for row in rows)
                 progress.advance(len(rows))

@@ -1,20 +1,22 @@
-"""What `generate` asks: examples of T2 tasks, the catalogue, and the items not to be said again."""
+"""What `generate` searches for: examples of T2 tasks, the catalogue, and the excluded items."""
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from instructrec_jax import files, manifest, tokenizer
+from instructrec_jax import files, manifest
 from instructrec_jax.data.columnar import LEAVE_ONE_OUT
 from instructrec_jax.data.prepared import PreparedData, read_prepared
 from instructrec_jax.errors import UserError
 from instructrec_jax.generation.catalogue_trie import CatalogueTrie, build_trie
 from instructrec_jax.instructions.language import plain_title
-from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
-from instructrec_jax.stages.run_data import RunData, dataset_of
+from instructrec_jax.instructions.token_budget import TokenRenderer, arrange
+from instructrec_jax.pipeline import record_store, registry
+from instructrec_jax.stages.run_data import dataset_of
+from instructrec_jax.tokenizer import SentencePieceModel, tokens_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,7 @@ class CatalogueRequest:
       example_id: as in the records.
       instruction: int32 [s], tokens ending in EOS.
       target_id: the item to be found.
-      excluded: int32 [n], items that are not to be said.
+      excluded: int32 [n], items that are not to be generated.
     """
 
     example_id: str
@@ -52,66 +54,81 @@ def open_catalogue(prepared_dir: str, task: str) -> PreparedData:
     return prepared
 
 
-def make_trie(prepared: PreparedData, *, max_tokens: int) -> CatalogueTrie:
+def make_trie(
+    prepared: PreparedData, vocabulary: SentencePieceModel, *, max_tokens: int
+) -> CatalogueTrie:
     """Returns the titles of all items as the targets of the tasks spell them.
 
     Args:
       prepared: the catalogue.
+      vocabulary: what makes them tokens.
       max_tokens: of a title, EOS included.
 
     Raises:
       UserError: if a title is longer, or nothing is left of it.
     """
-    encode = vocabulary.CorpusVocabulary().encode
     titles = []
     for item in prepared.items:
-        tokens = [*encode(plain_title(item.title)), tokenizer.EOS_ID]
+        tokens = tokens_of(vocabulary, plain_title(item.title))
         if len(tokens) > max_tokens:
             raise UserError(
                 f"the title of item {item.item_id} has {len(tokens)} tokens, and "
                 f"TASK_FEATURE_LENGTHS allows {max_tokens} of targets: {item.title!r}; allow more, "
                 "or shorten titles with `instructrec prepare --max_title_chars`"
             )
-        titles.append(np.array(tokens, np.int32))
+        titles.append(tokens)
     return build_trie(titles, [item.item_id for item in prepared.items])
 
 
 def requests(
-    task: str, prepared: PreparedData, data: RunData, *, split: str, exclude_history: bool
+    task: str,
+    prepared: PreparedData,
+    vocabulary: SentencePieceModel,
+    feature_lengths: Mapping[str, int],
+    *,
+    split: str,
+    exclude_history: bool,
 ) -> Iterator[CatalogueRequest]:
     """Yields the examples of a T2 task.
 
     Args:
       task: its name.
       prepared: the data that its records were built from.
-      data: of the run.
+      vocabulary: what makes them tokens.
+      feature_lengths: of the run (TASK_FEATURE_LENGTHS).
       split: "validation" or "test".
       exclude_history: leave out the items before the target in the user's history, the target
         excepted.
+
+    Raises:
+      UserError: if an instruction does not fit.
     """
-    candidates = prepared.evaluation(registry.instruction_task(task).config, split)
-    columns, histories = candidates.columns, candidates.histories
-    place = {request.example_id: index for index, request in enumerate(candidates)}
-    for example in loader.examples(task, split=split, feature_lengths=data.feature_lengths):
-        example_id = bytes(example["example_id"]).decode()
-        index = place[example_id]
-        row, target = columns.history_rows[index], int(columns.target_ids[index])
-        excluded = np.zeros(0, np.int32)
-        if exclude_history and registry.instruction_task(task).config == LEAVE_ONE_OUT:
-            begin = histories.starts[row]
+    own = registry.instruction_task(task)
+    renderer = TokenRenderer(
+        variant=own.variant, vocabulary=vocabulary, feature_lengths=feature_lengths, task=task
+    )
+    evaluated = prepared.evaluation(own.config, split)
+    columns, histories = evaluated.columns, evaluated.histories
+    index_of = {request.example_id: index for index, request in enumerate(evaluated)}
+    for row in own.source.rows(split):
+        record = arrange(record_store.as_record(row), feature_lengths)
+        index = index_of[record.example_id]
+        target, excluded = int(columns.target_ids[index]), np.zeros(0, np.int32)
+        if exclude_history and own.config == LEAVE_ONE_OUT:
+            begin = histories.starts[columns.history_rows[index]]
             excluded = histories.item_ids[begin : begin + columns.positions[index]]
         yield CatalogueRequest(
-            example_id=example_id,
-            instruction=example["inputs"],
+            example_id=record.example_id,
+            instruction=renderer.instruction(record).tokens,
             target_id=target,
             excluded=excluded[excluded != target],
         )
 
 
 def in_chunks(
-    stream: Iterator[CatalogueRequest], size: int, limit: int | None
+    stream: Iterator[CatalogueRequest], size: int, limit: int
 ) -> Iterator[list[CatalogueRequest]]:
-    """Yields the first requests, up to `limit` of them, some at a time."""
+    """Yields the first `limit` requests, `size` at a time."""
     first = itertools.islice(stream, limit)
     while chunk := list(itertools.islice(first, size)):
         yield chunk
