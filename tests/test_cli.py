@@ -259,13 +259,14 @@ def test_a_run_without_gin_files_says_what_is_missing(verb, capsys):
     assert "--gin_file" in capsys.readouterr().err
 
 
-def test_gin_bindings_reach_the_stage_in_order(monkeypatch):
+def test_gin_bindings_reach_the_stage_in_order(monkeypatch, capsys):
     seen = {}
 
     def note(function, **arguments):
         seen.update(arguments, name=function.__name__)
 
     monkeypatch.setattr(gin_config, "run_with_gin", note)
+    monkeypatch.setattr(gin_config, "macro_value", lambda name: f"the value of {name}")
     arguments = ["--gin_file=a.gin", "--gin.X=1", "--gin_file", "b.gin", "--gin.m.f.y='z'"]
     assert main.main(["score", *arguments, "--dry_run"]) == 0
     assert seen == {
@@ -274,6 +275,9 @@ def test_gin_bindings_reach_the_stage_in_order(monkeypatch):
         "bindings": ["X=1", "m.f.y='z'"],
         "dry_run": True,
     }
+    capsys.readouterr()
+    assert main.main(["score", "--gin_file=a.gin"]) == 0
+    assert capsys.readouterr().out == "the value of INFER_OUTPUT_DIR\n"
 
 
 def test_other_verbs_take_no_gin_bindings(capsys):

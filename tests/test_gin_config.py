@@ -93,6 +93,12 @@ def test_bindings_of_the_command_line_reach_arguments_too(write):
     assert result[2].decay == 0.25
 
 
+def test_the_value_of_a_macro_can_be_shown_after_a_run(write):
+    run([write("run.gin", RUN)], "MODEL_DIR='runs/a'", "STEPS=1")
+    assert gin_config.macro_value("MODEL_DIR") == "runs/a"
+    assert gin_config.macro_value("NO_SUCH_MACRO") == ""
+
+
 def test_nothing_remains_of_an_earlier_run(write):
     first = [write("run.gin", RUN), write("size.gin", "STEPS = 7\nMODEL_DIR = 'd'\n", head="")]
     run(first, "toy_stage.Optimizer.decay=0.25")

@@ -91,6 +91,14 @@ def resolved_config() -> str:
     return gin.config_str(max_line_length=100)
 
 
+def macro_value(name: str) -> str:
+    """Returns the value of a macro as text, "" where it has none."""
+    try:
+        return str(gin.query_parameter(f"{name}/gin.macro.value"))
+    except ValueError:
+        return ""
+
+
 def configure(function: Callable[..., Any], texts: Sequence[GinText]) -> Callable[..., Any]:
     """Lets gin bind everything, and returns the function that takes its arguments from it.
 

@@ -1,6 +1,7 @@
 """The verbs that train, measure and convert models, and those that report on them."""
 
 import argparse
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping
@@ -18,8 +19,15 @@ _GIN_HELP = (
 )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GinVerb(Verb):
-    """A verb whose function gets every argument from gin files and `--gin.NAME=VALUE`."""
+    """A verb whose function gets every argument from gin files and `--gin.NAME=VALUE`.
+
+    Attributes:
+      folder: the macro of the folder that is its result; "" where the function returns metrics.
+    """
+
+    folder: str = ""
 
     takes_gin = True
 
@@ -62,9 +70,9 @@ class GinVerb(Verb):
         )
         if options.dry_run:
             print_result(gin_config.resolved_config())
-        elif isinstance(returned, Path):
-            print_result(str(returned))
-        elif returned is not None:
+        elif self.folder:
+            print_result(gin_config.macro_value(self.folder))
+        else:
             print_result(json.dumps(returned, indent=2))
         return 0
 
@@ -150,6 +158,7 @@ TRAIN = GinVerb(
         "    --gin.DATA_DIR='\"runs/records\"' --gin.MODEL_DIR='\"runs/model\"'"
     ),
     function="instructrec_jax.stages.train:train",
+    folder="MODEL_DIR",
 )
 EVAL = GinVerb(
     name="eval",
@@ -182,6 +191,7 @@ SCORE = GinVerb(
         "    --gin.INFER_OUTPUT_DIR='\"runs/scores\"'"
     ),
     function="instructrec_jax.stages.score:score",
+    folder="INFER_OUTPUT_DIR",
 )
 GENERATE = GinVerb(
     name="generate",
