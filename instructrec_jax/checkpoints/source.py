@@ -121,7 +121,7 @@ def load_model(source: Source, abstract_model: T5) -> T5:
     """Returns the model of a checkpoint, placed as `abstract_model` says.
 
     Raises:
-      UserError: if it is of another size, damaged, or holds non-finite values.
+      UserError: if it is of another size or damaged, or of another project and not finite.
     """
     source.check_fits(abstract_model.config)
     if source.kind == "native":
