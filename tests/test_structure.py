@@ -169,6 +169,57 @@ def test_the_rule_itself_tells_right_from_wrong(part, module, allowed):
     assert (violations(part, module) is None) == allowed
 
 
+def module_of(path: Path) -> str:
+    """Returns the dotted name of a source file: "instructrec_jax.models.t5"."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of_each_module() -> dict[str, set[str]]:
+    """Returns, for every module, the dotted names it imports or names as "module:function"."""
+    modules = {module_of(path): path for path in sources()}
+    found = {}
+    for module, path in modules.items():
+        tree = ast.parse(path.read_text())
+        names = {name for name, _ in imported_modules(tree)}
+        texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        names |= {text.partition(":")[0] for text in texts if isinstance(text, str)} & set(modules)
+        # "a.b.c" is a module, or a name in the module "a.b".
+        found[module] = {n if n in modules else n.rpartition(".")[0] for n in names} | names
+    return found
+
+
+def test_no_module_is_imported_by_nobody():
+    imports = imports_of_each_module()
+    texts = [path.read_text() for path in (ROOT / "gin").rglob("*.gin")]
+    named_in_gin = {
+        f"{package}.{name}"
+        for text in texts
+        for package, name in re.findall(r"^from (\S+) import (\w+)", text, re.MULTILINE)
+    }
+    entries = {PACKAGE, f"{PACKAGE}.__main__", f"{PACKAGE}.cli.main", "tasks"}
+    imported = set().union(*imports.values()) | named_in_gin
+    # A package with code of its own is imported where one of its modules is.
+    imported |= {name.rpartition(".")[0] for name in imported}
+    task_modules = {module for module in imports if module.startswith("tasks.")}
+    assert sorted(imports.keys() - imported - entries - task_modules) == []
+
+
+@pytest.mark.parametrize("part", ["serving", "scoring", "requests", "instructions", "generation"])
+def test_texts_become_scores_without_tensorflow(part):
+    imports = imports_of_each_module()
+    waiting = [module for module in imports if module.startswith(f"{PACKAGE}.{part}")]
+    reached: set[str] = set()
+    assert waiting
+    while waiting:
+        module = waiting.pop()
+        if module not in reached:
+            reached.add(module)
+            waiting += imports.get(module, set())
+    roots = {module.split(".")[0] for module in reached}
+    assert not roots & {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
+
+
 @pytest.mark.parametrize("path", sources(), ids=name_of)
 def test_nothing_forbidden_is_imported_or_written(path):
     tree = ast.parse(path.read_text())
