@@ -18,6 +18,7 @@ from instructrec_jax.stages.lint import leaks, lint
 from instructrec_jax.stages.lint.coverage import absent_aspects, cover, coverage_findings
 from instructrec_jax.stages.lint.leaks import check_records
 from instructrec_jax.stages.lint.tokens import token_findings
+from instructrec_jax.stages.run_data import VOCABULARY_FILE
 
 MODULE = "lint_toy"
 SEARCH = {"user_id": "", "position": -1, "history": (), "preference": ()}
@@ -315,9 +316,10 @@ def test_samples_tell_what_is_cut_and_what_is_repeated(tmp_path, toy_records):
 
 
 def test_statistics_are_those_of_the_tokens_that_a_model_gets(data_dir):
-    from instructrec_jax.pipeline import loader
+    from instructrec_jax.pipeline import loader, vocabulary
 
     report = lint(dataset="own", data_dir=data_dir, task_module=MODULE, max_examples=5)
+    vocabulary.use_vocabulary(data_dir / "own" / VOCABULARY_FILE)
     (row,) = [row for row in report.samples if row.task == "L2.specific"]
     stream = loader.examples(
         "own.L2.specific", split="train", feature_lengths={"inputs": 512, "targets": 128}

@@ -3,6 +3,9 @@
 import dataclasses
 import errno
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +15,7 @@ from test_request_files import write
 
 from instructrec_jax import manifest
 from instructrec_jax.errors import UserError
+from instructrec_jax.requests import request_files
 from instructrec_jax.scores import parts as score_files
 from instructrec_jax.scores.parts import part_name, read_scores
 
@@ -189,3 +193,58 @@ def test_parts_say_where_they_come_from_and_not_who_wrote_them(toy_records, chec
         *("split", "teacher", "checkpoint_step", "versions", "candidate_view"),
     }
     assert found.metadata == {**told, "command": manifest.read_manifest(tmp_path / "out").command}
+
+
+def test_requests_with_candidates_of_equal_tokens_are_counted_and_said(
+    toy_records, checkpoint, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(request_files, "model_title", lambda title: title)
+    rows = [request(0), request(1, candidates=["\uff28alo", "Halo", "Myst"])]
+    path = write(tmp_path / "r.jsonl", rows)
+    found = score_requests(toy_records, checkpoint, tmp_path / "out", path)
+    assert found.log_likelihood[1][0] == found.log_likelihood[1][1]
+    assert "1 requests hold candidates of equal tokens" in caplog.text
+
+
+def test_a_candidate_or_instruction_without_tokens_is_refused_by_line(
+    toy_records, checkpoint, tmp_path, monkeypatch
+):
+    path = write(tmp_path / "r.jsonl", [request(0, candidates=[*TITLES, "\u200e"])])
+    with pytest.raises(UserError, match="line 1: request 'r0': candidate 4 has an empty title"):
+        score_requests(toy_records, checkpoint, tmp_path / "out", path)
+    monkeypatch.setattr(request_files, "is_seen", lambda title: True)
+    with pytest.raises(UserError, match=r"line 1: .*candidate '\\u200e' has no tokens"):
+        score_requests(toy_records, checkpoint, tmp_path / "out", path)
+    write(path, [request(0), request(1, instruction="\u200e")])
+    run = {"on_damage": "skip"}
+    assert score_requests(toy_records, checkpoint, tmp_path / "out", path, **run).example_id == [
+        "r0"
+    ]
+    assert manifest.read_manifest(tmp_path / "out").drops == {"no_tokens": 1}
+
+
+def test_requests_are_scored_without_tensorflow_and_seqio(toy_records, checkpoint, tmp_path):
+    rows = [{"id": "a", "history": ["Quiet Fox"], "candidates": TITLES}]
+    path = write(tmp_path / "r.jsonl", rows)
+    code = """
+import sys
+from instructrec_jax.checkpoints.source import open_source
+from instructrec_jax.parallel.mesh import MeshSettings
+from instructrec_jax.stages.run_data import RunData
+from instructrec_jax.stages.score import ScoreSettings, score
+
+records, model, out, path = sys.argv[1:]
+data = RunData(data_dir=records, feature_lengths={"inputs": 512, "targets": 64})
+run = {"tasks": ["toy.all"], "requests": path, "request_templates": ["A7"]}
+run = ScoreSettings(checkpoint_path=model, output_dir=out, **run)
+score(model=open_source(model).config, data=data, run=run, mesh=MeshSettings())
+print(sorted({"tensorflow", "seqio", "tensorflow_datasets"} & sys.modules.keys()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, toy_records, checkpoint, tmp_path / "out", path],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+    assert read_scores(tmp_path / "out").example_id == ["a"]

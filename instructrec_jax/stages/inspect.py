@@ -3,15 +3,19 @@
 import dataclasses
 import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from instructrec_jax.data.columnar import TRAIN
 from instructrec_jax.errors import UserError
+from instructrec_jax.instructions.render import EVALUATION, training_draw
+from instructrec_jax.instructions.token_budget import TokenRenderer
 from instructrec_jax.manifest import read_manifest
 from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
-from instructrec_jax.pipeline.registry import GROUPED, RANK
+from instructrec_jax.pipeline.registry import GROUPED, RANK, InstructionTask
 from instructrec_jax.stages.run_data import VOCABULARY_FILE, dataset_of
+from instructrec_jax.tokenizer import SentencePieceModel, load_vocabulary
 
 _WIDTH, _INDENT = 100, "    "
 
@@ -85,13 +89,34 @@ def inspect(
     extra_ids = vocabulary.T5_EXTRA_IDS if is_given else 0
     vocabulary.use_vocabulary(folder / VOCABULARY_FILE, extra_ids=extra_ids)
     name = task.removesuffix(f".{GROUPED}").removesuffix(f".{RANK}")
-    words = registry.get(name).output_features["inputs"].vocabulary
-    stream = loader.examples(
-        name,
-        split=split,
-        feature_lengths={side: n for side, n in lengths.items() if n is not None} or None,
+    limits = {side: number for side, number in lengths.items() if number is not None}
+    words = load_vocabulary(folder / VOCABULARY_FILE, extra_ids=extra_ids)
+    provider = registry.get_for(split, name)
+    stream = (
+        _task_examples(provider, split, limits, words)
+        if isinstance(provider, InstructionTask)
+        else loader.examples(name, split=split, feature_lengths=limits or None)
     )
     return [_rendered(example, words) for example in itertools.islice(stream, num_examples)]
+
+
+def _task_examples(
+    task: InstructionTask, split: str, lengths: Mapping[str, int], words: SentencePieceModel
+) -> Iterator[Mapping[str, Any]]:
+    """Yields the examples of a task of ours, named as those of `loader.examples`."""
+    renderer = TokenRenderer(
+        variant=task.variant, vocabulary=words, feature_lengths=lengths, task=task.name
+    )
+    for record in map(record_store.as_record, task.source.rows(split)):
+        draw = training_draw(task.variant, record) if split == TRAIN else EVALUATION
+        inputs, targets = renderer.instruction(record, draw), renderer.answer(record, draw)
+        yield {
+            "inputs": inputs.tokens,
+            "targets": targets.tokens,
+            "num_history_dropped": inputs.num_history_dropped,
+            "num_words_cut": inputs.num_words_cut + targets.num_words_cut,
+            "example_id": record.example_id.encode(),
+        }
 
 
 def as_text(examples: Sequence[RenderedExample], task: str) -> str:
@@ -103,7 +128,7 @@ def as_text(examples: Sequence[RenderedExample], task: str) -> str:
     return "\n".join([*shown, _counts_text(examples)])
 
 
-def _rendered(example: loader.Batch, words: Any) -> RenderedExample:
+def _rendered(example: Mapping[str, Any], words: SentencePieceModel) -> RenderedExample:
     """Returns an example in words."""
     return RenderedExample(
         example_id=bytes(example["example_id"]).decode(),
