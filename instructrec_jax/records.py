@@ -138,7 +138,7 @@ class Annotation:
     Attributes:
       texts: preferences, or intentions in the user's own voice; () where the teacher was silent.
       second_texts: the same intentions seen from outside; () for preferences.
-      version: who wrote them, such as "extractive-1"; "" if nobody did.
+      version: who wrote them, such as "extractive-2"; "" if nobody did.
     """
 
     texts: tuple[str, ...] = ()

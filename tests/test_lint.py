@@ -10,12 +10,17 @@ from lint_toy import LEAVE_ONE_OUT, check_splits, numbered, write_dataset
 
 from instructrec_jax.cli.main import main
 from instructrec_jax.errors import UserError
+from instructrec_jax.instructions.coverage import (
+    CoverageRow,
+    absent_aspects,
+    cover,
+    coverage_findings,
+)
 from instructrec_jax.instructions.lint import Severity
 from instructrec_jax.manifest import Manifest, read_manifest
 from instructrec_jax.pipeline import record_store, registry
 from instructrec_jax.report import lint_report, tables
 from instructrec_jax.stages.lint import leaks, lint
-from instructrec_jax.stages.lint.coverage import absent_aspects, cover, coverage_findings
 from instructrec_jax.stages.lint.leaks import check_records
 from instructrec_jax.stages.lint.tokens import token_findings
 from instructrec_jax.stages.run_data import VOCABULARY_FILE
@@ -185,16 +190,20 @@ def test_what_a_dataset_cannot_have_is_told_from_what_is_missing(manifest, expec
         assert found.get(aspect) == expected.get(aspect)
 
 
+def variants_of(dataset: str) -> list:
+    return [task.variant for task in registry.instruction_tasks(dataset)]
+
+
 def test_an_empty_cell_is_an_error_only_where_the_dataset_could_fill_it():
     registry.import_task_module(MODULE, "own")
-    tasks = registry.instruction_tasks("own")
-    assert [task.variant.name for task in tasks] == ["L1", "L2.vague", "L2.specific"]
+    rendered = variants_of("own")
+    assert [variant.name for variant in rendered] == ["L1", "L2.vague", "L2.specific"]
     full, without_category = "history+vague_intention+specific_intention", "history"
-    assert not coverage_findings(cover(tasks, built([full])))
-    rows = cover(tasks, built([without_category]))
+    assert not coverage_findings(cover(rendered, built([full])))
+    rows = cover(rendered, built([without_category]))
     assert [row.reason for row in rows] == ["", "no reviews", "no categories"]
     assert {finding.severity for finding in coverage_findings(rows)} == {Severity.WARNING}
-    rows = cover(tasks, built([without_category], num_reviews=3))
+    rows = cover(rendered, built([without_category], num_reviews=3))
     errors = [f for f in coverage_findings(rows) if f.severity is Severity.ERROR]
     assert len(errors) == 1
     assert "L2.vague" in errors[0].message
@@ -205,14 +214,14 @@ def test_a_ranking_template_without_held_out_records_is_a_warning():
     registry.import_task_module(MODULE, "own")
     manifest = built(["history"])
     manifest.counts.pop(f"{LEAVE_ONE_OUT}/test/history")
-    rows = cover(registry.instruction_tasks("own"), manifest)
+    rows = cover(variants_of("own"), manifest)
     found = coverage_findings(rows)
     assert {finding.severity for finding in found} == {Severity.WARNING}
     assert "cannot be evaluated" in found[-1].message
 
 
 def test_the_toy_data_fill_every_cell_of_the_paper_and_leak_nothing(toy):
-    rows = cover(registry.instruction_tasks("toy"), read_manifest(toy / "toy"))
+    rows = cover(variants_of("toy"), read_manifest(toy / "toy"))
     assert len({row.template_id for row in rows}) == 39
     assert all(row.counts["train"] for row in rows)
     assert not [f for f in coverage_findings(rows) if f.severity is Severity.ERROR]
@@ -318,6 +327,8 @@ def test_samples_tell_what_is_cut_and_what_is_repeated(tmp_path, toy_records):
 def test_statistics_are_those_of_the_tokens_that_a_model_gets(data_dir):
     from instructrec_jax.pipeline import loader, vocabulary
 
+    model = data_dir / "own" / "vocabulary" / "sentencepiece.model"
+    vocabulary.use_vocabulary(model)
     report = lint(dataset="own", data_dir=data_dir, task_module=MODULE, max_examples=5)
     vocabulary.use_vocabulary(data_dir / "own" / VOCABULARY_FILE)
     (row,) = [row for row in report.samples if row.task == "L2.specific"]
@@ -329,10 +340,11 @@ def test_statistics_are_those_of_the_tokens_that_a_model_gets(data_dir):
     assert row.inputs == tuple(
         int(np.percentile(lengths, q, method="higher")) for q in (50, 95, 100)
     )
+    vocabulary.use_vocabulary(None)
 
 
 def test_tables_of_large_numbers_fit_a_terminal_and_say_what_a_dataset_lacks():
-    row = lint_report.CoverageRow(
+    row = CoverageRow(
         task="C10.second_vague",
         template_id="C10",
         cell="<P1,(P2),I1,T3>",

@@ -131,7 +131,7 @@ def write_scores(folder, data, split, bonuses, *, step=30, change=None, **told):
             "checkpoint_step": step,
             "checkpoint": f"hash of {step}",
             "split": split,
-            "teacher": "extractive-1",
+            "teacher": "hand-1",
             **told,
         }
         parts.write_part(folder / part_name(template, 0), rows, metadata)
@@ -215,7 +215,7 @@ def test_every_number_carries_its_protocol(folders, tmp_path):
         assert protocol["num_candidates"] == 10 and protocol["num_examples"] in (NUM_USERS, 10)
         assert protocol["num_examples_left_out"] == 0
         own = protocol["systems"]["model"]
-        assert own["teacher"] == "extractive-1" and own["checkpoint_step"] == 30
+        assert own["teacher"] == "hand-1" and own["checkpoint_step"] == 30
         assert own["written_by"] == "instructrec" and own["normaliser"] in ("sum", "mean")
         assert len(protocol["candidates_sha256"]) == 64
         assert protocol["command"] and protocol["interval"]

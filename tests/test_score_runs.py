@@ -20,6 +20,7 @@ from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.scores.parts import part_name, read_scores
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
+from instructrec_jax.teacher.extractive import ExtractiveTeacher
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_every_example_of_the_split_is_scored_once_by_every_template(finished, t
         assert found.candidate_ids[index].tolist() == list(wanted.candidate_ids)
         assert found.candidate_ids[index][found.target_index[index]] == wanted.target_id
         assert np.isfinite(found.log_likelihood[index]).all()
-    assert found.metadata["teacher"] == "extractive-1"
+    assert found.metadata["teacher"] == ExtractiveTeacher.name
     assert found.metadata["checkpoint_step"] == 5 and found.metadata["split"] == "test"
     assert sum(manifest.read_manifest(finished).counts.values()) == len(pairs)
     assert (finished / "config.gin").read_text() == "A = 1\n"

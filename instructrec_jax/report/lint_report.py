@@ -4,39 +4,13 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from instructrec_jax.instructions.coverage import CoverageRow
 from instructrec_jax.instructions.language import Kind
 from instructrec_jax.instructions.lint import Finding, Severity
 from instructrec_jax.instructions.render import NUM_ANSWER_TITLES
 from instructrec_jax.report.tables import Document, Section, Table
 
 _HISTORY = "history"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CoverageRow:
-    """How many examples a dataset has for one variant of a template.
-
-    Attributes:
-      task: name of the variant, such as "B7.specific".
-      template_id: its template.
-      cell: the paper's cell.
-      kind: how input and output relate.
-      family: the family it was registered with.
-      is_evaluated: whether it belongs to the evaluation pool.
-      needs: fields of a record without whose text it cannot be rendered.
-      counts: examples by split.
-      reason: what the dataset has none of, so that there can be no example; else "".
-    """
-
-    task: str
-    template_id: str
-    cell: str
-    kind: str
-    family: str
-    is_evaluated: bool
-    needs: Sequence[str]
-    counts: Mapping[str, int]
-    reason: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,13 @@ from typing import Any
 
 from instructrec_jax import files, manifest, tokenizer
 from instructrec_jax.errors import UserError
+from instructrec_jax.instructions.coverage import cover, coverage_findings
 from instructrec_jax.instructions.lint import lint_templates
 from instructrec_jax.manifest import Manifest, find_same_work, read_manifest
 from instructrec_jax.pipeline import record_store, registry
 from instructrec_jax.pipeline.registry import InstructionTask
 from instructrec_jax.report import lint_report, tables
 from instructrec_jax.report.lint_report import LintReport
-from instructrec_jax.stages.lint.coverage import cover, coverage_findings
 from instructrec_jax.stages.lint.leaks import check_records
 from instructrec_jax.stages.lint.tokens import summarise_tasks, token_findings
 from instructrec_jax.stages.run_data import VOCABULARY_FILE
@@ -106,7 +106,7 @@ def _inspect(
     findings = lint_templates(
         templates.values(), is_known=lambda text: tokenizer.UNK_ID not in words.encode(text)
     )
-    coverage = cover(tasks, built)
+    coverage = cover((task.variant for task in tasks), built)
     records = check_records(dataset)
     logger.info("lint: read %d records, now samples of %d tasks", records.num_records, len(tasks))
     lengths = {"inputs": protocol["input_tokens"], "targets": protocol["target_tokens"]}
