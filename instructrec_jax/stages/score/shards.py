@@ -14,12 +14,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from instructrec_jax.damage import Damage
+from instructrec_jax.progress import Progress
 from instructrec_jax.scores import parts
 from instructrec_jax.scores.claims import Claims
 from instructrec_jax.scores.parts import ScoredRequest, Shard
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.stages.score.request_sets import PendingRequest, SetReader
-from instructrec_jax.training.progress import clock
 from instructrec_jax.training.stopping import Stop, StopAskedError
 
 logger = logging.getLogger(__name__)
@@ -59,9 +59,15 @@ def score_shards(
       UserError: if a request cannot be used, or the disk is full.
     """
     work = [(reader, shard) for reader in readers for shard in reader.set.shards()]
-    progress = _Progress([shard for _, shard in work], folder)
-    num_tied = 0
-    with Claims(folder / CLAIMS, stale_seconds=stale_seconds) as claims:
+    names, num_tied, mark = {shard.file_name for _, shard in work}, 0, time.monotonic()
+
+    def num_written() -> int:
+        return len(names.intersection(os.listdir(folder)))
+
+    progress = Progress(
+        "score", total=len(names), unit="parts", done=num_written(), seconds_between_lines=0.0
+    )
+    with progress, Claims(folder / CLAIMS, stale_seconds=stale_seconds) as claims:
         ahead = _ReadAhead(lambda is_over: _claimed(work, folder, claims, is_over))
         with contextlib.closing(ahead):
             while True:
@@ -74,12 +80,18 @@ def score_shards(
                         render = functools.partial(reader.next_round, damage=damage)
                         decided = decide(requests, score=score, render=render)
                 except StopAskedError:
-                    logger.info("stopped on SIGTERM; the same command goes on: %s", progress)
+                    logger.info(
+                        "stopped on SIGTERM; the same command goes on: %d of %d parts are there",
+                        *(num_written(), len(names)),
+                    )
                     return False
                 rows = parts.score_rows(shard.template, decided)
                 _write(folder, shard, rows, metadata[shard.template], damage)
                 claims.give_back(shard.file_name)
-                progress.show(shard, rows)
+                rate = sum(len(row["candidate_ids"]) for row in rows) / (time.monotonic() - mark)
+                mark = time.monotonic()
+                note = f"{shard.file_name}: {len(rows)} requests, {rate:.0f} candidates/s"
+                progress.advance(num_written() - progress.done, note)
                 num_tied += sum(request.has_equal_candidates for request in requests)
     if num_tied:
         logger.warning(
@@ -158,38 +170,6 @@ def _write(
     except FileNotFoundError:
         if not parts.is_written(folder, shard):
             raise
-
-
-class _Progress:
-    """How far the work of all processes is."""
-
-    def __init__(self, shards: Sequence[Shard], folder: Path) -> None:
-        self._names = {shard.file_name for shard in shards}
-        self._folder = folder
-        self._began = self._mark = time.monotonic()
-        self._num_before = self._num_written()
-
-    def __str__(self) -> str:
-        return f"{self._num_written()} of {len(self._names)} parts are there"
-
-    def show(self, shard: Shard, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Shows a line after a part."""
-        now, num_written = time.monotonic(), self._num_written()
-        num_candidates = sum(len(row["num_tokens"]) for row in rows)
-        rate, self._mark = num_candidates / (now - self._mark), now
-        num_new = max(num_written - self._num_before, 1)
-        left = (now - self._began) / num_new * (len(self._names) - num_written)
-        logger.info(
-            "%s: %d requests, %.0f candidates/s; %s, %s left",
-            shard.file_name,
-            len(rows),
-            rate,
-            self,
-            clock(left),
-        )
-
-    def _num_written(self) -> int:
-        return len(self._names.intersection(os.listdir(self._folder)))
 
 
 class _ReadAhead(Generic[_Item]):
