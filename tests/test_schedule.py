@@ -62,8 +62,8 @@ def test_every_candidate_is_read_once_against_its_own_instruction(requests, size
             begin = step.half * shapes.num_tokens
             memory[:, begin : begin + shapes.num_tokens] = step.instructions.tokens
             continue
-        assert any(step.places)
-        for group, places in enumerate(step.places):
+        assert any(step.paths)
+        for group, paths in enumerate(step.paths):
             trees = type(step.trees)(
                 **{
                     field.name: value[group] if isinstance(value, np.ndarray) else value
@@ -72,13 +72,15 @@ def test_every_candidate_is_read_once_against_its_own_instruction(requests, size
                 }
             )
             found = list(read_paths(trees, memory[group]))
-            assert len(found) == len(places)
-            for (instruction, read), (request, candidate) in zip(found, places, strict=True):
+            assert len(found) == len(paths)
+            for (instruction, read), (request, candidate) in zip(found, paths, strict=True):
                 assert requests[request].instruction.tolist() == instruction
                 assert requests[request].candidates[candidate].tolist() == read
-            seen += places
+            seen += paths
     assert sorted(seen) == [
-        (index, place) for index, r in enumerate(requests) for place in range(len(r.candidates))
+        (index, candidate)
+        for index, r in enumerate(requests)
+        for candidate in range(len(r.candidates))
     ]
 
 

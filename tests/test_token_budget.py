@@ -19,7 +19,7 @@ from instructrec_jax.instructions.language import Slot, plain_title, variants
 from instructrec_jax.instructions.render import render, render_record, slot_values
 from instructrec_jax.instructions.token_budget import MisfitError, TokenRenderer, arrange
 from instructrec_jax.pipeline import loader, preprocessors, vocabulary
-from instructrec_jax.pipeline.token_budget import Fitted, TokenBudget
+from instructrec_jax.pipeline.rendering import Fitted, TokenBudget
 from instructrec_jax.records import InstructionRecord
 from tasks import mixtures
 

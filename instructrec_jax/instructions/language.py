@@ -29,7 +29,7 @@ RECORD_SETS = ("leave_one_out", "product_search")
 
 
 class Slot(enum.StrEnum):
-    """A place in a wording that a record fills."""
+    """A part of a wording that a record fills."""
 
     HISTORY = "history"
     CANDIDATES = "candidates"
@@ -121,7 +121,7 @@ class Template:
     Its preference and intention follow from its slots, see `Variant.cell`.
 
     Attributes:
-      template_id: the paper's place of it, such as "A7".
+      template_id: its number in the paper, such as "A7".
       inputs: wording of the instruction.
       targets: wording of the answer.
       task_form: T of its cell.

@@ -3,7 +3,7 @@
 The oldest history items are dropped whole, as few as possible, and the newest is kept; then its
 title is shortened by whole words. In an answer, a teacher's text or a query is shortened next.
 Nothing else is ever cut: what still does not fit is an error that names the example. Training does
-the same inside TensorFlow (`pipeline.token_budget`) and gets the same tokens.
+the same inside TensorFlow (`pipeline.rendering`) and gets the same tokens.
 """
 
 import dataclasses

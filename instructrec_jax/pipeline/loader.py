@@ -17,7 +17,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.pipeline import registry
 from instructrec_jax.pipeline.record_store import hide_accelerators
 from instructrec_jax.pipeline.registry import GROUP_FIELDS, GROUPED
-from instructrec_jax.pipeline.token_budget import ERROR_BEGIN, ERROR_END
+from instructrec_jax.pipeline.rendering import ERROR_BEGIN, ERROR_END
 
 Batch = dict[str, np.ndarray]
 _OUR_ERROR = re.compile(re.escape(ERROR_BEGIN) + "(.*?)" + re.escape(ERROR_END), re.DOTALL)
@@ -157,7 +157,7 @@ def numpy_batches(ds: tf.data.Dataset) -> Iterator[Batch]:
       ds: a dataset of dictionaries.
 
     Raises:
-      UserError: where an example does not fit, as `token_budget` says it.
+      UserError: where an example does not fit, as `rendering` says it.
     """
     options = tf.data.Options()
     options.deterministic = True

@@ -14,7 +14,7 @@ import tensorflow as tf
 from instructrec_jax.instructions.language import QUERY_FIELDS, Query, Slot, Variant
 from instructrec_jax.instructions.render import NO, NUM_ANSWER_TITLES, YES
 from instructrec_jax.pipeline import rendering
-from instructrec_jax.pipeline.token_budget import Fitted, TokenBudget, assert_fits
+from instructrec_jax.pipeline.rendering import Fitted, TokenBudget, assert_fits
 from instructrec_jax.tokenizer import EOS_ID
 
 Record = dict[str, tf.Tensor]
@@ -131,7 +131,7 @@ def one_row_per_candidate(variant: Variant) -> Preprocessor:
 
     Args:
       variant: each row names its family and its kind of query, "none" where it takes none, for
-        whoever reads T5X's scores.
+        readers of T5X's scores.
     """
     family, query = variant.template.family, str(variant.query or "none")
 
@@ -214,18 +214,18 @@ def slot_values(
         values[Slot.PREFERENCE] = tf.where(_states_preference(record, lengths, seed), text, "")
     if Slot.CANDIDATE in required:
         is_negative = _uniform(record, seed, _IS_NEGATIVE) < 0.5
-        place = tf.where(is_negative, _negative(record, seed), _target_index(record))
-        values[Slot.CANDIDATE] = record["candidates"][place]
+        index = tf.where(is_negative, _negative(record, seed), _target_index(record))
+        values[Slot.CANDIDATE] = record["candidates"][index]
         values[Slot.ANSWER] = tf.where(is_negative, NO, YES)
     if Slot.FIRST in required:
         pair = tf.stack([record["target"], record["candidates"][_negative(record, seed)]])
-        place = tf.cast(_uniform(record, seed, _IS_FIRST) < 0.5, tf.int32)
-        values[Slot.FIRST], values[Slot.SECOND] = pair[place], pair[1 - place]
+        index = tf.cast(_uniform(record, seed, _IS_FIRST) < 0.5, tf.int32)
+        values[Slot.FIRST], values[Slot.SECOND] = pair[index], pair[1 - index]
     return values
 
 
 def _negative(record: Record, seed: tf.Tensor) -> tf.Tensor:
-    """Returns the place of a random candidate that is not the target."""
+    """Returns the index of a random candidate that is not the target."""
     num_candidates = tf.size(record["candidate_ids"])
     share = _uniform(record, seed, _CANDIDATE)
     step = 1 + tf.cast(share * tf.cast(num_candidates - 1, tf.float32), tf.int32)
@@ -250,10 +250,10 @@ def _uniform(record: Record, seed: tf.Tensor, purpose: int) -> tf.Tensor:
 
 
 def _target_index(record: Record) -> tf.Tensor:
-    """Returns the target's place among the candidates, scalar int32; -1 if it is not there."""
+    """Returns the target's index among the candidates, scalar int32; -1 if it is not there."""
     is_target = record["candidate_ids"] == record["target_id"]
-    place = tf.argmax(tf.cast(is_target, tf.int32), output_type=tf.int32)
-    return tf.where(tf.reduce_any(is_target), place, -1)
+    index = tf.argmax(tf.cast(is_target, tf.int32), output_type=tf.int32)
+    return tf.where(tf.reduce_any(is_target), index, -1)
 
 
 def fit(
@@ -324,9 +324,9 @@ def _query_text(query: Query | None, record: Record, seed: tf.Tensor) -> tf.Tens
 def _one_of(texts: tf.Tensor, record: Record, seed: tf.Tensor) -> tf.Tensor:
     """Returns one of [k] texts, the first in evaluation; "" if there is none."""
     number = tf.cast(tf.size(texts), tf.float32)
-    place = tf.cast(_uniform(record, seed, _TEXT) * number, tf.int32)
-    place = tf.where(record["is_training"], place, 0)
-    return rendering.plain_text(tf.strings.reduce_join(texts[place : place + 1]))
+    index = tf.cast(_uniform(record, seed, _TEXT) * number, tf.int32)
+    index = tf.where(record["is_training"], index, 0)
+    return rendering.plain_text(tf.strings.reduce_join(texts[index : index + 1]))
 
 
 def _without_padding(row: Record) -> Record:

@@ -16,7 +16,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
 from instructrec_jax.seeds import stable_seed
 
-View = np.ndarray  # int [n], places of the candidates that a prompt shows, in its order
+View = np.ndarray  # int [n], indices of the candidates that a prompt shows, in its order
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,10 +50,10 @@ class Strategy(Protocol):
 
     @property
     def sure_ranks(self) -> int | None:
-        """Ranks up to which nobody can be missing who belongs there; None for all of them.
+        """Ranks up to which no candidate that belongs there can be missing; None for all.
 
-        Whoever beats all but k - 1 others in every view is sure to have rank k at most, for k up
-        to this number; beyond it the luck of the draw can rank a candidate lower.
+        A candidate that beats all but k - 1 others in every view is sure to have rank k at most,
+        for k up to this number; beyond it the luck of the draw can rank a candidate lower.
         """
 
     def rounds(self, num_candidates: int, request_id: str) -> Rounds:
@@ -78,8 +78,8 @@ class AllAtOnce:
 class Rotations:
     """All candidates in several rotated orders, whose log-likelihoods are averaged.
 
-    With as many rotations as candidates each stands once in every place, so what a model adds for
-    the place alone is the same for all. Costs as many times the work of one view.
+    With as many rotations as candidates each stands once at every position, so what a model adds
+    for the position alone is the same for all. Costs as many times the work of one view.
 
     Attributes:
       number: how many orders; no more than there are candidates.
@@ -160,7 +160,7 @@ class Groups:
             best = [np.argsort(-values[:, 0], kind="stable")[: self.winners] for values in found]
             left = np.sort(np.concatenate([g[b] for g, b in zip(groups, best, strict=True)]))
         return Outcome(
-            log_likelihood=np.stack([results[place] for place in range(num_candidates)]),
+            log_likelihood=np.stack([results[index] for index in range(num_candidates)]),
             last_round=last_round,
             num_views=num_views,
         )

@@ -87,7 +87,7 @@ class TreeShape:
 
 
 def reading_order(candidates: Sequence[np.ndarray]) -> list[tuple[Tokens, int]]:
-    """Returns the candidates with their indices, those of a common prefix behind each other."""
+    """Returns the candidates with their indices, those of a common prefix next to each other."""
     return sorted((tuple(tokens.tolist()), index) for index, tokens in enumerate(candidates))
 
 
@@ -122,7 +122,7 @@ class TreeBuilder:
 
         Args:
           candidates: what is left of its `reading_order`.
-          begin: where the instruction lies in memory.
+          begin: index of the instruction's first token in memory.
           length: its number of tokens.
 
         Returns:
@@ -186,7 +186,7 @@ def _num_shared(left: Tokens, right: Tokens) -> int:
 
 
 def _column_arrays(rows: Sequence[tuple[int, ...]], size: int, width: int) -> np.ndarray:
-    """Returns [width, size] int32 of at most `size` rows, 0 behind the last."""
+    """Returns [width, size] int32 of at most `size` rows, 0 after the last."""
     columns = np.zeros((width, size), np.int32)
     if rows:
         columns[:, : len(rows)] = np.asarray(rows, np.int32).T
@@ -194,6 +194,6 @@ def _column_arrays(rows: Sequence[tuple[int, ...]], size: int, width: int) -> np
 
 
 def _places(rows: Sequence[tuple[int, int]], size: int, row_length: int) -> np.ndarray:
-    """Returns [size] int32, each (row, column) as one place among rows of that length."""
+    """Returns [size] int32, each (row, column) as one index among rows of that length."""
     row, column = _column_arrays(rows, size, 2)
     return row * row_length + column

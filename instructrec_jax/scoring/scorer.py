@@ -30,7 +30,7 @@ from instructrec_jax.scoring.shapes import Shapes, fit_shapes
 
 NUM_HALVES = 2
 _Part = TypeVar("_Part", FlatInstructions, PrefixTrees)
-Place = tuple[int, int]  # a request and one of its candidates
+Path = tuple[int, int]  # a request and one of its candidates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,11 +52,11 @@ class DecodeStep:
 
     Attributes:
       trees: arrays [groups, ...].
-      places: of each group, request and candidate of each path.
+      paths: of each group, request and candidate of each path.
     """
 
     trees: PrefixTrees
-    places: Sequence[Sequence[Place]]
+    paths: Sequence[Sequence[Path]]
 
 
 @dataclasses.dataclass
@@ -141,10 +141,10 @@ def _decode_step(waiting: Sequence[collections.deque[_Waiting]], shapes: Shapes)
         (len(t) for queue in waiting for item in queue for t, _ in item.candidates), default=1
     )
     shape = shapes.tree_shape(row_length, longest)
-    parts, places = [], []
+    parts, paths = [], []
     for queue in waiting:
         builder = TreeBuilder(shape)
-        taken: list[Place] = []
+        taken: list[Path] = []
         while queue:
             item = queue[0]
             number = builder.add(item.candidates, begin=item.begin, length=item.length)
@@ -154,8 +154,8 @@ def _decode_step(waiting: Sequence[collections.deque[_Waiting]], shapes: Shapes)
                 break
             queue.popleft()
         parts.append(builder.arrays())
-        places.append(taken)
-    return DecodeStep(trees=_stacked(parts), places=places)
+        paths.append(taken)
+    return DecodeStep(trees=_stacked(parts), paths=paths)
 
 
 def _stacked(parts: Sequence[_Part]) -> _Part:
@@ -178,7 +178,7 @@ class Scorer:
         """Makes a scorer.
 
         Args:
-          mesh: the device mesh; steps are split over "data" and "fsdp", the model lies as placed.
+          mesh: the device mesh; steps are split over "data" and "fsdp".
           shapes: array sizes, from `fit_shapes`; None: fitted to the requests of the first call,
             and anew to those of a far larger one.
         """
@@ -226,8 +226,8 @@ class Scorer:
             return []
         shapes = self._shapes_for(requests).grown(requests)
         found = [np.zeros(len(request.candidates), np.float32) for request in requests]
-        for log_likelihood, places in list(self._run(model, requests, shapes)):
-            for values, group in zip(np.asarray(log_likelihood), places, strict=True):
+        for log_likelihood, paths in list(self._run(model, requests, shapes)):
+            for values, group in zip(np.asarray(log_likelihood), paths, strict=True):
                 for value, (request, candidate) in zip(values, group, strict=False):
                     found[request][candidate] = value
         return found
@@ -257,7 +257,7 @@ class Scorer:
             if isinstance(step, EncodeStep):
                 memory = self._encode(model, memory, placed, np.int32(step.half))
             else:
-                yield self._decode(model, memory, placed), step.places
+                yield self._decode(model, memory, placed), step.paths
 
     def _empty_memory(self, model: T5, num_tokens: int) -> Memory:
         config = model.config

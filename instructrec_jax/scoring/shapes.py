@@ -195,14 +195,14 @@ def _best_rows(
     def rows_of(row_lengths: Sequence[int]) -> list[int]:
         rows = [1] * len(row_lengths)
         for length, number in zip(longest, most, strict=True):
-            place = bisect.bisect_left(row_lengths, length)
-            rows[place] = max(rows[place], number)
+            index = bisect.bisect_left(row_lengths, length)
+            rows[index] = max(rows[index], number)
         return rows
 
     def cost(row_lengths: Sequence[int]) -> int:
         rows = rows_of(row_lengths)
-        places = [bisect.bisect_left(row_lengths, length) for length in longest]
-        return sum(rows[place] * row_lengths[place] ** 2 for place in places)
+        indices = [bisect.bisect_left(row_lengths, length) for length in longest]
+        return sum(rows[index] * row_lengths[index] ** 2 for index in indices)
 
     *shorter, last = sorted(set(longest))
     number = min(_NUM_ROW_LENGTHS - 1, len(shorter))
