@@ -16,7 +16,13 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["instructrec_jax*", "tasks*"]),
-    package_data={"instructrec_jax": ["instructions/*.txt", "teacher/extractive/*.json"]},
+    package_data={
+        "instructrec_jax": [
+            "instructions/*.txt",
+            "teacher/extractive/*.txt",
+            "teacher/extractive/*.json",
+        ]
+    },
     # gin/ is a folder of data: it must never become a package (it would shadow gin-config).
     data_files=[
         (

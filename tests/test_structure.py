@@ -376,3 +376,11 @@ def test_comments_hold_no_code_that_was_switched_off():
                 ):
                     wrong.append(f"{name_of(path)}:{token.start[0]}: {code}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_word_lists_and_rules_are_installed_with_the_package():
+    text = (ROOT / "setup.py").read_text(encoding="utf-8")
+    (globs,) = re.findall(rf'"{PACKAGE}": (\[[^\]]*\])', text)
+    declared = {path for glob in ast.literal_eval(globs) for path in (ROOT / PACKAGE).glob(glob)}
+    data = {path for path in (ROOT / PACKAGE).rglob("*.*") if path.suffix in (".txt", ".json")}
+    assert data and data == declared
