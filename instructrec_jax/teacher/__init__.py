@@ -1,1 +1,1 @@
-"""Who writes the texts on preferences and intentions (paper section 2.2.2), and what keeps them honest."""
+"""Who writes the texts on preferences and intentions (paper section 2.2.2)."""
