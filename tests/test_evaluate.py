@@ -101,3 +101,9 @@ def test_a_dry_run_says_what_would_be_measured_and_writes_nothing(checkpoint, tm
     assert "toy.A7, split validation, by" in caplog.text
     assert "parameters, mesh data=8, fsdp=1, tensor=1" in caplog.text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tasks_of_two_datasets_are_refused(toy_records, checkpoint, tmp_path):
+    with pytest.raises(UserError, match="expected some of one dataset, found toy, other"):
+        evaluate_toy(toy_records, checkpoint, tmp_path / "out", tasks=["toy.A7", "other.A7"])
+    assert not (tmp_path / "out").exists()

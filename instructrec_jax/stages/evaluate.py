@@ -7,7 +7,6 @@ checkpoint on validation.
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from instructrec_jax import files, manifest
@@ -97,21 +96,13 @@ def _plan(
     model: T5Config, data: RunData, evaluation: EvaluationSettings, checkpoint: Source
 ) -> manifest.Manifest:
     """Returns the manifest of the evaluation that was asked for."""
-    inputs = {"checkpoint": checkpoint.fingerprint(), **_fingerprints(data, evaluation.tasks)}
+    inputs = {"checkpoint": checkpoint.fingerprint(), **data.fingerprint(evaluation.tasks[0])}
     settings = {
         "model": dataclasses.asdict(model),
         "evaluation": dataclasses.asdict(evaluation),
         "feature_lengths": dict(data.feature_lengths),
     }
     return manifest.Manifest(stage="eval", inputs=inputs, settings=settings)
-
-
-def _fingerprints(data: RunData, tasks: Sequence[str]) -> dict[str, str]:
-    """Returns the hashes of what the tasks read, which is of one dataset."""
-    found: dict[str, str] = {}
-    for task in tasks:
-        found |= data.fingerprint(task)
-    return found
 
 
 def _write(found: Metrics, output: Path, planned: manifest.Manifest, config_text: str) -> None:
