@@ -97,7 +97,7 @@ def test_checkpoints_hold_adapters_alone_and_are_small(run, base):
 
 
 def test_a_run_cut_in_two_equals_an_uninterrupted_one_bit_for_bit(toy_records, base, run, tmp_path):
-    for number in (1, 4):
+    for number in (2, 4):  # each part ends with an evaluation, where the whole run has one too
         lora_run(toy_records, tmp_path / "run", base, number)
     for folder in (store.LATEST, store.BEST):
         names = {path.name for path in (run / folder).iterdir()}
