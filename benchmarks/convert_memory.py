@@ -35,10 +35,10 @@ SIZES = {
 LOAD = (
     "import sys, jax; from instructrec_jax.checkpoints import source; "
     "from instructrec_jax.parallel.mesh import MeshSettings, make_mesh; "
-    "from instructrec_jax.training.state import abstract_model; "
+    "from instructrec_jax.parallel.mesh import abstract_model; "
     "found = source.open_source(sys.argv[1]); "
     "mesh = make_mesh(MeshSettings(), jax.devices()[:1]); "
-    "source.load_model(found, abstract_model(found.config, mesh))"
+    "source.load_model(found, abstract_model(found.config.init, mesh))"
 )
 
 

@@ -101,15 +101,14 @@ def ours(folder: Path, requests: Sequence[Request]) -> Run:
     import jax
 
     from instructrec_jax.checkpoints.source import load_model, open_source
-    from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+    from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
     from instructrec_jax.scoring.prefix_trees import TokenRequest
     from instructrec_jax.scoring.scorer import Scorer
-    from instructrec_jax.training.state import abstract_model
 
     mesh = make_mesh(MeshSettings(), jax.devices()[:1])
     checkpoint = open_source(str(folder))
     assert checkpoint.config is not None
-    model = load_model(checkpoint, abstract_model(checkpoint.config, mesh))
+    model = load_model(checkpoint, abstract_model(checkpoint.config.init, mesh))
     scorer = Scorer(mesh)
     as_requests = [
         TokenRequest(request_id=str(index), instruction=instruction, candidates=titles)

@@ -10,8 +10,7 @@ import tensorstore
 
 from instructrec_jax.checkpoints import parameters
 from instructrec_jax.models.t5 import T5, T5Config
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.training.state import abstract_model
+from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 
 FOLDER = Path(__file__).parent / "testdata" / "t5x_golden"
 LEGACY = FOLDER / "t5x_legacy" / "checkpoint_20"
@@ -36,7 +35,7 @@ def golden_model() -> T5:
     """The model of the checkpoint, on one device."""
     mesh = make_mesh(MeshSettings(), jax.devices()[:1])
     read = lambda name: read_legacy(f"target.{name}")  # noqa: E731
-    return parameters.assemble(abstract_model(CONFIG, mesh), read)
+    return parameters.assemble(abstract_model(CONFIG.init, mesh), read)
 
 
 def packed_batch() -> dict[str, jax.Array]:

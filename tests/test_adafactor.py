@@ -185,7 +185,7 @@ def test_moments_lie_like_their_parameters_without_an_axis():
     config = tiny_config(emb_dim=128, num_heads=4, head_dim=32, mlp_dim=256, vocab_size=256)
     mesh = make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
     optimizer = optimizers.adafactor(learning_rate=RATE)
-    state = abstract_state(config, optimizer, mesh).optimizer_state
+    state = abstract_state(config.init, optimizer, mesh).optimizer_state
     attention, mlp = "encoder.layers.attention", "decoder.layers.mlp"
     expected = {
         ("v_row", f"{mlp}.wi_0.kernel"): ((2, 128), (None, "fsdp")),

@@ -31,10 +31,10 @@ from instructrec_jax.models.objectives import (
     candidate_log_likelihood,
     training_logits,
 )
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, place_batch, state_shardings
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, place_batch
 from instructrec_jax.training import optimizers
-from instructrec_jax.training.state import TrainState, abstract_state
-from instructrec_jax.training.step import make_train_step
+from instructrec_jax.training.loop import make_train_step
+from instructrec_jax.training.state import TrainState, abstract_state, state_shardings
 
 RATE = optimizers.constant(learning_rate=1e-2)
 ADAMW, ADAFACTOR = optimizers.adamw(learning_rate=RATE), optimizers.adafactor(learning_rate=RATE)
@@ -217,7 +217,7 @@ def test_norms_and_clipping_know_only_what_learns():
 
 def test_bfloat16_computes_on_float32_adapters():
     config = tiny_config(dtype="bfloat16")
-    state = abstract_state(config, ADAMW, make_mesh(MeshSettings()), fine_tuning=LORA)
+    state = abstract_state(config.init, ADAMW, make_mesh(MeshSettings()), fine_tuning=LORA)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.model)} == {"float32"}
     logits, _ = jax.eval_shape(training_logits, state.model, TEXT)
     assert logits.dtype == jnp.float32

@@ -13,8 +13,7 @@ from instructrec_jax.generation.beam_search import generate_from_catalogue
 from instructrec_jax.generation.catalogue_trie import build_trie
 from instructrec_jax.metrics import ranking
 from instructrec_jax.models.objectives import candidate_log_likelihood
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, state_shardings
-from instructrec_jax.training.state import TrainState
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, shardings
 
 NUM_ITEMS = 40
 
@@ -142,8 +141,7 @@ def test_neither_the_batch_nor_its_padding_changes_the_result():
 @pytest.mark.parametrize("settings", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_devices_that_share_a_batch_give_the_result_of_one(settings):
     mesh = make_mesh(MeshSettings(**settings))
-    state = TrainState(np.int32(0), tiny_model(), None)
-    model = jax.device_put(state, state_shardings(state, mesh)).model
+    model = jax.device_put(tiny_model(), shardings(tiny_model(), mesh))
     excluded = [[row, 7, 11] for row in range(5)]
     found = generate(model, num_titles=4, excluded=excluded, mesh=mesh)
     assert_equal(found, generate(num_titles=4, excluded=excluded))

@@ -8,9 +8,9 @@ from tiny_model import tiny_config
 from instructrec_jax.checkpoints import store
 from instructrec_jax.checkpoints.arrays import StoredArray
 from instructrec_jax.errors import UserError
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, state_shardings
+from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 from instructrec_jax.training import optimizers
-from instructrec_jax.training.state import TrainState, abstract_model, abstract_state
+from instructrec_jax.training.state import TrainState, abstract_state, state_shardings
 
 ADAMW = optimizers.adamw(learning_rate=optimizers.constant(learning_rate=1e-3))
 
@@ -20,7 +20,7 @@ def mesh_of(**axes):
 
 
 def abstract(mesh, **changes):
-    return abstract_state(tiny_config(**changes), ADAMW, mesh)
+    return abstract_state(tiny_config(**changes).init, ADAMW, mesh)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_a_state_comes_back_bit_for_bit_under_another_mesh(run, state, axes):
 
 
 def test_the_model_alone_comes_back_from_both_kinds_of_checkpoint(run, state):
-    wanted = {"model": abstract_model(tiny_config(), mesh_of())}
+    wanted = {"model": abstract_model(tiny_config().init, mesh_of())}
     for folder in (run / store.LATEST / "10", run / store.BEST / "10"):
         found = store.restore(folder, wanted)["model"]
         for own, other in zip(*map(jax.tree.leaves, (found, state.model)), strict=True):
@@ -110,7 +110,7 @@ def test_arrays_are_stored_under_readable_names(state):
 
 
 def test_a_checkpoint_of_other_sizes_is_refused_with_names_and_shapes(run):
-    wanted = {"model": abstract_model(tiny_config(mlp_dim=48), mesh_of())}
+    wanted = {"model": abstract_model(tiny_config(mlp_dim=48).init, mesh_of())}
     with pytest.raises(UserError) as caught:
         store.restore(run / store.BEST / "10", wanted)
     assert "model.encoder.layers.mlp.wi_0.kernel is (2, 16, 32) there, expected (2, 16, 48)" in str(

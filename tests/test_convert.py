@@ -18,10 +18,10 @@ from instructrec_jax.checkpoints import huggingface, store
 from instructrec_jax.checkpoints.source import load_model, open_source
 from instructrec_jax.cli import main
 from instructrec_jax.errors import UserError
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 from instructrec_jax.stages.convert import convert
 from instructrec_jax.training import optimizers
-from instructrec_jax.training.state import TrainState, abstract_model, abstract_state
+from instructrec_jax.training.state import TrainState, abstract_state
 
 KINDS = ("native", "hf", "t5x")
 
@@ -89,7 +89,7 @@ def test_choices_that_a_kind_does_not_leave_are_refused(originals, tmp_path, to,
 @pytest.mark.parametrize("axes", [{"data": 8}, {"data": 1, "fsdp": 4, "tensor": 2}])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_is_loaded_from_each_kind_onto_any_mesh(originals, kind, axes):
-    wanted = abstract_model(CONFIG, make_mesh(MeshSettings(**axes)))
+    wanted = abstract_model(CONFIG.init, make_mesh(MeshSettings(**axes)))
     model = load_model(open_source(originals[kind]), wanted)
     arrays = random_arrays()
     kernel = np.stack([arrays[f"encoder.layers_{i}.mlp.wo.kernel"] for i in range(3)])
@@ -102,7 +102,7 @@ def test_what_is_written_as_native_restores_like_a_checkpoint_of_a_run(originals
     folder = store.resolve_checkpoint(originals["native"])
     mesh = make_mesh(MeshSettings(data=4, tensor=2))
     adamw = optimizers.adamw(learning_rate=optimizers.constant(learning_rate=1e-3))
-    wanted = abstract_state(CONFIG, adamw, mesh)._replace(optimizer_state=None)
+    wanted = abstract_state(CONFIG.init, adamw, mesh)._replace(optimizer_state=None)
     found = store.restore(folder, wanted)
     assert int(found.step) == store.checkpoint_step(folder) == 7
     arrays = random_arrays()
@@ -116,7 +116,7 @@ def test_a_run_of_ours_is_exported(tmp_path):
     arrays = random_arrays()
     source = open_source(write(tmp_path / "hf", "hf", arrays))
     mesh = make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
-    model = load_model(source, abstract_model(CONFIG, mesh))
+    model = load_model(source, abstract_model(CONFIG.init, mesh))
     adamw = optimizers.adamw(learning_rate=optimizers.constant(learning_rate=1e-3))
     state = TrainState(jax.numpy.asarray(9), model, adamw.init(model))
     saved = store.CheckpointStore(tmp_path / "run" / store.LATEST, keep=1)

@@ -12,12 +12,11 @@ from instructrec_jax.checkpoints.source import load_model, open_source
 from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 from instructrec_jax.scores.parts import read_scores
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.evaluate import FILE_NAME, EvalSettings, evaluate
 from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
-from instructrec_jax.training.state import abstract_model
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,9 @@ def test_it_measures_what_score_scores(toy_records, checkpoint, tmp_path, caplog
 def test_it_can_stop_after_a_number_of_examples_and_read_them_again(
     toy_records, checkpoint, tmp_path
 ):
-    model = load_model(open_source(checkpoint), abstract_model(MODEL, make_mesh(MeshSettings())))
+    model = load_model(
+        open_source(checkpoint), abstract_model(MODEL.init, make_mesh(MeshSettings()))
+    )
     scorer = Scorer(make_mesh(MeshSettings()))
     data, settings = toy_data(toy_records), {"tasks": ["toy.A7"], "batch_size": 8}
     data.open("toy.A7", vocab_size=MODEL.vocab_size)

@@ -30,7 +30,7 @@ class Lossy:
 
 
 class Toy:
-    """A loop over nothing that notes what happens: ("evaluate", step), ("save", step, metrics)."""
+    """A loop over nothing that notes what happens: "save", "evaluate" and "best", with the step."""
 
     def __init__(self, folder, *, first_step=0, metrics=None):
         self.folder, self.first_step = folder, first_step
@@ -52,17 +52,27 @@ class Toy:
         self.hooks.get(("evaluate", step), lambda: None)()
         return {"validation/ndcg@5": step / 100}
 
-    def save(self, step, state, measured):
+    def save(self, step, state):
         assert state.step == step
-        self.events.append(("save", step, measured is not None))
+        if step not in self.saved:  # as the real one does
+            self.events.append(("save", step))
 
-    def run(self, **periods):
+    def keep_best(self, step, state, measured):
+        assert state.step == step and measured == {"validation/ndcg@5": step / 100}
+        self.events.append(("best", step))
+
+    def run(self, *, is_evaluation_missing=False, **periods):
         batches = (
             {"number": number, "example_id": np.array([f"u{number}:1", ""])}
             for number in range(self.first_step, 1000)
         )
         log = MetricsLog(self.folder, first_step=self.first_step)
-        actions = Actions(place=lambda batch: batch, evaluate=self.evaluate, save=self.save)
+        actions = Actions(
+            place=lambda batch: batch,
+            save=self.save,
+            evaluate=self.evaluate,
+            keep_best=self.keep_best,
+        )
         try:
             return run_loop(
                 TrainState(self.first_step, f"model {self.first_step}", None),
@@ -71,6 +81,7 @@ class Toy:
                 periods=Periods(**periods),
                 actions=actions,
                 log=log,
+                is_evaluation_missing=is_evaluation_missing,
             )
         finally:
             log.close()
@@ -89,12 +100,10 @@ def test_it_logs_evaluates_and_saves_by_its_periods_and_at_the_end(tmp_path):
     state = toy.run(train_steps=11, log=5, evaluate=6, checkpoint=4)
     assert state.step == 11
     assert toy.events == [
-        ("save", 4, False),
-        ("evaluate", 6),
-        ("save", 6, True),
-        ("save", 8, False),
-        ("evaluate", 11),
-        ("save", 11, True),
+        ("save", 4),
+        *(("save", 6), ("evaluate", 6), ("best", 6)),
+        ("save", 8),
+        *(("save", 11), ("evaluate", 11), ("best", 11)),
     ]
     assert toy.logged == [
         (1, True), (5, True), (6, False), (10, True), (11, True), (11, False)
@@ -115,6 +124,7 @@ def test_sigterm_at_any_moment_saves_the_last_step(tmp_path, moment, step):
     state = toy.run(train_steps=100, log=2, evaluate=3, checkpoint=50)
     assert state.step == step and toy.saved[-1] == step
     assert [event[1] for event in toy.events if event[0] == "evaluate"] == [3, 6][: step // 3]
+    assert ("best", 3) in toy.events and ("best", 6) not in toy.events
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -123,7 +133,28 @@ def test_sigterm_does_not_wait_for_an_evaluation(tmp_path):
     toy = Toy(tmp_path)
     toy.hooks["step", 4] = terminate
     toy.run(train_steps=100, log=10, evaluate=50, checkpoint=50)
-    assert set(toy.events) == {("save", 4, False)}
+    assert toy.events == [("save", 4)]
+
+
+def test_sigterm_breaks_off_an_evaluation_whose_state_is_saved_before_it(tmp_path, caplog):
+    toy = Toy(tmp_path)
+    ended = []
+    toy.hooks["evaluate", 3] = lambda: (terminate(), ended.append("evaluation"))
+    with caplog.at_level("INFO"):
+        assert toy.run(train_steps=100, log=2, evaluate=3, checkpoint=50).step == 3
+    assert toy.events == [("save", 3), ("evaluate", 3)] and ended == []
+    assert "the evaluation of step 3 was broken off; the next run begins with it" in caplog.text
+    assert toy.logged[-1] == (2, True), "what is logged is complete"
+
+
+def test_a_run_begins_with_the_evaluation_that_is_missing(tmp_path):
+    toy = Toy(tmp_path, first_step=3)
+    toy.run(train_steps=4, evaluate=3, is_evaluation_missing=True)
+    assert toy.events[:2] == [("evaluate", 3), ("best", 3)]
+    last = Toy(tmp_path / "last", first_step=4)
+    (tmp_path / "last").mkdir()
+    last.run(train_steps=4, is_evaluation_missing=True)
+    assert last.events == [("evaluate", 4), ("best", 4)]
 
 
 def test_sigterm_says_how_to_go_on(tmp_path, caplog):

@@ -10,9 +10,9 @@ import pytest
 from tiny_model import tiny_config, tiny_model
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, state_shardings
-from instructrec_jax.training import optimizers, warm_start
-from instructrec_jax.training.state import TrainState
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, shardings
+from instructrec_jax.stages.train import warm_start
+from instructrec_jax.training import optimizers
 
 
 @pytest.mark.parametrize(
@@ -142,13 +142,13 @@ def test_adafactor_keeps_rows_and_columns_of_large_matrices_only():
 
 def placed(mesh, **changes):
     model = jax.tree.map(np.array, tiny_model(**changes))
-    shardings = state_shardings(TrainState(None, model, None), mesh).model
-    return jax.device_put(model, shardings), shardings
+    chosen = shardings(model, mesh)
+    return jax.device_put(model, chosen), chosen
 
 
 def test_known_tokens_begin_with_their_vectors_and_others_as_they_were():
     mesh = make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
-    model, shardings = placed(mesh)
+    model, chosen = placed(mesh)
     vectors = np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
     vectors[7] = 0
     warm = warm_start.with_token_embeddings(model, vectors)
@@ -159,13 +159,13 @@ def test_known_tokens_begin_with_their_vectors_and_others_as_they_were():
     np.testing.assert_allclose(kernel[:, known], vectors[known].T, rtol=1e-6)
     np.testing.assert_array_equal(embedding[7], old.token_embedder.embedding[7])
     np.testing.assert_array_equal(kernel[:, 7], old.logits_dense.kernel[:, 7])
-    same = jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, warm, shardings)
+    same = jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, warm, chosen)
     assert all(jax.tree.leaves(same))
 
 
 def test_attention_that_begins_as_averaging_gives_back_what_it_attends_to():
     mesh = make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
-    model, shardings = placed(mesh)
+    model, chosen = placed(mesh)
     warm = warm_start.with_averaging_attention(model, seed=0)
     width = tiny_config().emb_dim
     for attention in (warm.encoder.layers.attention, warm.decoder.layers.encoder_decoder_attention):
@@ -173,5 +173,5 @@ def test_attention_that_begins_as_averaging_gives_back_what_it_attends_to():
         out = np.asarray(attention.out.kernel[...]).reshape(2, -1, width)
         np.testing.assert_allclose(value @ out, [np.eye(width)] * 2, atol=1e-5)
         assert np.abs(value[0] - value[1]).max() > 0.1, "layers differ"
-    same = jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, warm, shardings)
+    same = jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, warm, chosen)
     assert all(jax.tree.leaves(same))

@@ -23,11 +23,15 @@ from instructrec_jax.parallel.mesh import (
     make_mesh,
     partition_spec,
     place_batch,
-    state_shardings,
 )
 from instructrec_jax.training import optimizers
-from instructrec_jax.training.state import TrainState, abstract_state, initial_state
-from instructrec_jax.training.step import make_train_step
+from instructrec_jax.training.loop import make_train_step
+from instructrec_jax.training.state import (
+    TrainState,
+    abstract_state,
+    initial_state,
+    state_shardings,
+)
 
 # Wide enough for Adafactor to factor its second moments, from 128 on.
 SIZES = {"vocab_size": 128, "emb_dim": 128, "mlp_dim": 256, "num_encoder_layers": 1}
@@ -101,7 +105,7 @@ def test_steps_on_many_devices_equal_those_on_one(run, mesh, on_one_device):
 def test_a_random_start_does_not_depend_on_the_mesh():
     config, optimizer = tiny_config(num_encoder_layers=1), optimizers.adamw(learning_rate=RATE)
     states = [
-        initial_state(config, optimizer, make_mesh(settings, devices), seed=5)
+        initial_state(config.init, optimizer, make_mesh(settings, devices), seed=5)
         for settings, devices in (
             (MeshSettings(), jax.devices()[:1]),
             (MESHES["2x2x2"], None),
@@ -113,7 +117,7 @@ def test_a_random_start_does_not_depend_on_the_mesh():
 
 def test_no_device_holds_a_whole_parameter_under_fsdp():
     mesh = make_mesh(MESHES["fsdp"])
-    state = abstract_state(tiny_config(), optimizers.adamw(learning_rate=RATE), mesh)
+    state = abstract_state(tiny_config().init, optimizers.adamw(learning_rate=RATE), mesh)
     per_device = lambda leaf: leaf.sharding.shard_shape(leaf.shape)  # noqa: E731
     for part in (state.model, state.optimizer_state):
         for path, leaf in jax.tree_util.tree_leaves_with_path(part):
@@ -124,7 +128,7 @@ def test_no_device_holds_a_whole_parameter_under_fsdp():
 
 def test_optimizer_moments_lie_like_their_parameters():
     mesh = make_mesh(MESHES["2x2x2"])
-    state = abstract_state(tiny_config(), optimizers.adamw(learning_rate=RATE), mesh)
+    state = abstract_state(tiny_config().init, optimizers.adamw(learning_rate=RATE), mesh)
     places = {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf.sharding.spec
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -194,7 +198,9 @@ def test_a_batch_that_does_not_divide_is_refused():
 def test_a_parameter_that_does_not_divide_is_named():
     config = dataclasses.replace(tiny_config(), num_heads=3)
     with pytest.raises(UserError, match=r"heads|attention.*3 is not divisible by the 2 devices"):
-        abstract_state(config, optimizers.adamw(learning_rate=RATE), make_mesh(MESHES["tensor"]))
+        abstract_state(
+            config.init, optimizers.adamw(learning_rate=RATE), make_mesh(MESHES["tensor"])
+        )
 
 
 def test_rows_of_a_batch_lie_on_data_and_fsdp_and_text_stays_behind():

@@ -14,12 +14,11 @@ from tiny_model import tiny_config
 from instructrec_jax.checkpoints import parameters
 from instructrec_jax.checkpoints.source import Source
 from instructrec_jax.errors import UserError
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.training.state import abstract_model
+from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 
 
 def model_on(config=CONFIG, **axes):
-    return abstract_model(config, make_mesh(MeshSettings(**axes)))
+    return abstract_model(config.init, make_mesh(MeshSettings(**axes)))
 
 
 def test_names_and_shapes_are_those_of_t5x():

@@ -24,11 +24,10 @@ from instructrec_jax.checkpoints.huggingface import write_huggingface
 from instructrec_jax.checkpoints.source import load_model, open_source
 from instructrec_jax.models.objectives import candidate_log_likelihood, training_logits
 from instructrec_jax.models.t5 import T5
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 from instructrec_jax.scoring.prefix_trees import requests_of
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.training.packing import pack_candidates
-from instructrec_jax.training.state import abstract_model
 
 TOLERANCE = 1e-5
 # Log-likelihoods of the golden candidates, sums of -15 to -137, may be off by half of this in
@@ -39,7 +38,9 @@ BFLOAT16_BOUND = 0.5
 def load(folder, **changes) -> T5:
     source = open_source(folder)
     config = dataclasses.replace(source.config, **changes)
-    return load_model(source, abstract_model(config, make_mesh(MeshSettings(), jax.devices()[:1])))
+    return load_model(
+        source, abstract_model(config.init, make_mesh(MeshSettings(), jax.devices()[:1]))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,7 @@ from instructrec_jax.models.adapters import (
     with_adapters,
 )
 from instructrec_jax.models.t5 import T5
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.training.state import abstract_model
+from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 
 pytestmark = pytest.mark.parity
 peft = pytest.importorskip("peft")
@@ -71,7 +70,7 @@ def rows() -> tuple[np.ndarray, np.ndarray]:
 
 def load(source: Source) -> T5:
     mesh = make_mesh(MeshSettings(), jax.devices()[:1])
-    return load_model(source, abstract_model(source.config, mesh))
+    return load_model(source, abstract_model(source.config.init, mesh))
 
 
 def adapted_torch(base, targets):

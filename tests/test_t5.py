@@ -22,8 +22,7 @@ from instructrec_jax.models.objectives import (
     candidate_log_likelihood,
     training_logits,
 )
-from instructrec_jax.parallel.mesh import DEFAULT_RULES
-from instructrec_jax.training.state import num_parameters
+from instructrec_jax.parallel.mesh import DEFAULT_RULES, num_parameters
 
 score_packed = jax.jit(candidate_log_likelihood)
 training_logits = jax.jit(training_logits)

@@ -18,13 +18,12 @@ from instructrec_jax.models.objectives import (
     cross_entropy,
     training_logits,
 )
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 from instructrec_jax.pipeline import loader
 from instructrec_jax.scoring.prefix_trees import requests_of
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.training.metrics_log import FILE_NAME, read_metrics
 from instructrec_jax.training.packing import pack_candidates
-from instructrec_jax.training.state import abstract_model
 
 TOLERANCE = 1e-5
 SUM_LOSS = {"z_loss": 1e-4, "loss_normalizing_factor": None}
@@ -48,7 +47,7 @@ def checkpoint():
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
-    shapes = abstract_model(checkpoint.config, one_device())
+    shapes = abstract_model(checkpoint.config.init, one_device())
     return parameters.assemble(shapes, checkpoint.read)
 
 
@@ -215,7 +214,7 @@ def test_fine_tunes_further_and_the_loss_curve_agrees(
 
 def test_bfloat16_ranks_the_candidates_as_float32_does_apart_from_ties(checkpoint, golden):
     config = type(checkpoint.config)(**{**vars(checkpoint.config), "dtype": "bfloat16"})
-    narrow = parameters.assemble(abstract_model(config, one_device()), checkpoint.read)
+    narrow = parameters.assemble(abstract_model(config.init, one_device()), checkpoint.read)
     found = np.asarray(jax.jit(candidate_log_likelihood)(narrow, ranking_batch(golden)))
     exact = golden["sequence_scores"]
     bound = 2e-2 * np.abs(exact).max(axis=1, keepdims=True)
@@ -229,6 +228,8 @@ def test_bfloat16_ranks_the_candidates_as_float32_does_apart_from_ties(checkpoin
 def test_a_scanned_checkpoint_scores_as_under_t5x():
     folder = t5x_golden.FOLDER / "t5x_scanned"
     checkpoint, golden = T5xCheckpoint(folder), np.load(folder / "scores.npz")
-    model = parameters.assemble(abstract_model(checkpoint.config, one_device()), checkpoint.read)
+    model = parameters.assemble(
+        abstract_model(checkpoint.config.init, one_device()), checkpoint.read
+    )
     found = jax.jit(candidate_log_likelihood)(model, ranking_batch(golden))
     assert error_of(found, golden["sequence_scores"]) <= TOLERANCE

@@ -32,7 +32,7 @@ def abstract_of(config, **settings):
     """Shapes of a run with Adafactor on eight devices."""
     schedule = optimizers.constant(learning_rate=1e-3)
     optimizer = optimizers.adafactor(learning_rate=schedule, **settings)
-    return abstract_state(config, optimizer, make_mesh(MeshSettings(data=2, fsdp=2, tensor=2)))
+    return abstract_state(config.init, optimizer, make_mesh(MeshSettings(data=2, fsdp=2, tensor=2)))
 
 
 def taken_over(abstract, saved):

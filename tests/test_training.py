@@ -46,7 +46,7 @@ def steps_in(folder: Path) -> list[int]:
 def arrays_of(folder: Path) -> dict[str, np.ndarray]:
     """Everything a checkpoint holds, as numpy arrays by name."""
     mesh = make_mesh(MeshSettings())
-    wanted = abstract_state(MODEL, ADAMW, mesh)
+    wanted = abstract_state(MODEL.init, ADAMW, mesh)
     if folder.parent.name == store.BEST:
         wanted = wanted._replace(optimizer_state=None)
     return jax.tree.map(np.asarray, store.named_arrays(store.restore(folder, wanted)))
@@ -126,30 +126,49 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_its_checkpoint(toy_r
     assert all(np.isfinite(array).all() for array in arrays_of(tmp_path / "checkpoints/3").values())
 
 
+class Killed(BaseException):
+    """Ends a run where a kill would."""
+
+
+@pytest.mark.parametrize("moment", ["evaluate", "keep_best", "log"])
 def test_the_best_checkpoint_has_the_highest_validation_ndcg_at_5_even_after_a_kill(
-    toy_records, tmp_path, monkeypatch
+    toy_records, tmp_path, monkeypatch, moment
 ):
-    """The kill comes when the evaluation of step 2 is done and its state not saved yet."""
+    """The kill comes in the evaluation of step 2, or before its result is kept or logged."""
+    values = iter([0.2, *([] if moment == "evaluate" else [0.6]), 0.6, 0.4, 0.6])
+    is_killing = [True]
 
-    class Killed(BaseException):
-        pass
-
-    save = store.CheckpointStore.save
-
-    def killed(self, step, *arguments):
-        if self.folder.name == store.LATEST and step == 2:
+    def kill(now, step):
+        if is_killing and now == moment and step == 2:
+            is_killing.clear()
             raise Killed
-        save(self, step, *arguments)
 
-    values = iter([0.2, 0.6, 0.6, 0.4, 0.6])
-    evaluate = lambda model: {"validation/ndcg@5": next(values)}  # noqa: E731
+    def evaluate(model):
+        kill("evaluate", int(max(steps_in(tmp_path / store.LATEST))))
+        return {"validation/ndcg@5": next(values)}
+
+    def save(self, step, *arguments):
+        if self.folder.name == store.BEST:
+            kill("keep_best", step)
+        saved(self, step, *arguments)
+
+    def write(self, step, measured):
+        if "loss" not in measured:
+            kill("log", step)
+        written(self, step, measured)
+
+    saved, written = store.CheckpointStore.save, stage.MetricsLog.write
+    monkeypatch.setattr(store.CheckpointStore, "save", save)
+    monkeypatch.setattr(stage.MetricsLog, "write", write)
     monkeypatch.setattr(stage, "make_evaluate", lambda *_: evaluate)
     periods = {"evaluate": 1, "log": 1}
-    with monkeypatch.context() as context, pytest.raises(Killed):
-        context.setattr(store.CheckpointStore, "save", killed)
+    with pytest.raises(Killed):
         train_toy(toy_records, tmp_path, 4, periods=periods)
+    assert steps_in(tmp_path / store.LATEST)[-1] == 2, "the kill loses no step"
     train_toy(toy_records, tmp_path, 4, periods=periods)
     assert next(values, None) is None
+    lines = read_metrics(tmp_path / FILE_NAME)
+    assert [line["step"] for line in lines if "loss" not in line] == [1, 2, 3, 4]
     assert steps_in(tmp_path / store.BEST) == [2]
     assert steps_in(tmp_path / store.LATEST) == [3, 4]
     assert store.resolve_checkpoint(tmp_path).name == "2"
@@ -226,7 +245,6 @@ def test_the_folder_of_another_run_is_refused(toy_records, straight, change, nam
             r"vocabulary .* has \d+ ids and the model only 100",
         ),
         ({"batch_size": 3}, r"BATCH_SIZE is 3; expected a multiple of data x fsdp = 8"),
-        ({"evaluation_batch_size": 3}, r"evaluation batch size is 3"),
         ({"initial_checkpoint_path": "nowhere"}, "no finished checkpoint in nowhere"),
     ],
 )

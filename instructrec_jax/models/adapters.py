@@ -24,11 +24,11 @@ from flax import nnx
 from jax import Array
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.models.t5 import T5, Kernel
+from instructrec_jax.models.t5 import Kernel
 
 LORA_A, LORA_B = "adapter.lora_a", "adapter.lora_b"
 ATTENTION = ("attention.(query|value)",)
-Model = TypeVar("Model", bound=T5)
+Model = TypeVar("Model", bound=nnx.Module)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,13 +137,13 @@ class LowRank(nnx.Module):
         return a.reshape(-1, a.shape[-1]), b.reshape(b.shape[0], -1)
 
 
-def parameters_by_name(model: T5) -> dict[str, nnx.Param]:
+def parameters_by_name(model: nnx.Module) -> dict[str, nnx.Param]:
     """Returns the parameters of a model, or of its shapes, by dotted name."""
     leaves = jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_param)
     return {_name(path): param for path, param in leaves}
 
 
-def with_adapters(model: T5, fine_tuning: FineTuning, *, seed: int) -> T5:
+def with_adapters(model: Model, fine_tuning: FineTuning, *, seed: int) -> Model:
     """Returns the model with the adapters that fine-tuning asks for, else as it is.
 
     Raises:
@@ -165,7 +165,7 @@ def with_adapters(model: T5, fine_tuning: FineTuning, *, seed: int) -> T5:
     return adapted
 
 
-def split(model: T5, fine_tuning: FineTuning) -> tuple[T5, T5]:
+def split(model: Model, fine_tuning: FineTuning) -> tuple[Model, Model]:
     """Returns (what learns, what stays), each the model with None in place of the other's.
 
     Raises:
@@ -173,14 +173,14 @@ def split(model: T5, fine_tuning: FineTuning) -> tuple[T5, T5]:
     """
     names = fine_tuning.trained(parameters_by_name(model))
 
-    def pick(is_trained: bool) -> T5:
+    def pick(is_trained: bool) -> Model:
         keep = lambda path, param: param if (_name(path) in names) == is_trained else None  # noqa: E731
         return jax.tree_util.tree_map_with_path(keep, model, is_leaf=_is_param)
 
     return pick(True), pick(False)
 
 
-def join(trained: T5, rest: T5) -> T5:
+def join(trained: Model, rest: Model) -> Model:
     """Puts together what `split` took apart."""
     return jax.tree.map(
         lambda one, other: other if one is None else one,

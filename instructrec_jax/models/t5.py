@@ -69,6 +69,10 @@ class T5Config:
                 "T5's activations overflow in 16-bit floats of smaller range"
             )
 
+    def init(self, key: Array) -> "T5":
+        """Returns a randomly initialised model."""
+        return T5(self, key)
+
 
 class Dropout:
     """Draws one mask after another from a key; without a key it changes nothing."""
@@ -377,7 +381,7 @@ class T5(nnx.Module):
         """
         if segments is None:
             segments = example_segments(tokens)
-        return self.encoder(self.token_embedder(tokens), segments, dropout_key)
+        return self.encoder(self.token_embedder(tokens), segments, self._used(dropout_key))
 
     def decode(
         self,
@@ -408,7 +412,7 @@ class T5(nnx.Module):
             segments.reshape(rows.shape),
             encoded=encoded,
             cross_mask=cross_mask.reshape(batch, num_rows * length, -1),
-            dropout_key=dropout_key,
+            dropout_key=self._used(dropout_key),
         )
         # What follows runs in float32: logits are where bfloat16 changes rankings.
         return hidden.astype(jnp.float32).reshape(batch, num_rows, length, -1)
@@ -431,6 +435,10 @@ class T5(nnx.Module):
         if self.logits_dense.adapter is not None:
             columns = columns + self.logits_dense.adapter.columns(targets)
         return jnp.einsum("...TD,...TD->...T", hidden, columns)
+
+    def _used(self, dropout_key: Array | None) -> Array | None:
+        """Returns the key where something is dropped: without dropout none is split."""
+        return dropout_key if self.config.dropout_rate > 0 else None
 
 
 def example_segments(tokens: Array) -> Array:

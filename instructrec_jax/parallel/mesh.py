@@ -2,21 +2,22 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from instructrec_jax.errors import UserError, unknown_name
 
 MESH_AXES = ("data", "fsdp", "tensor")
 MeshAxes = str | tuple[str, ...] | None
+Tree = TypeVar("Tree")
 
-# Parameters lie split over "fsdp" along embed and over "tensor" along heads, mlp and vocab;
-# activations are split along the batch only, over both "data" and "fsdp".
+# Parameters are sharded over "fsdp" along embed and over "tensor" along heads, mlp and vocab;
+# activations along the batch only, over both "data" and "fsdp".
 DEFAULT_RULES: Mapping[str, MeshAxes] = {
     "batch": ("data", "fsdp"),
     "length": None,
@@ -62,16 +63,17 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
             f"mesh data={settings.data}, fsdp={settings.fsdp}, tensor={settings.tensor} does not "
             f"fit {len(devices)} devices: the three must multiply to that number (one may be -1)"
         )
-    return Mesh(np.asarray(devices).reshape(shape), MESH_AXES)
+    # Auto: XLA chooses how intermediate arrays are sharded; JAX also orders devices by their links.
+    return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * len(shape), devices=devices)
 
 
 def partition_spec(
     logical_axes: tuple[str, ...], rules: Mapping[str, MeshAxes] = DEFAULT_RULES
 ) -> PartitionSpec:
-    """Returns where an array with these logical axes lies on the mesh.
+    """Returns how an array with these logical axes is sharded over the mesh.
 
     Raises:
-      UserError: if an axis has no rule, or two axes would lie on one mesh axis.
+      UserError: if an axis has no rule, or two axes have one mesh axis.
 
     Example:
       `partition_spec(("embed", "mlp"))` is `PartitionSpec("fsdp", "tensor")`.
@@ -90,17 +92,24 @@ def partition_spec(
     return PartitionSpec(*placed)
 
 
-def state_shardings(state: Any, mesh: Mesh, rules: Mapping[str, MeshAxes] = DEFAULT_RULES) -> Any:
-    """Returns a sharding for every array of a state that holds a model.
+def shardings(
+    tree: Any,
+    mesh: Mesh,
+    rules: Mapping[str, MeshAxes] = DEFAULT_RULES,
+    *,
+    is_strict: bool = True,
+) -> Any:
+    """Returns the sharding of every array of a pytree, by the logical axes that it names.
 
-    An array of the optimizer that names logical axes lies as they say; one that does not lies like
-    the parameter it belongs to, recognised by the end of its path and an equal shape; anything else
-    (step, counts) is on every device.
+    Logical axes are metadata of an `nnx.Variable`. Optax keeps them in its state, whose moments are
+    made of parameters with `jax.tree.map`. An array without logical axes is on every device.
 
     Args:
-      state: a pytree of arrays or shapes with `nnx.Param` leaves that carry `logical_axes`.
+      tree: a pytree of arrays or shapes, some inside `nnx.Variable`s.
       mesh: the device mesh.
       rules: logical axis to mesh axis.
+      is_strict: whether an array that its axes do not divide is an error; otherwise it is on every
+        device. Optimizers may keep arrays under a parameter's axes that have another shape.
 
     Returns:
       The same pytree with a NamedSharding for each array.
@@ -108,28 +117,81 @@ def state_shardings(state: Any, mesh: Mesh, rules: Mapping[str, MeshAxes] = DEFA
     Raises:
       UserError: if a dimension is not divisible by its mesh axis.
     """
-    parameters = _parameter_specs(state.model, mesh, rules)
-    replicated = NamedSharding(mesh, PartitionSpec())
 
     def choose(path: tuple[Any, ...], leaf: Any) -> Any:
-        if isinstance(leaf, nnx.Variable) and "logical_axes" in leaf.get_metadata():
-            spec = partition_spec(logical_axes(leaf), rules)
-            return jax.tree.map(lambda _: NamedSharding(mesh, spec), leaf)
-        # The longest parameter path that ends this path: "layers/kernel" must not match "kernel".
-        keys = tuple(map(str, path))
-        for start in range(len(keys)):
-            if (found := parameters.get(keys[start:])) and found[0] == leaf.shape:
-                return NamedSharding(mesh, found[1])
-        return replicated
+        spec = PartitionSpec()
+        axes = logical_axes(leaf) if isinstance(leaf, nnx.Variable) else None
+        if axes is not None:
+            wanted = partition_spec(axes, rules)
+            problem = _indivisible(leaf.shape, wanted, mesh)
+            if problem and is_strict:
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise UserError(
+                    f"parameter {name} of shape {leaf.shape} cannot be split: {problem}; choose "
+                    "another mesh"
+                )
+            spec = PartitionSpec() if problem else wanted
+        return jax.tree.map(lambda _: NamedSharding(mesh, spec), leaf)
 
-    is_own = lambda leaf: isinstance(leaf, nnx.Variable) and not isinstance(leaf, nnx.Param)  # noqa: E731
-    return jax.tree_util.tree_map_with_path(choose, state, is_leaf=is_own)
+    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(choose, tree, is_leaf=is_variable)
 
 
-def logical_axes(variable: nnx.Variable) -> tuple[str, ...]:
+def abstract(make: Callable[[], Tree], placed: Callable[[Tree], Tree]) -> Tree:
+    """Returns the shapes of what a function makes, with shardings; nothing is computed."""
+    shapes = jax.eval_shape(make)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        placed(shapes),
+    )
+
+
+def abstract_model(init: Callable[[jax.Array], Tree], mesh: Mesh) -> Tree:
+    """Returns a model's shapes with their shardings; nothing is computed or allocated.
+
+    Args:
+      init: builds the model from a key.
+      mesh: the device mesh.
+    """
+    return abstract(lambda: init(jax.random.key(0)), lambda shapes: shardings(shapes, mesh))
+
+
+def logical_axes(variable: nnx.Variable) -> tuple[str, ...] | None:
     """Returns the logical axes of an array, with "layers" first where `jax.vmap` stacked it."""
-    axes = tuple(variable.get_metadata()["logical_axes"])
+    if (named := variable.get_metadata().get("logical_axes")) is None:
+        return None
+    axes = tuple(named)
     return ("layers", *axes) if len(variable.shape) == len(axes) + 1 else axes
+
+
+def num_parameters(model: Any) -> int:
+    """Returns the number of parameters of a model or of its shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(model))
+
+
+def describe_placement(model: Any, optimizer_state: Any = None) -> str:
+    """Returns the number of parameters, the mesh, and the memory they take on a device.
+
+    Args:
+      model: arrays, or shapes, with shardings.
+      optimizer_state: likewise; None where there is no optimizer.
+    """
+    mesh = jax.tree.leaves(model)[0].sharding.mesh
+    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    memory = f"{_mebibytes(model)} MiB of parameters"
+    if optimizer_state is None:
+        memory += " per device"
+    else:
+        memory = (
+            f"{_mebibytes((model, optimizer_state))} MiB of state per device ({memory}, "
+            f"{_mebibytes(optimizer_state)} MiB of the optimizer's)"
+        )
+    return f"{num_parameters(model):,} parameters, mesh {axes}, {memory}"
+
+
+def _mebibytes(tree: Any) -> str:
+    return f"{bytes_per_device(tree) / 2**20:,.1f}"
 
 
 def bytes_per_device(tree: Any) -> int:
@@ -170,7 +232,7 @@ def check_rows(num_rows: int, mesh: Mesh, *, name: str) -> None:
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Moves the numeric arrays of a numpy batch onto the mesh; text stays behind.
+    """Moves the numeric arrays of a numpy batch onto the mesh and leaves text out.
 
     Args:
       batch: arrays with the rows of this process first, [rows, ...].
@@ -189,26 +251,13 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     }
 
 
-def _parameter_specs(
-    model: Any, mesh: Mesh, rules: Mapping[str, MeshAxes]
-) -> dict[tuple[str, ...], tuple[tuple[int, ...], PartitionSpec]]:
-    """Returns shape and placement of each parameter by the keys of its path inside the model."""
-    specs = {}
-    is_param = lambda leaf: isinstance(leaf, nnx.Param)  # noqa: E731
-    for path, param in jax.tree_util.tree_leaves_with_path(model, is_leaf=is_param):
-        spec = partition_spec(logical_axes(param), rules)
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        _check_divisible(name, param.shape, spec, mesh)
-        specs[(*map(str, path), str(jax.tree_util.GetAttrKey("value")))] = (param.shape, spec)
-    return specs
-
-
-def _check_divisible(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> None:
+def _indivisible(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str:
+    """Returns why an array cannot be sharded so, "" where it can."""
+    if len(shape) != len(spec):
+        return f"it has {len(shape)} dimensions and {len(spec)} logical axes"
     for size, axes in zip(shape, spec, strict=True):
         names = (axes,) if isinstance(axes, str) else axes or ()
         shares = math.prod(mesh.shape[axis] for axis in names)
         if size % shares:
-            raise UserError(
-                f"parameter {name} of shape {shape} cannot be split: {size} is not divisible by "
-                f"the {shares} devices of mesh axis {axes!r}; choose another mesh"
-            )
+            return f"{size} is not divisible by the {shares} devices of mesh axis {axes!r}"
+    return ""

@@ -11,11 +11,10 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import plain_text, plain_title
 from instructrec_jax.metrics.ranking import normalise
 from instructrec_jax.models.t5 import T5
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.tokenizer import SentencePieceModel, check_vocabulary, tokens_of
-from instructrec_jax.training.state import abstract_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ def open_model(
             f"{source.path} only {config.vocab_size} rows for them; name the one it was made for"
         )
     device_mesh = make_mesh(mesh or MeshSettings())
-    model = load_model(source, abstract_model(config, device_mesh))
+    model = load_model(source, abstract_model(config.init, device_mesh))
     return RankingModel(model=model, vocabulary=pieces, scorer=Scorer(device_mesh))
 
 

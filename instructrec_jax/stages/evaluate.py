@@ -12,12 +12,16 @@ from pathlib import Path
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints.source import Source, load_model, open_source
 from instructrec_jax.models.t5 import T5Config
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.parallel.mesh import (
+    MeshSettings,
+    abstract_model,
+    describe_placement,
+    make_mesh,
+)
 from instructrec_jax.pipeline import registry
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
 from instructrec_jax.stages.run_data import RunData
-from instructrec_jax.training.state import abstract_model, describe_placement
 
 logger = logging.getLogger(__name__)
 FILE_NAME = "metrics.json"
@@ -66,7 +70,7 @@ def evaluate(
     """
     checkpoint = open_source(run.checkpoint_path)
     device_mesh = make_mesh(mesh)
-    shapes = abstract_model(model, device_mesh)
+    shapes = abstract_model(model.init, device_mesh)
     tasks = ", ".join(evaluation.tasks)
     logger.info("%s, split %s, by %s", tasks, evaluation.split, checkpoint.path)
     logger.info("%s", describe_placement(shapes))

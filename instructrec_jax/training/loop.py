@@ -1,4 +1,7 @@
-"""The loop around the jitted step: logging, evaluation, checkpoints, interruption."""
+"""The jitted step and the loop around it: logging, checkpoints, evaluation, interruption.
+
+Both are generic in the model: they take any `nnx.Module` and any objective over it.
+"""
 
 import dataclasses
 import logging
@@ -8,17 +11,70 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.models.objectives import Metrics
+from instructrec_jax.models.adapters import EVERYTHING, FineTuning, join, split
+from instructrec_jax.parallel.mesh import batch_sharding
+from instructrec_jax.progress import Progress
 from instructrec_jax.training.metrics_log import MetricsLog
-from instructrec_jax.training.progress import Progress
 from instructrec_jax.training.state import TrainState
-from instructrec_jax.training.step import TrainStep
-from instructrec_jax.training.stopping import stop_on_sigterm
+from instructrec_jax.training.stopping import Stop, StopAskedError, stop_on_sigterm
 
 logger = logging.getLogger(__name__)
 NumpyBatch = Mapping[str, np.ndarray]
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Objective = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: Mesh,
+    shardings: TrainState,
+    seed: int,
+    fine_tuning: FineTuning = EVERYTHING,
+) -> TrainStep:
+    """Returns the jitted step: loss, gradient, update; the state given to it is donated.
+
+    The objective's key is a function of (seed, step), so a resumed run drops the same activations.
+
+    Args:
+      objective: maps (model, batch, key) to (loss, metrics).
+      optimizer: an optax transformation.
+      mesh: the device mesh.
+      shardings: of every array of the state, as `state_shardings` gives them.
+      seed: of the objective's keys.
+      fine_tuning: what learns; the others have no gradient and no optimizer state.
+
+    Returns:
+      A function of (state, batch) that gives (state, metrics); metrics are float32 scalars, with
+      "loss" and "gradient_norm" among them.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        trained, rest = split(state.model, fine_tuning)
+
+        def loss_of(trained: Any) -> tuple[jax.Array, Metrics]:
+            return objective(join(trained, rest), batch, key)
+
+        (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trained)
+        model = join(optax.apply_updates(trained, updates), rest)
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), **metrics}
+        return TrainState(state.step + 1, model, optimizer_state), metrics
+
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, None),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,10 +82,10 @@ class Periods:
     """When the loop does what, in steps.
 
     Attributes:
-      train_steps: the step after which training ends; None where that is still to be found out.
+      train_steps: the step after which training ends; None where that is not known yet.
       log: steps between two lines of progress.
       evaluate: steps between two evaluations; the last step is evaluated too.
-      checkpoint: steps between two checkpoints; the last step is saved too.
+      checkpoint: steps between two checkpoints; evaluated steps and the last one are saved too.
     """
 
     train_steps: int | None
@@ -47,8 +103,20 @@ class Periods:
     def last_step(self) -> int:
         """The step after which training ends."""
         if self.train_steps is None:
-            raise ValueError("nobody has said yet when training ends")
+            raise ValueError("the number of training steps is unresolved")
         return self.train_steps
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the model is evaluated after a step."""
+        return step % self.evaluate == 0 or step == self.last_step
+
+    def is_saved(self, step: int) -> bool:
+        """Whether the state is saved after a step."""
+        return step % self.checkpoint == 0 or self.is_evaluated(step)
+
+    def is_logged(self, step: int) -> bool:
+        """Whether a step's loss is logged."""
+        return step % self.log == 0 or step == self.last_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,14 +125,15 @@ class Actions:
 
     Attributes:
       place: moves a numpy batch onto the devices.
+      save: keeps a state with the latest ones; does nothing where the step is kept already.
       evaluate: measures a model on validation data, by metric name.
-      save: keeps a state, with its evaluation if it has one; nothing where the step is kept
-        already.
+      keep_best: keeps an evaluated state if it is the best so far.
     """
 
     place: Callable[[NumpyBatch], dict[str, jax.Array]]
+    save: Callable[[int, TrainState], None]
     evaluate: Callable[[Any], dict[str, float]]
-    save: Callable[[int, TrainState, Mapping[str, float] | None], None]
+    keep_best: Callable[[int, TrainState, Mapping[str, float]], None]
 
 
 def run_loop(
@@ -75,8 +144,11 @@ def run_loop(
     periods: Periods,
     actions: Actions,
     log: MetricsLog,
+    is_evaluation_missing: bool = False,
 ) -> TrainState:
     """Trains until `periods.train_steps`, or until SIGTERM asks to stop after the current step.
+
+    A state is saved before it is evaluated, so that a kill during the evaluation loses no step.
 
     Args:
       state: where to start; its buffers are donated.
@@ -85,6 +157,7 @@ def run_loop(
       periods: when to log, evaluate and save.
       actions: how to.
       log: where metrics go.
+      is_evaluation_missing: whether the state was saved and its evaluation did not end.
 
     Returns:
       The last state, saved.
@@ -93,9 +166,14 @@ def run_loop(
       UserError: if loss or gradient is not finite; the last checkpoint holds a state before it.
     """
     first_step, step = int(state.step), int(state.step)
-    progress = Progress(first_step=first_step, last_step=periods.last_step)
     unchecked: _Unchecked | None = None
-    with stop_on_sigterm() as stop:
+    progress = Progress(
+        "train", total=periods.last_step, unit="steps", done=step, seconds_between_lines=0.0
+    )
+    with stop_on_sigterm() as stop, progress:
+        if is_evaluation_missing:
+            logger.info("step %d was saved and not evaluated; evaluating it now", step)
+            _evaluate(step, state, actions=actions, log=log, stop=stop)
         while step < periods.last_step and not stop.is_asked:
             batch = next(batches)
             state, metrics = train_step(state, actions.place(batch))
@@ -103,36 +181,47 @@ def run_loop(
             # The previous step's loss is looked at while this one runs: no waiting.
             _check_finite(unchecked)
             unchecked = _Unchecked(step, metrics, batch)
-            is_last = step == periods.last_step
-            is_measured = step % periods.evaluate == 0 or is_last
-            is_saved = step % periods.checkpoint == 0 or is_measured
-            if step % periods.log == 0 or is_last or step == first_step + 1:
+            if periods.is_logged(step) or step == first_step + 1:
                 _check_finite(unchecked)
                 values = {name: float(value) for name, value in metrics.items()}
                 log.write(step, values)
-                logger.info(progress.line(step, values))
-            if is_saved:
+                progress.advance(step - progress.done, note=_spell(values))
+            if periods.is_saved(step):
                 _check_finite(unchecked)
-                measured = None
-                if is_measured:
-                    measured = actions.evaluate(state.model)
-                    log.write(step, measured)
-                    logger.info("step %d  %s", step, _spell(measured))
-                actions.save(step, state, measured)
+                actions.save(step, state)
+            if periods.is_evaluated(step):
+                _evaluate(step, state, actions=actions, log=log, stop=stop)
         if stop.is_asked:
-            # No evaluation: a machine about to be taken away leaves seconds, and one more than an
-            # uninterrupted run has could make another checkpoint the best.
-            _check_finite(unchecked)
-            actions.save(step, state, None)
+            if step > first_step:
+                _check_finite(unchecked)
+                actions.save(step, state)
             logger.info(
                 "stopped on SIGTERM after step %d; the same command goes on from there", step
             )
     return state
 
 
+def _evaluate(
+    step: int, state: TrainState, *, actions: Actions, log: MetricsLog, stop: Stop
+) -> None:
+    """Evaluates a saved state; SIGTERM breaks it off, and a later run then does it again.
+
+    It is logged last: what the log has is complete.
+    """
+    try:
+        with stop.interrupts():
+            measured = actions.evaluate(state.model)
+    except StopAskedError:
+        logger.info("the evaluation of step %d was broken off; the next run begins with it", step)
+        return
+    actions.keep_best(step, state, measured)
+    log.write(step, measured)
+    logger.info("step %d  %s", step, _spell(measured))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Unchecked:
-    """A step whose loss nobody has looked at yet."""
+    """A step whose loss has not been checked yet."""
 
     step: int
     metrics: Metrics
@@ -144,12 +233,13 @@ def _check_finite(taken: _Unchecked | None) -> None:
     for name in ("loss", "gradient_norm"):
         if taken is None or math.isfinite(value := float(taken.metrics[name])):
             continue
-        ids = [str(example) for example in taken.batch.get("example_id", ()) if example]
-        named = f"; examples of that batch: {', '.join(ids[:20])}" if ids else ""
+        ids = [str(example) for example in np.ravel(taken.batch.get("example_id", ())) if example]
+        more = f" and {len(ids) - 20} more" if len(ids) > 20 else ""
+        named = f"; examples of that batch: {', '.join(ids[:20])}{more}" if ids else ""
         raise UserError(
             f"the {name.replace('_', ' ')} of step {taken.step} is {value}; training stops here "
             "and the last checkpoint is kept. Look at the data, or start a new MODEL_DIR with a "
-            "lower learning rate, INITIAL_CHECKPOINT_PATH being this one" + named
+            "lower LEARNING_RATE, INITIAL_CHECKPOINT_PATH being this one" + named
         )
 
 

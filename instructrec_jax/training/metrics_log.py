@@ -14,7 +14,7 @@ FILE_NAME = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends metrics to MODEL_DIR; a resumed run forgets what lies after its checkpoint."""
+    """Appends metrics to MODEL_DIR; a resumed run forgets the lines after its checkpoint."""
 
     def __init__(self, model_dir: Path | str, *, first_step: int) -> None:
         """Opens the log.
@@ -26,11 +26,16 @@ class MetricsLog:
         """
         self._path = Path(model_dir) / FILE_NAME
         kept = [line for line in read_metrics(self._path) if line["step"] <= first_step]
+        self._last = {name for line in kept if line["step"] == first_step for name in line}
         files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._stream = self._path.open("a", encoding="utf-8")
         self._events = SummaryWriter(
             str(Path(model_dir) / "tensorboard"), purge_step=first_step + 1 if first_step else None
         )
+
+    def began_with(self, name: str) -> bool:
+        """Whether a metric of the step that the run starts from had been logged before."""
+        return name in self._last
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line and one TensorBoard point for each value."""

@@ -1,34 +1,54 @@
-"""The training state: step, model, optimizer state. Whole parameters never lie on one device."""
+"""The training state: step, model, optimizer state. No device ever holds whole parameters.
 
+The model is any `nnx.Module` whose parameters are `nnx.Param`s; they may name their logical axes,
+see `parallel.mesh.shardings`.
+"""
+
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import Mesh
 
 from instructrec_jax.models.adapters import EVERYTHING, FineTuning, join, split, with_adapters
-from instructrec_jax.models.t5 import T5, T5Config
-from instructrec_jax.parallel.mesh import bytes_per_device, state_shardings
+from instructrec_jax.parallel import mesh as device_mesh
+
+Init = Callable[[jax.Array], nnx.Module]
 
 
 class TrainState(NamedTuple):
     """Everything that a training step changes.
 
     Attributes:
-      step: int32 scalar, number of steps taken; None where only the model is meant.
+      step: int32 scalar, number of steps taken.
       model: the model, a pytree of its parameters.
-      optimizer_state: optax's state, of the parameters that learn.
+      optimizer_state: optax's state, of the parameters that learn; None where it is left out.
     """
 
     step: Any
-    model: T5
+    model: Any
     optimizer_state: Any
 
 
+def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    """Returns the sharding of every array of a state.
+
+    Raises:
+      UserError: if a parameter is not divisible by its mesh axes.
+    """
+    return TrainState(
+        device_mesh.shardings(state.step, mesh),
+        device_mesh.shardings(state.model, mesh),
+        device_mesh.shardings(state.optimizer_state, mesh, is_strict=False),
+    )
+
+
 def abstract_state(
-    config: T5Config,
+    init: Init,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
@@ -36,21 +56,24 @@ def abstract_state(
 ) -> TrainState:
     """Returns the state's shapes with their shardings; nothing is computed or allocated.
 
+    Args:
+      init: builds the model from a key.
+      optimizer: an optax transformation.
+      mesh: the device mesh.
+      fine_tuning: what learns.
+
     Raises:
-      UserError: if a pattern of `fine_tuning` matches no parameter.
+      UserError: if a pattern of `fine_tuning` matches no parameter, or a parameter is not divisible
+        by its mesh axes.
     """
-    shapes = jax.eval_shape(lambda: _initial_state(config, optimizer, fine_tuning, seed=0))
-    return _with_shardings(shapes, mesh)
-
-
-def abstract_model(config: T5Config, mesh: Mesh) -> T5:
-    """Returns the model's shapes with their shardings; nothing is computed or allocated."""
-    model = jax.eval_shape(lambda: T5(config, jax.random.key(0)))
-    return _with_shardings(TrainState(None, model, None), mesh).model
+    return device_mesh.abstract(
+        lambda: _initial_state(init, optimizer, fine_tuning, seed=0),
+        lambda shapes: state_shardings(shapes, mesh),
+    )
 
 
 def initial_state(
-    config: T5Config,
+    init: Init,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
@@ -58,17 +81,17 @@ def initial_state(
     fine_tuning: FineTuning = EVERYTHING,
 ) -> TrainState:
     """Returns a randomly initialised state, each device computing its own shards only."""
-    abstract = abstract_state(config, optimizer, mesh, fine_tuning=fine_tuning)
+    abstract = abstract_state(init, optimizer, mesh, fine_tuning=fine_tuning)
     # Threefry's default mode makes the numbers independent of how they are sharded.
     make = jax.jit(
-        lambda: _initial_state(config, optimizer, fine_tuning, seed=seed),
-        out_shardings=_shardings(abstract),
+        lambda: _initial_state(init, optimizer, fine_tuning, seed=seed),
+        out_shardings=shardings_of(abstract),
     )
     return make()
 
 
 def state_with_model(
-    model: T5,
+    model: nnx.Module,
     optimizer: optax.GradientTransformation,
     abstract: TrainState,
     *,
@@ -79,14 +102,14 @@ def state_with_model(
     """Returns a state that starts from a model, its adapters and its optimizer afresh.
 
     Args:
-      model: arrays placed as `abstract` says, without adapters; given away.
+      model: arrays with the shardings of `abstract`, without adapters; donated.
       optimizer: an optax transformation.
       abstract: shapes and shardings, as `abstract_state` returns them.
       step: number of steps taken.
       fine_tuning: what learns.
       seed: of the adapters.
     """
-    shardings = _shardings(abstract)
+    shardings = shardings_of(abstract)
     if fine_tuning.lora is not None:
         adapt = jax.jit(
             lambda base: with_adapters(base, fine_tuning, seed=seed),
@@ -110,57 +133,20 @@ def with_stored_part(state: TrainState, stored: TrainState, fine_tuning: FineTun
     return stored._replace(model=join(stored.model, split(state.model, fine_tuning)[1]))
 
 
+def shardings_of(state: Any) -> Any:
+    """Returns the shardings of arrays, or of shapes that have them."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
+
+
 def _place_step(step: int, abstract: TrainState) -> jax.Array:
     return jax.make_array_from_callback(
         (), abstract.step.sharding, lambda _: np.asarray(step, abstract.step.dtype)
     )
 
 
-def num_parameters(model: T5) -> int:
-    """Returns the number of parameters of a model or of its shapes."""
-    return sum(leaf.size for leaf in jax.tree.leaves(model))
-
-
-def describe_placement(model: T5, optimizer_state: Any = None) -> str:
-    """Returns the number of parameters, the mesh, and the memory they take on a device.
-
-    Args:
-      model: arrays, or shapes, with shardings.
-      optimizer_state: likewise; None where there is no optimizer.
-    """
-    mesh = jax.tree.leaves(model)[0].sharding.mesh
-    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    memory = f"{_mebibytes(model)} MiB of parameters"
-    if optimizer_state is None:
-        memory += " per device"
-    else:
-        memory = (
-            f"{_mebibytes((model, optimizer_state))} MiB of state per device ({memory}, "
-            f"{_mebibytes(optimizer_state)} MiB of the optimizer's)"
-        )
-    return f"{num_parameters(model):,} parameters, mesh {axes}, {memory}"
-
-
-def _mebibytes(tree: Any) -> str:
-    return f"{bytes_per_device(tree) / 2**20:,.1f}"
-
-
-def _with_shardings(shapes: TrainState, mesh: Mesh) -> TrainState:
-    """Returns the same shapes, each with its place on the mesh."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        state_shardings(shapes, mesh),
-    )
-
-
-def _shardings(abstract: TrainState) -> TrainState:
-    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
-
-
 def _initial_state(
-    config: T5Config, optimizer: optax.GradientTransformation, fine_tuning: FineTuning, *, seed: int
+    init: Init, optimizer: optax.GradientTransformation, fine_tuning: FineTuning, *, seed: int
 ) -> TrainState:
-    model = with_adapters(T5(config, jax.random.key(seed)), fine_tuning, seed=seed)
+    model = with_adapters(init(jax.random.key(seed)), fine_tuning, seed=seed)
     trained, _ = split(model, fine_tuning)
     return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(trained))

@@ -25,13 +25,18 @@ from instructrec_jax.generation.beam_search import (
 from instructrec_jax.generation.catalogue_trie import CatalogueTrie
 from instructrec_jax.metrics import ranking
 from instructrec_jax.models.t5 import T5, T5Config
-from instructrec_jax.parallel.mesh import MeshSettings, check_rows, make_mesh
+from instructrec_jax.parallel.mesh import (
+    MeshSettings,
+    abstract_model,
+    check_rows,
+    describe_placement,
+    make_mesh,
+)
 from instructrec_jax.pipeline import registry
 from instructrec_jax.progress import Progress
 from instructrec_jax.stages.generate import catalogue
 from instructrec_jax.stages.generate.catalogue import CatalogueRequest
 from instructrec_jax.stages.run_data import RunData, dataset_of
-from instructrec_jax.training.state import abstract_model, describe_placement
 
 logger = logging.getLogger(__name__)
 FILE_NAME = "metrics.json"
@@ -100,7 +105,7 @@ def generate(
     checkpoint = open_source(run.checkpoint_path)
     device_mesh = make_mesh(mesh)
     check_rows(run.batch_size, device_mesh, name="BATCH_SIZE")
-    shapes = abstract_model(model, device_mesh)
+    shapes = abstract_model(model.init, device_mesh)
     tasks = ", ".join(run.tasks)
     logger.info("%s, split %s, by %s, into %s", tasks, run.split, checkpoint.path, run.output_dir)
     logger.info("%s", describe_placement(shapes))

@@ -21,7 +21,13 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Variant
 from instructrec_jax.instructions.task_modules import find_variant
 from instructrec_jax.models.t5 import T5Config
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, num_batch_shares
+from instructrec_jax.parallel.mesh import (
+    MeshSettings,
+    abstract_model,
+    describe_placement,
+    make_mesh,
+    num_batch_shares,
+)
 from instructrec_jax.requests.request_files import INSTRUCTION, RequestFile
 from instructrec_jax.scores import parts
 from instructrec_jax.scores.claims import STALE_SECONDS, Claims
@@ -38,7 +44,6 @@ from instructrec_jax.stages.score.request_sets import (
     task_sets,
 )
 from instructrec_jax.stages.score.shards import CLAIMS, score_shards
-from instructrec_jax.training.state import abstract_model, describe_placement
 from instructrec_jax.training.stopping import stop_on_sigterm
 
 logger = logging.getLogger(__name__)
@@ -124,7 +129,7 @@ def score(
     what = run.requests or f"{', '.join(run.tasks)}, split {run.split}"
     logger.info("%s, by %s, into %s", what, checkpoint.path, run.output_dir)
     device_mesh = make_mesh(mesh)
-    shapes = abstract_model(model, device_mesh)
+    shapes = abstract_model(model.init, device_mesh)
     logger.info("%s", describe_placement(shapes))
     if dry_run:
         checkpoint.check_fits(model)

@@ -4,12 +4,56 @@ Not in the paper, whose model is pretrained. Together the two parts make the unt
 a candidate by the likeness of its tokens to the instruction's, which training then refines.
 """
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
+from instructrec_jax.baselines.cooccurrence import cooccurrence_embeddings
 from instructrec_jax.models.t5 import T5, Attention
+from instructrec_jax.pipeline.record_store import column_batches
+from instructrec_jax.pipeline.vocabulary import CorpusVocabulary
+
+logger = logging.getLogger(__name__)
+
+
+def warm(model: T5, dataset: str, *, seed: int) -> T5:
+    """Returns the model with a start that the training histories suggest.
+
+    Args:
+      model: the model; its arrays keep their shardings.
+      dataset: name of a dataset in the data_dir in use.
+      seed: of what is drawn.
+    """
+    sequences = training_token_sequences(dataset)
+    config = model.config
+    vectors = cooccurrence_embeddings(sequences, config.vocab_size, config.emb_dim, seed)
+    logger.info("token embeddings start from co-occurrence in %d histories", len(sequences))
+    return with_averaging_attention(with_token_embeddings(model, vectors), seed=seed)
+
+
+def training_token_sequences(dataset: str) -> list[np.ndarray]:
+    """Returns the tokens of each user's training titles, one int32 array per user.
+
+    Of a user's training records the last one holds all titles: its history and its target.
+
+    Args:
+      dataset: name of a dataset in the data_dir in use.
+    """
+    titles: dict[bytes, list[bytes]] = {}
+    last: dict[bytes, int] = {}
+    fields = ("user_id", "position", "history", "target")
+    for columns in column_batches(dataset, "leave_one_out", "train", fields):
+        for user, position, history, target in zip(*(columns[f] for f in fields), strict=True):
+            if position > last.get(user, -1):
+                last[user], titles[user] = position, [*history, target]
+    encode = CorpusVocabulary().encode
+    return [
+        np.array([token for title in of_user for token in encode(title.decode())], np.int32)
+        for of_user in titles.values()
+    ]
 
 
 def with_token_embeddings(model: T5, vectors: np.ndarray) -> T5:
