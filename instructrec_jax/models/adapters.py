@@ -24,7 +24,7 @@ from flax import nnx
 from jax import Array
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.models.t5 import Kernel
+from instructrec_jax.models.t5 import Kernel, einsum
 
 LORA_A, LORA_B = "adapter.lora_a", "adapter.lora_b"
 ATTENTION = ("attention.(query|value)",)
@@ -124,12 +124,13 @@ class LowRank(nnx.Module):
     def __call__(self, rows: Array) -> Array:
         """Maps [rows, in] to what is added to the kernel's [rows, out], in the dtype of `rows`."""
         a, b = self._matrices()
-        return (rows @ a.astype(rows.dtype)) @ b.astype(rows.dtype) * self.scale
+        narrow = einsum("XI,IR->XR", rows, a.astype(rows.dtype))
+        return einsum("XR,RO->XO", narrow, b.astype(rows.dtype)) * self.scale
 
     def columns(self, indices: Array) -> Array:
         """Returns what is added to columns of the kernel, float32 [*indices.shape, in]."""
         a, b = self._matrices()
-        return b.T[indices] @ a.T * self.scale
+        return einsum("...R,IR->...I", b.T[indices], a) * self.scale
 
     def _matrices(self) -> tuple[Array, Array]:
         """Returns A [in, rank] and B [rank, out] of one layer."""

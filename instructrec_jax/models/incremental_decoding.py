@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from instructrec_jax.models.t5 import MASKED, T5, Attention, Dropout
+from instructrec_jax.models.t5 import MASKED, T5, Attention, Dropout, einsum
 
 _NO_DROPOUT = Dropout(0.0, None)
 
@@ -113,15 +113,15 @@ def _attend_own(
     attention: Attention, x: Array, keys: Array, values: Array, *, bias: Array
 ) -> Array:
     """Attends from [B, W, D] to each beam's own [B, W, T, N, H] under a bias [N, T]."""
-    logits = jnp.einsum("BWNH,BWTNH->BWNT", attention.query(x), keys).astype(jnp.float32)
+    logits = einsum("BWNH,BWTNH->BWNT", attention.query(x), keys).astype(jnp.float32)
     weights = jax.nn.softmax(logits + bias, axis=-1).astype(values.dtype)
-    return attention.out(jnp.einsum("BWNT,BWTNH->BWNH", weights, values))
+    return attention.out(einsum("BWNT,BWTNH->BWNH", weights, values))
 
 
 def _attend_shared(
     attention: Attention, x: Array, keys: Array, values: Array, *, bias: Array
 ) -> Array:
     """Attends from [B, W, D] to what all beams share, [B, S, N, H], under [B, 1, 1, S]."""
-    logits = jnp.einsum("BWNH,BSNH->BNWS", attention.query(x), keys).astype(jnp.float32)
+    logits = einsum("BWNH,BSNH->BNWS", attention.query(x), keys).astype(jnp.float32)
     weights = jax.nn.softmax(logits + bias, axis=-1).astype(values.dtype)
-    return attention.out(jnp.einsum("BNWS,BSNH->BWNH", weights, values))
+    return attention.out(einsum("BNWS,BSNH->BWNH", weights, values))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.models.t5 import T5, example_segments, same_segment
+from instructrec_jax.models.t5 import T5, einsum, example_segments, same_segment
 
 Batch = Mapping[str, Array]
 
@@ -63,7 +63,7 @@ def candidate_log_likelihood(model: T5, batch: Batch, dropout_key: Array | None 
     log_likelihood = _packed_token_log_likelihood(model, batch, dropout_key)
     # A product with a one-hot instead of a scatter: the same sum in the same order every time.
     one_hot = jax.nn.one_hot(owners - 1, num_tokens.shape[1], dtype=jnp.float32)
-    total = jnp.einsum("BRT,BRTC->BC", log_likelihood, one_hot)
+    total = einsum("BRT,BRTC->BC", log_likelihood, one_hot)
     return jnp.where(num_tokens > 0, total, -jnp.inf)
 
 
@@ -198,9 +198,8 @@ class NegativeLogLikelihood:
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,
         )
-        nll, _ = cross_entropy(
-            logits, target_logits, is_counted, z_loss=0.0, label_smoothing=self.label_smoothing
-        )
+        # The plain one, whatever the loss is: it can be compared between runs.
+        nll, _ = cross_entropy(logits, target_logits, is_counted, z_loss=0.0, label_smoothing=0.0)
         num_tokens = jnp.sum(is_counted)
         metrics = {"nll_per_token": nll / num_tokens, "num_target_tokens": num_tokens}
         return loss / factor, metrics
@@ -216,7 +215,9 @@ class NegativeLogLikelihood:
             return is_counted, is_counted.size
         targets = batch["decoder_target_tokens"]
         segments = batch.get("decoder_segment_ids", example_segments(targets))
-        num_own = jnp.einsum("BTS,BS->BT", same_segment(segments, segments), is_counted)
+        num_own = einsum(
+            "BTS,BS->BT", same_segment(segments, segments).astype(jnp.float32), is_counted
+        )
         weights = is_counted / jnp.maximum(num_own, 1.0)
         return weights, jnp.sum(weights)
 

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from instructrec_jax.models.t5 import MASKED, T5, Attention, DecoderLayer, Dropout
+from instructrec_jax.models.t5 import MASKED, T5, Attention, DecoderLayer, Dropout, einsum
 
 KEYS_PER_BLOCK = 256  # measured: attention to more at a time costs twice as much on CPU
 NODES_PER_LOGITS = 256  # rows of the only float32 [rows, vocabulary] array there is
@@ -204,7 +204,7 @@ def _attend(
     query = heads(attention.query(queries_from), queries_at)
     blocks = _blocks(keys_at.shape[1])
     logits = [
-        jnp.einsum("RNTH,RNSH->RNTS", query, heads(keys, keys_at[:, block])).astype(jnp.float32)
+        einsum("RNTH,RNSH->RNTS", query, heads(keys, keys_at[:, block])).astype(jnp.float32)
         + sum(bias[..., block] for bias in biases)
         for block in blocks
     ]
@@ -213,7 +213,7 @@ def _attend(
     highest = functools.reduce(jnp.maximum, [jnp.max(x, axis=-1, keepdims=True) for x in logits])
     weights = [jnp.exp(x - highest) for x in logits]
     mixed = [
-        jnp.einsum("RNTS,RNSH->RNTH", x.astype(query.dtype), heads(values, keys_at[:, block]))
+        einsum("RNTS,RNSH->RNTH", x.astype(query.dtype), heads(values, keys_at[:, block]))
         for x, block in zip(weights, blocks, strict=True)
     ]
     totals = [jnp.sum(x, axis=-1, keepdims=True) for x in weights]
