@@ -289,8 +289,7 @@ def test_real_logs_become_batches(tmp_path, dataset, folder, mixture):
     record_store.use_data_dir(tmp_path)
     vocabulary.use_vocabulary(tmp_path / dataset / "vocabulary" / "sentencepiece.model")
     lengths = {"inputs": 256, "targets": 64}
-    batch = next(
-        loader.ranking_batches(mixture, split="test", feature_lengths=lengths, batch_size=8)
-    )
+    (task, *_) = registry.evaluated_tasks([mixture], split="test")
+    batch = next(loader.ranking_batches(task, split="test", feature_lengths=lengths, batch_size=8))
     assert (batch["candidate_ids"] >= 0).all()
     assert (batch["target_index"] >= 0).all()

@@ -15,8 +15,8 @@ from instructrec_jax.metrics import ranking
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 from instructrec_jax.scores.parts import read_scores
 from instructrec_jax.scoring.scorer import Scorer
-from instructrec_jax.stages.evaluate import FILE_NAME, EvalSettings, evaluate
-from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
+from instructrec_jax.stages.evaluate import FILE_NAME, EvaluateSettings, evaluate
+from instructrec_jax.stages.validation import ValidationSettings, make_evaluate
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def evaluate_toy(data_dir, checkpoint, output_dir, *, dry_run=False, **evaluatio
     return evaluate(
         model=MODEL,
         data=toy_data(data_dir),
-        run=EvalSettings(checkpoint_path=str(checkpoint), output_dir=str(output_dir)),
-        evaluation=EvaluationSettings(**(settings | evaluation)),
+        run=EvaluateSettings(checkpoint_path=str(checkpoint), output_dir=str(output_dir)),
+        validation=ValidationSettings(**(settings | evaluation)),
         mesh=MeshSettings(),
         config_text="A = 1\n",
         dry_run=dry_run,
@@ -79,20 +79,20 @@ def test_it_can_stop_after_a_number_of_examples_and_read_them_again(
     ranks = ranking.ranks(np.stack(scores.log_likelihood), scores.target_index)
     for number, cached in ((11, True), (11, False), (8, False)):
         limits = {"num_examples": number, "use_memory_cache": cached}
-        measure = make_evaluate(EvaluationSettings(**settings, **limits), data, scorer)
+        measure = make_evaluate(ValidationSettings(**settings, **limits), data, scorer)
         for _ in range(2):
             found = measure(model)
             for name, value in ranking.evaluate(ranks[:number]).items():
                 assert found[f"validation/{name}"] == value
     with pytest.raises(UserError, match="EVALUATOR_NUM_EXAMPLES is 0"):
-        EvaluationSettings(**settings, num_examples=0)
+        ValidationSettings(**settings, num_examples=0)
     with pytest.raises(UserError, match="normaliser of evaluation 'pmi'"):
-        EvaluationSettings(**settings, normaliser="pmi")
+        ValidationSettings(**settings, normaliser="pmi")
 
 
 def test_the_folder_of_another_evaluation_is_refused(toy_records, checkpoint, tmp_path):
     evaluate_toy(toy_records, checkpoint, tmp_path / "eval", num_batches=1)
-    with pytest.raises(UserError, match=r"holds another run: .*evaluation"):
+    with pytest.raises(UserError, match=r"holds another run: .*validation"):
         evaluate_toy(toy_records, checkpoint, tmp_path / "eval", normaliser="mean")
 
 

@@ -172,9 +172,9 @@ MACROS = {
         None,
     ),
     "EVAL_PERIOD": ("5", lambda f: f["periods"].evaluate, 5),
-    "EVAL_STEPS": ("None", lambda f: f["evaluation"].num_batches, None),
-    "EVALUATOR_NUM_EXAMPLES": ("9", lambda f: f["evaluation"].num_examples, 9),
-    "EVALUATOR_USE_MEMORY_CACHE": ("False", lambda f: f["evaluation"].use_memory_cache, False),
+    "EVAL_STEPS": ("None", lambda f: f["validation"].num_batches, None),
+    "EVALUATOR_NUM_EXAMPLES": ("9", lambda f: f["validation"].num_examples, 9),
+    "EVALUATOR_USE_MEMORY_CACHE": ("False", lambda f: f["validation"].use_memory_cache, False),
     "LEARNING_RATE": (
         "0.5",
         lambda f: f["learning"].optimizer.settings["learning_rate"]["learning_rate"],

@@ -4,8 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+import seqio
+import tensorflow as tf
 
-from instructrec_jax.pipeline import loader, vocabulary
+from instructrec_jax.pipeline import loader, preprocessors, vocabulary
 from instructrec_jax.pipeline.task_registration import register_mixture
 
 
@@ -20,20 +22,24 @@ def mixture_of_two(toy):
 LENGTHS = {"inputs": 256, "targets": 24}
 
 
-def training(number: int, *, skip: int = 0, seed: int = 3, pack: bool = False) -> list:
-    batches = loader.training_batches(
-        "toy.pair",
-        feature_lengths=LENGTHS,
-        batch_size=4,
-        seed=seed,
-        pack=pack,
-        skip_batches=skip,
+def stream(*, name: str = "toy.pair", seed: int = 3, pack: bool = False, **changes):
+    settings = {"feature_lengths": LENGTHS, "batch_size": 4, **changes}
+    return loader.training_batches(name, seed=seed, pack=pack, **settings)
+
+
+def training(number: int, **changes) -> list:
+    return list(itertools.islice(stream(**changes), number))
+
+
+def ranking_training(number: int, *, name: str = "toy.pair", **changes) -> list:
+    settings = {"feature_lengths": LENGTHS, "batch_size": 4, "num_candidates": 10, "seed": 3}
+    return list(
+        itertools.islice(loader.ranking_training_batches(name, **settings | changes), number)
     )
-    return list(itertools.islice(batches, number))
 
 
 def ranking(number: int | None = None, **changes) -> list:
-    settings = {"split": "train", "feature_lengths": LENGTHS, "batch_size": 4, **changes}
+    settings = {"split": "validation", "feature_lengths": LENGTHS, "batch_size": 4, **changes}
     name = settings.pop("name", "toy.A7")
     return list(itertools.islice(loader.ranking_batches(name, **settings), number))
 
@@ -53,21 +59,15 @@ def test_training_batches_have_the_shapes_of_the_contract(toy):
         "decoder_input_tokens": (4, 24),
         "decoder_target_tokens": (4, 24),
         "decoder_loss_weights": (4, 24),
+        "example_id": (4, 1),
     }
-    assert all(rows.dtype == np.int32 for rows in batch.values())
+    assert all(rows.dtype == np.int32 for name, rows in batch.items() if name != "example_id")
     np.testing.assert_array_equal(batch["decoder_loss_weights"], batch["decoder_target_tokens"] > 0)
 
 
 def test_packed_batches_hold_several_examples_in_a_row(toy):
-    (batch,) = list(
-        itertools.islice(
-            loader.training_batches(
-                "toy.A1", feature_lengths={"inputs": 512, "targets": 128}, batch_size=2,
-                seed=0, pack=True,
-            ),
-            1,
-        )
-    )  # fmt: skip
+    lengths = {"inputs": 512, "targets": 128}
+    (batch,) = training(1, name="toy.A1", feature_lengths=lengths, batch_size=2, pack=True)
     for side, length in (("encoder", 512), ("decoder", 128)):
         assert batch[f"{side}_segment_ids"].shape == (2, length)
         assert batch[f"{side}_positions"].shape == (2, length)
@@ -81,10 +81,95 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others(toy):
     assert (first["encoder_input_tokens"] != other["encoder_input_tokens"]).any()
 
 
-def test_skipping_batches_gives_the_tail_of_the_uninterrupted_stream(toy):
-    assert_equal(training(5)[2:], training(3, skip=2))
-    endless = {"seed": 3, "name": "toy.pair"}
-    assert_equal(ranking(5, **endless)[2:], ranking(3, skip_batches=2, **endless))
+@pytest.mark.parametrize("name", ["toy.pair", "toy.A10"])
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_stream_goes_on_after_the_examples_that_were_read(toy, name, pack):
+    settings = {"name": name, "pack": pack, "feature_lengths": {"inputs": 512, "targets": 64}}
+    settings["batch_size"] = 8
+    whole, read, expected = stream(**settings), [], []
+    for _ in range(90):
+        read.append(whole.num_examples)
+        expected.append(next(whole))
+    assert whole.num_examples > 512, "more than are packed at a time"
+    for number in (1, 89):
+        found = training(1, num_examples_read=read[number], **settings)
+        assert_equal(found, expected[number : number + 1])
+
+
+def test_rankings_go_on_after_the_examples_that_were_read(toy):
+    assert_equal(ranking_training(5)[2:], ranking_training(3, num_examples_read=8))
+
+
+@pytest.fixture
+def rendered(monkeypatch) -> list:
+    """Every example that is rendered."""
+    seen = []
+    arrange = preprocessors.arrange
+
+    def noting(record, *arguments):
+        tf.py_function(lambda example: seen.append(example.numpy()), [record["example_id"]], [])
+        return arrange(record, *arguments)
+
+    monkeypatch.setattr(preprocessors, "arrange", noting)
+    return seen
+
+
+def test_examples_that_were_read_are_not_rendered_again(toy, rendered):
+    next(stream(name="toy.A10", num_examples_read=400))
+    assert 0 < len(rendered) < 200
+
+
+@pytest.mark.parametrize("name", ["toy.A10", "toy.pair"])
+def test_processes_share_the_rows_that_one_process_would_load(toy, name):
+    """Of a task they take turns, with the same draws; of a mixture, turns in each of its tasks."""
+    whole = training(16, name=name)
+    halves = [training(8, name=name, process=(index, 2)) for index in range(2)]
+    rows = [ids_and_rows(batches) for batches in (whole, *halves)]
+    assert rows[1].keys().isdisjoint(rows[2].keys())
+    if name == "toy.A10":
+        assert rows[1] | rows[2] == rows[0]
+        assert list(rows[0])[::2] == list(rows[1]) and list(rows[0])[1::2] == list(rows[2])
+
+
+def ids_and_rows(batches: list) -> dict:
+    return {
+        str(ids[0]): tokens.tobytes()
+        for batch in batches
+        for ids, tokens in zip(batch["example_id"], batch["encoder_input_tokens"], strict=True)
+    }
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_rows_are_those_of_seqio_and_name_their_examples(toy, pack):
+    lengths = {"inputs": 512, "targets": 64}
+    ds = seqio.get_dataset(
+        "toy.A10",
+        lengths,
+        seqio.EncDecFeatureConverter(pack=pack),
+        dataset_split="train",
+        shuffle=True,
+        seed=3,
+        num_epochs=None,
+        batch_size=4,
+    )
+    found = training(60, name="toy.A10", feature_lengths=lengths, pack=pack)
+    for batch, expected in zip(found, ds.as_numpy_iterator(), strict=False):
+        ids = batch.pop("example_id")
+        assert_equal([batch], [expected])
+        num_named = np.count_nonzero(ids != "", axis=1)
+        number = batch["decoder_segment_ids"].max(axis=1) if pack else np.ones(4)
+        np.testing.assert_array_equal(num_named, number)
+
+
+def test_an_evaluation_of_some_examples_draws_them_from_the_whole_split(toy):
+    name = "toy.A9"
+    every = [row["example_id"].decode() for row in loader.examples(name, split="validation")]
+    drawn = [ranking(name=name, batch_size=8, num_examples=12) for _ in range(2)]
+    assert_equal(*drawn)
+    ids = [i for batch in drawn[0] for i in batch["example_id"] if i]
+    assert len(ids) == 12 and ids == sorted(ids, key=every.index)
+    assert max(map(every.index, ids)) > len(every) / 2, "not the first ones"
+    assert len(ranking(name=name, batch_size=8, num_examples=999)) == -(-len(every) // 8)
 
 
 def test_evaluation_is_one_pass_in_file_order_with_padding_rows(toy):
@@ -135,7 +220,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(toy):
 
 
 def test_training_draws_candidates_afresh_each_time(toy):
-    batches = ranking(200, seed=1, num_candidates=4, name="toy.A8")
+    batches = ranking_training(200, seed=1, num_candidates=4, name="toy.A8")
     of_example: dict[str, set] = {}
     for batch in batches:
         assert batch["candidate_ids"].shape == (4, 4)
@@ -148,14 +233,15 @@ def test_training_draws_candidates_afresh_each_time(toy):
 
 def test_each_epoch_shows_every_example_once(toy):
     (total,) = {len(list(loader.examples("toy.A8", split="train")))}
-    batches = ranking(total, batch_size=1, seed=1, name="toy.A8")
+    batches = ranking_training(total, batch_size=1, seed=1, name="toy.A8")
     assert len({batch["example_id"][0] for batch in batches}) == total
 
 
 def test_inputs_are_trimmed_to_the_smallest_bucket_that_holds_them(toy):
     lengths = {"inputs": 400, "targets": 24}
-    whole = ranking(split="test", batch_size=2, feature_lengths=lengths)
-    trimmed = ranking(split="test", batch_size=2, feature_lengths=lengths, buckets=(64, 320, 360))
+    settings = {"name": "toy.A7", "batch_size": 2, "feature_lengths": lengths}
+    whole = ranking_training(30, **settings)
+    trimmed = ranking_training(30, buckets=(64, 320, 360), **settings)
     widths = set()
     for full, cut in zip(whole, trimmed, strict=True):
         width = cut["encoder_input_tokens"].shape[1]

@@ -19,7 +19,7 @@ from instructrec_jax.metrics import ranking
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.scores.parts import part_name, read_scores
 from instructrec_jax.scoring.scorer import Scorer
-from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
+from instructrec_jax.stages.validation import ValidationSettings, make_evaluate
 from instructrec_jax.teacher.extractive import ExtractiveTeacher
 
 
@@ -73,7 +73,7 @@ def test_ranks_from_the_files_are_those_that_training_measures(toy_records, chec
     sizes = {"vocab_size": 600, "num_encoder_layers": 1, "num_decoder_layers": 1}
     data = toy_data(toy_records)
     data.open("toy.A7.grouped", vocab_size=600)
-    settings = EvaluationSettings(tasks=TASKS, split="test", batch_size=16, normaliser="mean")
+    settings = ValidationSettings(tasks=TASKS, split="test", batch_size=16, normaliser="mean")
     scorer = Scorer(make_mesh(MeshSettings()))
     measured = make_evaluate(settings, data, scorer)(tiny_model(**sizes))
     found = read_scores(finished)

@@ -112,9 +112,7 @@ def test_fewer_candidates_are_those_that_training_measures(toy_records, checkpoi
     run = {"tasks": TASKS, "num_requests": 8, "lengths": lengths}
     score_toy(toy_records, checkpoint, tmp_path / "whole", **run)
     score_toy(toy_records, checkpoint, tmp_path / "groups", candidate_view=Groups(size=2), **run)
-    batches = loader.ranking_batches(
-        TASKS[0], split="test", feature_lengths=LENGTHS, batch_size=8, num_candidates=4
-    )
+    batches = loader.ranking_batches(TASKS[0], split="test", feature_lengths=lengths, batch_size=8)
     expected = next(batches)
     for name in ("whole", "groups"):
         found = read_scores(tmp_path / name)

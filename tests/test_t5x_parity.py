@@ -193,7 +193,8 @@ def test_fine_tunes_further_and_the_loss_curve_agrees(
 ):
     """By `instructrec train` and the shipped recipe; only the batches are T5X's instead of ours."""
     batch = dict(np.load(t5x_golden.FOLDER / "packed_batch.npz"))
-    monkeypatch.setattr(loader, "training_batches", lambda *_, **__: itertools.repeat(batch))
+    stream = loader.Batches(itertools.repeat(batch), num_examples=0, count=lambda batch: 0)
+    monkeypatch.setattr(loader, "training_batches", lambda *_, **__: stream)
     start = {"resumed": t5x_golden.FOLDER / "t5x_orbax", "fresh": without_state}[kind]
     bindings = {
         **FINETUNE,

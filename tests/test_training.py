@@ -180,14 +180,13 @@ def test_a_run_begins_with_the_parameters_and_the_step_of_an_initial_checkpoint(
 ):
     initial = straight("listwise") / store.LATEST / "6"
     skipped = []
-    ranking_batches = stage.loader.ranking_batches
+    training_batches = stage.loader.ranking_training_batches
 
     def noting(name, **settings):
-        if settings["split"] == "train":
-            skipped.append(settings["skip_batches"])
-        return ranking_batches(name, **settings)
+        skipped.append(settings["num_examples_read"])
+        return training_batches(name, **settings)
 
-    monkeypatch.setattr(stage.loader, "ranking_batches", noting)
+    monkeypatch.setattr(stage.loader, "ranking_training_batches", noting)
     start = {"initial_checkpoint_path": str(initial), "learning_rate": 0.0}
     with caplog.at_level("INFO"):
         train_toy(toy_records, tmp_path / "relative", None, **start, train_steps_relative=2)
@@ -203,7 +202,7 @@ def test_a_run_begins_with_the_parameters_and_the_step_of_an_initial_checkpoint(
     assert [line["step"] for line in lines if "loss" in line] == [7, 8]
     assert skipped == [0], "the data begins with its first batch, whatever the step"
     train_toy(toy_records, tmp_path / "relative", None, **start, train_steps_relative=3)
-    assert skipped == [0, 2]
+    assert skipped == [0, 2 * 8]
 
 
 def test_an_initial_checkpoint_of_other_sizes_is_refused_with_names(

@@ -10,9 +10,9 @@ from tiny_model import tiny_config
 
 from instructrec_jax.models.adapters import EVERYTHING
 from instructrec_jax.models.objectives import Listwise, NegativeLogLikelihood
-from instructrec_jax.stages.evaluation import EvaluationSettings
 from instructrec_jax.stages.run_data import RunData
 from instructrec_jax.stages.train import Learning, TrainSettings, train
+from instructrec_jax.stages.validation import ValidationSettings
 from instructrec_jax.training import optimizers
 from instructrec_jax.training.loop import Periods
 
@@ -58,7 +58,7 @@ def train_toy(
         periods=Periods(
             train_steps=train_steps, **(periods or {"log": 1, "evaluate": 3, "checkpoint": 2})
         ),
-        evaluation=EvaluationSettings(
+        validation=ValidationSettings(
             tasks=["toy.A7.grouped"], batch_size=evaluation_batch_size, num_batches=2
         ),
         config_text=config_text,

@@ -1,29 +1,53 @@
 """Batches as numpy dictionaries, by the contract of DESIGN.md section 5.
 
-Everything is a function of its arguments: the same call gives the same batches, and `skip_batches`
-gives the tail of the uninterrupted stream.
+Everything is a function of its arguments: the same call gives the same batches, and a stream that
+is told how many examples have been read gives the tail of the uninterrupted one.
 """
 
 import copy
+import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.pipeline import registry
+from instructrec_jax.pipeline import packing, registry
 from instructrec_jax.pipeline.record_store import hide_accelerators
 from instructrec_jax.pipeline.registry import GROUP_FIELDS, GROUPED
 from instructrec_jax.pipeline.rendering import ERROR_BEGIN, ERROR_END
+from instructrec_jax.pipeline.selection import Selection, selected_mixture, task_dataset
 
 Batch = dict[str, np.ndarray]
 _OUR_ERROR = re.compile(re.escape(ERROR_BEGIN) + "(.*?)" + re.escape(ERROR_END), re.DOTALL)
-_NUM_THREADS = 2
 # What an example tells of itself beside its features, where it is no example of ours.
 _UNKNOWN = {"num_history_dropped": 0, "num_words_cut": 0, "example_id": ""}
+
+
+class Batches(Iterator[Batch]):
+    """An endless stream of batches that knows how far it has been read.
+
+    Attributes:
+      num_examples: examples of this process that have been read so far.
+    """
+
+    def __init__(
+        self, batches: Iterable[Batch], *, num_examples: int, count: Callable[[Batch], int]
+    ) -> None:
+        """Begins after `num_examples`; `count` gives the examples of a batch."""
+        self._batches, self._count = iter(batches), count
+        self.num_examples = num_examples
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self.num_examples += self._count(batch)
+        return batch
 
 
 def training_batches(
@@ -33,98 +57,140 @@ def training_batches(
     batch_size: int,
     seed: int,
     pack: bool,
-    split: str = "train",
-    skip_batches: int = 0,
+    num_examples_read: int = 0,
+    process: tuple[int, int] = (0, 1),
     use_cached: bool = False,
-) -> Iterator[Batch]:
+) -> Batches:
     """Returns an endless stream of batches for maximum-likelihood training.
 
     Args:
       mixture: name of a registered task or mixture of `inputs` and `targets`.
       feature_lengths: tokens of "inputs" and "targets"; optionally "history" and "candidates",
         how many items of each to use.
-      batch_size: rows.
+      batch_size: rows of this process.
       seed: of order and draws.
       pack: whether several examples share a row.
-      split: split of the dataset.
-      skip_batches: how many to leave out, to go on where a run stopped.
+      num_examples_read: where to begin: `Batches.num_examples` of the stream that stopped. They are
+        left out before they are rendered, but for some of those packed last, at most as many as a
+        row has tokens.
+      process: index of this process and number of processes, each of which renders a share of every
+        task's examples.
       use_cached: read tasks from elsewhere as SeqIO has cached them.
 
     Returns:
       int32 arrays: `encoder_input_tokens` [batch, inputs]; `decoder_input_tokens`,
       `decoder_target_tokens`, `decoder_loss_weights` [batch, targets]; packed also
       `encoder_segment_ids`, `encoder_positions` [batch, inputs] and `decoder_segment_ids`,
-      `decoder_positions` [batch, targets].
+      `decoder_positions` [batch, targets]. `example_id` str [batch, most examples in a row].
     """
-    hide_accelerators()
-    ds = _dataset(
+    lengths = {name: feature_lengths[name] for name in ("inputs", "targets")}
+    # As in SeqIO, rows are packed of so many examples at a time: enough for a full row.
+    size = max(lengths.values()) if pack else batch_size
+    num_packed = num_examples_read % size if pack else 0
+    ds = _endless(
         mixture,
-        dict(feature_lengths),
-        (),
-        split=split,
-        shuffle=True,
+        feature_lengths,
+        _selection(process, num_examples_read - num_packed),
         seed=seed,
-        num_epochs=None,
+        extra_fields=("example_id",),
         use_cached=use_cached,
     )
-    ds = ds.map(lambda example: {name: example[name] for name in ("inputs", "targets")})
-    lengths = {name: feature_lengths[name] for name in ("inputs", "targets")}
-    ds = seqio.EncDecFeatureConverter(pack=pack)(ds, lengths)
-    ds = ds.batch(batch_size, drop_remainder=True).skip(skip_batches)
-    return numpy_batches(ds)
+    ds = ds.map(lambda example: {name: example[name] for name in (*lengths, "example_id")})
+    groups = numpy_batches(ds.padded_batch(size))
+    as_rows = packing.packed_rows if pack else packing.single_rows
+    rows = _without_first((as_rows(group, lengths) for group in groups), num_packed)
+    return Batches(
+        packing.rebatched(rows, batch_size),
+        num_examples=num_examples_read,
+        count=lambda batch: int(packing.num_examples(batch).sum()),
+    )
+
+
+def _without_first(parts: Iterator[Batch], number: int) -> Iterator[Batch]:
+    """Returns parts without the rows that hold the first examples."""
+    if not number:
+        return parts
+    first = next(parts)
+    is_left = np.cumsum(packing.num_examples(first)) > number
+    return itertools.chain([{name: rows[is_left] for name, rows in first.items()}], parts)
+
+
+def ranking_training_batches(
+    task_or_mixture: str,
+    *,
+    feature_lengths: Mapping[str, int],
+    batch_size: int,
+    num_candidates: int,
+    seed: int,
+    buckets: Sequence[int] = (),
+    num_examples_read: int = 0,
+    process: tuple[int, int] = (0, 1),
+) -> Batches:
+    """Returns an endless stream of batches with the candidates of each example side by side.
+
+    Every pass shows fresh negatives in a fresh order.
+
+    Args:
+      task_or_mixture: a ranking task or mixture, with or without ".grouped".
+      feature_lengths: tokens of "inputs" and "targets"; optionally "history", items to show.
+      batch_size: rows of this process.
+      num_candidates: how many to keep of each example, the target among them.
+      seed: of order and draws.
+      buckets: lengths to which the inputs may be trimmed, by the longest row of the batch.
+      num_examples_read: where to begin, see `training_batches`.
+      process: index of this process and number of processes.
+
+    Returns:
+      Batches as `ranking_batches` has them, without padding rows.
+    """
+    ds = _endless(
+        _grouped_name(task_or_mixture),
+        {**feature_lengths, "candidates": num_candidates},
+        _selection(process, num_examples_read),
+        seed=seed,
+        extra_fields=GROUP_FIELDS,
+    )
+    batches = numpy_batches(_padded_groups(ds, feature_lengths, batch_size, num_candidates))
+    return Batches(
+        (_contract_batch(batch, batch_size=batch_size, buckets=buckets) for batch in batches),
+        num_examples=num_examples_read,
+        count=lambda _: batch_size,
+    )
 
 
 def ranking_batches(
-    task_or_mixture: str,
+    task: str,
     *,
     split: str,
     feature_lengths: Mapping[str, int],
     batch_size: int,
-    num_candidates: int | None = None,
-    buckets: Sequence[int] = (),
-    seed: int | None = None,
-    skip_batches: int = 0,
+    num_examples: int | None = None,
 ) -> Iterator[Batch]:
-    """Returns batches with the candidates of each example side by side.
+    """Yields batches with the candidates of each example side by side, one pass in file order.
 
-    Without a seed it is one pass in file order, whose last batch is filled with padding rows: for
-    evaluation. With a seed it never ends, shuffled; of a training split every pass draws fresh
-    negatives in a fresh order.
+    The last batch is filled with padding rows.
 
     Args:
-      task_or_mixture: a ranking task or mixture, with or without ".grouped".
+      task: a ranking task, with or without ".grouped".
       split: split of the dataset.
       feature_lengths: tokens of "inputs" and "targets"; optionally "history", items to show.
       batch_size: rows.
-      num_candidates: how many to keep of each example, the target among them; None for all.
-      buckets: lengths to which the inputs may be trimmed, by the longest row of the batch.
-      seed: of order and draws, for training; None for evaluation.
-      skip_batches: how many to leave out, to go on where a run stopped.
+      num_examples: how many to draw of the split, the same ones every time; None for all.
 
-    Returns:
+    Yields:
       `encoder_input_tokens` [batch, inputs]; `candidate_tokens` [batch, candidates, targets], 0
       for padding; `candidate_ids` [batch, candidates], -1 for padding; `candidate_num_chars`
       [batch, candidates]; `target_index`, `num_history_dropped` [batch]; all int32; `example_id`
       [batch] str, "" for a padding row.
     """
     hide_accelerators()
-    lengths = {**feature_lengths}
-    if num_candidates is not None:
-        lengths["candidates"] = num_candidates
-    ds = _dataset(
-        _grouped_name(task_or_mixture),
-        lengths,
-        GROUP_FIELDS,
-        split=split,
-        shuffle=seed is not None,
-        seed=seed,
-        num_epochs=1 if seed is None else None,
+    provider = registry.get_for(split, _grouped_name(task))
+    selection = Selection(
+        num_sampled=num_examples, num_records=provider.num_input_examples(split) or 0
     )
-    ds = _padded_groups(ds, feature_lengths, batch_size, num_candidates).skip(skip_batches)
-    return (
-        _contract_batch(batch, batch_size=batch_size, buckets=buckets)
-        for batch in numpy_batches(ds)
-    )
+    ds = task_dataset(provider, feature_lengths, selection, split=split, shuffle=False)
+    for batch in numpy_batches(_padded_groups(ds, feature_lengths, batch_size, None)):
+        yield _contract_batch(batch, batch_size=batch_size)
 
 
 def examples(
@@ -161,9 +227,7 @@ def numpy_batches(ds: tf.data.Dataset) -> Iterator[Batch]:
     """
     options = tf.data.Options()
     options.deterministic = True
-    options.threading.private_threadpool_size = _NUM_THREADS
     options.threading.max_intra_op_parallelism = 1
-    options.autotune.enabled = False  # measured: a quarter of the processor time went to tuning
     misfit = tf.errors.InvalidArgumentError  # a name of its own: modules go first at exit
     try:
         yield from ds.with_options(options).prefetch(4).as_numpy_iterator()
@@ -215,17 +279,38 @@ def _filled(mixture: seqio.Mixture) -> seqio.Mixture:
     return filled
 
 
-def _dataset(
-    name: str, lengths: Mapping[str, int] | None, extra_fields: Sequence[str], **options: Any
+def _selection(process: tuple[int, int], num_skipped: int) -> Selection:
+    index, num_shares = process
+    return Selection(index=index, num_shares=num_shares, num_skipped=num_skipped)
+
+
+def _endless(
+    name: str,
+    lengths: Mapping[str, int],
+    selection: Selection,
+    *,
+    seed: int,
+    extra_fields: Sequence[str],
+    use_cached: bool = False,
 ) -> tf.data.Dataset:
-    """Returns the dataset of a task or mixture, which keeps the extra fields too."""
-    provider = registry.get_for(options["split"], name)
-    if isinstance(provider, seqio.Mixture):
-        options["passthrough_features"] = extra_fields
+    """Returns the endless, shuffled training examples of a task or mixture, with extra fields."""
+    hide_accelerators()
+    provider = registry.get_for("train", name)
+    options: dict[str, Any] = {
+        "split": "train",
+        "shuffle": True,
+        "seed": seed,
+        "num_epochs": None,
+        "use_cached": use_cached,
+    }
     try:
-        return provider.get_dataset(lengths, **options)
+        if not isinstance(provider, seqio.Mixture):
+            ds = task_dataset(provider, lengths, selection, **options)
+            return ds.map(lambda example: {**_UNKNOWN, **example})
+        mixture = selected_mixture(_filled(provider), selection, split="train", seed=seed)
+        return mixture.get_dataset(lengths, passthrough_features=extra_fields, **options)
     except AssertionError as error:
-        if not options.get("use_cached"):
+        if not use_cached:
             raise
         raise UserError(
             f"USE_CACHED_TASKS is True, but {str(error).rstrip('.')}; cache the task with "
@@ -263,7 +348,7 @@ def _padded_groups(
     return ds.padded_batch(batch_size, padded_shapes=shapes, padding_values=padding)
 
 
-def _contract_batch(batch: Batch, *, batch_size: int, buckets: Sequence[int]) -> Batch:
+def _contract_batch(batch: Batch, *, batch_size: int, buckets: Sequence[int] = ()) -> Batch:
     """Returns a batch under the contract's names, with padding rows and inputs trimmed."""
     missing = batch_size - len(batch["target_index"])
     if missing:
@@ -275,7 +360,7 @@ def _contract_batch(batch: Batch, *, batch_size: int, buckets: Sequence[int]) ->
         "candidate_num_chars": batch["candidate_num_chars"],
         "target_index": batch["target_index"],
         "num_history_dropped": batch["num_history_dropped"],
-        "example_id": np.char.decode(batch["example_id"].astype(np.bytes_), "utf-8"),
+        "example_id": packing.decoded(batch["example_id"]),
     }
 
 

@@ -15,6 +15,7 @@ from instructrec_jax.instructions.language import QUERY_FIELDS, Query, Slot, Var
 from instructrec_jax.instructions.render import NO, NUM_ANSWER_TITLES, YES
 from instructrec_jax.pipeline import rendering
 from instructrec_jax.pipeline.rendering import Fitted, TokenBudget, assert_fits
+from instructrec_jax.pipeline.selection import Selection
 from instructrec_jax.tokenizer import EOS_ID
 
 Record = dict[str, tf.Tensor]
@@ -46,21 +47,32 @@ def render_group(variant: Variant, task: str) -> Preprocessor:
 
 
 def _mapped(form: Callable[..., Record], variant: Variant, task: str) -> Preprocessor:
-    """Returns the preprocessor that makes an example of one form of each record."""
+    """Returns the preprocessor that makes an example of one form of each record it is to read.
 
-    @seqio.map_over_dataset(num_seeds=1)
-    @tf.autograph.experimental.do_not_convert
-    def render(
-        record: Record,
+    Every record has its seed before some are left out, see `selection`.
+    """
+
+    def over_selected_records(
+        dataset: tf.data.Dataset,
         sequence_length: Lengths,
         output_features: Mapping[str, seqio.Feature],
-        seed: tuple[tf.Tensor, tf.Tensor],
-    ) -> Record:
-        vocabulary, lengths = output_features["inputs"].vocabulary, sequence_length or {}
-        how = {"vocabulary": vocabulary, "lengths": lengths, "seed": tf.stack(seed)}
-        return form(record, variant, task, **how)
+    ) -> tf.data.Dataset:
+        lengths = sequence_length or {}
+        how = {"vocabulary": output_features["inputs"].vocabulary, "lengths": lengths}
 
-    return render
+        @tf.autograph.experimental.do_not_convert
+        def render(record: Record) -> Record:
+            return form(record, variant, task, **how, seed=record["seed"])
+
+        records = Selection.of(lengths)(_with_seed(dataset))
+        return records.map(render, num_parallel_calls=tf.data.AUTOTUNE)
+
+    return over_selected_records
+
+
+@seqio.map_over_dataset(num_seeds=1)
+def _with_seed(record: Record, seed: tuple[tf.Tensor, tf.Tensor]) -> Record:
+    return {**record, "seed": tf.stack(seed)}
 
 
 def pair(

@@ -20,8 +20,8 @@ from instructrec_jax.parallel.mesh import (
 )
 from instructrec_jax.pipeline import registry
 from instructrec_jax.scoring.scorer import Scorer
-from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
 from instructrec_jax.stages.run_data import RunData
+from instructrec_jax.stages.validation import ValidationSettings, make_evaluate
 
 logger = logging.getLogger(__name__)
 FILE_NAME = "metrics.json"
@@ -29,7 +29,7 @@ Metrics = dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalSettings:
+class EvaluateSettings:
     """One evaluation.
 
     Attributes:
@@ -45,8 +45,8 @@ def evaluate(
     *,
     model: T5Config,
     data: RunData,
-    run: EvalSettings,
-    evaluation: EvaluationSettings,
+    run: EvaluateSettings,
+    validation: ValidationSettings,
     mesh: MeshSettings,
     config_text: str = "",
     dry_run: bool = False,
@@ -57,7 +57,7 @@ def evaluate(
       model: sizes of the checkpoint's model (MODEL).
       data: records, tasks and vocabulary.
       run: this run.
-      evaluation: what is measured; a mixture stands for its tasks of the evaluation pool.
+      validation: what is measured; a mixture stands for its tasks of the evaluation pool.
       mesh: how devices are shared.
       config_text: the resolved gin config, written to the output folder.
       dry_run: say what would be done, and stop before anything is read or written.
@@ -71,16 +71,16 @@ def evaluate(
     checkpoint = open_source(run.checkpoint_path)
     device_mesh = make_mesh(mesh)
     shapes = abstract_model(model.init, device_mesh)
-    tasks = ", ".join(evaluation.tasks)
-    logger.info("%s, split %s, by %s", tasks, evaluation.split, checkpoint.path)
+    tasks = ", ".join(validation.tasks)
+    logger.info("%s, split %s, by %s", tasks, validation.split, checkpoint.path)
     logger.info("%s", describe_placement(shapes))
     if dry_run:
         checkpoint.check_fits(model)
         return None
-    data.open(*evaluation.tasks, vocab_size=model.vocab_size)
-    chosen = registry.evaluated_tasks(evaluation.tasks, split=evaluation.split)
-    evaluation = dataclasses.replace(evaluation, tasks=chosen)
-    planned = _plan(model, data, evaluation, checkpoint)
+    data.open(*validation.tasks, vocab_size=model.vocab_size)
+    chosen = registry.evaluated_tasks(validation.tasks, split=validation.split)
+    validation = dataclasses.replace(validation, tasks=chosen)
+    planned = _plan(model, data, validation, checkpoint)
     output = Path(run.output_dir)
     if manifest.find_same_work(output, planned):
         logger.info("eval: %s is up to date", output)
@@ -89,7 +89,7 @@ def evaluate(
         data.check_tokenizer(chosen[0], checkpoint.tokenizer)
         restored = load_model(checkpoint, shapes)
         found = {"step": checkpoint.step}
-        found |= make_evaluate(evaluation, data, Scorer(device_mesh))(restored)
+        found |= make_evaluate(validation, data, Scorer(device_mesh))(restored)
         _write(found, output, planned, config_text)
     for name, value in found.items():
         logger.info("%s %s", name, value if name == "step" else f"{value:.4f}")
@@ -97,13 +97,13 @@ def evaluate(
 
 
 def _plan(
-    model: T5Config, data: RunData, evaluation: EvaluationSettings, checkpoint: Source
+    model: T5Config, data: RunData, validation: ValidationSettings, checkpoint: Source
 ) -> manifest.Manifest:
     """Returns the manifest of the evaluation that was asked for."""
-    inputs = {"checkpoint": checkpoint.fingerprint(), **data.fingerprint(evaluation.tasks[0])}
+    inputs = {"checkpoint": checkpoint.fingerprint(), **data.fingerprint(validation.tasks[0])}
     settings = {
         "model": dataclasses.asdict(model),
-        "evaluation": dataclasses.asdict(evaluation),
+        "validation": dataclasses.asdict(validation),
         "feature_lengths": dict(data.feature_lengths),
     }
     return manifest.Manifest(stage="eval", inputs=inputs, settings=settings)

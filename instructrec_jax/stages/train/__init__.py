@@ -1,14 +1,9 @@
 """`instructrec train`: artefact C -> checkpoints (artefact D) in MODEL_DIR."""
 
 import dataclasses
-import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import jax
-import numpy as np
-from jax.sharding import Mesh
 
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints import store
@@ -16,24 +11,22 @@ from instructrec_jax.checkpoints.adapters import claim_base
 from instructrec_jax.checkpoints.source import Source
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning, split
-from instructrec_jax.models.objectives import Objective
 from instructrec_jax.parallel.mesh import (
     check_rows,
     describe_placement,
     make_mesh,
     num_parameters,
-    place_batch,
 )
 from instructrec_jax.pipeline import loader
 from instructrec_jax.scoring.scorer import Scorer
-from instructrec_jax.stages.evaluation import EvaluationSettings, make_evaluate
 from instructrec_jax.stages.run_data import RunData
+from instructrec_jax.stages.train.data import note_position, open_batches, placer
 from instructrec_jax.stages.train.settings import Learning, TrainSettings
 from instructrec_jax.stages.train.start import initialise, open_initial
+from instructrec_jax.stages.validation import ValidationSettings, make_evaluate
 from instructrec_jax.training.loop import Actions, Periods, make_train_step, run_loop
 from instructrec_jax.training.metrics_log import MetricsLog
 from instructrec_jax.training.optimizers import describe
-from instructrec_jax.training.packing import pack_candidates
 from instructrec_jax.training.state import TrainState, abstract_state, shardings_of, stored_part
 
 logger = logging.getLogger(__name__)
@@ -45,7 +38,7 @@ def train(
     data: RunData,
     run: TrainSettings,
     periods: Periods,
-    evaluation: EvaluationSettings,
+    validation: ValidationSettings,
     config_text: str = "",
     dry_run: bool = False,
 ) -> None:
@@ -56,7 +49,7 @@ def train(
       data: records, tasks and vocabulary.
       run: this run.
       periods: how long, and when to log, evaluate and save.
-      evaluation: what is measured on the way.
+      validation: what is measured on the way.
       config_text: the resolved gin config, written to MODEL_DIR.
       dry_run: say what would be done, and stop before anything is read or written.
 
@@ -80,17 +73,20 @@ def train(
     if config_text:
         files.write_text(folder / "config.gin", config_text)
     latest = store.CheckpointStore(folder / store.LATEST, keep=run.keep_checkpoints)
-    best = store.CheckpointStore(folder / store.BEST, keep=1, best_metric=evaluation.headline)
+    best = store.CheckpointStore(folder / store.BEST, keep=1, best_metric=validation.headline)
     state = initialise(learning, run, latest=latest, abstract=abstract, initial=initial)
     step = int(state.step)
     log = MetricsLog(folder, first_step=step)
     is_evaluation_missing = (
-        step > first_step and periods.is_evaluated(step) and not log.began_with(evaluation.headline)
+        step > first_step and periods.is_evaluated(step) and not log.began_with(validation.headline)
     )
     if step < periods.last_step or is_evaluation_missing:
+        batches = open_batches(
+            learning.objective, data, run, step=step, num_taken=step - first_step
+        )
         run_loop(
             state,
-            _batches(learning.objective, data, run, skip=step - first_step),
+            batches,
             train_step=make_train_step(
                 learning.objective,
                 learning.optimizer,
@@ -101,9 +97,9 @@ def train(
             ),
             periods=periods,
             actions=Actions(
-                place=_placer(learning.objective, mesh),
-                save=lambda step, state: latest.save(step, stored_part(state, tuning)),
-                evaluate=make_evaluate(evaluation, data, Scorer(mesh)),
+                place=placer(learning.objective, mesh),
+                save=_saver(latest, run, batches, tuning),
+                evaluate=make_evaluate(validation, data, Scorer(mesh)),
                 keep_best=_keeper(best, tuning),
             ),
             log=log,
@@ -163,6 +159,18 @@ def _claim(learning: Learning, data: RunData, run: TrainSettings, initial: Sourc
         claim_base(run.model_dir, initial, learning.fine_tuning.lora)
 
 
+def _saver(
+    latest: store.CheckpointStore, run: TrainSettings, batches: loader.Batches, tuning: FineTuning
+) -> Callable[[int, TrainState], None]:
+    """Returns what keeps a state with the latest ones, and how far the data were read."""
+
+    def save(step: int, state: TrainState) -> None:
+        note_position(run, batches, step)
+        latest.save(step, stored_part(state, tuning))
+
+    return save
+
+
 def _keeper(
     best: store.CheckpointStore, tuning: FineTuning
 ) -> Callable[[int, TrainState, Mapping[str, float]], None]:
@@ -172,39 +180,6 @@ def _keeper(
         best.save(step, stored_part(state, tuning)._replace(optimizer_state=None), measured)
 
     return keep
-
-
-def _batches(
-    objective: Objective, data: RunData, run: TrainSettings, *, skip: int
-) -> Iterator[Mapping[str, np.ndarray]]:
-    """Returns the endless batches of this process without the first `skip`."""
-    if objective.ranks_candidates:
-        return loader.ranking_batches(
-            run.mixture,
-            split="train",
-            feature_lengths=data.feature_lengths,
-            batch_size=run.batch_size,
-            num_candidates=run.num_candidates,
-            seed=run.seed,
-            skip_batches=skip,
-            buckets=data.buckets,
-        )
-    return loader.training_batches(
-        run.mixture,
-        feature_lengths={**data.feature_lengths, "candidates": run.num_candidates},
-        batch_size=run.batch_size,
-        seed=run.seed,
-        pack=run.pack,
-        skip_batches=skip,
-        use_cached=run.use_cached,
-    )
-
-
-def _placer(objective: Objective, mesh: Mesh) -> Callable[[Mapping], dict[str, jax.Array]]:
-    """Returns what brings a numpy batch into the form the objective takes, on the devices."""
-    if objective.ranks_candidates:
-        return lambda batch: place_batch(pack_candidates(batch), mesh)
-    return functools.partial(place_batch, mesh=mesh)
 
 
 def _describe(

@@ -1,7 +1,6 @@
 """Ranking metrics of a model on grouped tasks, while it trains."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -21,8 +20,8 @@ _NORMALISERS = ("sum", "mean")  # those that need nothing but tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """What is measured during training.
+class ValidationSettings:
+    """What is measured, in training and by `eval`.
 
     Attributes:
       tasks: grouped ranking tasks, "<dataset>.<template>.grouped".
@@ -30,7 +29,8 @@ class EvaluationSettings:
       batch_size: examples read at once; `num_batches` counts in them.
       num_batches: batches of each task (EVAL_STEPS); None for the whole split.
       num_examples: examples of each task (EVALUATOR_NUM_EXAMPLES); None for all; where both are
-        given, the first limit met counts.
+        given, the smaller number counts. Fewer than all are drawn of the whole split, the same ones
+        at every evaluation.
       use_memory_cache: read the batches once and keep them, instead of reading them again for each
         evaluation (EVALUATOR_USE_MEMORY_CACHE).
       normaliser: "sum" or "mean" of token log-likelihoods.
@@ -54,13 +54,20 @@ class EvaluationSettings:
             raise unknown_name("normaliser of evaluation", self.normaliser, _NORMALISERS)
 
     @property
+    def num_drawn(self) -> int | None:
+        """Examples to draw of each task; None for all."""
+        in_batches = None if self.num_batches is None else self.num_batches * self.batch_size
+        limits = [limit for limit in (in_batches, self.num_examples) if limit is not None]
+        return min(limits, default=None)
+
+    @property
     def headline(self) -> str:
         """Name of the metric by which the best checkpoint is chosen."""
         return f"{self.split}/ndcg@5"
 
 
 def make_evaluate(
-    settings: EvaluationSettings, data: RunData, scorer: Scorer
+    settings: ValidationSettings, data: RunData, scorer: Scorer
 ) -> Callable[[T5], dict[str, float]]:
     """Returns a function that measures a model.
 
@@ -87,28 +94,14 @@ def make_evaluate(
     return evaluate
 
 
-def _read(task: str, settings: EvaluationSettings, data: RunData) -> Iterator[Batch]:
-    batches = loader.ranking_batches(
+def _read(task: str, settings: ValidationSettings, data: RunData) -> Iterator[Batch]:
+    return loader.ranking_batches(
         task,
         split=settings.split,
         feature_lengths=data.feature_lengths,
         batch_size=settings.batch_size,
+        num_examples=settings.num_drawn,
     )
-    batches = itertools.islice(batches, settings.num_batches)
-    if settings.num_examples is None:
-        return batches
-    return _first_examples(batches, settings.num_examples)
-
-
-def _first_examples(batches: Iterable[Batch], number: int) -> Iterator[Batch]:
-    """Yields batches up to the last of the first examples; rows behind it become padding rows."""
-    for batch in batches:
-        is_example = batch["example_id"] != ""
-        is_first = np.cumsum(is_example) <= number
-        yield {**batch, "example_id": np.where(is_first, batch["example_id"], "")}
-        number -= int(is_example.sum())
-        if number <= 0:
-            return
 
 
 def _ranks(model: T5, batches: Iterable[Batch], scorer: Scorer, normaliser: str) -> np.ndarray:
