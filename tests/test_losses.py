@@ -206,6 +206,19 @@ def test_the_loss_is_divided_by_what_loss_normalizing_factor_says(monkeypatch):
     assert loss(8) == pytest.approx(loss(None) / 8, rel=1e-6)
 
 
+def test_the_nll_that_is_reported_is_the_plain_one_whatever_is_smoothed(monkeypatch):
+    logits = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
+    monkeypatch.setattr(objectives, "training_logits", lambda *_: (logits, logits[..., 0]))
+    weights = np.array([[1, 1, 1], [1, 1, 0]])
+    batch = {"decoder_loss_weights": weights, "decoder_target_tokens": weights}
+    plain, smoothed = (
+        NegativeLogLikelihood(z_loss=0.0, label_smoothing=mass)(None, batch) for mass in (0.0, 0.1)
+    )
+    assert float(plain[0]) == pytest.approx(float(plain[1]["nll_per_token"]), rel=1e-6)
+    assert smoothed[1]["nll_per_token"] == plain[1]["nll_per_token"]
+    assert float(smoothed[0]) != pytest.approx(float(plain[0]), rel=1e-3)
+
+
 def test_the_average_per_sequence_weighs_examples_alike_packed_or_not():
     batch = training_batch(5, rows=6)
     batch["decoder_loss_weights"][1, 0] = 0  # a token that does not count

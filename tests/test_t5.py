@@ -25,7 +25,7 @@ from instructrec_jax.models.objectives import (
 from instructrec_jax.parallel.mesh import DEFAULT_RULES, num_parameters
 
 score_packed = jax.jit(candidate_log_likelihood)
-training_logits = jax.jit(training_logits)
+objective_logits, training_logits = training_logits, jax.jit(training_logits)
 
 
 def score(model, batch, row_lengths=(32,)):
@@ -201,6 +201,47 @@ def test_dropout_is_a_function_of_its_key_and_absent_without_one():
     assert np.abs(first - other).max() > 1e-3
     np.testing.assert_array_equal(logits_of(model, batch), logits_of(tiny_model(), batch))
     assert np.abs(first - logits_of(model, batch)).max() > 1e-3
+
+
+def test_the_last_dropout_of_the_decoder_is_one_mask_for_all_tokens_of_a_row_as_in_t5x(
+    monkeypatch,
+):
+    """T5X broadcasts it over the length, unlike the encoder's last."""
+    masked = []
+    call = t5.Dropout.__call__
+
+    def noting(self, x, *, broadcast_axis=None):
+        masked.append((x.ndim, broadcast_axis))
+        return call(self, x, broadcast_axis=broadcast_axis)
+
+    monkeypatch.setattr(t5.Dropout, "__call__", noting)
+    batch, model = training_batch(6), tiny_model(dropout_rate=0.3)
+    jax.eval_shape(lambda: objective_logits(model, batch, jax.random.key(0)))
+    assert masked[-1] == (3, -2)
+    assert masked.count((3, None)) == 1, "the encoder's last"
+
+
+def products_of(jaxpr):
+    """Yields type and precision of every product in a jaxpr and in those inside it."""
+    is_jaxpr = lambda value: hasattr(value, "jaxpr") or hasattr(value, "eqns")  # noqa: E731
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation.invars[0].aval.dtype.name, equation.params["precision"]
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(inner):
+                yield from products_of(getattr(inner, "jaxpr", inner))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_device_rounds_the_factors_of_a_float32_product(dtype):
+    batch, model = training_batch(6), tiny_model(dtype=dtype)
+    objective = NegativeLogLikelihood(loss_normalizing_factor="AVERAGE_PER_SEQUENCE")
+    jaxpr = jax.make_jaxpr(jax.grad(lambda model: objective(model, batch)[0]))(model).jaxpr
+    products = list(products_of(jaxpr))
+    assert len(products) > 30
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    assert {precision for kind, precision in products if kind == "float32"} == {highest}
+    assert ("bfloat16" in {kind for kind, _ in products}) == (dtype == "bfloat16")
 
 
 def test_dropout_keeps_the_mean():
