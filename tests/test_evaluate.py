@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from score_toy import score_toy, toy_data
 from tiny_model import tiny_model
-from train_toy import MODEL
+from train_toy import LENGTHS, MODEL
 
 from instructrec_jax.checkpoints.source import load_model, open_source
 from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
+from instructrec_jax.pipeline import loader
 from instructrec_jax.scores.parts import read_scores
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.evaluate import FILE_NAME, EvaluateSettings, evaluate
@@ -42,48 +43,53 @@ def evaluate_toy(data_dir, checkpoint, output_dir, *, dry_run=False, **evaluatio
     )
 
 
-def test_it_measures_what_score_scores(toy_records, checkpoint, tmp_path, caplog):
-    found = evaluate_toy(toy_records, checkpoint, tmp_path / "eval")
+@pytest.fixture(scope="module")
+def ranks_by_example(toy_records, checkpoint, tmp_path_factory):
+    """The rank of every validation example's target, by what `score` writes."""
+    folder = tmp_path_factory.mktemp("scored") / "scores"
+    score_toy(toy_records, checkpoint, folder, tasks=["toy.A7"], split="validation")
+    scores = read_scores(folder)
+    ranks = ranking.ranks(np.stack(scores.log_likelihood), scores.target_index)
+    return dict(zip(scores.example_id, ranks.tolist(), strict=True))
+
+
+def drawn(number):
+    """The examples that an evaluation of some draws."""
+    batches = loader.ranking_batches(
+        "toy.A7", split="validation", feature_lengths=LENGTHS, batch_size=8, num_examples=number
+    )
+    return [example for batch in batches for example in batch["example_id"] if example]
+
+
+def test_it_measures_what_score_scores(toy_records, checkpoint, ranks_by_example, tmp_path, caplog):
+    found = evaluate_toy(toy_records, checkpoint, tmp_path / "eval", num_batches=None)
     assert json.loads((tmp_path / "eval" / FILE_NAME).read_text()) == found
     assert found["step"] == 7
     assert (tmp_path / "eval" / "config.gin").read_text() == "A = 1\n"
-    settings = {"tasks": ["toy.A7"], "split": "validation", "num_requests": 16}
-    score_toy(toy_records, checkpoint, tmp_path / "scores", **settings)
-    scores = read_scores(tmp_path / "scores")
-    ranks = ranking.ranks(np.stack(scores.log_likelihood), scores.target_index)
-    for name, value in ranking.evaluate(ranks).items():
+    for name, value in ranking.evaluate(np.array([*ranks_by_example.values()])).items():
         assert found[f"validation/toy.A7.grouped/{name}"] == found[f"validation/{name}"] == value
     with caplog.at_level("INFO"):
-        assert evaluate_toy(toy_records, checkpoint, tmp_path / "eval") == found
+        assert evaluate_toy(toy_records, checkpoint, tmp_path / "eval", num_batches=None) == found
     assert "is up to date" in caplog.text and "validation/hr@1 0." in caplog.text
 
 
-def test_it_can_stop_after_a_number_of_examples_and_read_them_again(
-    toy_records, checkpoint, tmp_path
+def test_it_measures_some_examples_of_the_whole_split_the_same_ones_each_time(
+    toy_records, checkpoint, ranks_by_example
 ):
-    model = load_model(
-        open_source(checkpoint), abstract_model(MODEL.init, make_mesh(MeshSettings()))
-    )
-    scorer = Scorer(make_mesh(MeshSettings()))
+    mesh = make_mesh(MeshSettings())
+    model = load_model(open_source(checkpoint), abstract_model(MODEL.init, mesh))
     data, settings = toy_data(toy_records), {"tasks": ["toy.A7"], "batch_size": 8}
     data.open("toy.A7", vocab_size=MODEL.vocab_size)
-    score_toy(
-        toy_records,
-        checkpoint,
-        tmp_path / "scores",
-        tasks=["toy.A7"],
-        split="validation",
-        num_requests=16,
-    )
-    scores = read_scores(tmp_path / "scores")
-    ranks = ranking.ranks(np.stack(scores.log_likelihood), scores.target_index)
-    for number, cached in ((11, True), (11, False), (8, False)):
-        limits = {"num_examples": number, "use_memory_cache": cached}
-        measure = make_evaluate(ValidationSettings(**settings, **limits), data, scorer)
-        for _ in range(2):
-            found = measure(model)
-            for name, value in ranking.evaluate(ranks[:number]).items():
-                assert found[f"validation/{name}"] == value
+    limited = {"num_examples": 11, "num_batches": 2}
+    for limits, number in ((limited, 11), (limited | {"num_batches": 1}, 8)):
+        for cached in (True, False):
+            limits = limits | {"use_memory_cache": cached}
+            measure = make_evaluate(ValidationSettings(**settings, **limits), data, Scorer(mesh))
+            ranks = np.array([ranks_by_example[example] for example in drawn(number)])
+            assert len(ranks) == number
+            for found in (measure(model), measure(model)):
+                for name, value in ranking.evaluate(ranks).items():
+                    assert found[f"validation/{name}"] == value
     with pytest.raises(UserError, match="EVALUATOR_NUM_EXAMPLES is 0"):
         ValidationSettings(**settings, num_examples=0)
     with pytest.raises(UserError, match="normaliser of evaluation 'pmi'"):

@@ -20,9 +20,14 @@ from instructrec_jax.parallel.mesh import (
 from instructrec_jax.pipeline import loader
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.run_data import RunData
-from instructrec_jax.stages.train.data import note_position, open_batches, placer
 from instructrec_jax.stages.train.settings import Learning, TrainSettings
-from instructrec_jax.stages.train.start import initialise, open_initial
+from instructrec_jax.stages.train.start import (
+    initialise,
+    note_position,
+    open_batches,
+    open_initial,
+    placer,
+)
 from instructrec_jax.stages.validation import ValidationSettings, make_evaluate
 from instructrec_jax.training.loop import Actions, Periods, make_train_step, run_loop
 from instructrec_jax.training.metrics_log import MetricsLog

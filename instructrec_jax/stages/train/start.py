@@ -1,18 +1,33 @@
-"""The state that training starts from: the run's latest, another checkpoint's or a random one."""
+"""What training starts with: the state, of this run, another checkpoint or random, and the data.
 
+The data begin with the first batch that the state has not seen.
+"""
+
+import functools
+import json
 import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+import jax
+from jax.sharding import Mesh
+
+from instructrec_jax import files
 from instructrec_jax.checkpoints import store
 from instructrec_jax.checkpoints.parameters import parameters
 from instructrec_jax.checkpoints.source import Source, load_model, open_source
 from instructrec_jax.checkpoints.t5x_layout import assemble_slots
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning
-from instructrec_jax.parallel.mesh import abstract_model
-from instructrec_jax.stages.run_data import dataset_of
+from instructrec_jax.models.objectives import Objective
+from instructrec_jax.parallel.mesh import abstract_model, place_batch
+from instructrec_jax.pipeline import loader
+from instructrec_jax.stages.run_data import RunData, dataset_of
 from instructrec_jax.stages.train.settings import Learning, TrainSettings
 from instructrec_jax.stages.train.warm_start import warm
 from instructrec_jax.training.adafactor import AdafactorState, find_state, replace_state
+from instructrec_jax.training.packing import pack_candidates
 from instructrec_jax.training.state import (
     TrainState,
     initial_state,
@@ -22,6 +37,7 @@ from instructrec_jax.training.state import (
 )
 
 logger = logging.getLogger(__name__)
+_KEPT = 10  # steps of which the number of examples is kept: more than there are checkpoints
 
 
 def open_initial(learning: Learning, run: TrainSettings) -> Source | None:
@@ -94,3 +110,95 @@ def _with_saved_slots(
         moments = replace_state(state.optimizer_state, AdafactorState(**slots))
         return state._replace(optimizer_state=moments)
     return state
+
+
+def open_batches(
+    objective: Objective, data: RunData, run: TrainSettings, *, step: int, num_taken: int
+) -> loader.Batches:
+    """Returns the endless batches of this process, beginning with the one of the next step.
+
+    Args:
+      objective: decides whether a row is a whole ranking.
+      data: records and tasks.
+      run: this run.
+      step: of the state.
+      num_taken: batches that the run has taken up to it.
+
+    Raises:
+      UserError: if the rows or the objective cannot be shared by the processes.
+    """
+    num_rows = _rows_of_a_process(objective, data, run)
+    shared: dict[str, Any] = {
+        "batch_size": num_rows,
+        "seed": run.seed,
+        "process": (jax.process_index(), jax.process_count()),
+    }
+    if objective.ranks_candidates:
+        return loader.ranking_training_batches(
+            run.mixture,
+            feature_lengths=data.feature_lengths,
+            num_candidates=run.num_candidates,
+            buckets=data.buckets,
+            num_examples_read=num_taken * num_rows,
+            **shared,
+        )
+    num_read = num_taken * num_rows
+    if run.pack and num_taken:
+        num_read = _read_positions(run).get(str(step), 0)
+    batches = loader.training_batches(
+        run.mixture,
+        feature_lengths={**data.feature_lengths, "candidates": run.num_candidates},
+        pack=run.pack,
+        use_cached=run.use_cached,
+        num_examples_read=num_read,
+        **shared,
+    )
+    if num_taken and not num_read:
+        logger.info("%s is missing: %d batches are packed again", _position_file(run), num_taken)
+        for _ in range(num_taken):
+            next(batches)
+    return batches
+
+
+def note_position(run: TrainSettings, batches: loader.Batches, step: int) -> None:
+    """Writes how many examples have been read up to a step, before its state is saved.
+
+    Of packed rows nothing else says it, and without it a resumed run would pack them all again.
+    """
+    if run.pack:
+        known = {**_read_positions(run), str(step): batches.num_examples}
+        kept = dict(sorted(known.items(), key=lambda item: int(item[0]))[-_KEPT:])
+        files.write_text(_position_file(run), json.dumps(kept) + "\n")
+
+
+def placer(objective: Objective, mesh: Mesh) -> Callable[[Mapping], dict[str, jax.Array]]:
+    """Returns what brings a numpy batch into the form the objective takes, on the devices."""
+    if objective.ranks_candidates:
+        return lambda batch: place_batch(pack_candidates(batch), mesh)
+    return functools.partial(place_batch, mesh=mesh)
+
+
+def _rows_of_a_process(objective: Objective, data: RunData, run: TrainSettings) -> int:
+    """Returns how many rows of a batch this process loads."""
+    num_processes = jax.process_count()
+    if run.batch_size % num_processes:
+        raise UserError(
+            f"BATCH_SIZE is {run.batch_size}; expected a multiple of the {num_processes} "
+            "processes, each of which loads its share of the rows"
+        )
+    if num_processes > 1 and objective.ranks_candidates:
+        raise UserError(
+            f"the listwise objective runs in one process, not in {num_processes}: its rows are "
+            "packed to the longest of a process; use objectives.NegativeLogLikelihood"
+        )
+    return run.batch_size // num_processes
+
+
+def _position_file(run: TrainSettings) -> Path:
+    return Path(run.model_dir) / f"examples_read.{jax.process_index()}.json"
+
+
+def _read_positions(run: TrainSettings) -> dict[str, int]:
+    """Returns the number of examples read, by step; nothing where it was never written."""
+    path = _position_file(run)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
