@@ -69,7 +69,9 @@ def rebatched(parts: Iterable[Batch], batch_size: int) -> Iterator[Batch]:
         rest.append(part)
         while sum(len(rows["example_id"]) for rows in rest) >= batch_size:
             merged = _concatenated(rest)
-            yield {name: rows[:batch_size] for name, rows in merged.items()}
+            batch = {name: rows[:batch_size] for name, rows in merged.items()}
+            ids = batch["example_id"]
+            yield {**batch, "example_id": ids[:, : num_examples(batch).max()]}
             rest = [{name: rows[batch_size:] for name, rows in merged.items()}]
 
 

@@ -22,6 +22,7 @@ from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.run_data import RunData
 from instructrec_jax.stages.train.settings import Learning, TrainSettings
 from instructrec_jax.stages.train.start import (
+    check_processes,
     initialise,
     note_position,
     open_batches,
@@ -29,7 +30,7 @@ from instructrec_jax.stages.train.start import (
     placer,
 )
 from instructrec_jax.stages.validation import ValidationSettings, make_evaluate
-from instructrec_jax.training.loop import Actions, Periods, make_train_step, run_loop
+from instructrec_jax.training.loop import Actions, Periods, TrainStep, make_train_step, run_loop
 from instructrec_jax.training.metrics_log import MetricsLog
 from instructrec_jax.training.optimizers import describe
 from instructrec_jax.training.state import TrainState, abstract_state, shardings_of, stored_part
@@ -66,6 +67,7 @@ def train(
     abstract = abstract_state(learning.model.init, learning.optimizer, mesh, fine_tuning=tuning)
     # Mistakes come out before MODEL_DIR is claimed, and long before the first evaluation.
     check_rows(run.batch_size, mesh, name="BATCH_SIZE")
+    check_processes(learning.objective, run)
     initial = open_initial(learning, run)
     first_step, periods = _count_steps(run, periods, initial)
     logger.info(_describe(abstract, learning, run, periods, first_step=first_step))
@@ -82,9 +84,8 @@ def train(
     state = initialise(learning, run, latest=latest, abstract=abstract, initial=initial)
     step = int(state.step)
     log = MetricsLog(folder, first_step=step)
-    is_evaluation_missing = (
-        step > first_step and periods.is_evaluated(step) and not log.began_with(validation.headline)
-    )
+    is_due = step > first_step and periods.is_evaluated(step)
+    is_evaluation_missing = is_due and not log.began_with(validation.headline)
     if step < periods.last_step or is_evaluation_missing:
         batches = open_batches(
             learning.objective, data, run, step=step, num_taken=step - first_step
@@ -92,14 +93,7 @@ def train(
         run_loop(
             state,
             batches,
-            train_step=make_train_step(
-                learning.objective,
-                learning.optimizer,
-                mesh=mesh,
-                shardings=shardings_of(abstract),
-                seed=run.seed,
-                fine_tuning=tuning,
-            ),
+            train_step=_train_step(learning, run, abstract),
             periods=periods,
             actions=Actions(
                 place=placer(learning.objective, mesh),
@@ -162,6 +156,17 @@ def _claim(learning: Learning, data: RunData, run: TrainSettings, initial: Sourc
     manifest.claim(run.model_dir, planned)
     if learning.fine_tuning.lora is not None and initial is not None:
         claim_base(run.model_dir, initial, learning.fine_tuning.lora)
+
+
+def _train_step(learning: Learning, run: TrainSettings, abstract: TrainState) -> TrainStep:
+    return make_train_step(
+        learning.objective,
+        learning.optimizer,
+        mesh=abstract.step.sharding.mesh,
+        shardings=shardings_of(abstract),
+        seed=run.seed,
+        fine_tuning=learning.fine_tuning,
+    )
 
 
 def _saver(

@@ -123,11 +123,8 @@ def open_batches(
       run: this run.
       step: of the state.
       num_taken: batches that the run has taken up to it.
-
-    Raises:
-      UserError: if the rows or the objective cannot be shared by the processes.
     """
-    num_rows = _rows_of_a_process(objective, data, run)
+    num_rows = run.batch_size // jax.process_count()
     shared: dict[str, Any] = {
         "batch_size": num_rows,
         "seed": run.seed,
@@ -178,8 +175,8 @@ def placer(objective: Objective, mesh: Mesh) -> Callable[[Mapping], dict[str, ja
     return functools.partial(place_batch, mesh=mesh)
 
 
-def _rows_of_a_process(objective: Objective, data: RunData, run: TrainSettings) -> int:
-    """Returns how many rows of a batch this process loads."""
+def check_processes(objective: Objective, run: TrainSettings) -> None:
+    """Raises UserError if the rows of a batch cannot be shared by the processes."""
     num_processes = jax.process_count()
     if run.batch_size % num_processes:
         raise UserError(
@@ -191,7 +188,6 @@ def _rows_of_a_process(objective: Objective, data: RunData, run: TrainSettings) 
             f"the listwise objective runs in one process, not in {num_processes}: its rows are "
             "packed to the longest of a process; use objectives.NegativeLogLikelihood"
         )
-    return run.batch_size // num_processes
 
 
 def _position_file(run: TrainSettings) -> Path:
