@@ -1,19 +1,50 @@
-"""Runs every test on 8 fake CPU devices and gives it clean SeqIO registries."""
+"""Runs every test on 8 fake CPU devices, keeps what is compiled, and shares invented data."""
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+CACHE_DAYS = 7  # programs of code that is no more are not kept for ever
 
 # Before anything imports jax: the flags are read once, at its start.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of a test's time goes to compiling: unoptimised, that takes a third.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# Most of a test's time goes to compiling: without optimisation, LLVM's longer passes and the
+# emitters of fused loops, that takes a tenth.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+    ]
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Tests, the workers of a run and the processes they start compile the same small programs: each
+# program is compiled once and kept for the next run. JAX reads a damaged entry as none.
+COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+# The same examples at every run, and nothing that depends on how busy the machine is.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Removes compiled programs that are older than CACHE_DAYS."""
+    oldest = time.time() - CACHE_DAYS * 24 * 3600
+    if not hasattr(session.config, "workerinput"):  # not in each of the workers
+        for path in COMPILED.glob("*"):
+            if path.stat().st_mtime < oldest:
+                path.unlink(missing_ok=True)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from checkpoint_toys import assert_bit_equal, write
@@ -25,16 +24,6 @@ RANK, ALPHA = 2, 8.0
 LORA = FineTuning(lora=Lora(rank=RANK, alpha=ALPHA, targets=["attention.*(query|value)", "wo"]))
 RATE = 0.05  # adapters move far in few steps
 SCORED = {"tasks": ("toy.C10.specific.grouped",), "num_requests": 16}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compile_once(tmp_path_factory):
-    """Runs of the same shapes compile once."""
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")
