@@ -185,11 +185,13 @@ def test_a_folder_that_holds_something_else_is_left_alone(originals, tmp_path):
 
 @pytest.mark.parametrize("to", KINDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_no_number_is_refused_and_nothing_is_left_behind(tmp_path, kind, to):
+def test_non_finite_values_are_refused_and_nothing_is_left_behind(tmp_path, kind, to):
     arrays = random_arrays()
     arrays["decoder.layers_1.self_attention.key.kernel"][2, 3] = np.nan
     write(tmp_path / "bad", kind, arrays)
-    with pytest.raises(UserError, match=r"layers_1\.self_attention\.key\.kernel of .* holds 1 val"):
+    with pytest.raises(
+        UserError, match=r"layers_1\.self_attention\.key\.kernel of .* holds 1 non-fin"
+    ):
         convert(source_path=str(tmp_path / "bad"), output_dir=str(tmp_path / "new"), to=to)
     assert os.listdir(tmp_path) == ["bad"]
 
@@ -202,7 +204,7 @@ def test_a_killed_conversion_leaves_no_checkpoint_and_the_next_one_cleans_up(
     """The child stops for good at the 30th array, and is killed there."""
     code = (
         "import sys, time; from instructrec_jax.stages import convert; "
-        "read = convert._only_numbers; seen = []\n"
+        "read = convert._only_finite; seen = []\n"
         "def stopping(opened):\n"
         "  inner = read(opened)\n"
         "  def once(name):\n"
@@ -210,7 +212,7 @@ def test_a_killed_conversion_leaves_no_checkpoint_and_the_next_one_cleans_up(
         "    if len(seen) == 30: print('here', flush=True); time.sleep(99)\n"
         "    return inner(name)\n"
         "  return once\n"
-        "convert._only_numbers = stopping\n"
+        "convert._only_finite = stopping\n"
         "convert.convert(source_path=sys.argv[1], output_dir=sys.argv[2], to=sys.argv[3])"
     )
     paths = [str(originals["hf"]), str(tmp_path / "new"), to]

@@ -92,10 +92,10 @@ def test_other_dtypes_are_refused(dtype):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
-def test_what_is_no_number_is_refused_by_name_and_place(value, dtype):
+def test_non_finite_values_are_refused_by_name_and_index(value, dtype):
     arrays = {name: array.astype(dtype) for name, array in random_arrays().items()}
     arrays["encoder.layers_2.mlp.wo.kernel"][3, 5] = value
-    message = r"encoder\.layers_2\.mlp\.wo\.kernel holds 1 values .* first at \(3, 5\)"
+    message = r"encoder\.layers_2\.mlp\.wo\.kernel holds 1 non-finite values, the first at \(3, 5\)"
     with pytest.raises(UserError, match=message):
         parameters.assemble(model_on(), arrays.__getitem__)
 
