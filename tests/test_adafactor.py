@@ -181,7 +181,7 @@ def test_parameters_that_are_masked_out_have_no_moments():
     assert jax.tree.structure(changes) == jax.tree.structure(model)
 
 
-def test_moments_lie_like_their_parameters_without_an_axis():
+def test_moments_are_sharded_as_their_parameters_without_an_axis():
     config = tiny_config(emb_dim=128, num_heads=4, head_dim=32, mlp_dim=256, vocab_size=256)
     mesh = make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
     optimizer = optimizers.adafactor(learning_rate=RATE)

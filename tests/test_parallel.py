@@ -1,4 +1,4 @@
-"""A training step gives the same numbers however its arrays lie on the devices."""
+"""A training step gives the same numbers however its arrays are sharded."""
 
 import dataclasses
 
@@ -134,7 +134,7 @@ def test_no_device_holds_a_whole_parameter_under_fsdp():
                 assert np.prod(per_device(leaf)) * 8 == leaf.size, name
 
 
-def test_optimizer_moments_lie_like_their_parameters():
+def test_optimizer_moments_are_sharded_as_their_parameters():
     mesh = make_mesh(MESHES["2x2x2"])
     state = abstract_state(tiny_config().init, optimizers.adamw(learning_rate=RATE), mesh)
     places = {
@@ -211,7 +211,7 @@ def test_a_parameter_that_does_not_divide_is_named():
         )
 
 
-def test_rows_of_a_batch_lie_on_data_and_fsdp_and_text_stays_behind():
+def test_rows_of_a_batch_are_sharded_over_data_and_fsdp_and_text_is_left_out():
     batch = place_batch(ranking_batch(0, rows=8), make_mesh(MESHES["2x2x2"]))
     assert "example_id" not in batch
     tokens = batch["encoder_input_tokens"]

@@ -83,6 +83,41 @@ def test_a_run_cut_in_two_equals_an_uninterrupted_one_bit_for_bit(
     assert_same_run(tmp_path, straight(objective), 6)
 
 
+def test_packed_rows_go_on_also_where_nobody_knows_how_many_examples_were_read(
+    toy_records, straight, tmp_path, caplog
+):
+    """As in a folder of an earlier version: they are packed again, which takes longer."""
+    train_toy(toy_records, tmp_path, 3, objective="packed text")
+    (tmp_path / "examples_read.0.json").unlink()
+    with caplog.at_level("INFO"):
+        train_toy(toy_records, tmp_path, 6, objective="packed text")
+    assert "examples_read.0.json is missing: 3 batches are packed again" in caplog.text
+    assert_same_run(tmp_path, straight("packed text"), 6)
+
+
+@pytest.mark.parametrize(
+    ("objective", "num_processes", "message"),
+    [
+        ("packed text", 3, "BATCH_SIZE is 8; expected a multiple of the 3 processes"),
+        ("listwise", 2, "the listwise objective runs in one process, not in 2"),
+    ],
+)
+def test_rows_that_processes_cannot_share_are_refused_before_anything_is_written(
+    tmp_path, monkeypatch, objective, num_processes, message
+):
+    monkeypatch.setattr(jax, "process_count", lambda: num_processes)
+    with pytest.raises(UserError, match=message):
+        train_toy("no such folder", tmp_path / "run", 3, objective=objective)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite_names_the_examples_of_packed_rows(toy_records, tmp_path):
+    explodes = optimizers.constant(learning_rate=1e30)
+    message = r"of step \d is (nan|inf).*examples of that batch: \w+:\d+, \w+:\d+"
+    with pytest.raises(UserError, match=message):
+        train_toy(toy_records, tmp_path, 6, objective="packed text", learning_rate=explodes)
+
+
 def test_steps_change_every_array(straight):
     first, last = (arrays_of(straight("listwise") / store.LATEST / step) for step in ("4", "6"))
     assert first["step"] == 4 and last["step"] == 6

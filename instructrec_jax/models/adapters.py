@@ -2,8 +2,8 @@
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (ICLR 2022). A kernel W
 [in, out] acts as W + (alpha / rank) A B, A [in, rank], B [rank, out]. The two are applied one after
-the other, so that the gradient of W is never computed. B begins as zeros: at its start an adapted
-model is its base, bit for bit.
+the other, so that the gradient of W is never computed. B begins as zeros: an adapted model starts
+as its base, bit for bit.
 
 Parameters go by their dotted names in the model, `encoder.layers.attention.query.kernel`, which
 mean all layers of a stack.

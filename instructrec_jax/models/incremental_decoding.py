@@ -1,7 +1,7 @@
 """Decoding one token at a time: keys and values of what was read are kept, never computed again.
 
-For beams: B instructions, each encoded once, with W beginnings of targets under each of them. The
-numbers are those of `T5.decode`.
+For beams: B instructions, each encoded once, with W beams per instruction. The numbers are those
+of `T5.decode`.
 
 Letters of the shapes, beside those of `t5`: W beams, L decoder layers, T tokens of the longest
 target.
@@ -64,7 +64,7 @@ def empty_cache(model: T5, num_instructions: int, num_beams: int, length: int) -
 
 
 def reorder(cache: Cache, beams: Array) -> Cache:
-    """Returns a cache in which each beam goes on from another one.
+    """Returns a cache in which each beam continues another one.
 
     Args:
       cache: of W beams.

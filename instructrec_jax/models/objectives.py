@@ -129,7 +129,7 @@ def listwise_cross_entropy(
     The ListNet loss with one relevant item (Cao et al., ICML 2007), over log-likelihoods.
 
     Args:
-      log_likelihood: float32 [B, C], scaled as wished; -inf for padding candidates.
+      log_likelihood: float32 [B, C], scaled; -inf for padding candidates.
       target_index: int32 [B], place of the target among the candidates.
       is_counted: bool [B], False on padding rows.
 

@@ -1,7 +1,7 @@
 """Log-likelihoods of many candidates under many instructions, nothing computed twice.
 
 Each instruction is encoded once, its cross-attention keys and values are computed once, and each
-distinct prefix of its candidates is decoded once: candidates form a prefix tree. Tokens lie side by
+distinct prefix of its candidates is decoded once: candidates form a prefix tree. Tokens are side by
 side in one flat axis without padding, where all weights are applied; only attention, which has no
 weights, sees rows: it gathers them and gives its results back to the flat axis.
 
@@ -55,10 +55,10 @@ class FlatInstructions:
     """Instructions side by side.
 
     Attributes:
-      tokens: int32 [F], 0 behind the last instruction.
+      tokens: int32 [F], 0 after the last instruction.
       begin: int32 [I], where each instruction begins in `tokens`.
       length: int32 [I], its number of tokens; 0 for none.
-      place: int32 [F], where each token lies among the [I * S] places of the rows.
+      place: int32 [F], the index of each token among the [I * S] places of the rows.
       row_length: S.
     """
 
@@ -83,11 +83,11 @@ class PrefixTrees:
 
     Attributes:
       nodes: int32 [E], the token read at each node; 0 at a root.
-      paths: int32 [P, T], the nodes that a candidate passes, from its root on; any behind its end.
-      targets: int32 [P, T], the token that follows each of them in the candidate; 0 behind its end.
-      place_in_paths: int32 [E], one place among [P * T] at which the node lies.
+      paths: int32 [P, T], the nodes that a candidate passes, from its root on; any after its end.
+      targets: int32 [P, T], the token that follows each of them in the candidate; 0 after its end.
+      place_in_paths: int32 [E], one index among [P * T] of the node.
       chunk_begin: int32 [K], the first node of each chunk.
-      place_in_chunks: int32 [E], where each node lies among the [K * Q] places of the chunks.
+      place_in_chunks: int32 [E], the index of each node among the [K * Q] places of the chunks.
       memory_begin: int32 [K], where the chunk's instruction begins in memory.
       memory_length: int32 [K], its number of tokens; 0 for a chunk without nodes.
       chunk_length: Q.
@@ -241,7 +241,7 @@ def _flat(heads: Array) -> Array:
 
 
 def _beyond(length: Array, row_length: int) -> Array:
-    """Returns the bias [R, 1, 1, S] that hides what lies behind the end of each row."""
+    """Returns the bias [R, 1, 1, S] that hides what is after the end of each row."""
     return jnp.where(jnp.arange(row_length) < length[:, None], 0.0, MASKED)[:, None, None]
 
 

@@ -6,7 +6,7 @@ unscaled logits, no 1/sqrt(d) in attention, one relative-position table per stac
 cross-attention.
 
 A module here is a pytree: `jax.vmap` over its constructor stacks layers, `jax.lax.scan` runs them.
-Every parameter names its logical axes; which mesh axes they lie on is decided in `parallel`.
+Every parameter names its logical axes; `parallel` maps them to mesh axes.
 
 Letters of the einsums and shapes:
   B batch, R target rows of one instruction, T query length, S key length, D emb, N heads,
@@ -187,7 +187,7 @@ class GatedMlp(nnx.Module):
 
 
 class EncoderLayer(nnx.Module):
-    """Self-attention and feed-forward, each behind a norm and added to the stream."""
+    """Self-attention and feed-forward, each after a norm and added to the stream."""
 
     def __init__(self, config: T5Config, key: Array) -> None:
         keys = jax.random.split(key, 2)

@@ -4,8 +4,8 @@ Source: Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear Me
 2018), algorithm 4 with relative step sizes (section 8), update clipping (section 6) and increasing
 decay (section 7.2), in the form of T5X's optimizer, with which T5 and Flan-T5 were trained.
 
-T5X sees a model as one array a layer and attention kernels as matrices. Ours has all layers of a
-stack in one array and the heads on an axis of their own; so every mean here, of second moments, of
+T5X sees a model as one array per layer and attention kernels as matrices. Ours has all layers of a
+stack in one array and the heads on an axis of their own. So every mean, of second moments, of
 parameter scales and of update clipping, is taken layer by layer and over T5X's matrices. Updates
 then equal T5X's, and the second moments can be exchanged with its checkpoints.
 """
@@ -154,13 +154,13 @@ def replace_state(optimizer_state: Any, state: AdafactorState) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-    """A parameter as T5X sees it: matrices or vectors, one a layer.
+    """A parameter as T5X sees it: matrices or vectors, one per layer.
 
     Attributes:
       shape: of the parameter in our model.
-      axes: its logical axes, one a dimension.
+      axes: its logical axes, one per dimension.
       matrix: [layers, ...] with heads and head_dim as one axis; without "layers" if not stacked.
-      matrix_axes: logical axes of `matrix`; the merged axis lies like the heads.
+      matrix_axes: logical axes of `matrix`; the merged axis is sharded as the heads.
       first: 1 if axis 0 runs over layers, else 0.
       settings: of the optimizer.
     """
@@ -232,7 +232,7 @@ class _View:
         return change
 
     def _root_mean_square(self, array: Array) -> Array:
-        """Returns one number a layer, [layers, 1, ...]."""
+        """Returns one number per layer, [layers, 1, ...]."""
         return jnp.sqrt(jnp.mean(array * array, axis=self.averaged, keepdims=True))
 
 
@@ -253,7 +253,7 @@ def _view(shape: Shape, axes: tuple[str, ...] | None, settings: AdafactorSetting
     first = int(axes is not None and axes[0] == "layers")
     if axes is None or "kv" not in axes:
         return _View(shape, axes, shape, axes, first, settings)
-    kv = axes.index("kv")  # behind "heads"
+    kv = axes.index("kv")  # after "heads"
     matrix = (*shape[: kv - 1], math.prod(shape[kv - 1 : kv + 1]), *shape[kv + 1 :])
     return _View(shape, axes, matrix, _without(axes, kv), first, settings)
 

@@ -83,7 +83,7 @@ def rsqrt_decay(
 
     Args:
       learning_rate: the rate times the square root of the steps; 1.0 gives 0.01 at 10,000 steps.
-      warmup_steps: before them the rate is what it is there.
+      warmup_steps: before them the rate is that of this step.
       is_ramped: whether it rises linearly from 0 instead.
     """
     settings = _described("rsqrt_decay", locals())
@@ -158,7 +158,7 @@ def adamw(
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
 ) -> Optimizer:
-    """Returns AdamW behind a clip of the global gradient norm (None: no clip)."""
+    """Returns AdamW after a clip of the global gradient norm (None: no clip)."""
     settings = _described("adamw", locals())
     adam = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay)
     return Optimizer(_clipped(adam, clip_norm), settings)
@@ -167,7 +167,7 @@ def adamw(
 def _clipped(
     transformation: optax.GradientTransformation, clip_norm: float | None
 ) -> optax.GradientTransformation:
-    """Returns the transformation behind a clip of the global gradient norm, if one is wanted."""
+    """Returns the transformation after a clip of the global gradient norm, if one is wanted."""
     if clip_norm is None:
         return transformation
     if clip_norm <= 0:

@@ -14,7 +14,7 @@ def pack_candidates(
 ) -> dict[str, np.ndarray]:
     """Returns a ranking batch with its candidates packed into rows.
 
-    Candidates keep their order: each goes behind the one before it, or into the next row. The row
+    Candidates keep their order: each goes after the one before it, or into the next row. The row
     length is the smallest of `row_lengths` in which every example needs one row; with the largest
     an example takes as many rows as it needs. So a few shapes serve all batches.
 

@@ -65,7 +65,7 @@ def train(
     mesh = make_mesh(learning.mesh)
     tuning = learning.fine_tuning
     abstract = abstract_state(learning.model.init, learning.optimizer, mesh, fine_tuning=tuning)
-    # Mistakes come out before MODEL_DIR is claimed, and long before the first evaluation.
+    # Mistakes are found before MODEL_DIR is claimed, and long before the first evaluation.
     check_rows(run.batch_size, mesh, name="BATCH_SIZE")
     check_processes(learning.objective, run)
     initial = open_initial(learning, run)

@@ -1,4 +1,4 @@
-"""What a training run is told: what learns and how, where it goes, where it starts."""
+"""The settings of a training run: what learns and how, where it is written, where it starts."""
 
 import dataclasses
 
