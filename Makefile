@@ -9,13 +9,16 @@ INSTALLED_TESTS := $(VENV)/.installed_tests
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-fast lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/instructrec demo
 
 test: $(INSTALLED_TESTS)
 	$(BIN)/pytest $(PYTEST_FLAGS)
+
+test-fast: $(INSTALLED_TESTS)
+	$(BIN)/pytest $(PYTEST_FLAGS) -m "not slow and not parity and not real_data"
 
 lint: $(INSTALLED_TESTS)
 	$(BIN)/ruff format --check .
