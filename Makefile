@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_TESTS := $(VENV)/.installed_tests
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e
-PYTEST_FLAGS ?= -n 2 --dist loadfile
+PYTEST_FLAGS ?= -n 2 --dist worksteal
 
 .PHONY: demo test test-fast lint clean
 
@@ -26,7 +26,7 @@ lint: $(INSTALLED_TESTS)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs
+	rm -rf $(VENV) build dist *.egg-info runs .pytest_cache
 
 $(INSTALLED): setup.py constraints.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -288,7 +288,7 @@ WHOLE = "".join(
 PACKED = gzip.compress(WHOLE.encode(), mtime=0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(size=st.integers(30, len(PACKED) - 1))
 def test_a_gzip_file_cut_anywhere_gives_its_whole_lines_or_an_error(tmp_path_factory, size):
     folder = tmp_path_factory.mktemp("cut")
@@ -314,7 +314,6 @@ JSON_LIKE = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(record=st.dictionaries(st.text(), JSON_LIKE, max_size=5))
 def test_a_record_is_read_back_as_json_and_as_a_python_dict(record):
     for text in (json.dumps(record), repr(record)):
@@ -322,7 +321,6 @@ def test_a_record_is_read_back_as_json_and_as_a_python_dict(record):
             assert parse_record(text, Path("x"), 1) == record
 
 
-@settings(deadline=None)
 @given(text=st.text(st.sampled_from("{}[]()'\":,\\ a1.\x00*-#")))
 def test_any_line_is_a_record_or_damaged(text):
     try:

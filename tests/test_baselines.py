@@ -103,7 +103,7 @@ def test_ids_outside_the_vocabulary_are_named():
         cooccurrence.cooccurrence_embeddings([np.array([0, -1])], 5, dim=2, seed=0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.lists(st.integers(0, 5), max_size=5), max_size=6), st.integers(1, 9))
 def test_any_sequences_give_finite_vectors_of_the_asked_shape(sequences, dim):
     arrays = [np.array(sequence, dtype=np.int64) for sequence in sequences]

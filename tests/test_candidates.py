@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from instructrec_jax.data.candidates import (
@@ -20,7 +20,6 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.records import History, Item
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_negatives_are_what_the_protocol_allows_or_an_error_says_there_are_too_few(data):
     titles = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=14))
@@ -135,7 +134,6 @@ def test_items_without_category_have_no_search_split():
     assert search_splits(items(["A", "B"], category=""), dataset="toy", seed=0) == ("", "")
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1), st.integers(0, 5))
 def test_equal_titles_share_a_search_split(title, seed):
     split = search_split(title, dataset="toy", seed=seed)

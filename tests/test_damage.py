@@ -4,7 +4,7 @@ import gzip
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import write_logs
 
@@ -34,7 +34,6 @@ def test_fail_is_the_default_and_says_how_to_go_on():
         Damage().handle(error("bad_id", 3))
 
 
-@settings(deadline=None)
 @given(
     reasons=st.lists(st.sampled_from(["bad_id", "bad_time", "not_json"]), max_size=30),
     bound=st.integers(0, 30),

@@ -180,7 +180,7 @@ _SCRAPS = st.sampled_from(
 _REVIEWS = st.one_of(st.text(max_size=300), st.lists(_SCRAPS, max_size=40).map(" ".join))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(_REVIEWS)
 def test_texts_of_any_review_are_short_one_line_paired_and_never_quote_the_title(review):
     found = intentions(review)
@@ -251,7 +251,6 @@ class TestPreferences:
     def test_another_item_of_the_same_number_is_not_taken_for_the_first(self):
         assert self.first(item(1, "Moon", "Harps")) != self.first(item(1, "Moon", "Drums"))
 
-    @settings(deadline=None)
     @given(
         st.lists(
             st.builds(

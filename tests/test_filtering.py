@@ -3,7 +3,7 @@
 from collections import Counter
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from instructrec_jax.data import filtering
@@ -16,7 +16,6 @@ def columns(rows):
     return array[:, 0], array[:, 1], array[:, 2].astype(np.float64)
 
 
-@settings(deadline=None)
 @given(PAIRS, st.integers(1, 4))
 def test_k_core_is_the_largest_set_in_which_all_have_k(rows, k):
     user, item, _ = columns(rows)
@@ -41,14 +40,12 @@ def test_k_core_goes_on_where_one_pass_would_stop():
     assert core.num_rounds == 3
 
 
-@settings(deadline=None)
 @given(PAIRS)
 def test_the_first_of_exact_repeats_is_kept_in_file_order(rows):
     firsts = [index for index, row in enumerate(rows) if row not in rows[:index]]
     assert filtering.drop_repeats(*columns(rows)).tolist() == firsts
 
 
-@settings(deadline=None)
 @given(PAIRS)
 def test_order_is_by_user_then_time_then_file(rows):
     user, _, time = columns(rows)
@@ -56,7 +53,6 @@ def test_order_is_by_user_then_time_then_file(rows):
     assert filtering.order_events(user, time).tolist() == expected
 
 
-@settings(deadline=None)
 @given(PAIRS)
 def test_ties_are_counted_by_user(rows):
     user, _, time = columns(rows)

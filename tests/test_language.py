@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from instructrec_jax.errors import UserError
@@ -105,13 +105,11 @@ def test_two_templates_of_one_id_are_refused_with_file_and_id():
         unique_templates((make(),), (make(),), where="my_tasks.py")
 
 
-@settings(deadline=None)
 @given(st.lists(TITLES, min_size=1, max_size=6))
 def test_lists_of_any_titles_split_into_the_same_items(titles):
     assert join_titles(titles).split(LIST_SEPARATOR) == [plain_title(title) for title in titles]
 
 
-@settings(deadline=None)
 @given(TITLES)
 def test_plain_texts_are_one_line_and_stay_as_they_are(title):
     plain = plain_title(title)
@@ -124,7 +122,6 @@ def unicodedata_is_control(character: str) -> bool:
     return ord(character) < 32 or 127 <= ord(character) < 160
 
 
-@settings(deadline=None)
 @given(TITLES)
 def test_nothing_in_a_title_changes_the_structure(title):
     record = dataclasses.replace(RECORD, history=(title,))

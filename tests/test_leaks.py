@@ -1,7 +1,7 @@
 """What gives a title away."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from instructrec_jax.instructions.leaks import quotes_title, words
@@ -45,13 +45,11 @@ def test_a_title_is_not_quoted(text, title):
     assert not quotes_title(text, title)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_a_quotation_is_one_whatever_stands_around_it(before, after):
     assert quotes_title(f"{before} . quorn velt . {after}", "Quorn Velt")
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_no_text_without_a_word_of_the_title_quotes_it(text, title):
     if set(words(text)).isdisjoint(words(title)):

@@ -20,6 +20,8 @@ from instructrec_jax.models.adapters import FineTuning, Lora
 from instructrec_jax.scores import parts
 from instructrec_jax.stages.convert import convert
 
+pytestmark = pytest.mark.slow  # whole runs
+
 RANK, ALPHA = 2, 8.0
 LORA = FineTuning(lora=Lora(rank=RANK, alpha=ALPHA, targets=["attention.*(query|value)", "wo"]))
 RATE = 0.05  # adapters move far in few steps
@@ -113,7 +115,6 @@ def test_merging_changes_the_kernels_that_were_targeted_and_no_others(run, base)
     assert np.abs(after[name] - before[name]).max() > 1e-2
 
 
-@pytest.mark.slow
 def test_scores_of_a_run_equal_those_of_its_exports(toy_records, run, tmp_path):
     folders = {"run": run}
     for kind in ("native", "hf", "t5x", "adapter"):
@@ -150,7 +151,6 @@ def test_the_adapters_alone_are_written_as_peft_keeps_them(run, base, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.slow
 def test_another_run_may_begin_with_adapters_merged(toy_records, run, tmp_path):
     lora_run(toy_records, tmp_path / "next", run, 1, learning_rate=0.0)
     expected, found = all_arrays(run), all_arrays(tmp_path / "next")
@@ -294,7 +294,6 @@ def test_a_dry_run_says_how_much_learns(toy_records, base, tmp_path, caplog):
     assert "; adamw, 576 learn, 3 steps" in caplog.text
 
 
-@pytest.mark.slow
 def test_frozen_parts_stay_as_they_were_through_a_run(toy_records, base, tmp_path):
     tuning = FineTuning(frozen=["token_embedder", "^encoder"])
     lora_run(toy_records, tmp_path / "run", base, 1, fine_tuning=tuning)

@@ -96,7 +96,6 @@ def test_a_manifest_of_another_format_is_refused(tmp_path, changed):
         read_prepared(tmp_path)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(2, 5), max_size=9), st.booleans(), st.booleans())
 def test_sequences_give_back_the_records_they_were_made_of(lengths, has_times, has_reviews):
     rows = histories_of(lengths, has_times=has_times, has_reviews=has_reviews)
@@ -168,7 +167,7 @@ def written(path, texts, *, is_kept=None, max_chars=2000):
     return write_reviews(path, enumerate(texts), is_kept=is_kept, max_chars=max_chars)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.text(max_size=12), st.booleans()), max_size=20))
 def test_reviews_are_found_by_the_row_of_their_event(tmp_path_factory, events):
     path = tmp_path_factory.mktemp("reviews") / "reviews.arrow"

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import write_logs
 
@@ -199,7 +199,6 @@ def test_a_log_without_reviews_has_none(tmp_path):
 TEXT = st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=("Cs",)), min_size=1)
 
 
-@settings(deadline=None)
 @given(
     titles=st.lists(TEXT.filter(lambda title: '""' not in title), min_size=1, max_size=5),
     packed=st.booleans(),

@@ -120,6 +120,7 @@ def test_shards_hold_a_bounded_number_of_records(folder):
     assert names == [f"own-train.tfrecord-0000{n}-of-00003" for n in range(3)]
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(tmp_path):
     """The hash of a field's name differs between processes; the files must not."""
     program = (

@@ -54,7 +54,7 @@ def as_tensors(record: InstructionRecord, *, is_training: bool = False) -> prepr
     return {**tensors, "is_training": tf.constant(is_training)}
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(TITLES, max_size=5))
 def test_titles_and_lists_are_spelt_alike(titles):
     tensor = tf.constant(titles, tf.string, shape=(len(titles),))
@@ -65,7 +65,7 @@ def test_titles_and_lists_are_spelt_alike(titles):
     )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(RECORDS)
 def test_every_template_is_rendered_alike(record):
     tensors = preprocessors.arrange(as_tensors(record), {}, tf.constant([1, 2], tf.int64))

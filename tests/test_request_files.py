@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from instructrec_jax.damage import Damage
@@ -181,7 +181,6 @@ _VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from([*ROW, "candidate_ids", "target_index", "exclude"]), _VALUES)
 )

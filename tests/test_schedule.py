@@ -51,7 +51,7 @@ def read_paths(trees, memory):
             yield list(instruction), targets[:length].tolist()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(requests, sizes, st.integers(1, 3))
 def test_every_candidate_is_read_once_against_its_own_instruction(requests, sizes, num_groups):
     shapes = dataclasses.replace(fit_shapes(requests), **sizes).grown(requests)

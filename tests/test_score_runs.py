@@ -22,6 +22,8 @@ from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.validation import ValidationSettings, make_evaluate
 from instructrec_jax.teacher.extractive import ExtractiveTeacher
 
+pytestmark = pytest.mark.slow  # whole runs
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
@@ -190,7 +192,6 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
     toy_records, checkpoint, finished, tmp_path
 ):
@@ -210,7 +211,6 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
     assert {path.name for path in folder.iterdir()} == {path.name for path in finished.iterdir()}
 
 
-@pytest.mark.slow
 def test_processes_that_join_die_and_are_stopped_share_one_set(
     toy_records, checkpoint, finished, tmp_path
 ):

@@ -36,7 +36,7 @@ def digest(folder):
     }
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.data())
 def test_sizes_are_exactly_those_asked_for_and_no_item_comes_twice(tmp_path_factory, data):
     num_users, num_items = data.draw(st.integers(1, 30)), data.draw(st.integers(6, 25))
@@ -164,6 +164,7 @@ def test_a_log_is_written_and_prepared_without_an_object_an_event(tmp_path):
     assert peak < 40_000 * 150
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_data_stages_prints_a_row_a_size(tmp_path):
     script = Path(__file__).parents[1] / "benchmarks" / "data_scale.py"
     command = [sys.executable, script, "--sizes", "1200", "--reviews", "--num_workers", "1"]

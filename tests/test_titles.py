@@ -3,7 +3,7 @@
 import html
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from instructrec_jax.data.titles import (
@@ -41,7 +41,6 @@ def test_entities_and_blanks_are_cleaned(raw, clean):
     assert clean_text(raw) == clean
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_cleaning_is_idempotent_and_leaves_one_line_that_can_be_encoded(text):
     clean = clean_text(text)
@@ -50,7 +49,6 @@ def test_cleaning_is_idempotent_and_leaves_one_line_that_can_be_encoded(text):
     clean.encode("utf-8")
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="&;#")))
 def test_escaping_any_number_of_times_is_undone(text):
     marked = f"{text}<&>"
@@ -64,7 +62,6 @@ def test_long_titles_are_cut_between_words():
     assert cut_title("Unbreakable", 4) == "Unbr"
 
 
-@settings(deadline=None)
 @given(st.text(), st.integers(1, 30))
 def test_a_cut_title_is_short_a_prefix_and_not_empty(text, limit):
     clean = clean_text(text)

@@ -77,7 +77,7 @@ def fit_side(feature: str, variant, record: InstructionRecord, budget: int) -> F
     )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(HISTORIES, st.integers(20, 130), st.sampled_from(["A1", "A7", "A9", "C12.specific"]))
 def test_it_finds_the_longest_rendering_that_fits(history, budget, name):
     record = dataclasses.replace(RECORD, history=tuple(history))
@@ -89,7 +89,7 @@ def test_it_finds_the_longest_rendering_that_fits(history, budget, name):
         assert fitted(VARIANTS[name], record, budget) == expected
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     HISTORIES,
     st.lists(PLAIN_TEXTS, min_size=2, max_size=4, unique_by=plain_title),
@@ -181,7 +181,7 @@ def test_a_prompt_without_history_that_is_too_long_names_example_and_tokens():
         assert part in str(caught.value)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(TITLES, min_size=1, max_size=7),
     st.text(alphabet="ab ", min_size=1, max_size=60),
@@ -281,7 +281,7 @@ def renderer(name: str, lengths, words) -> TokenRenderer:
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(ODD_RECORDS, LENGTHS, st.sampled_from(["A7", "B7.specific", "C10.vague", "A1", "A16"]))
 def test_a_ranking_request_has_the_tokens_and_errors_that_seqio_gives_it(
     words, record, lengths, name
@@ -305,7 +305,7 @@ def test_a_ranking_request_has_the_tokens_and_errors_that_seqio_gives_it(
     assert [tokens.tolist() for tokens in candidates] == rows
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(
     ODD_RECORDS, LENGTHS, st.sampled_from(["A3", "A14", "C5.vague", "C9.vague", "A2", "C10.vague"])
 )

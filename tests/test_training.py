@@ -22,6 +22,8 @@ from instructrec_jax.training import optimizers
 from instructrec_jax.training.metrics_log import FILE_NAME, read_metrics
 from instructrec_jax.training.state import abstract_state
 
+pytestmark = pytest.mark.slow  # whole runs
+
 ADAMW = optimizers.adamw(learning_rate=optimizers.constant(learning_rate=1e-3))
 
 
@@ -72,7 +74,6 @@ def straight(toy_records, tmp_path_factory):
     return run
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["packed text", "listwise"])
 def test_a_run_cut_in_two_equals_an_uninterrupted_one_bit_for_bit(
     toy_records, straight, objective, tmp_path
@@ -322,7 +323,6 @@ def wait_for_step(process, folder, step):
         time.sleep(0.01)
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(toy_records, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train_toy(toy_records, whole, STEPS, periods=LONG_PERIODS)
