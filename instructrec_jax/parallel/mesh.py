@@ -235,7 +235,8 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     """Moves the numeric arrays of a numpy batch onto the mesh and leaves text out.
 
     Args:
-      batch: arrays with the rows of this process first, [rows, ...].
+      batch: arrays of this process's rows alone, [BATCH_SIZE / processes, ...]. The batch on the
+        mesh is that of all processes, each one's rows on its own devices.
       mesh: the device mesh.
 
     Raises:
