@@ -125,6 +125,19 @@ def test_help_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_the_help_of_no_verb_imports_tensorflow():
+    code = (
+        "import sys\n"
+        "from instructrec_jax.cli import main\n"
+        "for verb in main.VERBS:\n"
+        "    try:\n        main.main([verb.name, '--help'])\n    except SystemExit:\n        pass\n"
+        "heavy = {'tensorflow', 'seqio', 'tensorflow_datasets', 'torch'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+
+
 def test_the_module_is_the_command():
     command = [sys.executable, "-m", "instructrec_jax", "inspekt"]
     done = subprocess.run(command, capture_output=True, text=True)

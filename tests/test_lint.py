@@ -12,12 +12,11 @@ from instructrec_jax.cli.main import main
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.coverage import (
     CoverageRow,
-    absent_aspects,
     cover,
     coverage_findings,
 )
 from instructrec_jax.instructions.lint import Severity
-from instructrec_jax.manifest import Manifest, read_manifest
+from instructrec_jax.manifest import read_manifest
 from instructrec_jax.pipeline import record_store, registry
 from instructrec_jax.report import lint_report, tables
 from instructrec_jax.stages.lint import leaks, lint
@@ -156,72 +155,9 @@ def test_columns_are_the_fields_of_the_records(tmp_path):
     assert not list(record_store.column_batches("own", LEAVE_ONE_OUT, "test", names))
 
 
-def built(aspects: list[str], *, teacher: str = "hand-1", num_reviews: int = 0) -> Manifest:
-    counts = {"texts/intentions_asked": num_reviews}
-    for aspect in aspects:
-        for split in ("train", "validation", "test"):
-            name = f"{LEAVE_ONE_OUT}/{split}"
-            counts[name] = counts.get(name, 0) + 5
-            counts[f"{name}/{aspect}"] = 5
-    settings = {"teacher": teacher}
-    return Manifest(stage="build", inputs={}, settings=settings, counts=counts)
-
-
-@pytest.mark.parametrize(
-    ("manifest", "expected"),
-    [
-        (built(["history+preference+specific_intention"]), {"vague_intention": "no reviews"}),
-        (built(["preference+vague_intention"]), {"specific_intention": "no categories"}),
-        (
-            built(["history"], teacher="none"),
-            {
-                "preference": "no teacher",
-                "vague_intention": "no teacher",
-                "specific_intention": "no categories",
-            },
-        ),
-        (built(["preference+specific_intention"], num_reviews=9), {}),
-        (built(["history+specific_intention"]), {"vague_intention": "no reviews"}),
-    ],
-)
-def test_what_a_dataset_cannot_have_is_told_from_what_is_missing(manifest, expected):
-    found = absent_aspects(manifest)
-    for aspect in ("preference", "vague_intention", "specific_intention"):
-        assert found.get(aspect) == expected.get(aspect)
-
-
-def variants_of(dataset: str) -> list:
-    return [task.variant for task in registry.instruction_tasks(dataset)]
-
-
-def test_an_empty_cell_is_an_error_only_where_the_dataset_could_fill_it():
-    registry.import_task_module(MODULE, "own")
-    rendered = variants_of("own")
-    assert [variant.name for variant in rendered] == ["L1", "L2.vague", "L2.specific"]
-    full, without_category = "history+vague_intention+specific_intention", "history"
-    assert not coverage_findings(cover(rendered, built([full])))
-    rows = cover(rendered, built([without_category]))
-    assert [row.reason for row in rows] == ["", "no reviews", "no categories"]
-    assert {finding.severity for finding in coverage_findings(rows)} == {Severity.WARNING}
-    rows = cover(rendered, built([without_category], num_reviews=3))
-    errors = [f for f in coverage_findings(rows) if f.severity is Severity.ERROR]
-    assert len(errors) == 1
-    assert "L2.vague" in errors[0].message
-    assert "no training record for them has a vague_intention" in errors[0].message
-
-
-def test_a_ranking_template_without_held_out_records_is_a_warning():
-    registry.import_task_module(MODULE, "own")
-    manifest = built(["history"])
-    manifest.counts.pop(f"{LEAVE_ONE_OUT}/test/history")
-    rows = cover(variants_of("own"), manifest)
-    found = coverage_findings(rows)
-    assert {finding.severity for finding in found} == {Severity.WARNING}
-    assert "cannot be evaluated" in found[-1].message
-
-
 def test_the_toy_data_fill_every_cell_of_the_paper_and_leak_nothing(toy):
-    rows = cover(variants_of("toy"), read_manifest(toy / "toy"))
+    rendered = [task.variant for task in registry.instruction_tasks("toy")]
+    rows = cover(rendered, read_manifest(toy / "toy"))
     assert len({row.template_id for row in rows}) == 39
     assert all(row.counts["train"] for row in rows)
     assert not [f for f in coverage_findings(rows) if f.severity is Severity.ERROR]

@@ -43,7 +43,7 @@ _PEFT_PLAIN: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none", None),
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica"),
 }
-# Fields that say nothing of what trained adapters compute. Any field that is not known must be
+# Fields that do not change what trained adapters compute. Any field that is not known must be
 # empty: it may change that.
 _PEFT_IGNORED = {
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),

@@ -53,7 +53,7 @@ class Generated:
     """The likeliest titles of one instruction, best first.
 
     Attributes:
-      item_ids: for each title the ids of the items that bear it, without excluded ones.
+      item_ids: for each title the ids of the items that have it, without excluded ones.
       log_likelihood: float32 [titles], natural log, the sum over tokens including EOS.
     """
 

@@ -26,7 +26,7 @@ class CatalogueTrie:
       num_below: int32 [nodes], titles whose path has the node.
       title: int32 [nodes], the number of the title that ends there, -1 where none does.
       leaf: int32 [titles], the node where each title ends.
-      item_ids: for each title the ids of the items that bear it, ascending.
+      item_ids: for each title the ids of the items that have it, ascending.
       num_tokens: of the longest title, EOS included.
     """
 

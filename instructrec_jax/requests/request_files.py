@@ -55,7 +55,7 @@ _PARQUET_ROWS = 256  # read at once
 _PARQUET_BUFFER = 1 << 20  # bytes
 
 Values = Mapping[str, Any]
-Row = tuple[int, bytes | Values]  # number of the line or row, from 1, and what stands there
+Row = tuple[int, bytes | Values]  # number of the line or row, from 1, and its content
 
 
 class RequestFile:

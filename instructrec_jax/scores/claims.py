@@ -1,4 +1,4 @@
-"""Which process works on which shard: claims that lie as files in a folder all of them see.
+"""Which process works on which shard: claims are files in a folder that all of them see.
 
 A claim is a file that only one process can create. It names host and process, and its time is
 renewed while the process lives; one whose process is dead may be taken over. Where two processes
@@ -13,7 +13,6 @@ import socket
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 STALE_SECONDS = 120.0
@@ -41,12 +40,7 @@ class Claims:
         self._renewal.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._is_over.set()
         self._renewal.join()
         for name in list(self._held):

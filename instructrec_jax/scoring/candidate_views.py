@@ -1,7 +1,7 @@
 """How the candidates of a request are compared: in one prompt, in several, or in rounds.
 
 A view is one prompt that shows some of the candidates in some order. A strategy says round by
-round which views are to be scored and, from what they got, how all candidates rank. It knows
+round which views are to be scored and, from their log-likelihoods, which candidates go on. It knows
 nothing of texts and models: it is a generator that yields views and is sent log-likelihoods.
 """
 
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.metrics import ranking
 from instructrec_jax.seeds import stable_seed
 
 View = np.ndarray  # int [n], indices of the candidates that a prompt shows, in its order
@@ -21,12 +20,12 @@ View = np.ndarray  # int [n], indices of the candidates that a prompt shows, in 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
-    """What a request's views came to.
+    """What the views of a request resulted in.
 
     Attributes:
       log_likelihood: float32 [c, p], natural log, of each candidate under each of p prompts that
         show the same view; those of the last round in which the candidate took part. Only the
-        first prompt decides who goes on and who ranks where.
+        first prompt decides which candidates go on and how they rank.
       last_round: int32 [c], that round, from 1.
       num_views: how many were scored.
     """
@@ -34,11 +33,6 @@ class Outcome:
     log_likelihood: np.ndarray
     last_round: np.ndarray
     num_views: int
-
-    @property
-    def rank(self) -> np.ndarray:
-        """int32 [c], from 1: by the last round, then by log-likelihood; ties count against."""
-        return ranking.ranks_of_all(self.log_likelihood[:, 0], self.last_round).astype(np.int32)
 
 
 # Yields the views of a round, and is sent float32 [n, p] for each of them.
@@ -53,7 +47,7 @@ class Strategy(Protocol):
         """Ranks up to which no candidate that belongs there can be missing; None for all.
 
         A candidate that beats all but k - 1 others in every view is sure to have rank k at most,
-        for k up to this number; beyond it the luck of the draw can rank a candidate lower.
+        for k up to this number; beyond it the random groups can rank a candidate lower.
         """
 
     def rounds(self, num_candidates: int, request_id: str) -> Rounds:
@@ -78,7 +72,7 @@ class AllAtOnce:
 class Rotations:
     """All candidates in several rotated orders, whose log-likelihoods are averaged.
 
-    With as many rotations as candidates each stands once at every position, so what a model adds
+    With as many rotations as candidates each is once at every position, so what a model adds
     for the position alone is the same for all. Costs as many times the work of one view.
 
     Attributes:
@@ -112,11 +106,11 @@ class Rotations:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Groups:
-    """Random groups, the best of which meet again until one group is left.
+    """Random groups, the best of which are grouped again until one group is left.
 
     One winner of each group of ten is the paper's way with 100 candidates (section 4.2.4, table
-    10). Who goes on ranks before who does not; those who go out in the same round rank by the
-    log-likelihood they had then. In a view candidates stand in their own order.
+    10). A candidate of a later round ranks before those of earlier ones; candidates with the same
+    last round rank by their log-likelihood in it. A view keeps the candidates' own order.
 
     Attributes:
       size: candidates in one view at most; groups differ by one in size.
@@ -132,7 +126,7 @@ class Groups:
         if not 1 <= self.winners <= self.size // 2:
             raise UserError(
                 f"candidate_views.Groups has size {self.size} and winners {self.winners}; expected "
-                "a size of at least 2, and at least 1 and at most half of a group to go on"
+                "a size of at least 2, and from 1 to half of a group to go on"
             )
 
     @property
@@ -142,6 +136,7 @@ class Groups:
 
     def rounds(self, num_candidates: int, request_id: str) -> Rounds:
         """Returns rounds of views, one where all candidates fit into a group."""
+        # "ballots" names the draw; another word would draw other groups.
         draw = np.random.default_rng(stable_seed(self.seed, "ballots", request_id))
         left = np.arange(num_candidates)
         last_round, num_views = np.zeros(num_candidates, np.int32), 0
@@ -168,7 +163,7 @@ class Groups:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tournament:
-    """Groups whose better half goes on: costlier than one winner, and sure of half a group.
+    """Groups whose better half goes on: costs more than one winner, and half a group is sure.
 
     Attributes:
       size: candidates in one view at most.

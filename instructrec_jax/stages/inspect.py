@@ -5,17 +5,18 @@ import itertools
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instructrec_jax.data.columnar import TRAIN
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.render import EVALUATION, training_draw
 from instructrec_jax.instructions.token_budget import TokenRenderer
 from instructrec_jax.manifest import read_manifest
-from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
-from instructrec_jax.pipeline.registry import GROUPED, RANK, InstructionTask
 from instructrec_jax.stages.run_data import VOCABULARY_FILE, dataset_of
 from instructrec_jax.tokenizer import SentencePieceModel, load_vocabulary
+
+if TYPE_CHECKING:
+    from instructrec_jax.pipeline.registry import InstructionTask
 
 _WIDTH, _INDENT = 100, "    "
 
@@ -79,6 +80,9 @@ def inspect(
     ):
         if value is not None and value < 1:
             raise UserError(f"{name}={value}; ask for at least 1")
+    # Only now: the flags of `inspect` do without TensorFlow and SeqIO.
+    from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
+
     dataset = dataset_of(task)
     registry.import_task_module(task_module, dataset)
     record_store.use_data_dir(data_dir)
@@ -88,26 +92,28 @@ def inspect(
     is_given = "vocabulary" in read_manifest(folder).inputs
     extra_ids = vocabulary.T5_EXTRA_IDS if is_given else 0
     vocabulary.use_vocabulary(folder / VOCABULARY_FILE, extra_ids=extra_ids)
-    name = task.removesuffix(f".{GROUPED}").removesuffix(f".{RANK}")
+    name = task.removesuffix(f".{registry.GROUPED}").removesuffix(f".{registry.RANK}")
     limits = {side: number for side, number in lengths.items() if number is not None}
     words = load_vocabulary(folder / VOCABULARY_FILE, extra_ids=extra_ids)
     provider = registry.get_for(split, name)
     stream = (
         _task_examples(provider, split, limits, words)
-        if isinstance(provider, InstructionTask)
+        if isinstance(provider, registry.InstructionTask)
         else loader.examples(name, split=split, feature_lengths=limits or None)
     )
     return [_rendered(example, words) for example in itertools.islice(stream, num_examples)]
 
 
 def _task_examples(
-    task: InstructionTask, split: str, lengths: Mapping[str, int], words: SentencePieceModel
+    task: "InstructionTask", split: str, lengths: Mapping[str, int], words: SentencePieceModel
 ) -> Iterator[Mapping[str, Any]]:
     """Yields the examples of a task of ours, named as those of `loader.examples`."""
+    from instructrec_jax.pipeline.record_store import as_record
+
     renderer = TokenRenderer(
         variant=task.variant, vocabulary=words, feature_lengths=lengths, task=task.name
     )
-    for record in map(record_store.as_record, task.source.rows(split)):
+    for record in map(as_record, task.source.rows(split)):
         draw = training_draw(task.variant, record) if split == TRAIN else EVALUATION
         inputs, targets = renderer.instruction(record, draw), renderer.answer(record, draw)
         yield {

@@ -5,8 +5,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
 
@@ -24,6 +22,9 @@ class MetricsLog:
           first_step: the step the run starts from; lines of later steps are dropped, since those
             steps are taken again.
         """
+        # Imports torch where that is installed, which takes seconds: only where events are written.
+        from tensorboardX import SummaryWriter
+
         self._path = Path(model_dir) / FILE_NAME
         kept = [line for line in read_metrics(self._path) if line["step"] <= first_step]
         self._last = {name for line in kept if line["step"] == first_step for name in line}

@@ -342,7 +342,7 @@ class Format:
 
 
 def find_one(folder: Path, names: Sequence[str]) -> Path | None:
-    """Returns the one file that bears any of the names, plain or with `.gz`; None if there is none.
+    """Returns the one file that has any of the names, plain or with `.gz`; None if there is none.
 
     Raises:
       UserError: if there are several.

@@ -94,7 +94,7 @@ def build(
     folder appears under its name when all is there.
 
     Args:
-      dataset: name of the dataset, such as ml_100k; tasks bear it.
+      dataset: name of the dataset, such as ml_100k; names of tasks begin with it.
       input_dir: output folder of `prepare`.
       output_dir: the TFDS data_dir, which may hold other datasets too.
       settings: what else decides the records.

@@ -1,4 +1,7 @@
-"""The files of `build`, each written by itself: here, in other processes, or on Beam's workers."""
+"""The files of `build`, each written by itself: here, in other processes, or on Beam's workers.
+
+TensorFlow and SeqIO are imported where files are written: the flags of `build` do without them.
+"""
 
 import collections
 import concurrent.futures
@@ -15,7 +18,6 @@ from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.builder import CONFIGS, SPLITS, RecordBuilder, RecordSettings
 from instructrec_jax.instructions.coverage import aspects_of, count_name
-from instructrec_jax.pipeline import record_store
 from instructrec_jax.records import InstructionRecord
 from instructrec_jax.teacher.texts import Texts
 
@@ -100,6 +102,8 @@ def plan_shards(work: Work, records_per_shard: int) -> list[Shard]:
 
 def write_shard(work: Work, shard: Shard) -> None:
     """Writes one file and, after it, a summary of what it holds; does nothing if both are there."""
+    from instructrec_jax.pipeline import record_store
+
     path = _path(work, shard)
     summary = path.with_name(path.name + _SUMMARY)
     if summary.exists():
@@ -139,6 +143,8 @@ def write_all(work: Work, shards: Sequence[Shard], *, num_workers: int) -> Itera
 
 def finish(work: Work, shards: Iterable[Shard]) -> dict[str, int]:
     """Puts TFDS's metadata beside the files; returns the counts of all of them."""
+    from instructrec_jax.pipeline import record_store
+
     counts: _Tally = collections.Counter()
     sizes: dict[str, dict[str, list[record_store.ShardSize]]] = {}
     for shard in shards:
@@ -164,6 +170,8 @@ def remove_unpacked(work: Work) -> None:
 
 def _path(work: Work, shard: Shard) -> Path:
     """Returns where a shard is written."""
+    from instructrec_jax.pipeline import record_store
+
     return record_store.shard_path(
         _config_folder(work, shard.config),
         dataset=work.dataset,
@@ -175,6 +183,8 @@ def _path(work: Work, shard: Shard) -> Path:
 
 def _config_folder(work: Work, config: str) -> Path:
     """Returns the folder of a config, where TFDS looks for it."""
+    from instructrec_jax.pipeline import record_store
+
     return work.folder / config / record_store.VERSION
 
 

@@ -4,20 +4,19 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instructrec_jax import files, manifest, tokenizer
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.coverage import cover, coverage_findings
 from instructrec_jax.instructions.lint import lint_templates
 from instructrec_jax.manifest import Manifest, find_same_work, read_manifest
-from instructrec_jax.pipeline import record_store, registry
-from instructrec_jax.pipeline.registry import InstructionTask
 from instructrec_jax.report import lint_report, tables
 from instructrec_jax.report.lint_report import LintReport
-from instructrec_jax.stages.lint.leaks import check_records
-from instructrec_jax.stages.lint.tokens import summarise_tasks, token_findings
 from instructrec_jax.stages.run_data import VOCABULARY_FILE
+
+if TYPE_CHECKING:
+    from instructrec_jax.pipeline.registry import InstructionTask
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +57,9 @@ def lint(
             raise UserError(f"{name}={value}; it must be at least 1")
     if max_examples < 0:
         raise UserError(f"max_examples={max_examples}; give 0 for all examples, or more than 0")
+    # Only now: the flags of `lint` do without TensorFlow and SeqIO.
+    from instructrec_jax.pipeline import record_store, registry
+
     registry.import_task_module(task_module, dataset)
     record_store.use_data_dir(data_dir)
     record_store.check_dataset(dataset)
@@ -83,7 +85,7 @@ def lint(
     return report
 
 
-def _plan(folder: Path, tasks: list[InstructionTask], protocol: Mapping[str, Any]) -> Manifest:
+def _plan(folder: Path, tasks: list["InstructionTask"], protocol: Mapping[str, Any]) -> Manifest:
     """Returns the manifest of the work, without what it will count."""
     wordings = repr([(task.name, task.variant, task.config) for task in tasks])
     return Manifest(
@@ -98,10 +100,14 @@ def _plan(folder: Path, tasks: list[InstructionTask], protocol: Mapping[str, Any
 
 
 def _inspect(
-    dataset: str, tasks: list[InstructionTask], built: Manifest, protocol: Mapping[str, Any]
+    dataset: str, tasks: list["InstructionTask"], built: Manifest, protocol: Mapping[str, Any]
 ) -> LintReport:
     """Looks for everything; the order of the findings is that of the passes."""
-    words = tokenizer.check_vocabulary(record_store.data_dir_in_use() / dataset / VOCABULARY_FILE)
+    from instructrec_jax.pipeline.record_store import data_dir_in_use
+    from instructrec_jax.stages.lint.leaks import check_records
+    from instructrec_jax.stages.lint.tokens import summarise_tasks, token_findings
+
+    words = tokenizer.check_vocabulary(data_dir_in_use() / dataset / VOCABULARY_FILE)
     templates = {task.variant.template.template_id: task.variant.template for task in tasks}
     findings = lint_templates(
         templates.values(), is_known=lambda text: tokenizer.UNK_ID not in words.encode(text)

@@ -27,7 +27,7 @@ HELD_OUT_PAIR, NO_CANDIDATE = "held_out_searches_in_training", "targets_not_amon
 SAME_INTENTION, REPEAT_PURCHASE = "equal_intentions_in_training", "repeat_purchases"
 # What is said of each number that ought to be 0.
 _MESSAGES = {
-    REPEATED: (Severity.ERROR, "{n} records bear the id of another one of their split"),
+    REPEATED: (Severity.ERROR, "{n} records have the id of another one of their split"),
     IN_TWO_SPLITS: (Severity.ERROR, "leak: {n} example ids are in two splits"),
     INTENTION: (
         Severity.ERROR,

@@ -55,7 +55,7 @@ class Rendering:
             raise UserError(f"{ON_DAMAGE} is {self.on_damage!r}; expected one of {POLICIES}")
 
     def damage(self) -> Damage:
-        """Returns the policy with nothing counted; a set bears any number of bad requests."""
+        """Returns the policy with nothing counted; a set may have any number of bad requests."""
         return Damage(on_damage=self.on_damage, max_damaged=2**63, switch=ON_DAMAGE)
 
 
