@@ -19,7 +19,7 @@ from instructrec_jax.instructions import builder
 from instructrec_jax.instructions.coverage import num_renderable
 from instructrec_jax.manifest import read_manifest
 from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
-from instructrec_jax.stages.build import BuildSettings, Execution, build, shards
+from instructrec_jax.stages.build import BuildSettings, Execution, build
 from instructrec_jax.stages.prepare import prepare
 from instructrec_jax.teacher.extractive import ExtractiveTeacher
 
@@ -123,7 +123,7 @@ def test_an_interrupted_build_goes_on_with_the_next_file(
     build_toy, toy_records, tmp_path, monkeypatch
 ):
     begun = []
-    write = shards.record_store.write_shard
+    write = record_store.write_shard
 
     def write_shard(path, records):
         if len(begun) == 3:
@@ -135,7 +135,7 @@ def test_an_interrupted_build_goes_on_with_the_next_file(
     def stopped():
         yield interrupted()
 
-    monkeypatch.setattr(shards.record_store, "write_shard", write_shard)
+    monkeypatch.setattr(record_store, "write_shard", write_shard)
     with pytest.raises(KeyboardInterrupt):
         build_toy(tmp_path)
     assert not (tmp_path / "toy").exists()
@@ -208,7 +208,7 @@ def held_by_another_process(folder: Path):
 def test_a_second_build_leaves_the_files_of_a_running_one_alone(
     build_toy, toy_records, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(shards.record_store, "write_shard", interrupted)
+    monkeypatch.setattr(record_store, "write_shard", interrupted)
     for settings in (SETTINGS, OTHER_SEED):
         with pytest.raises(KeyboardInterrupt):
             build_toy(tmp_path, settings=settings)
