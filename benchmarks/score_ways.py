@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,30 +54,35 @@ def useful_flops(requests: Sequence[Request]) -> int:
 
 
 def hugging_face(folder: Path, requests: Sequence[Request], *, is_encoded_once: bool) -> Run:
+    """Returns the usual loop over users with torch, with the model of a checkpoint on the CPU."""
+    from transformers import T5ForConditionalGeneration
+
+    model = T5ForConditionalGeneration.from_pretrained(folder, local_files_only=True).eval()
+    return usual_loop(model, requests, is_encoded_once=is_encoded_once)
+
+
+def usual_loop(model: Any, requests: Sequence[Request], *, is_encoded_once: bool) -> Run:
     """Returns the usual loop over users with torch.
 
     Args:
-      folder: the checkpoint.
+      model: a T5ForConditionalGeneration on its device; log-softmax is in float32.
       requests: what is scored; a user's candidates are one batch, padded to the longest.
       is_encoded_once: whether the encoder runs once a user, its output repeated for each
         candidate; otherwise it runs for each candidate, in batches of at most 32 rows.
     """
     import torch
-    from transformers import T5ForConditionalGeneration
-
-    model = T5ForConditionalGeneration.from_pretrained(folder, local_files_only=True).eval()
 
     def of_titles(instruction, titles, encoded):
         labels = torch.nn.utils.rnn.pad_sequence(
             [torch.from_numpy(title).long() for title in titles], batch_first=True
-        )
+        ).to(model.device)
         inputs = torch.nn.functional.pad(labels, (1, -1))
         given = {"decoder_input_ids": inputs, "use_cache": False}
         if encoded is not None:
             given["encoder_outputs"] = (encoded.expand(len(titles), -1, -1),)
         else:
-            given["input_ids"] = torch.from_numpy(instruction).long().expand(len(titles), -1)
-        log_p = torch.log_softmax(model(**given).logits, dim=-1)
+            given["input_ids"] = instruction.expand(len(titles), -1)
+        log_p = torch.log_softmax(model(**given).logits.float(), dim=-1)
         found = log_p.gather(-1, labels[..., None])[..., 0]
         return (found * (labels > 0)).sum(-1)
 
@@ -84,14 +90,13 @@ def hugging_face(folder: Path, requests: Sequence[Request], *, is_encoded_once: 
         found = []
         with torch.inference_mode():
             for instruction, titles in requests:
+                tokens = torch.from_numpy(instruction).long()[None].to(model.device)
                 encoded, rows = None, 32
                 if is_encoded_once:
-                    tokens = torch.from_numpy(instruction).long()[None]
                     encoded, rows = model.encoder(tokens).last_hidden_state, len(titles)
                 parts = [titles[at : at + rows] for at in range(0, len(titles), rows)]
-                values = [of_titles(instruction, part, encoded) for part in parts]
-                found.append(torch.cat(values).numpy())
-        return found
+                found.append(torch.cat([of_titles(tokens, part, encoded) for part in parts]))
+            return [values.cpu().numpy() for values in found]
 
     return run
 

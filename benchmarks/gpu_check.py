@@ -1,0 +1,356 @@
+"""Checks one GPU: training steps, scoring beside Hugging Face's, and the numbers against the CPU's.
+
+    python benchmarks/gpu_check.py --json=/tmp/gpu.json     # one 80 GB GPU, at most 6 minutes
+    python benchmarks/gpu_check.py --tiny                   # the same paths on any machine
+
+Each line of `MEASURES` runs in a process of its own, one after another, with random weights; one
+that fails is reported and the others go on. `--measures` picks some.
+
+Protocol. Training: the recipe of gin/runs/finetune.gin (Adafactor, dropout 0.1, bfloat16 compute,
+float32 parameters) on packed rows of 512 and 64 tokens, the same batch again and again; the median
+of 10 steps after 2. Useful tokens are those that are not padding. The share of the peak counts the
+products with weights on useful tokens alone, forward once and backward twice; what attention
+compares and what is recomputed is not counted. The peak is that of bfloat16 products of 8192 x 8192
+matrices, measured in the same process. Scoring: requests as in `score.py`, T5-XL in bfloat16; both
+ways have the same weights, one warm-up and the median of 3 runs. `error` is the largest relative
+difference of a log-likelihood to float32 on the same device. Numbers: float32 log-likelihoods,
+losses and gradient norms of T5-base on this device and on the CPU.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import score_ways
+
+from instructrec_jax.checkpoints.huggingface import config_fields, stored_name, to_stored
+from instructrec_jax.checkpoints.parameters import disassemble
+from instructrec_jax.models.objectives import NegativeLogLikelihood
+from instructrec_jax.models.t5 import T5, T5Config
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, num_parameters, place_batch
+from instructrec_jax.scoring.prefix_trees import TokenRequest
+from instructrec_jax.scoring.scorer import Scorer
+from instructrec_jax.scoring.shapes import fit_shapes
+from instructrec_jax.training import optimizers
+from instructrec_jax.training.loop import make_train_step
+from instructrec_jax.training.state import abstract_state, initial_state, state_shardings
+
+SIZES = {
+    "tiny": {"emb_dim": 64, "num_heads": 4, "mlp_dim": 128, "num_layers": 2},
+    "base": {"emb_dim": 768, "num_heads": 12, "mlp_dim": 2048, "num_layers": 12},
+    "xl": {"emb_dim": 2048, "num_heads": 32, "mlp_dim": 5120, "num_layers": 24},
+}
+INPUT_LENGTH, TARGET_LENGTH, VOCAB_SIZE = 512, 64, 32128
+Figures = dict[str, float | str]
+
+
+def config_of(size: str, **fields: Any) -> T5Config:
+    """Returns the sizes of a model."""
+    *_, layers = sizes = SIZES[size].values()
+    names = ("emb_dim", "num_heads", "mlp_dim", "num_encoder_layers")
+    return T5Config(**dict(zip(names, sizes, strict=True)), num_decoder_layers=layers, **fields)
+
+
+def measure_training(
+    size: str, *, num_rows: int, remat: bool, dropout_rate: float = 0.1, num_steps: int = 10
+) -> Figures:
+    """Measures the training step on packed rows."""
+    config = config_of(size, dtype="bfloat16", remat=remat, dropout_rate=dropout_rate)
+    batch = packed_batch(num_rows)
+    step, state, place = training(config, jax.devices()[0])
+    parameters = num_parameters(state.model)
+    began = time.perf_counter()
+    state, metrics = step(state, place(batch))
+    first_loss = float(metrics["loss"])
+    first = time.perf_counter() - began
+    seconds = []
+    for _ in range(num_steps + 1):
+        began = time.perf_counter()
+        state, metrics = step(state, place(batch))
+        loss = float(metrics["loss"])
+        seconds.append(time.perf_counter() - began)
+    tokens = int(sum((batch[name] > 0).sum() for name in TOKENS))
+    second = statistics.median(seconds[1:])
+    flops = 3 * forward_flops(config, batch)
+    return {
+        "parameters": parameters,
+        "first_step_seconds": first,
+        "step_seconds": second,
+        "useful_tokens_per_second": tokens / second,
+        "useful_share_of_rows": tokens / sum(batch[name].size for name in TOKENS),
+        "useful_tflops": flops / second / 1e12,
+        "useful_share_of_peak": flops / second / matmul_peak(jnp.bfloat16),
+        "peak_gib": peak_gib(),
+        "loss": f"{first_loss:.3f} -> {loss:.3f}",
+    }
+
+
+TOKENS = ("encoder_input_tokens", "decoder_target_tokens")
+
+
+def training(config: T5Config, device: jax.Device) -> tuple[Callable, Any, Callable]:
+    """Returns the step of finetune.gin, its first state, and what moves a batch to the device."""
+    mesh = make_mesh(MeshSettings(), [device])
+    optimizer = optimizers.adafactor(learning_rate=optimizers.constant(learning_rate=1e-3))
+    shardings = state_shardings(abstract_state(config.init, optimizer, mesh), mesh)
+    step = make_train_step(
+        NegativeLogLikelihood(), optimizer, mesh=mesh, shardings=shardings, seed=0
+    )
+    state = initial_state(config.init, optimizer, mesh, seed=0)
+    return step, state, lambda batch: place_batch(batch, mesh)
+
+
+def packed_batch(num_rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns rows of several examples each: inputs of normal(230, 60), targets of 6..20 tokens."""
+    rng = np.random.default_rng(seed)
+    inputs, input_segments = np.zeros((2, num_rows, INPUT_LENGTH), np.int32)
+    targets, previous, segments = np.zeros((3, num_rows, TARGET_LENGTH), np.int32)
+    for row in range(num_rows):
+        end = target_end = 0
+        for number in range(1, 9):
+            length = int(np.clip(rng.normal(230, 60), 80, INPUT_LENGTH))
+            length = min(length, INPUT_LENGTH - end)  # the last one fills the row
+            target = int(rng.integers(6, 21))
+            if length < 30 or target_end + target > TARGET_LENGTH:
+                break
+            places, target_places = slice(end, end + length), slice(target_end, target_end + target)
+            inputs[row, places] = rng.integers(3, 32100, length)
+            input_segments[row, places] = number
+            targets[row, target_places] = rng.integers(3, 32100, target)
+            previous[row, target_end + 1 : target_end + target] = targets[row, target_places][:-1]
+            segments[row, target_places] = number
+            end, target_end = end + length, target_end + target
+    return {
+        "encoder_input_tokens": inputs,
+        "encoder_segment_ids": input_segments,
+        "decoder_input_tokens": previous,
+        "decoder_target_tokens": targets,
+        "decoder_segment_ids": segments,
+        "decoder_loss_weights": (targets > 0).astype(np.int32),
+    }
+
+
+def forward_flops(config: T5Config, batch: dict[str, np.ndarray]) -> int:
+    """Returns the FLOPs of the products with weights on tokens that are not padding."""
+    num_inputs, num_targets = (int((batch[name] > 0).sum()) for name in TOKENS)
+    attention = 2 * config.emb_dim * config.num_heads * config.head_dim
+    mlp = 6 * config.emb_dim * config.mlp_dim
+    encoder = config.num_encoder_layers * num_inputs * (4 * attention + mlp)
+    of_inputs = config.num_decoder_layers * num_inputs * 2 * attention
+    decoder = config.num_decoder_layers * num_targets * (6 * attention + mlp)
+    return encoder + of_inputs + decoder + num_targets * 2 * config.emb_dim * config.vocab_size
+
+
+def measure_scoring(
+    size: str, *, num_users: int, num_candidates: int, step_tokens: Sequence[int], hf_users: int
+) -> Figures:
+    """Measures the scorer and the usual loop with torch, with the same weights."""
+    requests = score_ways.workload(num_users, num_candidates)
+    config = config_of(size, dtype="bfloat16")
+    mesh = make_mesh(MeshSettings(), jax.devices()[:1])
+    model = jax.jit(config.init)(jax.random.key(0))
+    ours = [
+        TokenRequest(request_id=str(at), instruction=instruction, candidates=titles)
+        for at, (instruction, titles) in enumerate(requests)
+    ]
+    figures: Figures = {"candidates": num_users * num_candidates}
+    for tokens in step_tokens:
+        scorer = Scorer(mesh, fit_shapes(ours, max_tokens=tokens))
+        seconds, found = timed(lambda scorer=scorer: scorer(model, ours))
+        figures[f"ours_per_second_{tokens}_tokens_a_step"] = num_users * num_candidates / seconds
+        figures[f"ours_shapes_{tokens}_tokens_a_step"] = scorer.num_compiled
+    exact = Scorer(mesh)(with_dtype(model, "float32"), ours[:hf_users])
+    figures["error_ours"] = difference(found, exact)
+    figures["peak_gib"] = peak_gib()
+    few = requests[:hf_users]
+    torch_model = as_torch(model)
+    for name, is_encoded_once in (("hf_once", True), ("hf_repeat", False)):
+        run = score_ways.usual_loop(torch_model, few, is_encoded_once=is_encoded_once)
+        seconds, theirs = timed(run)
+        figures[f"{name}_per_second"] = hf_users * num_candidates / seconds
+        figures[f"error_{name}"] = difference(theirs, exact)
+    return figures
+
+
+def as_torch(model: T5) -> Any:
+    """Returns Hugging Face's model with these weights in bfloat16, on the GPU if there is one."""
+    import torch
+    from transformers import T5Config as TheirConfig
+    from transformers import T5ForConditionalGeneration
+
+    torch.set_default_dtype(torch.bfloat16)
+    torch.set_grad_enabled(False)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device(device):
+        theirs = T5ForConditionalGeneration(TheirConfig(**config_fields(model.config))).eval()
+    # Transformers 5 unties logits and token table only where it loads a file that holds both.
+    theirs.lm_head.weight = torch.nn.Parameter(theirs.lm_head.weight.clone())
+    state = theirs.state_dict()
+    for name, array in disassemble(model):
+        state[stored_name(name)].copy_(torch.from_numpy(np.array(to_stored(name, array))))
+    return theirs
+
+
+def with_dtype(model: T5, dtype: str) -> T5:
+    """Returns the model with the same parameters and another compute type."""
+    config = dataclasses.replace(model.config, dtype=dtype)
+    shapes = jax.eval_shape(config.init, jax.random.key(0))
+    return jax.tree.unflatten(jax.tree.structure(shapes), jax.tree.leaves(model))
+
+
+def measure_numbers(size: str, *, num_users: int = 4, num_candidates: int = 10) -> Figures:
+    """Compares float32 on this device with float32 on the CPU."""
+    config = config_of(size)
+    batch = packed_batch(2)
+    requests = [
+        TokenRequest(request_id=str(at), instruction=instruction, candidates=titles)
+        for at, (instruction, titles) in enumerate(score_ways.workload(num_users, num_candidates))
+    ]
+    found = {}
+    cpu = jax.devices("cpu")[0]
+    for name, device in (("cpu", cpu), ("device", jax.devices()[0])):
+        with jax.default_device(device):
+            step, state, place = training(config, device)
+            likelihood = Scorer(make_mesh(MeshSettings(), [device]))(state.model, requests)
+            _, metrics = step(state, place(batch))
+        found[name] = likelihood, float(metrics["loss"]), float(metrics["gradient_norm"])
+    (likelihood, loss, norm), (exact, exact_loss, exact_norm) = found["device"], found["cpu"]
+    return {
+        "log_likelihood": difference(likelihood, exact),
+        "loss": abs(loss / exact_loss - 1),
+        "gradient_norm": abs(norm / exact_norm - 1),
+    }
+
+
+def difference(found: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
+    """Returns the largest relative difference."""
+    pairs = zip(found, exact, strict=False)
+    return max(float(np.max(np.abs(mine / theirs - 1))) for mine, theirs in pairs)
+
+
+def timed(run: Callable[[], Any], rounds: int = 3) -> tuple[float, Any]:
+    """Returns the median of the seconds, and what it gave; one run before does not count."""
+    run()
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        found = run()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds), found
+
+
+def measure_peak(sizes: int) -> Figures:
+    """Measures the peak of matrix products."""
+    return {
+        "bfloat16_tflops": matmul_peak(jnp.bfloat16, sizes) / 1e12,
+        "float32_tflops": matmul_peak(jnp.float32, sizes) / 1e12,
+    }
+
+
+def matmul_peak(dtype: Any, size: int = 0) -> float:
+    """Returns the peak of matrix products, FLOP/s; float32 ones are not rounded to TF32."""
+    size = size or (8192 if jax.default_backend() == "gpu" else 1024)
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    times = 10
+    highest = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    many = jax.jit(
+        lambda a, b: jax.lax.fori_loop(
+            0, times, lambda _, b: jnp.matmul(a, b, precision=highest) * size**-0.5, b
+        )
+    )
+    seconds, _ = timed(lambda: many(a, a).block_until_ready())
+    return times * 2 * size**3 / seconds
+
+
+def peak_gib() -> float:
+    """Returns the most memory of the device that was in use, GiB; 0 where it does not say."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**30
+
+
+MEASURES: dict[str, Callable[[], Figures]] = {
+    "peak": lambda: measure_peak(8192),
+    "numbers base": lambda: measure_numbers("base"),
+    "train base, 32 rows": lambda: measure_training("base", num_rows=32, remat=False),
+    "train base, 128 rows, remat": lambda: measure_training("base", num_rows=128, remat=True),
+    "train xl, 32 rows, remat": lambda: measure_training("xl", num_rows=32, remat=True),
+    "score xl, 10 candidates": lambda: measure_scoring(
+        "xl", num_users=256, num_candidates=10, step_tokens=(2048, 16384), hf_users=32
+    ),
+    "score xl, 100 candidates": lambda: measure_scoring(
+        "xl", num_users=48, num_candidates=100, step_tokens=(2048, 16384), hf_users=8
+    ),
+    "train xl, 32 rows, remat, no dropout": lambda: measure_training(
+        "xl", num_rows=32, remat=True, dropout_rate=0.0
+    ),
+}
+TINY: dict[str, Callable[[], Figures]] = {
+    "peak": lambda: measure_peak(512),
+    "numbers tiny": lambda: measure_numbers("tiny"),
+    "train tiny": lambda: measure_training("tiny", num_rows=2, remat=True, num_steps=2),
+    "score tiny": lambda: measure_scoring(
+        "tiny", num_users=8, num_candidates=10, step_tokens=(1024, 2048), hf_users=4
+    ),
+}
+
+
+def main() -> None:
+    """Runs the measures one after another and prints a table of each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="tiny models, on any machine")
+    parser.add_argument("--measures", nargs="+", help="which; all without it")
+    parser.add_argument("--timeout", type=int, default=120, help="seconds of each measure")
+    parser.add_argument("--json", type=Path, help="where to write every figure")
+    parser.add_argument("--alone", help=argparse.SUPPRESS)  # what a process of its own is given
+    args = parser.parse_args()
+    measures = TINY if args.tiny else MEASURES
+    if args.alone:
+        print(json.dumps(measures[args.alone]()))
+        return
+    device = subprocess.run(
+        [sys.executable, "-c", "import jax; print(jax.devices()[0].device_kind, jax.__version__)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    print(f"device {device}", flush=True)
+    results: dict[str, Any] = {"device": device}
+    for name in args.measures or measures:
+        results[name] = run_alone(name, is_tiny=args.tiny, timeout=args.timeout)
+        print(f"\n{name}", flush=True)
+        for figure, value in results[name].items():
+            print(f"  {figure:40} {value if isinstance(value, str) else f'{value:.6g}'}")
+        if args.json:
+            args.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+def run_alone(name: str, *, is_tiny: bool, timeout: int) -> Figures:
+    """Returns what a measure gave in a process of its own, or the end of its complaint."""
+    command = [sys.executable, __file__, "--alone", name, *(["--tiny"] if is_tiny else [])]
+    # Torch needs a part of the memory that JAX would take for itself.
+    memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if "score" in name else {}
+    memory = memory or {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+    began = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, **memory}, timeout=timeout
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"took more than {timeout} s"}
+    if done.returncode:
+        return {"failed": done.stderr[-3000:]}
+    return {**json.loads(done.stdout.splitlines()[-1]), "seconds": time.perf_counter() - began}
+
+
+if __name__ == "__main__":
+    main()
