@@ -280,9 +280,6 @@ def peak_gib() -> float:
 
 MEASURES: dict[str, Callable[[], Figures]] = {
     "peak": lambda: measure_peak(8192),
-    "numbers base": lambda: measure_numbers("base"),
-    "train base, 32 rows": lambda: measure_training("base", num_rows=32, remat=False),
-    "train base, 128 rows, remat": lambda: measure_training("base", num_rows=128, remat=True),
     "train xl, 32 rows, remat": lambda: measure_training("xl", num_rows=32, remat=True),
     "score xl, 10 candidates": lambda: measure_scoring(
         "xl", num_users=256, num_candidates=10, step_tokens=(2048, 16384), hf_users=32
@@ -290,6 +287,9 @@ MEASURES: dict[str, Callable[[], Figures]] = {
     "score xl, 100 candidates": lambda: measure_scoring(
         "xl", num_users=48, num_candidates=100, step_tokens=(2048, 16384), hf_users=8
     ),
+    "numbers base": lambda: measure_numbers("base"),
+    "train base, 32 rows": lambda: measure_training("base", num_rows=32, remat=False),
+    "train base, 128 rows, remat": lambda: measure_training("base", num_rows=128, remat=True),
     "train xl, 32 rows, remat, no dropout": lambda: measure_training(
         "xl", num_rows=32, remat=True, dropout_rate=0.0
     ),
