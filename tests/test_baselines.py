@@ -96,6 +96,54 @@ def test_the_same_seed_gives_the_same_vectors():
     assert np.array_equal(first, cooccurrence.cooccurrence_embeddings(sequences, 40, 8, 3))
 
 
+def test_a_log_of_low_rank_gives_the_same_bounded_vectors_whatever_was_solved_before():
+    kinds = [np.arange(30) + 30 * kind for kind in range(4)]  # 120 ids, at most rank 4 and a bit
+    sequences = [np.concatenate([kinds[a], kinds[b]]) for a in range(4) for b in range(a)]
+    first = cooccurrence.cooccurrence_embeddings(sequences, 400, dim=64, seed=0)
+    for size in (700, 400):  # a sparse solver, then a dense one
+        other = [np.random.default_rng(size).integers(0, size, 9) for _ in range(50)]
+        cooccurrence.cooccurrence_embeddings(other, size, dim=64, seed=1)
+        again = cooccurrence.cooccurrence_embeddings(sequences, 400, dim=64, seed=0)
+        assert np.array_equal(first, again)
+    larger = cooccurrence.cooccurrence_embeddings(sequences, 700, dim=64, seed=0)
+    for vectors in (first, larger):
+        norms = np.linalg.norm(vectors, axis=1)
+        assert norms.max() < 2, "rounding errors do not count as rows"
+        assert np.count_nonzero(np.linalg.norm(vectors, axis=0)) <= 8
+    assert larger[:400] @ larger[:400].T == pytest.approx(first @ first.T, abs=1e-5)
+
+
+def _sparse_log():
+    """Sequences of 60 small groups that nothing joins, in three shapes, and of a larger one."""
+    shapes = ([[0, 1], [2, 3]], [[0, 1, 2]], [[0, 1], [1, 2], [2, 3]])
+    groups = [[np.array(ids) + 4 * i for ids in shapes[i % 3]] for i in range(60)]
+    return [np.arange(240, 250), *(ids for group in groups for ids in group)]
+
+
+@pytest.mark.parametrize("dim", [3, 30, 60])
+def test_equal_eigenvalues_are_all_found_and_likeness_depends_on_no_seed(monkeypatch, dim):
+    sequences = _sparse_log()
+    exact = cooccurrence.cooccurrence_embeddings(sequences, 250, dim, seed=2)
+    monkeypatch.setattr(cooccurrence, "_DENSE_SIZE", 0)
+    for seed in (0, 1):
+        vectors = cooccurrence.cooccurrence_embeddings(sequences, 250, dim, seed)
+        assert vectors @ vectors.T == pytest.approx(exact @ exact.T, abs=1e-5)
+
+
+def test_a_solver_that_takes_no_generator_gives_the_same_vectors(monkeypatch):
+    generator = np.random.default_rng(0)
+    sequences = [generator.integers(0, 600, size=8) for _ in range(900)]
+    newer = cooccurrence.cooccurrence_embeddings(sequences, 600, dim=8, seed=3)
+    eigsh = cooccurrence.linalg.eigsh
+
+    def older(matrix, k, v0, tol):
+        return eigsh(matrix, k=k, v0=v0, tol=tol)
+
+    monkeypatch.setattr(cooccurrence.linalg, "eigsh", older)
+    found = cooccurrence.cooccurrence_embeddings(sequences, 600, dim=8, seed=3)
+    assert found == pytest.approx(newer, abs=1e-5)
+
+
 def test_ids_outside_the_vocabulary_are_named():
     with pytest.raises(UserError, match=r"id 9 is outside 0 \.\. 4"):
         cooccurrence.cooccurrence_embeddings([np.array([0, 9])], 5, dim=2, seed=0)

@@ -5,6 +5,8 @@ SVD (Levy and Goldberg 2014). The same vectors serve twice: of items, to score c
 likeness to a user's history; of tokens, to start a model's embeddings where nothing was pretrained.
 """
 
+import functools
+import inspect
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +23,10 @@ ITEM_DIM = 64
 LAST_ITEMS = 10  # of the history; chosen on MovieLens-100K validation, as the two below
 SIMILARITY_WEIGHT = 10.0
 POPULARITY_WEIGHT = 1.0
-_TOLERANCE = 1e-3  # relative, of the eigenvalues; closer changes no ranking and takes longer
+_DENSE_SIZE = 512  # larger matrices are solved sparsely
+_TOLERANCE = 1e-12  # relative, of the eigenvalues
+_NEGLIGIBLE = 1e-6  # relative: smaller eigenvalues and rows are rounding errors, or equal
+_NUM_CHECKED = 8  # directions looked for at a time in what is left of a matrix
 _CHUNK = 4096  # examples scored at once, to bound memory
 
 
@@ -57,10 +62,12 @@ def cooccurrence_embeddings(
       sequences: ids in 0 .. vocab_size - 1; order and repeats within a sequence do not count.
       vocab_size: number of rows returned; ids that never occur get a zero row.
       dim: number of columns; where it is more than the counts support, the rest is zero.
-      seed: seed of the SVD's starting vector.
+      seed: of the basis where directions are equally strong; likeness does not depend on it.
 
     Returns:
       [vocab_size, dim] float32, scaled so that rows that are not zero have norm 1 on average.
+      Directions beyond `dim` that are as strong as some within leave those out too: which of them
+      were kept would be an accident.
 
     Raises:
       UserError: if an id is outside the vocabulary.
@@ -73,20 +80,91 @@ def cooccurrence_embeddings(
         raise ValueError(f"dim must be at least 1, got {dim}")
     information = positive_mutual_information(_count_pairs(sequences, vocab_size))
     vectors = np.zeros((vocab_size, dim), dtype=np.float64)
-    rank = min(dim, vocab_size - 1)
-    if information.nnz and rank >= 1:
-        start = np.random.default_rng(seed).normal(size=vocab_size)
-        # The matrix is symmetric: its singular values are the sizes of its eigenvalues, and one
-        # product with it per step is enough where an SVD of a general matrix needs two.
-        values, directions = linalg.eigsh(information, k=rank, v0=start, tol=_TOLERANCE)
-        strongest_first = np.argsort(-np.abs(values))
-        singular = np.abs(values[strongest_first])
-        vectors[:, :rank] = directions[:, strongest_first] * np.sqrt(singular)
+    if information.nnz:
+        # The matrix is symmetric: its singular values are the sizes of its eigenvalues.
+        sizes, directions = strongest_directions(information, dim, seed=seed)
+        vectors[:, : len(sizes)] = directions * np.sqrt(sizes)
     norms = np.linalg.norm(vectors, axis=1)
-    present = norms > 1e-9
+    present = norms > _NEGLIGIBLE * norms.max(initial=0.0)
     vectors[~present] = 0.0
     scale = norms[present].mean() if present.any() else 1.0
     return (vectors / scale).astype(np.float32)
+
+
+def strongest_directions(
+    matrix: sparse.csr_matrix, number: int, *, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns the largest eigenvalues by size, and their eigenvectors, exact to rounding.
+
+    Args:
+      matrix: [size, size] float64, symmetric, not all zero.
+      number: how many at most. There are fewer where the matrix has a lower rank, or where the
+        next one is as large as the last ones.
+      seed: of the basis of eigenvectors whose eigenvalues are of equal size.
+
+    Returns:
+      [k] sizes of eigenvalues, largest first, and [size, k] orthonormal columns.
+    """
+    asked = min(number + 1, matrix.shape[0])  # one more, to see whether the last one is alone
+    rng = np.random.default_rng(seed)
+    if matrix.shape[0] <= max(_DENSE_SIZE, 2 * asked):
+        values, vectors = np.linalg.eigh(matrix.toarray())
+    else:
+        values, vectors = _sparse_eigenpairs(matrix, asked, rng)
+    order = np.argsort(-np.abs(values), kind="stable")[:asked]
+    sizes, vectors = np.abs(values[order]), vectors[:, order]
+    kept = sizes > _NEGLIGIBLE * sizes[0]
+    if len(sizes) > number and sizes[number] < sizes[0] * (1 - _NEGLIGIBLE):
+        kept &= sizes > sizes[number] * (1 + _NEGLIGIBLE)
+    kept[number:] = False
+    sizes, vectors = sizes[kept], vectors[:, kept]
+    # Of equal eigenvalues a solver returns any basis: the same one is taken whatever it was.
+    breaks = np.flatnonzero(sizes[1:] < sizes[:-1] * (1 - _NEGLIGIBLE)) + 1
+    for columns in np.split(np.arange(len(sizes)), breaks):
+        basis = vectors[:, columns]
+        drawn = rng.normal(size=basis.shape)
+        vectors[:, columns] = np.linalg.qr(basis @ (basis.T @ drawn))[0]
+    return sizes, vectors
+
+
+def _sparse_eigenpairs(
+    matrix: sparse.csr_matrix, number: int, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns at least `number` eigenpairs, those of the largest sizes among them."""
+    values, vectors = _lanczos(matrix, number, rng)
+    while True:
+        # From one start the method may miss some of several equal eigenvalues: what is left of
+        # the matrix without those found is searched until nothing in it is as large.
+        rest = linalg.LinearOperator(
+            matrix.shape, functools.partial(_rest, matrix, values, vectors), dtype=np.float64
+        )
+        more, directions = _lanczos(rest, min(_NUM_CHECKED, number), rng)
+        sizes = np.sort(np.abs(values))
+        is_missed = np.abs(more) > max(sizes[-number], sizes[-1] * _NEGLIGIBLE) * (1 + _NEGLIGIBLE)
+        if not is_missed.any():
+            return values, vectors
+        values = np.concatenate([values, more[is_missed]])
+        vectors = np.concatenate([vectors, directions[:, is_missed]], axis=1)
+
+
+def _rest(
+    matrix: sparse.csr_matrix,
+    values: NDArray[np.float64],
+    vectors: NDArray[np.float64],
+    x: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Returns the product of x with the matrix without some of its eigenpairs."""
+    return matrix @ x - vectors @ (values * (vectors.T @ x))
+
+
+def _lanczos(
+    matrix: sparse.csr_matrix | linalg.LinearOperator, number: int, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns what ARPACK finds, all its draws from `rng`."""
+    # Newer versions of scipy restart from a generator of their own unless they are given one.
+    seeded = {"rng": rng} if "rng" in inspect.signature(linalg.eigsh).parameters else {}
+    start = rng.normal(size=matrix.shape[0])
+    return linalg.eigsh(matrix, k=number, v0=start, tol=_TOLERANCE, **seeded)
 
 
 def positive_mutual_information(counts: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -148,7 +226,7 @@ def _count_pairs(sequences: Sequence[NDArray[np.integer]], size: int) -> sparse.
         raise UserError(f"id {wrong} is outside 0 .. {size - 1}; was another vocabulary used?")
     rows = np.repeat(np.arange(len(distinct)), [len(ids) for ids in distinct])
     present = sparse.csr_matrix(
-        (np.ones(len(columns), dtype=np.float32), (rows, columns)), shape=(len(distinct), size)
+        (np.ones(len(columns)), (rows, columns)), shape=(len(distinct), size)
     )
     counts = (present.T @ present).tocsr()
     counts.setdiag(0)

@@ -155,7 +155,8 @@ def _check_ids(dataset: str, config: str, tally: _Tally, max_hashes: int = _MAX_
             shared.update(both[:_MAX_NAMED].tolist())
             earlier = np.union1d(earlier, found)
     if repeated or shared:
-        for example_id in {e for s in SPLITS for ids in _ids(dataset, config, s) for e in ids}:
+        # In order of ids: the order of a set of bytes is another one in each process.
+        for example_id in sorted({e for s in SPLITS for b in _ids(dataset, config, s) for e in b}):
             for name, hashes_of in ((REPEATED, repeated), (IN_TWO_SPLITS, shared)):
                 if hash(example_id) in hashes_of:
                     tally.name(name, example_id)
