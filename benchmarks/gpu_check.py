@@ -12,9 +12,9 @@ of 10 steps after 2. Useful tokens are those that are not padding. The share of 
 products with weights on useful tokens alone, forward once and backward twice; what attention
 compares and what is recomputed is not counted. The peak is that of bfloat16 products of 8192 x 8192
 matrices, measured in the same process. Scoring: requests as in `score.py`, T5-XL in bfloat16; both
-ways have the same weights, one warm-up and the median of 3 runs. `error` is the largest relative
-difference of a log-likelihood to float32 on the same device. Numbers: float32 log-likelihoods,
-losses and gradient norms of T5-base on this device and on the CPU.
+ways have the same weights, one warm-up and the median of 3 runs. Numbers: the largest relative
+difference of log-likelihoods, loss and gradient norm of T5-base in float32 on this device to those
+on the CPU. `JAX_LOG_COMPILES=1` shows in the messages of a failed measure where the time went.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import score_ways
+from jax.sharding import Mesh
 
 from instructrec_jax.checkpoints.huggingface import config_fields, stored_name, to_stored
 from instructrec_jax.checkpoints.parameters import disassemble
@@ -101,7 +103,7 @@ TOKENS = ("encoder_input_tokens", "decoder_target_tokens")
 
 def training(config: T5Config, device: jax.Device) -> tuple[Callable, Any, Callable]:
     """Returns the step of finetune.gin, its first state, and what moves a batch to the device."""
-    mesh = make_mesh(MeshSettings(), [device])
+    mesh = one_device(device)
     optimizer = optimizers.adafactor(learning_rate=optimizers.constant(learning_rate=1e-3))
     shardings = state_shardings(abstract_state(config.init, optimizer, mesh), mesh)
     step = make_train_step(
@@ -153,34 +155,50 @@ def forward_flops(config: T5Config, batch: dict[str, np.ndarray]) -> int:
 
 
 def measure_scoring(
-    size: str, *, num_users: int, num_candidates: int, step_tokens: Sequence[int], hf_users: int
+    size: str, *, num_users: int, num_candidates: int, step_tokens: int, hf_users: int
 ) -> Figures:
     """Measures the scorer and the usual loop with torch, with the same weights."""
     requests = score_ways.workload(num_users, num_candidates)
-    config = config_of(size, dtype="bfloat16")
-    mesh = make_mesh(MeshSettings(), jax.devices()[:1])
-    model = jax.jit(config.init)(jax.random.key(0))
-    ours = [
+    ours = as_requests(requests)
+    began = time.perf_counter()
+    model = jax.block_until_ready(
+        jax.jit(config_of(size, dtype="bfloat16").init)(jax.random.key(0))
+    )
+    figures: Figures = {"init_seconds": time.perf_counter() - began}
+    scorer = Scorer(one_device(), fit_shapes(ours, max_tokens=step_tokens))
+    began = time.perf_counter()
+    scorer(model, ours)
+    figures["ours_first_seconds"] = time.perf_counter() - began
+    figures["ours_shapes"] = scorer.num_compiled
+    seconds, found = timed(lambda: scorer(model, ours))
+    figures["ours_per_second"] = num_users * num_candidates / seconds
+    figures["ours_peak_gib"] = peak_gib()
+    report(figures)
+    began = time.perf_counter()
+    torch_model = as_torch(model)
+    figures["to_torch_seconds"] = time.perf_counter() - began
+    for name, is_encoded_once in (("hf_once", True), ("hf_repeat", False)):
+        run = score_ways.usual_loop(
+            torch_model, requests[:hf_users], is_encoded_once=is_encoded_once
+        )
+        seconds, theirs = timed(run)
+        figures[f"{name}_per_second"] = hf_users * num_candidates / seconds
+        figures[f"{name}_difference_to_ours"] = difference(theirs, found)
+        report(figures)
+    return figures
+
+
+def as_requests(requests: Sequence[score_ways.Request]) -> list[TokenRequest]:
+    """Returns requests as the scorer takes them."""
+    return [
         TokenRequest(request_id=str(at), instruction=instruction, candidates=titles)
         for at, (instruction, titles) in enumerate(requests)
     ]
-    figures: Figures = {"candidates": num_users * num_candidates}
-    for tokens in step_tokens:
-        scorer = Scorer(mesh, fit_shapes(ours, max_tokens=tokens))
-        seconds, found = timed(lambda scorer=scorer: scorer(model, ours))
-        figures[f"ours_per_second_{tokens}_tokens_a_step"] = num_users * num_candidates / seconds
-        figures[f"ours_shapes_{tokens}_tokens_a_step"] = scorer.num_compiled
-    exact = Scorer(mesh)(with_dtype(model, "float32"), ours[:hf_users])
-    figures["error_ours"] = difference(found, exact)
-    figures["peak_gib"] = peak_gib()
-    few = requests[:hf_users]
-    torch_model = as_torch(model)
-    for name, is_encoded_once in (("hf_once", True), ("hf_repeat", False)):
-        run = score_ways.usual_loop(torch_model, few, is_encoded_once=is_encoded_once)
-        seconds, theirs = timed(run)
-        figures[f"{name}_per_second"] = hf_users * num_candidates / seconds
-        figures[f"error_{name}"] = difference(theirs, exact)
-    return figures
+
+
+def one_device(device: jax.Device | None = None) -> Mesh:
+    """Returns the mesh of a single device, the first if none is given."""
+    return make_mesh(MeshSettings(), [device or jax.devices()[0]])
 
 
 def as_torch(model: T5) -> Any:
@@ -210,24 +228,23 @@ def with_dtype(model: T5, dtype: str) -> T5:
 
 
 def measure_numbers(size: str, *, num_users: int = 4, num_candidates: int = 10) -> Figures:
-    """Compares float32 on this device with float32 on the CPU."""
-    config = config_of(size)
-    batch = packed_batch(2)
-    requests = [
-        TokenRequest(request_id=str(at), instruction=instruction, candidates=titles)
-        for at, (instruction, titles) in enumerate(score_ways.workload(num_users, num_candidates))
-    ]
+    """Compares float32 on this device with float32 on the CPU, and bfloat16 with float32."""
+    config, batch = config_of(size), packed_batch(2)
+    requests = as_requests(score_ways.workload(num_users, num_candidates))
     found = {}
-    cpu = jax.devices("cpu")[0]
-    for name, device in (("cpu", cpu), ("device", jax.devices()[0])):
+    for name, device in (("device", jax.devices()[0]), ("cpu", jax.devices("cpu")[0])):
         with jax.default_device(device):
             step, state, place = training(config, device)
-            likelihood = Scorer(make_mesh(MeshSettings(), [device]))(state.model, requests)
+            likelihood = Scorer(one_device(device))(state.model, requests)
+            if name == "device":
+                narrow = with_dtype(state.model, "bfloat16")
+                narrow_likelihood = Scorer(one_device(device))(narrow, requests)
             _, metrics = step(state, place(batch))
         found[name] = likelihood, float(metrics["loss"]), float(metrics["gradient_norm"])
     (likelihood, loss, norm), (exact, exact_loss, exact_norm) = found["device"], found["cpu"]
     return {
         "log_likelihood": difference(likelihood, exact),
+        "log_likelihood_bfloat16": difference(narrow_likelihood, exact),
         "loss": abs(loss / exact_loss - 1),
         "gradient_norm": abs(norm / exact_norm - 1),
     }
@@ -237,6 +254,11 @@ def difference(found: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> floa
     """Returns the largest relative difference."""
     pairs = zip(found, exact, strict=False)
     return max(float(np.max(np.abs(mine / theirs - 1))) for mine, theirs in pairs)
+
+
+def report(figures: Figures) -> None:
+    """Says what is measured so far; the last line counts."""
+    print(json.dumps(figures), flush=True)
 
 
 def timed(run: Callable[[], Any], rounds: int = 3) -> tuple[float, Any]:
@@ -282,10 +304,10 @@ MEASURES: dict[str, Callable[[], Figures]] = {
     "peak": lambda: measure_peak(8192),
     "train xl, 32 rows, remat": lambda: measure_training("xl", num_rows=32, remat=True),
     "score xl, 10 candidates": lambda: measure_scoring(
-        "xl", num_users=256, num_candidates=10, step_tokens=(2048, 16384), hf_users=32
+        "xl", num_users=256, num_candidates=10, step_tokens=16384, hf_users=16
     ),
     "score xl, 100 candidates": lambda: measure_scoring(
-        "xl", num_users=48, num_candidates=100, step_tokens=(2048, 16384), hf_users=8
+        "xl", num_users=48, num_candidates=100, step_tokens=16384, hf_users=4
     ),
     "numbers base": lambda: measure_numbers("base"),
     "train base, 32 rows": lambda: measure_training("base", num_rows=32, remat=False),
@@ -299,7 +321,7 @@ TINY: dict[str, Callable[[], Figures]] = {
     "numbers tiny": lambda: measure_numbers("tiny"),
     "train tiny": lambda: measure_training("tiny", num_rows=2, remat=True, num_steps=2),
     "score tiny": lambda: measure_scoring(
-        "tiny", num_users=8, num_candidates=10, step_tokens=(1024, 2048), hf_users=4
+        "tiny", num_users=8, num_candidates=10, step_tokens=2048, hf_users=4
     ),
 }
 
@@ -315,7 +337,7 @@ def main() -> None:
     args = parser.parse_args()
     measures = TINY if args.tiny else MEASURES
     if args.alone:
-        print(json.dumps(measures[args.alone]()))
+        report(measures[args.alone]())
         return
     device = subprocess.run(
         [sys.executable, "-c", "import jax; print(jax.devices()[0].device_kind, jax.__version__)"],
@@ -341,15 +363,19 @@ def run_alone(name: str, *, is_tiny: bool, timeout: int) -> Figures:
     memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if "score" in name else {}
     memory = memory or {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
     began = time.perf_counter()
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, **memory}, timeout=timeout
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"took more than {timeout} s"}
-    if done.returncode:
-        return {"failed": done.stderr[-3000:]}
-    return {**json.loads(done.stdout.splitlines()[-1]), "seconds": time.perf_counter() - began}
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as messages:
+        child = subprocess.Popen(command, stdout=out, stderr=messages, env={**os.environ, **memory})
+        try:
+            failed = "" if child.wait(timeout) == 0 else f"exit code {child.returncode}"
+        except subprocess.TimeoutExpired:
+            child.kill()
+            failed = f"took more than {timeout} s"
+        out.seek(0)
+        messages.seek(0)
+        figures: Figures = json.loads((out.read().splitlines() or ["{}"])[-1])
+        if failed:
+            figures |= {"failed": failed, "messages": messages.read()[-3000:]}
+    return {**figures, "seconds": time.perf_counter() - began}
 
 
 if __name__ == "__main__":
