@@ -168,6 +168,16 @@ def test_likeness_to_the_history_decides_between_equally_popular_candidates():
     assert np.isneginf(scores[1, 2])
 
 
+def test_candidates_that_nothing_joins_to_the_history_are_equal():
+    sequences = _sparse_log()
+    vectors = cooccurrence.cooccurrence_embeddings(sequences, 250, dim=150, seed=0)
+    far = np.arange(40, 240, 7, dtype=np.int32)[None]
+    scores = cooccurrence.score_by_cooccurrence(
+        far, [[0, 1, 8, 9]], vectors=vectors, counts=np.ones(250, dtype=np.int64)
+    )
+    assert len(np.unique(scores)) == 1
+
+
 def test_without_a_history_co_occurrence_falls_back_on_popularity():
     counts = np.array([3, 0, 7])
     scores = cooccurrence.score_by_cooccurrence(

@@ -38,6 +38,23 @@ def test_metrics_agree_with_hand_computation():
     assert found["ndcg@5"] == pytest.approx((1 + 1 / math.log2(3) + 0.5 + 1 / math.log2(5)) / 5)
 
 
+def test_ties_are_resolved_in_expectation_over_every_order():
+    values = np.array([[2.0, 1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0, 1.0], [3, 2, 1, 0, -1]])
+    rank, num_tied = ranking.ranks_and_ties(values, [1, 0, 2])
+    assert (rank.tolist(), num_tied.tolist()) == ([4, 5, 3], [2, 4, 0])
+    found = ranking.expected_per_example(rank, num_tied)
+    for name, expected in found.items():
+        places = [[2, 3, 4], [1, 2, 3, 4, 5], [3]]
+        by_hand = [ranking.per_example(of_one)[name].mean() for of_one in places]
+        assert expected == pytest.approx(by_hand), name
+    assert found["hr@1"].tolist() == pytest.approx([0, 1 / 5, 0])
+    assert found["hr@3"].tolist() == pytest.approx([2 / 3, 3 / 5, 1])
+
+
+def test_equal_candidates_of_a_lower_tier_are_no_ties():
+    assert ranking.ranks_and_ties([[1.0, 1.0]], [0], [[2, 1]])[1].tolist() == [0]
+
+
 def test_a_constant_scorer_never_hits_and_comes_last():
     rank = ranking.ranks(np.zeros((20, 10)), np.arange(20) % 10)
     assert set(rank.tolist()) == {10}

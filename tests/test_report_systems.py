@@ -84,6 +84,7 @@ def test_a_model_and_a_t5x_run_are_compared_example_by_example(systems, toy_prep
         assert lead["high"] < 0, "paired: T5X has every target of the model higher"
         told = result["protocol"]["systems"]
         assert told["model"]["written_by"] == "instructrec"
+        assert told["model"]["TASK_FEATURE_LENGTHS"]["inputs"] == 256
         assert told["model"]["checkpoint_step"] == 5 and told["t5x"]["written_by"] == "t5x"
     text = (tmp_path / "out" / "report.txt").read_text()
     assert "model minus t5x: HR@1 -" in text and "t5x: template A7" in text

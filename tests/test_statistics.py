@@ -20,6 +20,17 @@ def test_interval_agrees_with_plain_resampling_of_examples():
         assert found.estimate == pytest.approx(values.mean()), name
 
 
+def test_a_constant_scorer_is_at_chance_where_ties_are_resolved_in_expectation():
+    rank, num_tied = np.full(200, 10), np.full(200, 9)
+    found = statistics.bootstrap_intervals(rank, num_tied=num_tied, seed=0)
+    assert found["hr@1"].estimate == found["hr@1"].low == pytest.approx(0.1)
+    assert found["ndcg@5"].estimate == pytest.approx(0.2948, abs=1e-4)
+    without = statistics.bootstrap_intervals(RANKS, num_tied=np.zeros(300), seed=2)
+    plain = statistics.bootstrap_intervals(RANKS, seed=2)
+    for name, value in plain.items():
+        assert without[name].estimate == pytest.approx(value.estimate), name
+
+
 def test_paired_interval_agrees_with_plain_resampling_of_pairs():
     draws = np.random.default_rng(1).integers(0, len(RANKS), size=(10_000, len(RANKS)))
     ours, theirs = ranking.per_example(RANKS), ranking.per_example(OTHER)

@@ -26,6 +26,7 @@ POPULARITY_WEIGHT = 1.0
 _DENSE_SIZE = 512  # larger matrices are solved sparsely
 _TOLERANCE = 1e-12  # relative, of the eigenvalues
 _NEGLIGIBLE = 1e-6  # relative: smaller eigenvalues and rows are rounding errors, or equal
+_DECIMALS = 6  # of a likeness, whose vectors are float32
 _NUM_CHECKED = 8  # directions looked for at a time in what is left of a matrix
 _CHUNK = 4096  # examples scored at once, to bound memory
 
@@ -201,18 +202,21 @@ def score_by_cooccurrence(
       [n, c] float32, higher is better, -inf at padding. Likeness is the mean cosine.
     """
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = vectors / np.maximum(norms, 1e-9)
-    profile = np.zeros((len(histories), vectors.shape[1]), dtype=np.float32)
+    unit = (vectors / np.maximum(norms, 1e-9)).astype(np.float64)
+    profile = np.zeros((len(histories), vectors.shape[1]))
     for row, items in enumerate(histories):
         recent = list(items)[-LAST_ITEMS:]
         if recent:
             profile[row] = unit[recent].mean(axis=0)
     known = np.maximum(candidate_ids, 0)
-    likeness = np.empty(candidate_ids.shape, dtype=np.float32)
+    likeness = np.empty(candidate_ids.shape)
     for begin in range(0, len(known), _CHUNK):
         rows = slice(begin, begin + _CHUNK)
         likeness[rows] = np.einsum("ncd,nd->nc", unit[known[rows]], profile[rows])
-    scores = SIMILARITY_WEIGHT * likeness + POPULARITY_WEIGHT * np.log1p(counts)[known]
+    # Items that nothing joins to the history are equal: rounding errors must not order them.
+    scores = (
+        SIMILARITY_WEIGHT * likeness.round(_DECIMALS) + POPULARITY_WEIGHT * np.log1p(counts)[known]
+    )
     return np.where(candidate_ids >= 0, scores, -np.inf).astype(np.float32)
 
 

@@ -91,6 +91,13 @@ def ranks(
     Example:
       `ranks([[-1.0, -2.0, -1.0]], [0])` is `[2]`: one other candidate is as good.
     """
+    return ranks_and_ties(log_likelihood, positive_index, tier)[0]
+
+
+def ranks_and_ties(
+    log_likelihood: ArrayLike, positive_index: ArrayLike, tier: ArrayLike = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns what `ranks` does, and [n] int64 how many other candidates equal the positive."""
     values = np.asarray(log_likelihood, dtype=np.float64)
     index = np.asarray(positive_index, dtype=np.int64)
     _check_shapes(values, index)
@@ -99,8 +106,9 @@ def ranks(
     tiers = np.broadcast_to(np.asarray(tier, dtype=np.int64), values.shape)
     own = tiers[np.arange(len(index)), index][:, None]
     at_least_as_good = (tiers > own) | ((tiers == own) & (values >= positive[:, None]))
-    # The positive itself supplies the leading 1.
-    return at_least_as_good.sum(axis=1).astype(np.int64)
+    equal = (tiers == own) & (values == positive[:, None])
+    # The positive itself supplies the leading 1, and is equal to itself.
+    return at_least_as_good.sum(axis=1, dtype=np.int64), equal.sum(axis=1, dtype=np.int64) - 1
 
 
 def ranks_of_all(log_likelihood: ArrayLike, tier: ArrayLike = 0) -> NDArray[np.int64]:
@@ -166,6 +174,27 @@ def per_example(rank: ArrayLike) -> dict[str, NDArray[np.float64]]:
         kind, cutoff = name.split("@")
         values[name] = (hits if kind == "hr" else gains)(rank, int(cutoff))
     return values
+
+
+def expected_per_example(rank: ArrayLike, num_tied: ArrayLike) -> dict[str, NDArray[np.float64]]:
+    """Returns every metric, [n] values each, in expectation over the order of equal candidates.
+
+    The positive takes each of the places rank - num_tied .. rank with the same probability, so a
+    metric is the mean of its values at these places.
+
+    Args:
+      rank: [n] int, ties counted against the positive, 1 = best.
+      num_tied: [n] int, other candidates that are equal to the positive, see `ranks_and_ties`.
+
+    Example:
+      `expected_per_example([3], [2])["hr@1"]` is `[1 / 3]`.
+    """
+    last, tied = _checked_ranks(rank), np.asarray(num_tied, dtype=np.int64)
+    found = {}
+    for name, values in per_example(np.arange(1, last.max(initial=1) + 1)).items():
+        totals = np.concatenate([[0.0], np.cumsum(values)])
+        found[name] = (totals[last] - totals[last - tied - 1]) / (tied + 1)
+    return found
 
 
 def evaluate(rank: ArrayLike) -> dict[str, float]:

@@ -37,6 +37,7 @@ def bootstrap_intervals(
     rank: ArrayLike,
     *,
     seed: int,
+    num_tied: ArrayLike | None = None,
     num_resamples: int = NUM_RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Interval]:
@@ -44,6 +45,9 @@ def bootstrap_intervals(
 
     Args:
       rank: [n] int, 1 = best.
+      num_tied: [n] int, candidates that are equal to the positive: the metrics are then in
+        expectation over their order, see `ranking.expected_per_example`; None counts ties against
+        the positive.
       seed: seed of the resamples.
       num_resamples: number of bootstrap resamples.
       confidence: coverage asked for, such as 0.95.
@@ -52,8 +56,14 @@ def bootstrap_intervals(
       UserError: if there is no example.
     """
     found = np.asarray(rank, dtype=np.int64)
-    distinct, counts = np.unique(found, return_counts=True)
-    table = _metric_table(distinct)
+    if num_tied is None:
+        distinct, counts = np.unique(found, return_counts=True)
+        table = _metric_table(distinct)
+    else:
+        places = np.stack([found, np.asarray(num_tied, dtype=np.int64)], axis=1)
+        distinct, counts = np.unique(places, axis=0, return_counts=True)
+        expected = ranking.expected_per_example(distinct[:, 0], distinct[:, 1])
+        table = np.stack(list(expected.values()), axis=1)
     return _intervals(table, counts, seed, num_resamples, confidence)
 
 

@@ -1,6 +1,6 @@
 """The results of ranking systems as the values and the tables of a report."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from instructrec_jax.metrics.ranking import METRIC_NAMES
@@ -9,6 +9,7 @@ from instructrec_jax.report.results import IndexRow, Report, ScenarioResult, Sys
 from instructrec_jax.report.tables import Document, Section, Table
 
 _HEADLINE_METRICS = ("hr@1", "ndcg@5")
+_EXPECTED = "  expected"  # row below that of a system with ties
 
 
 def values(report: Report) -> dict[str, Any]:
@@ -29,6 +30,11 @@ def document(report: Report, *, curve: str | None) -> Document:
     return Document(
         title=report.dataset,
         sections=[_section(report.dataset, result) for result in report.scenarios],
+        messages=[
+            ("warning", f"{result.scenario}: {text}")
+            for result in report.scenarios
+            for text in result.warnings
+        ],
         pictures={} if curve is None else {"training curve": curve},
     )
 
@@ -41,9 +47,12 @@ def _scenario_values(result: ScenarioResult) -> dict[str, Any]:
         "chosen": {system.name: system.chosen for system in named},
         "validation": {system.name: system.choices for system in named},
         "test": {system.name: system.metrics for system in result.systems},
+        "ties": {system.name: system.ties for system in result.systems},
         "minus": {system.name: system.minus for system in named},
         "unsure": {system.name: system.unsure for system in named},
         "position_bias": {system.name: system.position_bias for system in named},
+        "certain_hits": result.certain_hits,
+        "warnings": result.warnings,
     }
 
 
@@ -71,21 +80,53 @@ def _section(dataset: str, result: ScenarioResult) -> Section:
 def _results_table(result: ScenarioResult) -> Table:
     """Returns metrics and intervals of every system."""
     unsure = {name for system in result.systems for name in system.unsure}
-    marks = {name: name.upper() + ("*" if name in unsure else "") for name in METRIC_NAMES}
+    marks = {
+        name: name.upper()
+        + ("*" if name in unsure else "")
+        + ("!" if name in result.certain_hits else "")
+        for name in METRIC_NAMES
+    }
+    rows = []
+    for system in result.systems:
+        rows.append([system.name, *_cells(system.metrics)])
+        if system.ties.expected is not None:
+            rows.append([_EXPECTED, *_cells(system.ties.expected)])
     return Table(
         note="Test split, mean and 95% bootstrap interval.",
         header=["system", *marks.values()],
-        rows=[
-            [system.name, *(_mean_and_interval(system.metrics[name]) for name in METRIC_NAMES)]
-            for system in result.systems
-        ],
+        rows=rows,
         footnotes=[
-            f"* not sure for {system.name}: the draw of groups can rank a target lower that "
-            f"belongs among the first K ({system.facts['candidate_view']})"
-            for system in result.systems
-            if system.unsure
+            *(
+                f"* not sure for {system.name}: the draw of groups can rank a target lower that "
+                f"belongs among the first K ({system.facts['candidate_view']})"
+                for system in result.systems
+                if system.unsure
+            ),
+            *_tie_notes(result),
+            *(
+                f"! any scorer has {name.upper()} 1 in {number} of "
+                f"{result.facts['num_examples']} examples: no more candidates than K"
+                for name, number in result.certain_hits.items()
+                if name.startswith("hr")
+            ),
         ],
     )
+
+
+def _tie_notes(result: ScenarioResult) -> Iterator[str]:
+    """Yields what the rows of expected ranks are."""
+    tied = [system for system in result.systems if system.ties.expected is not None]
+    if tied:
+        shares = ", ".join(f"{system.name} {system.ties.share:.1%}" for system in tied)
+        yield (
+            f"{_EXPECTED.strip()}: another candidate is equal to the target (examples: {shares}), "
+            "and every order of equal ones counts alike; elsewhere ties count against the target"
+        )
+
+
+def _cells(metrics: Mapping[str, Interval]) -> list[str]:
+    """Returns means and intervals."""
+    return [_mean_and_interval(metrics[name]) for name in METRIC_NAMES]
 
 
 def _system_lines(system: SystemResult) -> Iterator[str]:

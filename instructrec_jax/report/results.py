@@ -14,6 +14,7 @@ from instructrec_jax.metrics.statistics import Interval
 from instructrec_jax.seeds import stable_seed
 
 MAX_INDEX_ROWS = 10
+MAX_TIED_SHARE = 0.01  # of examples, without figures in expectation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,20 @@ class PositionBias:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Ties:
+    """Candidates that a system finds as good as the target.
+
+    Attributes:
+      share: of the examples that have any.
+      expected: the metrics in expectation over the order of equal candidates; None where the share
+        is too small to matter.
+    """
+
+    share: float
+    expected: Mapping[str, Interval] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SystemResult:
     """One system in one scenario.
 
@@ -71,6 +86,7 @@ class SystemResult:
       minus: by the name of another system, the paired differences to it.
       choices: what validation chose among; () for a baseline, which has one way to score.
       chosen: the template and normaliser of the test result; None for a baseline.
+      ties: how often the target is equal to another candidate, and what that does.
       unsure: metrics whose K is larger than the ranks that the candidate views make sure of.
       position_bias: None where prompts do not show all candidates once, all as many.
       facts: what the system's numbers depend on.
@@ -79,6 +95,7 @@ class SystemResult:
     name: str
     metrics: Mapping[str, Interval]
     minus: Mapping[str, Mapping[str, Interval]]
+    ties: Ties
     choices: Sequence[Choice] = ()
     chosen: Choice | None = None
     unsure: Sequence[str] = ()
@@ -96,11 +113,15 @@ class ScenarioResult:
     Attributes:
       scenario: such as "sequential" or "personalized_search.vague".
       systems: baselines first.
+      certain_hits: in how many examples any scorer has HR@K 1, by metric; see `caveats`.
+      warnings: what makes the figures less telling than they look.
       facts: what the numbers of all systems depend on.
     """
 
     scenario: str
     systems: Sequence[SystemResult]
+    certain_hits: Mapping[str, int]
+    warnings: Sequence[str]
     facts: Mapping[str, Any]
 
 
@@ -161,6 +182,23 @@ def compare(
         for other in others
     }
     return metrics, minus
+
+
+def ties(rank: NDArray[np.int64], num_tied: NDArray[np.int64], *, name: str, seed: int) -> Ties:
+    """Returns how often a system has ties with the target, and its metrics without their price.
+
+    Args:
+      rank: [n] ranks, ties counted against the target.
+      num_tied: [n] other candidates that are equal to the target.
+      name: of the system.
+      seed: of the bootstrap.
+    """
+    share = float((num_tied > 0).mean())
+    if share <= MAX_TIED_SHARE:
+        return Ties(share=share, expected=None)
+    seed = stable_seed(seed, "bootstrap of expected ranks", name)
+    expected = statistics.bootstrap_intervals(rank, num_tied=num_tied, seed=seed)
+    return Ties(share=share, expected=expected)
 
 
 def position_bias(

@@ -97,6 +97,7 @@ def demo(
         output_dir=root / "report",
         metrics_file=root / "model" / METRICS_FILE,
         normalisers=NORMALISERS,
+        texts_dir=root / "texts",
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest
 from instructrec_jax.metrics import ranking, statistics
 from instructrec_jax.records import CandidateList
-from instructrec_jax.report import curves, ranking_report, results, tables
-from instructrec_jax.report.results import Choice, Report, ScenarioResult, SystemResult
+from instructrec_jax.report import caveats, curves, ranking_report, results, tables
+from instructrec_jax.report.results import Choice, Report, ScenarioResult, SystemResult, Ties
 from instructrec_jax.scores.importers import holds_t5x_scores
 from instructrec_jax.stages.report.systems import (
     BASELINES,
@@ -27,6 +28,7 @@ from instructrec_jax.stages.report.systems import (
     System,
     read_system,
 )
+from instructrec_jax.teacher.texts import Texts, read_texts_manifest
 from instructrec_jax.training.metrics_log import read_metrics
 
 SEED = 0  # of the bootstrap and of the random scorer; results of different runs stay comparable
@@ -44,6 +46,7 @@ def report(
     output_dir: Path | str,
     metrics_file: Path | str | None = None,
     normalisers: Sequence[str] = ("sum",),
+    texts_dir: Path | str | None = None,
 ) -> dict[str, Any]:
     """Writes report.json, .md, .html and .txt and the training curve; returns the JSON.
 
@@ -59,6 +62,8 @@ def report(
       metrics_file: JSONL metrics of the training run, for the curve.
       normalisers: what candidates may be ranked by: sum, mean (per token), char (per character),
         pmi (needs scores WITH_PRIOR); validation chooses.
+      texts_dir: artefact B that the records were built with; the report then warns of test
+        intentions that are also texts of training positions.
 
     Raises:
       UserError: if scores are missing or do not belong to the candidates of A.
@@ -66,6 +71,12 @@ def report(
     names = ranking.checked_normalisers(normalisers)
     paths = {name: [Path(path) for path in own] for name, own in scores.items()}
     planned = _plan(dataset, Path(prepared_dir), paths, metrics_file, names)
+    if texts_dir is not None:
+        read_texts_manifest(
+            texts_dir, prepared=files.sha256(Path(prepared_dir) / manifest.FILE_NAME)
+        )
+        texts_hash = files.sha256(Path(texts_dir) / manifest.FILE_NAME)
+        planned = dataclasses.replace(planned, inputs={**planned.inputs, "texts": texts_hash})
     output = Path(output_dir)
     if manifest.find_same_work(output, planned):
         _logger.info("report: %s is up to date", output)
@@ -73,7 +84,8 @@ def report(
     data = prepared_files.read_prepared(prepared_dir)
     if data.dataset != dataset:
         raise UserError(f"{prepared_dir} holds dataset {data.dataset!r}, not {dataset!r}")
-    made = _make_report(data, paths, names, planned)
+    repeated = {} if texts_dir is None else _repeated_intentions(data, Path(texts_dir))
+    made = _make_report(data, paths, names, planned, repeated)
     with files.atomic_directory(output) as folder:
         if metrics_file is not None:
             curves.plot_training_curve(read_metrics(metrics_file), folder / CURVE)
@@ -117,6 +129,14 @@ def _plan(
     return Manifest(stage="report", inputs=inputs, settings=settings)
 
 
+def _repeated_intentions(data: PreparedData, texts_dir: Path) -> Mapping[str, str]:
+    """Returns by query what to say of test intentions that training has too."""
+    with tempfile.TemporaryDirectory() as unpacked:
+        return caveats.repeated_intentions(
+            data, Texts(texts_dir, data.histories, unpacked=unpacked)
+        )
+
+
 def _check_finished(path: Path) -> None:
     """Raises where a scoring run has not finished; parts without a manifest were copied."""
     if not path.exists():
@@ -132,6 +152,7 @@ def _make_report(
     paths: Mapping[str, Sequence[Path]],
     names: Sequence[str],
     planned: Manifest,
+    repeated: Mapping[str, str],
 ) -> Report:
     """Reads all scores and computes every scenario that was scored."""
     known = {(example.split, example.example_id): example for example in data.candidates}
@@ -145,7 +166,7 @@ def _make_report(
         "dataset": data.dataset,
         "split": "test",
         "candidates_sha256": planned.inputs["candidates"],
-        "ties": "against the target",
+        "ties": "against the target; expected: every order of equal candidates alike",
         "choice": "best validation NDCG@5, ties by HR@1, then lower id",
         "interval": f"percentile bootstrap, {statistics.CONFIDENCE:.0%}, "
         f"{statistics.NUM_RESAMPLES} resamples of examples",
@@ -159,7 +180,7 @@ def _make_report(
             for system in systems
             if system.name in templates
         ]
-        made.append(_scenario(scenario, entries, baselines, facts))
+        made.append(_scenario(scenario, entries, baselines, facts=facts, repeated=repeated))
     return Report(dataset=data.dataset, scenarios=made)
 
 
@@ -187,7 +208,7 @@ def _choose(system: System, templates: Iterable[str], names: Sequence[str]) -> _
     choices = []
     for template in templates:
         for name in validation.normalisers(template, names):
-            rank = validation.rank(template, name)
+            rank, _ = validation.ranks_and_ties(template, name)
             choices.append(
                 Choice(
                     template_id=template,
@@ -200,30 +221,47 @@ def _choose(system: System, templates: Iterable[str], names: Sequence[str]) -> _
 
 
 def _scenario(
-    scenario: str, entries: Sequence[_Entry], baselines: Baselines, facts: Mapping[str, Any]
+    scenario: str,
+    entries: Sequence[_Entry],
+    baselines: Baselines,
+    *,
+    facts: Mapping[str, Any],
+    repeated: Mapping[str, str],
 ) -> ScenarioResult:
     """Compares systems on the test examples that all of them scored."""
     examples, rows = _shared_examples(scenario, entries)
     num_left_out = max(len(entry.examples) for entry in entries) - len(examples)
     counts = sorted({len(example.candidate_ids) for example in examples})
-    ranks = dict(baselines.ranks(examples))
-    made = []
-    for name in ranks:
-        metrics, minus = results.compare(ranks, name, others=(), seed=SEED)
-        made.append(SystemResult(name=name, metrics=metrics, minus=minus))
-    names = [entry.system.name for entry in entries]
-    others = list(ranks)
+    found = dict(baselines.ranks_and_ties(examples))
+    others = list(found)
     for entry, own in zip(entries, rows, strict=True):
-        rank = entry.system.test.rank(entry.template, entry.chosen.normaliser)
-        ranks[entry.system.name] = rank[own]
+        rank, num_tied = entry.system.test.ranks_and_ties(entry.template, entry.chosen.normaliser)
+        found[entry.system.name] = rank[own], num_tied[own]
+    ranks = {name: rank for name, (rank, _) in found.items()}
+    ties = {
+        name: results.ties(rank, num_tied, name=name, seed=SEED)
+        for name, (rank, num_tied) in found.items()
+    }
+    made = []
+    for name in others:
+        metrics, minus = results.compare(ranks, name, others=(), seed=SEED)
+        made.append(SystemResult(name=name, metrics=metrics, minus=minus, ties=ties[name]))
+    names = [entry.system.name for entry in entries]
     for number, (entry, own) in enumerate(zip(entries, rows, strict=True), start=1):
-        made.append(_result(scenario, entry, own, ranks, [*others, *names[number:]]))
+        made.append(_result(scenario, entry, own, ranks, ties, others=[*others, *names[number:]]))
     details = {
         "num_examples": len(examples),
         "num_examples_left_out": num_left_out,
         "num_candidates": counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}",
     }
-    return ScenarioResult(scenario=scenario, systems=made, facts={**facts, **details})
+    of_texts = [text for query, text in repeated.items() if scenario.endswith(f".{query}")]
+    return ScenarioResult(
+        scenario=scenario,
+        systems=made,
+        certain_hits=caveats.certain_hits(examples),
+        warnings=[*caveats.caveats(examples, baselines.data), *of_texts],
+        facts={**facts, **details},
+    )
 
 
 def _shared_examples(
@@ -252,6 +290,8 @@ def _result(
     entry: _Entry,
     rows: NDArray[np.int64],
     ranks: Mapping[str, NDArray[np.int64]],
+    ties: Mapping[str, Ties],
+    *,
     others: Sequence[str],
 ) -> SystemResult:
     """Returns a system's figures on the shared examples."""
@@ -270,6 +310,7 @@ def _result(
         name=name,
         metrics=metrics,
         minus=minus,
+        ties=ties[name],
         choices=entry.choices,
         chosen=entry.chosen,
         unsure=test.unsure(entry.template),

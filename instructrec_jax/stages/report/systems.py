@@ -31,6 +31,7 @@ _FACTS = {
     "checkpoint_step": "checkpoint_step",
     "checkpoint_sha256": "checkpoint",
     "teacher": "teacher",
+    "TASK_FEATURE_LENGTHS": "feature_lengths",
     "score_command": "command",
 }
 Known = Mapping[tuple[str, str], CandidateList]  # by split and example id
@@ -86,8 +87,10 @@ class ScoredSplit:
         has_tokens = self._column("num_tokens", template_id) is not None
         return asked if has_tokens else ("sum",)
 
-    def rank(self, template_id: str, normaliser: str) -> NDArray[np.int64]:
-        """Returns the target's rank in every example of a template."""
+    def ranks_and_ties(
+        self, template_id: str, normaliser: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns the target's rank in every example of a template, and how many are equal."""
         self.examples(template_id)
         log_likelihood = self._column("log_likelihood", template_id, fill=-np.inf)
         last_round = self._column("last_round", template_id)
@@ -105,7 +108,7 @@ class ScoredSplit:
             num_chars=self._column("num_chars", template_id),
             prior_log_likelihood=prior,
         )
-        return ranking.ranks(values, self.target_index(template_id), last_round)
+        return ranking.ranks_and_ties(values, self.target_index(template_id), last_round)
 
     def target_index(self, template_id: str) -> NDArray[np.int64]:
         """Returns the target's index among the candidates in every example of a template."""
@@ -227,11 +230,13 @@ class Baselines:
     """The systems that need nothing but A, as if their scores had been given."""
 
     def __init__(self, data: PreparedData, known: Known, *, seed: int) -> None:
-        self._known = known
+        self.data, self._known = data, known
         self._systems = [make(data, seed=seed) for make in BASELINES]
 
-    def ranks(self, examples: Sequence[CandidateList]) -> Iterator[tuple[str, NDArray[np.int64]]]:
-        """Yields name and ranks of each baseline that can score test examples."""
+    def ranks_and_ties(
+        self, examples: Sequence[CandidateList]
+    ) -> Iterator[tuple[str, tuple[NDArray[np.int64], NDArray[np.int64]]]]:
+        """Yields each baseline that can score test examples: its name, ranks and ties."""
         ids = [np.array(example.candidate_ids, np.int32) for example in examples]
         candidates = ranking.stack_rows(ids, -1)
         for system in self._systems:
@@ -249,4 +254,4 @@ class Baselines:
             told = {"system": system.name, "family": system.name, "query": NO_QUERY}
             scores = Scores.of({system.name: requests}, {system.name: told})
             split = ScoredSplit(scores, "test", self._known, name=system.name)
-            yield system.name, split.rank(system.name, "sum")
+            yield system.name, split.ranks_and_ties(system.name, "sum")

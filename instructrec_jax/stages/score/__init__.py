@@ -243,6 +243,7 @@ def _metadata(
         "work": hashlib.sha256(work.encode()).hexdigest(),
         "split": planned.settings["split"],
         "candidate_view": planned.settings["candidate_view"],
+        "feature_lengths": planned.settings["feature_lengths"],
         "teacher": opened.teacher,
         "checkpoint_step": checkpoint.step,
         "versions": planned.versions,
