@@ -1,9 +1,15 @@
-"""Progress of long work: one live line at a terminal, full lines where messages are piped."""
+"""Long work: its progress, shown, and SIGTERM, by which it is asked to stop.
+
+Progress is one live line at a terminal, and full lines where messages are piped. Preempted machines
+get SIGTERM: work stops at the next good moment.
+"""
 
 import logging
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 logger = logging.getLogger(__name__)
@@ -144,3 +150,58 @@ def _live_line(what: str, total: int | None, done: int) -> Any:
     )
     live.add_task(what, total=total, completed=done, line="")
     return live
+
+
+class StopAskedError(BaseException):
+    """Raised where SIGTERM arrives inside `Stop.interrupts`.
+
+    No `Exception`, so that nothing on the way takes it for a failure that can be passed over.
+    """
+
+
+class Stop:
+    """Whether somebody asked to stop.
+
+    Attributes:
+      is_asked: whether SIGTERM has arrived.
+    """
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self._may_interrupt = False
+
+    @contextmanager
+    def interrupts(self) -> Iterator[None]:
+        """Lets SIGTERM break off what runs inside, which can be done again at any time.
+
+        Raises:
+          StopAskedError: if SIGTERM arrives, or has arrived.
+        """
+        self._may_interrupt = True
+        try:
+            if self.is_asked:
+                raise StopAskedError
+            yield
+        finally:
+            self._may_interrupt = False
+
+    def ask(self, _signal: int, _frame: Any) -> None:
+        """Handles the signal."""
+        self.is_asked = True
+        if self._may_interrupt:
+            raise StopAskedError
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[Stop]:
+    """Turns SIGTERM into a request to stop, until the block ends."""
+    stop = Stop()
+    try:
+        previous = signal.signal(signal.SIGTERM, stop.ask)
+    except ValueError:  # not the main thread: whoever embeds this owns the signals
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, previous)

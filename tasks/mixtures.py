@@ -52,7 +52,7 @@ ABLATION_STEPS = (
 
 def register(dataset: str) -> None:
     """Registers all tasks and mixtures of a dataset; does nothing for what is there already."""
-    from instructrec_jax.pipeline.task_registration import register_mixture, register_templates
+    from instructrec_jax.pipeline.registry import register_mixture, register_templates
 
     register_templates(dataset, TEMPLATES)
     mixtures = {kind: variants(templates) for kind, templates in KINDS.items()}

@@ -23,7 +23,7 @@ TEMPLATES = (
 
 def register(dataset: str) -> None:
     """Registers everything of `mixtures`, and the pairwise template."""
-    from instructrec_jax.pipeline.task_registration import register_templates
+    from instructrec_jax.pipeline.registry import register_templates
 
     mixtures.register(dataset)
     register_templates(dataset, (PAIRWISE,))

@@ -9,7 +9,7 @@ from instructrec_jax.instructions.coverage import aspects_of
 from instructrec_jax.instructions.language import Query, Template
 from instructrec_jax.manifest import Manifest
 from instructrec_jax.pipeline import record_store
-from instructrec_jax.pipeline.task_registration import register_templates
+from instructrec_jax.pipeline.registry import register_templates
 from instructrec_jax.records import InstructionRecord, TaskForm
 from instructrec_jax.stages.lint.leaks import check_records
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from seqio_groups import seqio_groups
 
 from instructrec_jax import files
 from instructrec_jax.data.prepared import read_prepared
@@ -18,7 +19,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.instructions import builder
 from instructrec_jax.instructions.coverage import num_renderable
 from instructrec_jax.manifest import read_manifest
-from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
+from instructrec_jax.pipeline import record_store, registry, vocabulary
 from instructrec_jax.stages.build import BuildSettings, Execution, build
 from instructrec_jax.stages.prepare import prepare
 from instructrec_jax.teacher.extractive import ExtractiveTeacher
@@ -303,6 +304,5 @@ def test_real_logs_become_batches(tmp_path, dataset, folder, mixture):
     vocabulary.use_vocabulary(tmp_path / dataset / "vocabulary" / "sentencepiece.model")
     lengths = {"inputs": 256, "targets": 64}
     (task, *_) = registry.evaluated_tasks([mixture], split="test")
-    batch = next(loader.ranking_batches(task, split="test", feature_lengths=lengths, batch_size=8))
-    assert (batch["candidate_ids"] >= 0).all()
-    assert (batch["target_index"] >= 0).all()
+    for group in seqio_groups(task, split="test", lengths=lengths)[:8]:
+        assert (group["candidate_ids"] >= 0).all() and group["target_index"] >= 0

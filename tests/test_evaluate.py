@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from score_toy import score_toy, toy_data
+from seqio_groups import seqio_groups
 from tiny_model import tiny_model
 from train_toy import LENGTHS, MODEL
 
@@ -13,11 +14,15 @@ from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
-from instructrec_jax.pipeline import loader
 from instructrec_jax.scores.parts import read_scores
 from instructrec_jax.scoring.scorer import Scorer
-from instructrec_jax.stages.evaluate import FILE_NAME, EvaluateSettings, evaluate
-from instructrec_jax.stages.validation import ValidationSettings, make_evaluate
+from instructrec_jax.stages.evaluate import (
+    FILE_NAME,
+    EvaluateSettings,
+    ValidationSettings,
+    evaluate,
+    make_evaluate,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +58,52 @@ def ranks_by_example(toy_records, checkpoint, tmp_path_factory):
     return dict(zip(scores.example_id, ranks.tolist(), strict=True))
 
 
-def drawn(number):
-    """The examples that an evaluation of some draws."""
-    batches = loader.ranking_batches(
-        "toy.A7", split="validation", feature_lengths=LENGTHS, batch_size=8, num_examples=number
-    )
-    return [example for batch in batches for example in batch["example_id"] if example]
+def measured_requests(data_dir, task="toy.A7", *, lengths=LENGTHS, **settings):
+    """The requests that an evaluation scores."""
+    data, seen = toy_data(data_dir, lengths), []
+
+    def score(_, requests):
+        seen.extend(requests)
+        return [np.zeros(len(request.candidates), np.float32) for request in requests]
+
+    vocabulary = data.open(task, vocab_size=MODEL.vocab_size)
+    validation = ValidationSettings(tasks=[task], batch_size=8, **settings)
+    make_evaluate(validation, data, score, vocabulary=vocabulary)(None)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("task", "lengths"),
+    [
+        ("toy.A7", LENGTHS),
+        ("toy.A9", {"inputs": 150, "targets": 24}),
+        ("toy.B7.specific.grouped", LENGTHS | {"candidates": 4, "preference": 1}),
+    ],
+)
+def test_what_is_measured_is_what_seqio_renders(toy_records, task, lengths):
+    found = measured_requests(toy_records, task, lengths=lengths)
+    groups = seqio_groups(task, split="validation", lengths=lengths)
+    for request, group in zip(found, groups, strict=True):
+        assert request.request_id == group["example_id"].decode()
+        assert request.instruction.tolist() == group["inputs"].tolist()
+        rows = [row[row > 0].tolist() for row in group["candidates"]]
+        assert [tokens.tolist() for tokens in request.candidates] == rows
+
+
+def test_some_examples_are_drawn_of_the_whole_split_and_stay_in_its_order(toy_records):
+    every = [request.request_id for request in measured_requests(toy_records, "toy.A9")]
+    ids = [r.request_id for r in measured_requests(toy_records, "toy.A9", num_examples=12)]
+    assert len(ids) == 12 and ids == sorted(ids, key=every.index)
+    assert max(map(every.index, ids)) > len(every) / 2, "not the first ones"
+    many = measured_requests(toy_records, "toy.A9", num_examples=999)
+    assert [request.request_id for request in many] == every
+
+
+def test_a_task_that_ranks_no_candidates_is_refused(toy_records):
+    with pytest.raises(UserError, match="task or mixture"):
+        measured_requests(toy_records, "toy.A11")
+    with pytest.raises(UserError, match="renders no instruction records"):
+        measured_requests(toy_records, "toy.all")
 
 
 def test_it_measures_what_score_scores(toy_records, checkpoint, ranks_by_example, tmp_path, caplog):
@@ -79,13 +124,15 @@ def test_it_measures_some_examples_of_the_whole_split_the_same_ones_each_time(
     mesh = make_mesh(MeshSettings())
     model = load_model(open_source(checkpoint), abstract_model(MODEL.init, mesh))
     data, settings = toy_data(toy_records), {"tasks": ["toy.A7"], "batch_size": 8}
-    data.open("toy.A7", vocab_size=MODEL.vocab_size)
+    vocabulary = data.open("toy.A7", vocab_size=MODEL.vocab_size)
     limited = {"num_examples": 11, "num_batches": 2}
     for limits, number in ((limited, 11), (limited | {"num_batches": 1}, 8)):
         for cached in (True, False):
             limits = limits | {"use_memory_cache": cached}
-            measure = make_evaluate(ValidationSettings(**settings, **limits), data, Scorer(mesh))
-            ranks = np.array([ranks_by_example[example] for example in drawn(number)])
+            validation = ValidationSettings(**settings, **limits)
+            measure = make_evaluate(validation, data, Scorer(mesh), vocabulary=vocabulary)
+            drawn = measured_requests(toy_records, num_examples=number)
+            ranks = np.array([ranks_by_example[request.request_id] for request in drawn])
             assert len(ranks) == number
             for found in (measure(model), measure(model)):
                 for name, value in ranking.evaluate(ranks).items():

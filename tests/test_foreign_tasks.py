@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.pipeline import loader, registry, vocabulary
-from instructrec_jax.pipeline.task_registration import pair_features, register_mixture
+from instructrec_jax.pipeline.registry import pair_features, register_mixture
 
 LENGTHS = {"inputs": 400, "targets": 48}
 

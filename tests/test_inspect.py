@@ -5,7 +5,7 @@ import seqio
 import tensorflow as tf
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.pipeline.task_registration import pair_features, register_mixture
+from instructrec_jax.pipeline.registry import pair_features, register_mixture
 from instructrec_jax.stages.inspect import as_text, inspect
 
 

@@ -8,7 +8,7 @@ import seqio
 import tensorflow as tf
 
 from instructrec_jax.pipeline import loader, preprocessors, vocabulary
-from instructrec_jax.pipeline.task_registration import register_mixture
+from instructrec_jax.pipeline.registry import register_mixture
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +36,6 @@ def ranking_training(number: int, *, name: str = "toy.pair", **changes) -> list:
     return list(
         itertools.islice(loader.ranking_training_batches(name, **settings | changes), number)
     )
-
-
-def ranking(number: int | None = None, **changes) -> list:
-    settings = {"split": "validation", "feature_lengths": LENGTHS, "batch_size": 4, **changes}
-    name = settings.pop("name", "toy.A7")
-    return list(itertools.islice(loader.ranking_batches(name, **settings), number))
 
 
 def assert_equal(left: list, right: list) -> None:
@@ -161,34 +155,8 @@ def test_rows_are_those_of_seqio_and_name_their_examples(toy, pack):
         np.testing.assert_array_equal(num_named, number)
 
 
-def test_an_evaluation_of_some_examples_draws_them_from_the_whole_split(toy):
-    name = "toy.A9"
-    every = [row["example_id"].decode() for row in loader.examples(name, split="validation")]
-    drawn = [ranking(name=name, batch_size=8, num_examples=12) for _ in range(2)]
-    assert_equal(*drawn)
-    ids = [i for batch in drawn[0] for i in batch["example_id"] if i]
-    assert len(ids) == 12 and ids == sorted(ids, key=every.index)
-    assert max(map(every.index, ids)) > len(every) / 2, "not the first ones"
-    assert len(ranking(name=name, batch_size=8, num_examples=999)) == -(-len(every) // 8)
-
-
-def test_evaluation_is_one_pass_in_file_order_with_padding_rows(toy):
-    batches = ranking(split="test", batch_size=64, name="toy.A9")
-    expected = [row["example_id"].decode() for row in loader.examples("toy.A9", split="test")]
-    ids = np.concatenate([batch["example_id"] for batch in batches])
-    assert ids[: len(expected)].tolist() == expected
-    assert set(ids[len(expected) :]) == {""}
-    last = batches[-1]
-    padding = last["example_id"] == ""
-    assert padding.sum() == 64 * len(batches) - len(expected) > 0
-    assert not last["encoder_input_tokens"][padding].any()
-    assert not last["candidate_tokens"][padding].any()
-    assert (last["candidate_ids"][padding] == -1).all()
-    assert (last["target_index"][padding] == -1).all()
-
-
 def test_ranking_batches_have_the_shapes_of_the_contract(toy):
-    (batch,) = ranking(1, split="test")
+    (batch,) = ranking_training(1, name="toy.A7")
     shapes = {name: rows.shape for name, rows in batch.items()}
     assert shapes == {
         "encoder_input_tokens": (4, 256),
@@ -208,15 +176,6 @@ def test_ranking_batches_have_the_shapes_of_the_contract(toy):
         assert used[-1] == 1
         assert not tokens[len(used) :].any()
         assert len(words.decode(used.tolist())) == characters
-
-
-def test_evaluation_does_not_depend_on_the_batch_size(toy):
-    small = ranking(split="validation", batch_size=7)
-    large = ranking(split="validation", batch_size=60)
-    for name in small[0]:
-        rows = [np.concatenate([batch[name] for batch in part]) for part in (small, large)]
-        number = min(len(part) for part in rows)
-        np.testing.assert_array_equal(rows[0][:number], rows[1][:number])
 
 
 def test_training_draws_candidates_afresh_each_time(toy):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny_model import random_tokens
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.training.packing import pack_candidates
+from instructrec_jax.models.objectives import pack_candidates
 
 
 def test_candidates_are_packed_as_the_docstring_says():

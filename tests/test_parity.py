@@ -19,15 +19,18 @@ from hf_reference import (
     random_torch,
     torch_layers,
 )
+from tiny_model import requests_of
 
 from instructrec_jax.checkpoints.huggingface import write_huggingface
 from instructrec_jax.checkpoints.source import load_model, open_source
-from instructrec_jax.models.objectives import candidate_log_likelihood, training_logits
+from instructrec_jax.models.objectives import (
+    candidate_log_likelihood,
+    pack_candidates,
+    training_logits,
+)
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
-from instructrec_jax.scoring.prefix_trees import requests_of
 from instructrec_jax.scoring.scorer import Scorer
-from instructrec_jax.training.packing import pack_candidates
 
 TOLERANCE = 1e-5
 # Log-likelihoods of the golden candidates, sums of -15 to -137, may be off by half of this in
@@ -89,8 +92,7 @@ def test_optimised_code_gives_the_same_log_likelihoods(model, batch, golden):
 
 @pytest.fixture(scope="module")
 def requests(batch):
-    names = np.array([f"example {row}" for row in range(len(batch["candidate_tokens"]))])
-    return requests_of({**batch, "example_id": names})
+    return requests_of(batch)
 
 
 def test_scored_sets_equal_hugging_face(model, requests, golden):

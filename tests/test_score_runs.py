@@ -19,7 +19,7 @@ from instructrec_jax.metrics import ranking
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.scores.parts import part_name, read_scores
 from instructrec_jax.scoring.scorer import Scorer
-from instructrec_jax.stages.validation import ValidationSettings, make_evaluate
+from instructrec_jax.stages.evaluate import ValidationSettings, make_evaluate
 from instructrec_jax.teacher.extractive import ExtractiveTeacher
 
 pytestmark = pytest.mark.slow  # whole runs
@@ -74,10 +74,11 @@ def test_every_example_of_the_split_is_scored_once_by_every_template(finished, t
 def test_ranks_from_the_files_are_those_that_training_measures(toy_records, checkpoint, finished):
     sizes = {"vocab_size": 600, "num_encoder_layers": 1, "num_decoder_layers": 1}
     data = toy_data(toy_records)
-    data.open("toy.A7.grouped", vocab_size=600)
+    vocabulary = data.open("toy.A7.grouped", vocab_size=600)
     settings = ValidationSettings(tasks=TASKS, split="test", batch_size=16, normaliser="mean")
     scorer = Scorer(make_mesh(MeshSettings()))
-    measured = make_evaluate(settings, data, scorer)(tiny_model(**sizes))
+    measure = make_evaluate(settings, data, scorer, vocabulary=vocabulary)
+    measured = measure(tiny_model(**sizes))
     found = read_scores(finished)
     for task, template in zip(TASKS, ("A7", "C10.specific"), strict=True):
         own = [index for index, name in enumerate(found.template_id) if name == template]

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from score_toy import save_toy_model, score_toy
+from seqio_groups import seqio_groups
 from test_request_files import write
 from train_toy import LENGTHS
 
@@ -106,18 +107,17 @@ def test_every_strategy_ranks_every_candidate_and_goes_on_with_the_same_bytes(
 
 
 def test_fewer_candidates_are_those_that_training_measures(toy_records, checkpoint, tmp_path):
-    from instructrec_jax.pipeline import loader
-
     lengths = LENGTHS | {"candidates": 4}
     run = {"tasks": TASKS, "num_requests": 8, "lengths": lengths}
     score_toy(toy_records, checkpoint, tmp_path / "whole", **run)
     score_toy(toy_records, checkpoint, tmp_path / "groups", candidate_view=Groups(size=2), **run)
-    batches = loader.ranking_batches(TASKS[0], split="test", feature_lengths=lengths, batch_size=8)
-    expected = next(batches)
+    groups = seqio_groups(TASKS[0], split="test", lengths=lengths)[:8]
     for name in ("whole", "groups"):
         found = read_scores(tmp_path / name)
-        np.testing.assert_array_equal(np.stack(found.candidate_ids), expected["candidate_ids"])
-        np.testing.assert_array_equal(found.target_index, expected["target_index"])
+        np.testing.assert_array_equal(
+            np.stack(found.candidate_ids), [group["candidate_ids"] for group in groups]
+        )
+        assert found.target_index.tolist() == [group["target_index"] for group in groups]
 
 
 def test_one_rotation_and_one_group_are_the_whole_list(toy_records, checkpoint, whole, tmp_path):

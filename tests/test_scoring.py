@@ -6,12 +6,12 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from tiny_model import EOS, VOCAB_SIZE, ranking_batch, tiny_model
+from tiny_model import EOS, VOCAB_SIZE, tiny_model
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.objectives import cross_entropy, training_logits
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
-from instructrec_jax.scoring.prefix_trees import TokenRequest, requests_of
+from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.scoring.shapes import fit_shapes
 
@@ -205,13 +205,3 @@ def test_a_request_without_candidates_or_text_is_refused(candidates):
             instruction=np.array([4, EOS]),
             candidates=[np.array(tokens, np.int32) for tokens in candidates],
         )
-
-
-def test_the_requests_of_a_batch_are_without_padding():
-    batch = ranking_batch(0, rows=3)
-    batch["candidate_tokens"][1, 2] = 0
-    batch["example_id"][2] = ""
-    first, second = requests_of(batch)
-    assert (first.request_id, len(first.candidates), len(second.candidates)) == ("u0:3", 3, 2)
-    whole = [tokens[tokens > 0].tolist() for tokens in batch["candidate_tokens"][0]]
-    assert [tokens.tolist() for tokens in first.candidates] == whole

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
+from seqio_groups import seqio_groups
 
 from instructrec_jax.cli import gin_config, gin_files
 from instructrec_jax.errors import UserError
-from instructrec_jax.pipeline import loader, t5x_runs
+from instructrec_jax.pipeline import vocabulary
 from instructrec_jax.pipeline.vocabulary import CorpusVocabulary, use_vocabulary
 from instructrec_jax.scores import importers
 
@@ -236,7 +237,7 @@ def test_the_flow_of_t5x_from_the_task_to_the_scores(t5x, toy, tmp_path):
     """T5X zips a task with what its model reads, pads both, scores, and writes line by line."""
     lengths = {"inputs": 300, "targets": 24}
     found = t5x(infer, "score.gin", "CHECKPOINT_PATH = 'c'", "INFER_OUTPUT_DIR = 'i'")
-    t5x_runs.chosen_vocabulary(toy / "toy" / "vocabulary" / "sentencepiece.model", extra_ids=0)
+    vocabulary.chosen_vocabulary(toy / "toy" / "vocabulary" / "sentencepiece.model", extra_ids=0)
     task = seqio.get_mixture_or_task("toy.A7.rank")
     assert task.output_features["targets"].vocabulary == CorpusVocabulary()
     ds = task.get_dataset(lengths, split="test", shuffle=False, seed=0).take(80)
@@ -248,14 +249,12 @@ def test_the_flow_of_t5x_from_the_task_to_the_scores(t5x, toy, tmp_path):
     found["write_fn"](path, made_up, rows, "score")
     path.with_name(path.name + ".COMPLETED").touch()
     scores = importers.read_t5x_scores(tmp_path)
-    batch = next(
-        loader.ranking_batches("toy.A7", split="test", feature_lengths=lengths, batch_size=8)
-    )
-    assert scores.example_id == batch["example_id"].tolist()
-    np.testing.assert_array_equal(scores.candidate_ids, batch["candidate_ids"])
-    np.testing.assert_array_equal(scores.target_index, batch["target_index"])
-    np.testing.assert_array_equal(scores.num_chars, batch["candidate_num_chars"])
-    np.testing.assert_array_equal(scores.num_tokens, (batch["candidate_tokens"] > 0).sum(-1))
+    for row, group in enumerate(seqio_groups("toy.A7", split="test", lengths=lengths)[:8]):
+        assert scores.example_id[row] == group["example_id"].decode()
+        assert scores.target_index[row] == group["target_index"]
+        np.testing.assert_array_equal(scores.candidate_ids[row], group["candidate_ids"])
+        np.testing.assert_array_equal(scores.num_chars[row], group["candidate_num_chars"])
+        np.testing.assert_array_equal(scores.num_tokens[row], (group["candidates"] > 0).sum(-1))
     np.testing.assert_array_equal(np.ravel(scores.log_likelihood), made_up)
 
 

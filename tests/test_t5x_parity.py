@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import t5x_golden
+from tiny_model import requests_of
 
 from instructrec_jax.checkpoints import parameters
 from instructrec_jax.checkpoints.t5x import T5xCheckpoint, write_t5x
@@ -16,14 +17,13 @@ from instructrec_jax.models.objectives import (
     NegativeLogLikelihood,
     candidate_log_likelihood,
     cross_entropy,
+    pack_candidates,
     training_logits,
 )
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 from instructrec_jax.pipeline import loader
-from instructrec_jax.scoring.prefix_trees import requests_of
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.training.metrics_log import FILE_NAME, read_metrics
-from instructrec_jax.training.packing import pack_candidates
 
 TOLERANCE = 1e-5
 SUM_LOSS = {"z_loss": 1e-4, "loss_normalizing_factor": None}
@@ -93,7 +93,6 @@ def test_scored_sets_equal_t5x(model, golden):
     batch = {
         "encoder_input_tokens": golden["encoder_input_tokens"],
         "candidate_tokens": golden["candidate_targets"],
-        "example_id": np.full(len(golden["candidate_targets"]), "golden"),
     }
     found = Scorer(one_device())(model, requests_of(batch))
     assert error_of(np.stack(found), golden["sequence_scores"]) <= TOLERANCE

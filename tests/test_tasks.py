@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
+from seqio_groups import seqio_groups
 from test_rendering import as_tensors
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Kind, Slot, slots_of, variants
 from instructrec_jax.manifest import read_manifest
 from instructrec_jax.pipeline import loader, preprocessors, record_store, registry, vocabulary
-from instructrec_jax.pipeline.task_registration import (
+from instructrec_jax.pipeline.registry import (
     mixing_rate,
 )
 from instructrec_jax.records import InstructionRecord, TaskForm
@@ -90,11 +91,9 @@ def test_every_task_gives_examples_in_each_of_its_forms(toy, variant):
     assert (f"{name}.grouped" in names) == variant.template.names_an_item
     assert (f"{name}.rank" in names) == variant.is_evaluated
     if variant.is_evaluated:
-        (batch,) = list(
-            loader.ranking_batches(name, split="test", feature_lengths=LENGTHS, batch_size=128)
-        )[:1]
-        assert batch["encoder_input_tokens"].shape == (128, LENGTHS["inputs"])
-        assert batch["candidate_tokens"].shape == (128, 10, LENGTHS["targets"])
+        for group in seqio_groups(name, split="test", lengths=LENGTHS)[:128]:
+            assert 0 < len(group["inputs"]) <= LENGTHS["inputs"]
+            assert len(group["candidates"]) == len(group["candidate_ids"]) == 10
 
 
 @pytest.mark.parametrize("is_training", [True, False])

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from seqio_groups import seqio_groups
 from test_language import RECORD, TITLES
 from test_rendering import as_tensors
 
@@ -18,7 +19,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Slot, plain_title, variants
 from instructrec_jax.instructions.render import render, render_record, slot_values
 from instructrec_jax.instructions.token_budget import MisfitError, TokenRenderer, arrange
-from instructrec_jax.pipeline import loader, preprocessors, vocabulary
+from instructrec_jax.pipeline import preprocessors, vocabulary
 from instructrec_jax.pipeline.rendering import Fitted, TokenBudget
 from instructrec_jax.records import InstructionRecord
 from tasks import mixtures
@@ -349,8 +350,5 @@ def test_a_candidate_without_tokens_is_refused(words, changes, message):
 
 
 def test_a_candidate_that_does_not_fit_reaches_the_user_as_one_message(toy):
-    batches = loader.ranking_batches(
-        "toy.A7", split="test", feature_lengths={"inputs": 400, "targets": 4}, batch_size=4
-    )
     with pytest.raises(UserError, match=r"^task toy\.A7, example \w+:\d+: a candidate needs"):
-        list(batches)
+        seqio_groups("toy.A7", split="test", lengths={"inputs": 400, "targets": 4})

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from instructrec_jax.models.objectives import pack_candidates
 from instructrec_jax.models.t5 import T5, T5Config
-from instructrec_jax.training.packing import pack_candidates
+from instructrec_jax.scoring.prefix_trees import TokenRequest
 
 VOCAB_SIZE = 64
 EOS = 1
@@ -65,6 +66,19 @@ def ranking_batch(
         "target_index": rng.integers(0, candidates, rows).astype(np.int32),
         "example_id": np.array([f"u{row}:3" for row in range(rows)]),
     }
+
+
+def requests_of(batch: dict[str, np.ndarray]) -> list[TokenRequest]:
+    """The requests of a ranking batch, without padding; their ids are the numbers of the rows."""
+    rows = zip(batch["encoder_input_tokens"], batch["candidate_tokens"], strict=True)
+    return [
+        TokenRequest(
+            request_id=str(number),
+            instruction=instruction[instruction > 0],
+            candidates=[tokens[tokens > 0] for tokens in candidates],
+        )
+        for number, (instruction, candidates) in enumerate(rows)
+    ]
 
 
 def packed_arrays(batch: dict[str, np.ndarray], **kwargs) -> dict[str, np.ndarray]:

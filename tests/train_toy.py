@@ -10,9 +10,9 @@ from tiny_model import tiny_config
 
 from instructrec_jax.models.adapters import EVERYTHING
 from instructrec_jax.models.objectives import Listwise, NegativeLogLikelihood
+from instructrec_jax.stages.evaluate import ValidationSettings
 from instructrec_jax.stages.run_data import RunData
 from instructrec_jax.stages.train import Learning, TrainSettings, train
-from instructrec_jax.stages.validation import ValidationSettings
 from instructrec_jax.training import optimizers
 from instructrec_jax.training.loop import Periods
 

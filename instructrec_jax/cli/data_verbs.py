@@ -35,7 +35,7 @@ FETCH = Verb(
     summary="download a public dataset into the cache folder",
     description="Downloads a public dataset once, checks its sha256, and prints its folder.",
     example="instructrec data fetch ml-100k",
-    function="instructrec_jax.stages.fetch:fetch",
+    function="instructrec_jax.stages.data:fetch",
     spelled={"name": "NAME"},
     result=_fetched,
 )
@@ -50,7 +50,7 @@ SYNTHESIZE = Verb(
         "instructrec data synthesize --output_dir=logs/invented \\\n"
         "      --num_users=1000 --num_interactions=12000"
     ),
-    function="instructrec_jax.stages.synthesize:synthesize",
+    function="instructrec_jax.stages.data:synthesize",
 )
 DATA = Group(
     name="data",

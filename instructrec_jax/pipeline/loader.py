@@ -5,6 +5,7 @@ is told how many examples have been read gives the tail of the uninterrupted one
 """
 
 import copy
+import dataclasses
 import itertools
 import os
 import re
@@ -16,15 +17,16 @@ import seqio
 import tensorflow as tf
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.pipeline import packing, registry
+from instructrec_jax.pipeline import registry, training_rows
 from instructrec_jax.pipeline.record_store import hide_accelerators
-from instructrec_jax.pipeline.registry import GROUP_FIELDS, GROUPED
+from instructrec_jax.pipeline.registry import GROUP_FIELDS, InstructionTask
 from instructrec_jax.pipeline.rendering import ERROR_BEGIN, ERROR_END
-from instructrec_jax.pipeline.selection import Selection, selected_mixture, task_dataset
+from instructrec_jax.pipeline.training_rows import Selection
 
 Batch = dict[str, np.ndarray]
 _OUR_ERROR = re.compile(re.escape(ERROR_BEGIN) + "(.*?)" + re.escape(ERROR_END), re.DOTALL)
 _FEW_CORES = 8
+_DRAWS = 4096  # of a mixture, counted at once
 # What an example tells of itself beside its features, where it is no example of ours.
 _UNKNOWN = {"num_history_dropped": 0, "num_words_cut": 0, "example_id": ""}
 
@@ -99,12 +101,12 @@ def training_batches(
     )
     ds = ds.map(lambda example: {name: example[name] for name in (*lengths, "example_id")})
     groups = numpy_batches(ds.padded_batch(size))
-    as_rows = packing.packed_rows if pack else packing.single_rows
+    as_rows = training_rows.packed_rows if pack else training_rows.single_rows
     rows = _without_first((as_rows(group, lengths) for group in groups), num_packed)
     return Batches(
-        packing.rebatched(rows, batch_size),
+        training_rows.rebatched(rows, batch_size),
         num_examples=num_examples_read,
-        count=lambda batch: int(packing.num_examples(batch).sum()),
+        count=lambda batch: int(training_rows.num_examples(batch).sum()),
     )
 
 
@@ -113,7 +115,7 @@ def _without_first(parts: Iterator[Batch], number: int) -> Iterator[Batch]:
     if not number:
         return parts
     first = next(parts)
-    is_left = np.cumsum(packing.num_examples(first)) > number
+    is_left = np.cumsum(training_rows.num_examples(first)) > number
     return itertools.chain([{name: rows[is_left] for name, rows in first.items()}], parts)
 
 
@@ -143,10 +145,13 @@ def ranking_training_batches(
       process: index of this process and number of processes.
 
     Returns:
-      Batches as `ranking_batches` has them, without padding rows.
+      `encoder_input_tokens` [batch, inputs]; `candidate_tokens` [batch, candidates, targets], 0
+      for padding; `candidate_ids` [batch, candidates], -1 for padding; `candidate_num_chars`
+      [batch, candidates]; `target_index`, `num_history_dropped` [batch]; all int32; `example_id`
+      [batch] str.
     """
     ds = _endless(
-        _grouped_name(task_or_mixture),
+        registry.grouped_name(task_or_mixture),
         {**feature_lengths, "candidates": num_candidates},
         _selection(process, num_examples_read),
         seed=seed,
@@ -154,45 +159,10 @@ def ranking_training_batches(
     )
     batches = numpy_batches(_padded_groups(ds, feature_lengths, batch_size, num_candidates))
     return Batches(
-        (_contract_batch(batch, batch_size=batch_size, buckets=buckets) for batch in batches),
+        (_contract_batch(batch, buckets) for batch in batches),
         num_examples=num_examples_read,
         count=lambda _: batch_size,
     )
-
-
-def ranking_batches(
-    task: str,
-    *,
-    split: str,
-    feature_lengths: Mapping[str, int],
-    batch_size: int,
-    num_examples: int | None = None,
-) -> Iterator[Batch]:
-    """Yields batches with the candidates of each example side by side, one pass in file order.
-
-    The last batch is filled with padding rows.
-
-    Args:
-      task: a ranking task, with or without ".grouped".
-      split: split of the dataset.
-      feature_lengths: tokens of "inputs" and "targets"; optionally "history", items to show.
-      batch_size: rows.
-      num_examples: how many to draw of the split, the same ones every time; None for all.
-
-    Yields:
-      `encoder_input_tokens` [batch, inputs]; `candidate_tokens` [batch, candidates, targets], 0
-      for padding; `candidate_ids` [batch, candidates], -1 for padding; `candidate_num_chars`
-      [batch, candidates]; `target_index`, `num_history_dropped` [batch]; all int32; `example_id`
-      [batch] str, "" for a padding row.
-    """
-    hide_accelerators()
-    provider = registry.get_for(split, _grouped_name(task))
-    selection = Selection(
-        num_sampled=num_examples, num_records=provider.num_input_examples(split) or 0
-    )
-    ds = task_dataset(provider, feature_lengths, selection, split=split, shuffle=False)
-    for batch in numpy_batches(_padded_groups(ds, feature_lengths, batch_size, None)):
-        yield _contract_batch(batch, batch_size=batch_size)
 
 
 def examples(
@@ -310,9 +280,9 @@ def _endless(
     }
     try:
         if not isinstance(provider, seqio.Mixture):
-            ds = task_dataset(provider, lengths, selection, **options)
+            ds = _task_dataset(provider, lengths, selection, **options)
             return ds.map(lambda example: {**_UNKNOWN, **example})
-        mixture = selected_mixture(_filled(provider), selection, split="train", seed=seed)
+        mixture = _selected_mixture(_filled(provider), selection, split="train", seed=seed)
         return mixture.get_dataset(lengths, passthrough_features=extra_fields, **options)
     except AssertionError as error:
         if not use_cached:
@@ -324,16 +294,50 @@ def _endless(
         ) from None
 
 
-def _grouped_name(name: str) -> str:
-    """Returns the name of the grouped form of a task or mixture."""
-    return name if name.endswith(f".{GROUPED}") else f"{name}.{GROUPED}"
+def _task_dataset(
+    task: seqio.Task, lengths: Mapping[str, int], selection: Selection, **options: Any
+) -> tf.data.Dataset:
+    """Returns a task's dataset of the selection, as `seqio.Task.get_dataset` otherwise."""
+    if isinstance(task, InstructionTask):
+        return task.get_dataset({**lengths, **selection.lengths()}, **options)
+    return selection(task.get_dataset(lengths, **options))
+
+
+def _selected_mixture(
+    mixture: seqio.Mixture, selection: Selection, *, split: str, seed: int
+) -> seqio.Mixture:
+    """Returns an endless mixture that begins where `num_skipped` of its examples have been read.
+
+    SeqIO draws a task for each example, whatever the tasks hold: the draws that were made say how
+    many examples of each task were read.
+    """
+    tasks = [task for task in mixture.tasks if split in task.splits]
+    rates = [float(mixture.get_rate(task)) for task in tasks]
+    numbers = [tf.data.Dataset.from_tensors(tf.constant(i, tf.int64)) for i in range(len(tasks))]
+    draws = mixture._sample_fn([number.repeat() for number in numbers], rates, seed)
+    num_read = np.zeros(len(tasks), np.int64)
+    for drawn in draws.take(selection.num_skipped).batch(_DRAWS).as_numpy_iterator():
+        num_read += np.bincount(drawn, minlength=len(tasks))
+    skipped = {task.name: int(number) for task, number in zip(tasks, num_read, strict=True)}
+    draws = draws.skip(selection.num_skipped)
+    selected = copy.copy(mixture)
+
+    def get_task_dataset(task: seqio.Task, keys: Any, lengths: Any, *options: Any) -> Any:
+        own = dataclasses.replace(selection, num_skipped=skipped[task.name])
+        if isinstance(task, InstructionTask):
+            return mixture.get_task_dataset(task, keys, {**lengths, **own.lengths()}, *options)
+        return own(mixture.get_task_dataset(task, keys, lengths, *options))
+
+    selected.get_task_dataset = get_task_dataset
+    selected._sample_fn = lambda datasets, *_: tf.data.Dataset.choose_from_datasets(datasets, draws)
+    return selected
 
 
 def _padded_groups(
     ds: tf.data.Dataset,
     feature_lengths: Mapping[str, int],
     batch_size: int,
-    num_candidates: int | None,
+    num_candidates: int,
 ) -> tf.data.Dataset:
     """Batches groups, padded to the feature lengths."""
     shapes = {
@@ -353,11 +357,8 @@ def _padded_groups(
     return ds.padded_batch(batch_size, padded_shapes=shapes, padding_values=padding)
 
 
-def _contract_batch(batch: Batch, *, batch_size: int, buckets: Sequence[int] = ()) -> Batch:
-    """Returns a batch under the contract's names, with padding rows and inputs trimmed."""
-    missing = batch_size - len(batch["target_index"])
-    if missing:
-        batch = {name: _with_padding_rows(name, rows, missing) for name, rows in batch.items()}
+def _contract_batch(batch: Batch, buckets: Sequence[int]) -> Batch:
+    """Returns a batch under the contract's names, its inputs trimmed."""
     return {
         "encoder_input_tokens": _trimmed(batch["inputs"], buckets),
         "candidate_tokens": batch["candidates"],
@@ -365,14 +366,8 @@ def _contract_batch(batch: Batch, *, batch_size: int, buckets: Sequence[int] = (
         "candidate_num_chars": batch["candidate_num_chars"],
         "target_index": batch["target_index"],
         "num_history_dropped": batch["num_history_dropped"],
-        "example_id": packing.decoded(batch["example_id"]),
+        "example_id": training_rows.decoded(batch["example_id"]),
     }
-
-
-def _with_padding_rows(name: str, rows: np.ndarray, number: int) -> np.ndarray:
-    """Returns the rows with padding rows after them."""
-    fill = {"candidate_ids": -1, "target_index": -1, "example_id": b""}.get(name, 0)
-    return np.concatenate([rows, np.full((number, *rows.shape[1:]), fill, dtype=rows.dtype)])
 
 
 def _trimmed(tokens: np.ndarray, buckets: Sequence[int]) -> np.ndarray:

@@ -15,7 +15,7 @@ from instructrec_jax.instructions.language import QUERY_FIELDS, Query, Slot, Var
 from instructrec_jax.instructions.render import NO, NUM_ANSWER_TITLES, YES
 from instructrec_jax.pipeline import rendering
 from instructrec_jax.pipeline.rendering import Fitted, TokenBudget, assert_fits
-from instructrec_jax.pipeline.selection import Selection
+from instructrec_jax.pipeline.training_rows import Selection
 from instructrec_jax.tokenizer import EOS_ID
 
 Record = dict[str, tf.Tensor]
@@ -49,7 +49,7 @@ def render_group(variant: Variant, task: str) -> Preprocessor:
 def _mapped(form: Callable[..., Record], variant: Variant, task: str) -> Preprocessor:
     """Returns the preprocessor that makes an example of one form of each record it is to read.
 
-    Every record has its seed before some are left out, see `selection`.
+    Every record has its seed before some are left out, see `training_rows`.
     """
 
     def over_selected_records(

@@ -1,7 +1,7 @@
 """What is scored: token requests, and their candidates as prefix trees in flat host arrays."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -35,30 +35,6 @@ class TokenRequest:
                 f"request {self.request_id!r} has an instruction of {sizes[0]} tokens and "
                 f"candidates of {sizes[1:]}; expected at least one candidate and no empty text"
             )
-
-
-def requests_of(batch: Mapping[str, np.ndarray]) -> list[TokenRequest]:
-    """Returns the requests of a ranking batch, without padding rows, candidates and tokens.
-
-    Args:
-      batch: `example_id`, `encoder_input_tokens` [B, S] and `candidate_tokens` [B, C, T].
-    """
-    return [
-        TokenRequest(
-            request_id=str(batch["example_id"][row]),
-            instruction=_without_padding(batch["encoder_input_tokens"][row]),
-            candidates=[
-                _without_padding(tokens)
-                for tokens in batch["candidate_tokens"][row]
-                if tokens.any()
-            ],
-        )
-        for row in np.flatnonzero(batch["example_id"] != "")
-    ]
-
-
-def _without_padding(tokens: np.ndarray) -> np.ndarray:
-    return tokens[tokens > 0]
 
 
 Tokens = tuple[int, ...]

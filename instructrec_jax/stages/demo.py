@@ -11,7 +11,7 @@ from instructrec_jax.data.settings import PrepareSettings
 from instructrec_jax.manifest import Manifest
 from instructrec_jax.stages.annotate import annotate
 from instructrec_jax.stages.build import BuildSettings, build
-from instructrec_jax.stages.fetch import fetch
+from instructrec_jax.stages.data import fetch
 from instructrec_jax.stages.prepare import prepare
 from instructrec_jax.stages.report import report
 from instructrec_jax.training.metrics_log import FILE_NAME as METRICS_FILE

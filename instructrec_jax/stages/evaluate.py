@@ -1,17 +1,25 @@
-"""`instructrec eval`: a checkpoint -> ranking metrics of the evaluation pool, as training has them.
+"""`instructrec eval`: a checkpoint -> ranking metrics; training measures itself in the same way.
 
 What `score` and `report` do with intervals and baselines, in one number a metric: for a look at a
 checkpoint on validation.
 """
 
 import dataclasses
+import itertools
 import json
 import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints.source import Source, load_model, open_source
-from instructrec_jax.models.t5 import T5Config
+from instructrec_jax.errors import UserError, unknown_name
+from instructrec_jax.instructions.token_budget import TokenRenderer, arrange
+from instructrec_jax.metrics import ranking
+from instructrec_jax.metrics.ranking import normalise
+from instructrec_jax.models.t5 import T5, T5Config
 from instructrec_jax.parallel.mesh import (
     MeshSettings,
     abstract_model,
@@ -19,13 +27,64 @@ from instructrec_jax.parallel.mesh import (
     make_mesh,
 )
 from instructrec_jax.pipeline import registry
+from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
+from instructrec_jax.seeds import stable_seed
 from instructrec_jax.stages.run_data import RunData
-from instructrec_jax.stages.validation import ValidationSettings, make_evaluate
+from instructrec_jax.tokenizer import SentencePieceModel
 
 logger = logging.getLogger(__name__)
 FILE_NAME = "metrics.json"
 Metrics = dict[str, float]
+_Labelled = tuple[TokenRequest, int]  # a request, and the index of its target, -1 if unknown
+_NORMALISERS = ("sum", "mean")  # those that need nothing but tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidationSettings:
+    """What is measured, in training and by `eval`.
+
+    Attributes:
+      tasks: grouped ranking tasks, "<dataset>.<template>.grouped".
+      split: where; the test split is for `score` and `report` alone.
+      batch_size: examples in which `num_batches` counts.
+      num_batches: batches of each task (EVAL_STEPS); None for the whole split.
+      num_examples: examples of each task (EVALUATOR_NUM_EXAMPLES); None for all; where both are
+        given, the smaller number counts. Fewer than all are drawn of the whole split, the same ones
+        at every evaluation.
+      use_memory_cache: make the requests once and keep them, instead of making them again for each
+        evaluation (EVALUATOR_USE_MEMORY_CACHE).
+      normaliser: "sum" or "mean" of token log-likelihoods.
+    """
+
+    tasks: Sequence[str]
+    split: str = "validation"
+    batch_size: int = 64
+    num_batches: int | None = None
+    num_examples: int | None = None
+    use_memory_cache: bool = True
+    normaliser: str = "sum"
+
+    def __post_init__(self) -> None:
+        if self.num_examples is not None and self.num_examples < 1:
+            raise UserError(
+                f"EVALUATOR_NUM_EXAMPLES is {self.num_examples}; expected a number of examples "
+                ">= 1, or None for all of the split"
+            )
+        if self.normaliser not in _NORMALISERS:  # now, not at the first evaluation
+            raise unknown_name("normaliser of evaluation", self.normaliser, _NORMALISERS)
+
+    @property
+    def num_drawn(self) -> int | None:
+        """Examples to draw of each task; None for all."""
+        in_batches = None if self.num_batches is None else self.num_batches * self.batch_size
+        limits = [limit for limit in (in_batches, self.num_examples) if limit is not None]
+        return min(limits, default=None)
+
+    @property
+    def headline(self) -> str:
+        """Name of the metric by which the best checkpoint is chosen."""
+        return f"{self.split}/ndcg@5"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +136,7 @@ def evaluate(
     if dry_run:
         checkpoint.check_fits(model)
         return None
-    data.open(*validation.tasks, vocab_size=model.vocab_size)
+    vocabulary = data.open(*validation.tasks, vocab_size=model.vocab_size)
     chosen = registry.evaluated_tasks(validation.tasks, split=validation.split)
     validation = dataclasses.replace(validation, tasks=chosen)
     planned = _plan(model, data, validation, checkpoint)
@@ -89,7 +148,8 @@ def evaluate(
         data.check_tokenizer(chosen[0], checkpoint.tokenizer)
         restored = load_model(checkpoint, shapes)
         found = {"step": checkpoint.step}
-        found |= make_evaluate(validation, data, Scorer(device_mesh))(restored)
+        measure = make_evaluate(validation, data, Scorer(device_mesh), vocabulary=vocabulary)
+        found |= measure(restored)
         _write(found, output, planned, config_text)
     for name, value in found.items():
         logger.info("%s %s", name, value if name == "step" else f"{value:.4f}")
@@ -117,3 +177,90 @@ def _write(found: Metrics, output: Path, planned: manifest.Manifest, config_text
         if config_text:
             (folder / "config.gin").write_text(config_text, encoding="utf-8")
         planned.write(folder)
+
+
+def make_evaluate(
+    settings: ValidationSettings,
+    data: RunData,
+    scorer: Scorer,
+    *,
+    vocabulary: SentencePieceModel,
+) -> Callable[[T5], Metrics]:
+    """Returns a function that measures a model.
+
+    Args:
+      settings: what is measured.
+      data: records and tasks, opened.
+      scorer: scores the requests.
+      vocabulary: of the opened data.
+
+    Returns:
+      A function that gives "<split>/<task>/<metric>" for each task, and "<split>/<metric>" for the
+      mean over tasks.
+
+    Raises:
+      UserError: if a task is none that ranks candidates, or an instruction does not fit.
+    """
+
+    def read(task: str) -> list[_Labelled]:
+        return list(_requests(task, settings, data, vocabulary))
+
+    kept = {task: read(task) for task in settings.tasks} if settings.use_memory_cache else {}
+
+    def evaluate(model: T5) -> Metrics:
+        by_task = {}
+        for task in settings.tasks:
+            requests = kept[task] if kept else read(task)
+            by_task[task] = ranking.evaluate(_ranks(model, requests, scorer, settings.normaliser))
+        values = {
+            f"{settings.split}/{name}": float(np.mean([found[name] for found in by_task.values()]))
+            for name in ranking.METRIC_NAMES
+        }
+        for task, found in by_task.items():
+            values |= {f"{settings.split}/{task}/{name}": value for name, value in found.items()}
+        return values
+
+    return evaluate
+
+
+def _requests(
+    task: str, settings: ValidationSettings, data: RunData, vocabulary: SentencePieceModel
+) -> Iterator[_Labelled]:
+    """Yields the requests of a ranking task, or the drawn ones, in file order."""
+    own = registry.ranking_task(task)
+    renderer = TokenRenderer(
+        variant=own.variant,
+        vocabulary=vocabulary,
+        feature_lengths=data.feature_lengths,
+        task=own.name,
+    )
+    number = own.source.num_input_examples(settings.split)
+    is_drawn = np.ones(number, bool)
+    if settings.num_drawn is not None and settings.num_drawn < number:
+        rng = np.random.default_rng(stable_seed("examples of an evaluation"))
+        is_drawn[:] = False
+        is_drawn[rng.choice(number, settings.num_drawn, replace=False)] = True
+    for record in itertools.compress(own.records(settings.split), is_drawn):
+        record = arrange(record, data.feature_lengths)
+        request = TokenRequest(
+            request_id=record.example_id,
+            instruction=renderer.instruction(record).tokens,
+            candidates=renderer.candidates(record),
+        )
+        is_known = record.target_id in record.candidate_ids
+        yield request, record.candidate_ids.index(record.target_id) if is_known else -1
+
+
+def _ranks(model: T5, labelled: Sequence[_Labelled], scorer: Scorer, normaliser: str) -> np.ndarray:
+    """Returns the target's rank of every request whose target is known."""
+    requests = [request for request, _ in labelled]
+    targets = np.array([target for _, target in labelled], np.int32)
+    width = max((len(request.candidates) for request in requests), default=0)
+    log_likelihood = np.full((len(requests), width), -np.inf, np.float32)
+    num_tokens = np.zeros((len(requests), width), np.int32)
+    for row, (request, found) in enumerate(zip(requests, scorer(model, requests), strict=True)):
+        log_likelihood[row, : len(found)] = found
+        num_tokens[row, : len(found)] = [len(tokens) for tokens in request.candidates]
+    is_known = targets >= 0
+    values = normalise(log_likelihood, num_tokens, normaliser)[is_known]
+    return ranking.ranks(values, targets[is_known])

@@ -108,12 +108,10 @@ def _task_examples(
     task: "InstructionTask", split: str, lengths: Mapping[str, int], words: SentencePieceModel
 ) -> Iterator[Mapping[str, Any]]:
     """Yields the examples of a task of ours, named as those of `loader.examples`."""
-    from instructrec_jax.pipeline.record_store import as_record
-
     renderer = TokenRenderer(
         variant=task.variant, vocabulary=words, feature_lengths=lengths, task=task.name
     )
-    for record in map(as_record, task.source.rows(split)):
+    for record in task.records(split):
         draw = training_draw(task.variant, record) if split == TRAIN else EVALUATION
         inputs, targets = renderer.instruction(record, draw), renderer.answer(record, draw)
         yield {

@@ -36,12 +36,15 @@ class RunData:
     extra_ids: int = 0
     buckets: Sequence[int] = ()
 
-    def open(self, *tasks: str, vocab_size: int) -> None:
+    def open(self, *tasks: str, vocab_size: int) -> SentencePieceModel:
         """Points the pipeline to the records, tasks and vocabulary of the tasks' dataset.
 
         Args:
           *tasks: tasks or mixtures, "<dataset>.<name>".
           vocab_size: rows of the model's embedding.
+
+        Returns:
+          The vocabulary.
 
         Raises:
           UserError: if one of them is missing, the tasks are of several datasets, or the model has
@@ -52,8 +55,9 @@ class RunData:
         dataset = dataset_of(*tasks)
         record_store.use_data_dir(self._folder)
         registry.import_task_module(self.module, dataset)
-        self.open_vocabulary(dataset, vocab_size=vocab_size)
+        model = self.open_vocabulary(dataset, vocab_size=vocab_size)
         vocabulary.use_vocabulary(self._vocabulary_path(dataset), extra_ids=self.extra_ids)
+        return model
 
     def open_vocabulary(self, task: str, *, vocab_size: int) -> SentencePieceModel:
         """Returns the vocabulary that a task's texts are tokenised with; needs no TensorFlow.

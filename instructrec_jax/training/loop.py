@@ -17,10 +17,9 @@ from jax.sharding import Mesh
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import EVERYTHING, FineTuning, join, split
 from instructrec_jax.parallel.mesh import batch_sharding
-from instructrec_jax.progress import Progress
+from instructrec_jax.progress import Progress, Stop, StopAskedError, stop_on_sigterm
 from instructrec_jax.training.metrics_log import MetricsLog
 from instructrec_jax.training.state import TrainState
-from instructrec_jax.training.stopping import Stop, StopAskedError, stop_on_sigterm
 
 logger = logging.getLogger(__name__)
 NumpyBatch = Mapping[str, np.ndarray]

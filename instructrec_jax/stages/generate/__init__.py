@@ -112,8 +112,7 @@ def generate(
     if dry_run:
         checkpoint.check_fits(model)
         return None
-    data.open(*run.tasks, vocab_size=model.vocab_size)
-    vocabulary = data.open_vocabulary(run.tasks[0], vocab_size=model.vocab_size)
+    vocabulary = data.open(*run.tasks, vocab_size=model.vocab_size)
     run = dataclasses.replace(run, tasks=registry.matching_tasks(run.tasks, split=run.split))
     planned = _plan(model, data, run, checkpoint)
     output = Path(run.output_dir)

@@ -110,8 +110,8 @@ def requests(
     evaluated = prepared.evaluation(own.config, split)
     columns, histories = evaluated.columns, evaluated.histories
     index_of = {request.example_id: index for index, request in enumerate(evaluated)}
-    for row in own.source.rows(split):
-        record = arrange(record_store.as_record(row), feature_lengths)
+    for record in own.records(split):
+        record = arrange(record, feature_lengths)
         index = index_of[record.example_id]
         target, excluded = int(columns.target_ids[index]), np.zeros(0, np.int32)
         if exclude_history and own.config == LEAVE_ONE_OUT:

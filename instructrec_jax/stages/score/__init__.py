@@ -28,6 +28,7 @@ from instructrec_jax.parallel.mesh import (
     make_mesh,
     num_batch_shares,
 )
+from instructrec_jax.progress import stop_on_sigterm
 from instructrec_jax.requests.request_files import INSTRUCTION, RequestFile
 from instructrec_jax.scores import parts
 from instructrec_jax.scores.claims import STALE_SECONDS, Claims
@@ -44,7 +45,6 @@ from instructrec_jax.stages.score.request_sets import (
     task_sets,
 )
 from instructrec_jax.stages.score.shards import CLAIMS, score_shards
-from instructrec_jax.training.stopping import stop_on_sigterm
 
 logger = logging.getLogger(__name__)
 _MIN_COMPILE_SECONDS = 0.1  # of programs that are worth keeping

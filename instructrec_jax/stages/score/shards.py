@@ -14,13 +14,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from instructrec_jax.damage import Damage
-from instructrec_jax.progress import Progress
+from instructrec_jax.progress import Progress, Stop, StopAskedError
 from instructrec_jax.scores import parts
 from instructrec_jax.scores.claims import Claims
 from instructrec_jax.scores.parts import ScoredRequest, Shard
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.stages.score.request_sets import PendingRequest, SetReader
-from instructrec_jax.training.stopping import Stop, StopAskedError
 
 logger = logging.getLogger(__name__)
 CLAIMS = "claims"

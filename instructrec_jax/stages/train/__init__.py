@@ -19,9 +19,11 @@ from instructrec_jax.parallel.mesh import (
 )
 from instructrec_jax.pipeline import loader
 from instructrec_jax.scoring.scorer import Scorer
+from instructrec_jax.stages.evaluate import ValidationSettings, make_evaluate
 from instructrec_jax.stages.run_data import RunData
-from instructrec_jax.stages.train.settings import Learning, TrainSettings
 from instructrec_jax.stages.train.start import (
+    Learning,
+    TrainSettings,
     check_processes,
     initialise,
     note_position,
@@ -29,7 +31,6 @@ from instructrec_jax.stages.train.start import (
     open_initial,
     placer,
 )
-from instructrec_jax.stages.validation import ValidationSettings, make_evaluate
 from instructrec_jax.training.loop import Actions, Periods, TrainStep, make_train_step, run_loop
 from instructrec_jax.training.metrics_log import MetricsLog
 from instructrec_jax.training.optimizers import describe
@@ -73,7 +74,7 @@ def train(
     logger.info(_describe(abstract, learning, run, periods, first_step=first_step))
     if dry_run:
         return
-    data.open(run.mixture, vocab_size=learning.model.vocab_size)
+    vocabulary = data.open(run.mixture, vocab_size=learning.model.vocab_size)
     data.check_tokenizer(run.mixture, None if initial is None else initial.tokenizer)
     _claim(learning, data, run, initial)
     folder = Path(run.model_dir)
@@ -98,7 +99,7 @@ def train(
             actions=Actions(
                 place=placer(learning.objective, mesh),
                 save=_saver(latest, run, batches, tuning),
-                evaluate=make_evaluate(validation, data, Scorer(mesh)),
+                evaluate=make_evaluate(validation, data, Scorer(mesh), vocabulary=vocabulary),
                 keep_best=_keeper(best, tuning),
             ),
             log=log,

@@ -1,8 +1,10 @@
-"""What training starts with: the state, of this run, another checkpoint or random, and the data.
+"""What a training run is given and what it starts with: settings, state and data.
 
-The data begin with the first batch that the state has not seen.
+The state is this run's, another checkpoint's or random; the data begin with the first batch that
+it has not seen.
 """
 
+import dataclasses
 import functools
 import json
 import logging
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from instructrec_jax import files
@@ -20,14 +23,13 @@ from instructrec_jax.checkpoints.source import Source, load_model, open_source
 from instructrec_jax.checkpoints.t5x_layout import assemble_slots
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning
-from instructrec_jax.models.objectives import Objective
-from instructrec_jax.parallel.mesh import abstract_model, place_batch
+from instructrec_jax.models.objectives import Objective, pack_candidates
+from instructrec_jax.models.t5 import T5Config
+from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, place_batch
 from instructrec_jax.pipeline import loader
 from instructrec_jax.stages.run_data import RunData, dataset_of
-from instructrec_jax.stages.train.settings import Learning, TrainSettings
 from instructrec_jax.stages.train.warm_start import warm
 from instructrec_jax.training.adafactor import AdafactorState, find_state, replace_state
-from instructrec_jax.training.packing import pack_candidates
 from instructrec_jax.training.state import (
     TrainState,
     initial_state,
@@ -38,6 +40,68 @@ from instructrec_jax.training.state import (
 
 logger = logging.getLogger(__name__)
 _KEPT = 10  # steps of which the number of examples is kept: more than there are checkpoints
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """One training run.
+
+    Attributes:
+      model_dir: where checkpoints, metrics and the resolved config go (MODEL_DIR).
+      mixture: what to train on (MIXTURE_OR_TASK_NAME); a `.grouped` one for a listwise objective.
+      batch_size: rows of a batch over all devices (BATCH_SIZE).
+      seed: of initialisation, data order and dropout (RANDOM_SEED).
+      pack: several examples in a row; not for grouped mixtures.
+      num_candidates: candidates drawn for each training example, the target among them.
+      initial_checkpoint_path: parameters to start from (INITIAL_CHECKPOINT_PATH): ours, or Flan-T5
+        or T5 1.1 as Hugging Face or T5X keep it; see `checkpoints.source.open_source`. The
+        optimizer's state comes along where it is Adafactor's there and here.
+      train_steps_relative: steps of this run alone (TRAIN_STEPS_RELATIVE); None: `Periods` says
+        where training ends, counting the initial checkpoint's own steps too (TRAIN_STEPS).
+      warm_start: start from co-occurrence in the training histories, see `stages.train.warm_start`;
+        for models without pretraining.
+      use_cached: read what SeqIO has cached of tasks from elsewhere (USE_CACHED_TASKS); ours render
+        while they are read, whatever it says.
+      keep_checkpoints: how many of the latest to keep, beside the best.
+    """
+
+    model_dir: str
+    mixture: str
+    batch_size: int
+    seed: int = 0
+    pack: bool = True
+    num_candidates: int = 10
+    initial_checkpoint_path: str | None = None
+    train_steps_relative: int | None = None
+    warm_start: bool = False
+    use_cached: bool = False
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        if self.seed is None:  # T5X's way to draw anew at every start
+            raise UserError(
+                "RANDOM_SEED is None; expected a whole number: an interrupted run goes on with the "
+                "draws that it would have had"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learning:
+    """What is learnt and how.
+
+    Attributes:
+      model: sizes (MODEL).
+      objective: the loss (OBJECTIVE).
+      optimizer: one of `training.optimizers`, or any optax transformation (OPTIMIZER).
+      mesh: how devices are shared (NUM_PARTITIONS is its `tensor`).
+      fine_tuning: which parameters learn: all, all but some, or adapters (gin/overlays).
+    """
+
+    model: T5Config
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+    fine_tuning: FineTuning = dataclasses.field(default_factory=FineTuning)
 
 
 def open_initial(learning: Learning, run: TrainSettings) -> Source | None:

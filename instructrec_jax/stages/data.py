@@ -1,16 +1,33 @@
-"""`instructrec data synthesize`: an invented log of any size, ready for `prepare`."""
+"""`instructrec data`: a public data set, fetched, or an invented log of any size, for `prepare`."""
 
 import dataclasses
 import logging
 from pathlib import Path
 
 from instructrec_jax import files
+from instructrec_jax.data import fetch as sources
 from instructrec_jax.data.settings import SyntheticSettings
 from instructrec_jax.data.synthetic import write_log
 from instructrec_jax.manifest import Manifest, find_same_work
 
 _LOGGER = logging.getLogger(__name__)
 _STAGE = "synthesize"
+
+
+def fetch(*, name: str, cache_dir: Path | str | None = None) -> Path:
+    """Fetches a data set, or reuses it where it lies.
+
+    Args:
+      name: such as "ml-100k"; "ml_100k" is the same.
+      cache_dir: the files go to its subfolder; without it ~/.cache/instructrec_jax.
+
+    Returns:
+      The folder to give to `prepare` as its input.
+
+    Raises:
+      UserError: on an unknown name, no network, or files that differ from the pinned ones.
+    """
+    return sources.fetch(name, sources.DEFAULT_CACHE_DIR if cache_dir is None else cache_dir)
 
 
 def synthesize(*, output_dir: Path | str, settings: SyntheticSettings) -> Manifest:

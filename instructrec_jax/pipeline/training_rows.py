@@ -1,16 +1,51 @@
-"""Examples of `inputs` and `targets` as training rows, one or several in a row.
+"""The rows of a training process: which examples it takes, and how they are laid into rows.
+
+Records are left out before they are rendered, which takes most of the pipeline's time. What is left
+is rendered as if nothing had been left out: every record has its random seed before.
 
 The rows are those of SeqIO's `EncDecFeatureConverter`, whose packing does not tell which examples a
 row holds. Here they are named, and packing takes a small part of the time.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Self
 
 import numpy as np
+import tensorflow as tf
 
 Batch = dict[str, np.ndarray]
 # Feature of the examples, side of the model, what its tokens are called there.
 _SIDES = (("inputs", "encoder", "input"), ("targets", "decoder", "target"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which examples of a stream are kept; of a mixture, those of each of its tasks.
+
+    Attributes:
+      index: of this process; of every `num_shares` examples of a task it keeps one.
+      num_shares: number of processes.
+      num_skipped: examples of this process that were read before.
+    """
+
+    index: int = 0
+    num_shares: int = 1
+    num_skipped: int = 0
+
+    def lengths(self) -> dict[str, int]:
+        """Returns the fields as entries of `sequence_length`, which reaches every preprocessor."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def of(cls, lengths: Mapping[str, int]) -> Self:
+        """Returns the selection that `lengths` gave."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: lengths[name] for name in names & lengths.keys()})
+
+    def __call__(self, ds: tf.data.Dataset) -> tf.data.Dataset:
+        """Returns the dataset of the kept elements, in their order."""
+        return ds.shard(self.num_shares, self.index).skip(self.num_skipped)
 
 
 def single_rows(examples: Batch, lengths: Mapping[str, int]) -> Batch:
