@@ -136,7 +136,7 @@ def test_the_folder_of_another_run_is_refused(toy_records, checkpoint, finished,
     ("change", "message"),
     [
         ({"model": tiny_config(vocab_size=600)}, "is of another size than MODEL: there "),
-        ({"model": tiny_config(vocab_size=99)}, "the model only 99 rows"),
+        ({"model": tiny_config(vocab_size=99)}, "vocab_size is 600, not 99"),
         ({"tasks": ["toy.A7.grouped", "ml_100k.A8.grouped"]}, "expected some of one dataset"),
         ({"tasks": []}, "expected some of one dataset"),
     ],

@@ -2,17 +2,26 @@
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 
 from instructrec_jax import files
 from instructrec_jax.checkpoints.parameters import Read, assemble
 from instructrec_jax.checkpoints.t5x_layout import SavedSlots
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import T5, T5Config
+from instructrec_jax.parallel.mesh import (
+    MeshSettings,
+    abstract_model,
+    describe_placement,
+    make_mesh,
+)
 
+logger = logging.getLogger(__name__)
 TOKENIZER_FILE = "spiece.model"  # as Hugging Face names it; we keep the name
 # Fields of T5Config that no checkpoint knows: they are choices of a run.
 _NOT_STORED = {"dropout_rate", "dtype", "remat"}
@@ -129,6 +138,33 @@ def load_model(source: Source, abstract_model: T5) -> T5:
 
         return store.restore(source.path, {"model": abstract_model})["model"]
     return assemble(abstract_model, source.read)
+
+
+def open_for_run(
+    path: str, config: T5Config, mesh: MeshSettings, *, work: str, output_dir: str
+) -> tuple[Source, Mesh, T5]:
+    """Opens a checkpoint that a run uses, and says for what and what memory its model takes.
+
+    Args:
+      path: any checkpoint that `open_source` takes.
+      config: sizes of its model.
+      mesh: how devices are shared.
+      work: what the run does.
+      output_dir: where it writes.
+
+    Returns:
+      The checkpoint, the devices, and what `load_model` takes: the model's shapes and shardings.
+
+    Raises:
+      UserError: if there is none, it is of another size, or the devices cannot be shared so.
+    """
+    source = open_source(path)
+    device_mesh = make_mesh(mesh)
+    shapes = abstract_model(config.init, device_mesh)
+    logger.info("%s, by %s, into %s", work, source.path, output_dir)
+    logger.info("%s", describe_placement(shapes))
+    source.check_fits(config)
+    return source, device_mesh, shapes
 
 
 def find_tokenizer(*folders: Path) -> Path | None:

@@ -14,18 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from instructrec_jax import files, manifest
-from instructrec_jax.checkpoints.source import Source, load_model, open_source
+from instructrec_jax.checkpoints.source import Source, load_model, open_for_run
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.instructions.token_budget import TokenRenderer, arrange
 from instructrec_jax.metrics import ranking
 from instructrec_jax.metrics.ranking import normalise
 from instructrec_jax.models.t5 import T5, T5Config
-from instructrec_jax.parallel.mesh import (
-    MeshSettings,
-    abstract_model,
-    describe_placement,
-    make_mesh,
-)
+from instructrec_jax.parallel.mesh import MeshSettings
 from instructrec_jax.pipeline import registry
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
@@ -127,14 +122,11 @@ def evaluate(
     Raises:
       UserError: for a mistake in settings, data or checkpoint.
     """
-    checkpoint = open_source(run.checkpoint_path)
-    device_mesh = make_mesh(mesh)
-    shapes = abstract_model(model.init, device_mesh)
-    tasks = ", ".join(validation.tasks)
-    logger.info("%s, split %s, by %s", tasks, validation.split, checkpoint.path)
-    logger.info("%s", describe_placement(shapes))
+    work = f"{', '.join(validation.tasks)}, split {validation.split}"
+    checkpoint, device_mesh, shapes = open_for_run(
+        run.checkpoint_path, model, mesh, work=work, output_dir=run.output_dir
+    )
     if dry_run:
-        checkpoint.check_fits(model)
         return None
     vocabulary = data.open(*validation.tasks, vocab_size=model.vocab_size)
     chosen = registry.evaluated_tasks(validation.tasks, split=validation.split)

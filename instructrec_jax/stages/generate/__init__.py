@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from instructrec_jax import files, manifest
-from instructrec_jax.checkpoints.source import Source, load_model, open_source
+from instructrec_jax.checkpoints.source import Source, load_model, open_for_run
 from instructrec_jax.generation.beam_search import (
     Generated,
     generate_from_catalogue,
@@ -25,13 +25,7 @@ from instructrec_jax.generation.beam_search import (
 from instructrec_jax.generation.catalogue_trie import CatalogueTrie
 from instructrec_jax.metrics import ranking
 from instructrec_jax.models.t5 import T5, T5Config
-from instructrec_jax.parallel.mesh import (
-    MeshSettings,
-    abstract_model,
-    check_rows,
-    describe_placement,
-    make_mesh,
-)
+from instructrec_jax.parallel.mesh import MeshSettings, check_rows
 from instructrec_jax.pipeline import registry
 from instructrec_jax.progress import Progress
 from instructrec_jax.stages.generate import catalogue
@@ -102,15 +96,12 @@ def generate(
     Raises:
       UserError: for a mistake in settings, data or checkpoint.
     """
-    checkpoint = open_source(run.checkpoint_path)
-    device_mesh = make_mesh(mesh)
+    work = f"{', '.join(run.tasks)}, split {run.split}"
+    checkpoint, device_mesh, shapes = open_for_run(
+        run.checkpoint_path, model, mesh, work=work, output_dir=run.output_dir
+    )
     check_rows(run.batch_size, device_mesh, name="BATCH_SIZE")
-    shapes = abstract_model(model.init, device_mesh)
-    tasks = ", ".join(run.tasks)
-    logger.info("%s, split %s, by %s, into %s", tasks, run.split, checkpoint.path, run.output_dir)
-    logger.info("%s", describe_placement(shapes))
     if dry_run:
-        checkpoint.check_fits(model)
         return None
     vocabulary = data.open(*run.tasks, vocab_size=model.vocab_size)
     run = dataclasses.replace(run, tasks=registry.matching_tasks(run.tasks, split=run.split))

@@ -15,19 +15,13 @@ import jax
 from jax.sharding import Mesh
 
 from instructrec_jax import files, manifest
-from instructrec_jax.checkpoints.source import Source, load_model, open_source
+from instructrec_jax.checkpoints.source import Source, load_model, open_for_run
 from instructrec_jax.damage import FAIL, Damage
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Variant
 from instructrec_jax.instructions.task_modules import find_variant
 from instructrec_jax.models.t5 import T5Config
-from instructrec_jax.parallel.mesh import (
-    MeshSettings,
-    abstract_model,
-    describe_placement,
-    make_mesh,
-    num_batch_shares,
-)
+from instructrec_jax.parallel.mesh import MeshSettings, num_batch_shares
 from instructrec_jax.progress import stop_on_sigterm
 from instructrec_jax.requests.request_files import INSTRUCTION, RequestFile
 from instructrec_jax.scores import parts
@@ -125,14 +119,11 @@ def score(
     Raises:
       UserError: for a mistake in settings, data or checkpoint.
     """
-    checkpoint = open_source(run.checkpoint_path)
-    what = run.requests or f"{', '.join(run.tasks)}, split {run.split}"
-    logger.info("%s, by %s, into %s", what, checkpoint.path, run.output_dir)
-    device_mesh = make_mesh(mesh)
-    shapes = abstract_model(model.init, device_mesh)
-    logger.info("%s", describe_placement(shapes))
+    work = run.requests or f"{', '.join(run.tasks)}, split {run.split}"
+    checkpoint, device_mesh, shapes = open_for_run(
+        run.checkpoint_path, model, mesh, work=work, output_dir=run.output_dir
+    )
     if dry_run:
-        checkpoint.check_fits(model)
         return
     with stop_on_sigterm() as stop:
         opened = _open(data, run, checkpoint, model)
