@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from instructrec_jax.checkpoints import safetensors
@@ -14,10 +16,10 @@ from instructrec_jax.checkpoints.huggingface import (
     write_huggingface,
 )
 from instructrec_jax.checkpoints.native import write_native
-from instructrec_jax.checkpoints.parameters import neutral_shapes
+from instructrec_jax.checkpoints.parameters import neutral_shapes, parameters, to_neutral
 from instructrec_jax.checkpoints.source import Source
 from instructrec_jax.checkpoints.t5x import T5xCheckpoint, write_t5x
-from instructrec_jax.models.t5 import T5Config
+from instructrec_jax.models.t5 import T5, T5Config
 
 GOLDEN = Path(__file__).parent / "testdata" / "hf_golden"
 # No two sizes are alike, and heads do not fill the stream: a mistaken axis cannot pass.
@@ -40,6 +42,14 @@ def random_arrays(config: T5Config = CONFIG, seed: int = 0) -> dict[str, np.ndar
         name: rng.normal(0, 1, shape).astype(np.float32)
         for name, shape in neutral_shapes(config).items()
     }
+
+
+def disassemble(model: T5) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields name and array of every neutral array of a model."""
+    for parameter, leaf in zip(parameters(model), jax.tree.leaves(model), strict=True):
+        layers = leaf if parameter.is_stacked else leaf[None]
+        for layer, name in zip(np.asarray(layers), parameter.neutral, strict=True):
+            yield name, to_neutral(parameter, layer)
 
 
 def write(folder: Path, kind: str, arrays: dict[str, np.ndarray], *, step: int = 7, **kwargs):

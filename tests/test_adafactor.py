@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from checkpoint_toys import disassemble
 from jax.sharding import PartitionSpec
 from t5x_golden import FOLDER, golden_model, named, packed_batch, read_legacy
 from tiny_model import tiny_config, tiny_model
@@ -44,7 +45,7 @@ def three_steps(optimizer, model, state):
 
 def assert_equals_golden(start, model, golden):
     """Parameters to 1e-5, and what the steps changed, which is far smaller, to 1e-4 of its norm."""
-    before, after = (dict(parameters.disassemble(m)) for m in (start, model))
+    before, after = (dict(disassemble(m)) for m in (start, model))
     assert golden
     for key, expected in golden.items():
         name, part = named(key)
@@ -59,7 +60,7 @@ def test_a_fresh_state_gives_the_parameters_of_t5x(start):
     model, _ = three_steps(optimizer, start, optimizer.init(start))
     assert_equals_golden(start, model, dict(np.load(FOLDER / "adafactor.npz")))
     sums = json.loads((FOLDER / "adafactor_sums.json").read_text())
-    after = {name.replace(".", "/"): array for name, array in parameters.disassemble(model)}
+    after = {name.replace(".", "/"): array for name, array in disassemble(model)}
     assert after.keys() == sums.keys()
     for name, whole in sums.items():
         assert list(after[name].shape) == whole["shape"]

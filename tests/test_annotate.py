@@ -3,11 +3,11 @@
 import logging
 from pathlib import Path
 
+import columns
 import pyarrow.parquet as pq
 import pytest
 
 from instructrec_jax import files
-from instructrec_jax.data.columnar import Histories
 from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import read_manifest
@@ -17,7 +17,7 @@ from instructrec_jax.teacher import texts
 from instructrec_jax.teacher.extractive import ExtractiveTeacher
 from instructrec_jax.teacher.texts import INTENTIONS, PREFERENCES, Row, Texts, TextsWriter
 
-HISTORIES = Histories.of(
+HISTORIES = columns.histories(
     [
         History(user_id="a", item_ids=(0, 1, 2, 3)),
         History(user_id="b", item_ids=(3, 2, 1)),

@@ -1,9 +1,9 @@
 """Instruction records: which positions, what each may say, and nothing of the target before it."""
 
+import columns
 import numpy as np
 import pytest
 
-from instructrec_jax.data.columnar import Candidates, Histories, ItemSets
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions import builder
@@ -63,14 +63,14 @@ class Recorder:
 
 
 def make(texts=None, **settings) -> RecordBuilder:
-    histories = Histories.of(HISTORIES)
+    histories = columns.histories(HISTORIES)
     data = PreparedData(
         dataset="toy",
         items=ITEMS,
         search_splits=SPLITS,
         histories=histories,
-        seen_items=ItemSets.of([[0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]]),
-        candidates=Candidates.of(EVALUATION, histories),
+        seen_items=columns.item_sets([[0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]]),
+        candidates=columns.candidates(EVALUATION, histories),
     )
     return RecordBuilder(data, RecordSettings(**settings), texts)
 

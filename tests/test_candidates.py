@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import columns
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,7 +16,6 @@ from instructrec_jax.data.candidates import (
     example_rng,
 )
 from instructrec_jax.data.catalogue import search_split, search_splits
-from instructrec_jax.data.columnar import Histories, ItemSets
 from instructrec_jax.errors import UserError
 from instructrec_jax.records import History, Item
 
@@ -86,9 +86,16 @@ def test_evaluation_draws_each_example_by_its_own_seed():
     title_ids = [*range(30), 3, 4]
     rows = [History(user_id=f"u{n}", item_ids=(n, n + 1, n + 2, n + 3)) for n in range(9)]
     seen = [sorted({*row.item_ids, 20}) for row in rows]
-    targets = evaluation_targets(Histories.of(rows), ["train", "test", "validation", *[""] * 29])
+    targets = evaluation_targets(
+        columns.histories(rows), ["train", "test", "validation", *[""] * 29]
+    )
     drawn = draw_evaluation(
-        targets, ItemSets.of(seen), title_ids=title_ids, num_candidates=6, dataset="toy", seed=3
+        targets,
+        columns.item_sets(seen),
+        title_ids=title_ids,
+        num_candidates=6,
+        dataset="toy",
+        seed=3,
     )
     assert [(row.protocol, row.split) for row in drawn[-4:]] == [
         ("leave_one_out", "validation"),
@@ -144,10 +151,10 @@ def test_equal_titles_share_a_search_split(title, seed):
 
 
 def test_more_candidates_than_a_catalogue_has_take_no_memory():
-    histories = Histories.of([History(user_id="u", item_ids=(0, 1, 2))])
+    histories = columns.histories([History(user_id="u", item_ids=(0, 1, 2))])
     targets = evaluation_targets(histories, [""] * 9)
     draw = {"title_ids": range(9), "num_candidates": 10**9, "dataset": "toy", "seed": 0}
     with pytest.raises(UserError, match=r"'u:1': cannot draw 999999999 negatives"):
-        draw_evaluation(targets, ItemSets.of([[0, 1, 2]]), **draw)
-    lists = draw_evaluation(targets, ItemSets.of([[0, 1, 2]]), **draw, allow_fewer=True)
+        draw_evaluation(targets, columns.item_sets([[0, 1, 2]]), **draw)
+    lists = draw_evaluation(targets, columns.item_sets([[0, 1, 2]]), **draw, allow_fewer=True)
     assert sorted(lists[0].candidate_ids) == [1, 3, 4, 5, 6, 7, 8]

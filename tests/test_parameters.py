@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import t5x_golden
-from checkpoint_toys import CONFIG, random_arrays
+from checkpoint_toys import CONFIG, disassemble, random_arrays
 from tiny_model import tiny_config
 
 from instructrec_jax.checkpoints import parameters
@@ -44,7 +44,7 @@ def test_arrays_come_back_bit_for_bit_from_every_mesh(axes):
     arrays = random_arrays()
     wanted = model_on(**axes)
     model = parameters.assemble(wanted, arrays.__getitem__)
-    found = list(parameters.disassemble(model))
+    found = list(disassemble(model))
     assert [name for name, _ in found] == list(arrays)
     for name, array in found:
         np.testing.assert_array_equal(array, arrays[name], err_msg=name)
@@ -78,7 +78,7 @@ def test_each_array_is_asked_for_once_and_in_order():
 def test_bfloat16_is_taken_and_widened_without_change():
     arrays = {name: a.astype(jnp.bfloat16) for name, a in random_arrays().items()}
     model = parameters.assemble(model_on(), arrays.__getitem__)
-    for name, array in parameters.disassemble(model):
+    for name, array in disassemble(model):
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, arrays[name].astype(np.float32))
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+import columns
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructrec_jax.data import prepared
-from instructrec_jax.data.columnar import Candidates, Histories, ItemSets
+from instructrec_jax.data.columnar import Histories
 from instructrec_jax.data.prepared import PreparedData, read_prepared, write_prepared
 from instructrec_jax.data.reviews import Reviews, write_reviews
 from instructrec_jax.errors import UserError
@@ -68,7 +69,7 @@ def candidates_of(histories, num_searched):
 
 
 def data_of(histories, num_searched=3):
-    columns = Histories.of(histories)
+    own = columns.histories(histories)
     return PreparedData(
         dataset="toy",
         items=[
@@ -76,9 +77,9 @@ def data_of(histories, num_searched=3):
             for n in range(7)
         ],
         search_splits=["train"] * 7,
-        histories=columns,
-        seen_items=ItemSets.of(sorted(set(history.item_ids)) for history in histories),
-        candidates=Candidates.of(candidates_of(histories, num_searched), columns),
+        histories=own,
+        seen_items=columns.item_sets(sorted(set(history.item_ids)) for history in histories),
+        candidates=columns.candidates(candidates_of(histories, num_searched), own),
     )
 
 
@@ -99,13 +100,13 @@ def test_a_manifest_of_another_format_is_refused(tmp_path, changed):
 @given(st.lists(st.integers(2, 5), max_size=9), st.booleans(), st.booleans())
 def test_sequences_give_back_the_records_they_were_made_of(lengths, has_times, has_reviews):
     rows = histories_of(lengths, has_times=has_times, has_reviews=has_reviews)
-    histories = Histories.of(rows)
+    histories = columns.histories(rows)
     assert list(histories) == rows
     assert [histories[place] for place in range(-len(rows), 0)] == rows
     assert histories[1:] == rows[1:]
     assert len(histories.times) == has_times * sum(lengths)
     lists = candidates_of(rows, num_searched=4)
-    candidates = Candidates.of(lists, histories)
+    candidates = columns.candidates(lists, histories)
     assert list(candidates) == lists == [candidates[place] for place in range(len(lists))]
     for protocol, split in itertools.product(PROTOCOLS, SPLITS):
         wanted = [row for row in lists if (row.protocol, row.split) == (protocol, split)]
@@ -113,7 +114,7 @@ def test_sequences_give_back_the_records_they_were_made_of(lengths, has_times, h
 
 
 def test_places_beyond_the_end_are_index_errors():
-    histories = Histories.of(histories_of([3, 2]))
+    histories = columns.histories(histories_of([3, 2]))
     for place in (2, -3):
         with pytest.raises(IndexError):
             histories[place]

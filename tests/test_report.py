@@ -4,11 +4,11 @@ import dataclasses
 import json
 import shutil
 
+import columns
 import numpy as np
 import pytest
 
 from instructrec_jax.data import prepared
-from instructrec_jax.data.columnar import Candidates, Histories, ItemSets
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, read_manifest
 from instructrec_jax.metrics import ranking
@@ -55,7 +55,7 @@ def search_list(item: int, split: str) -> CandidateList:
 
 def make_data() -> prepared.PreparedData:
     generator = np.random.default_rng(0)
-    histories = Histories.of(
+    histories = columns.histories(
         [
             History(
                 user_id=str(user), item_ids=tuple(generator.permutation(NUM_ITEMS)[:8].tolist())
@@ -78,8 +78,8 @@ def make_data() -> prepared.PreparedData:
         ),
         search_splits=("train",) * NUM_ITEMS,
         histories=histories,
-        seen_items=ItemSets.of(sorted(h.item_ids) for h in histories),
-        candidates=Candidates.of(leave_one_out + search, histories),
+        seen_items=columns.item_sets(sorted(h.item_ids) for h in histories),
+        candidates=columns.candidates(leave_one_out + search, histories),
     )
 
 

@@ -10,7 +10,7 @@ Arrays pass one by one: nothing here ever holds a second copy of the whole model
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -103,17 +103,6 @@ def assemble(abstract_model: T5, read: Read) -> T5:
         for parameter, leaf in zip(parameters(abstract_model), leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, found)
-
-
-def disassemble(model: T5) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name, array) of every neutral array of a model, one layer on the host at a time.
-
-    Args:
-      model: a model all of whose shards this process can reach.
-    """
-    for parameter, leaf in zip(parameters(model), jax.tree.leaves(model), strict=True):
-        for layer, name in enumerate(parameter.neutral):
-            yield name, to_neutral(parameter, _layer_on_host(parameter, leaf, layer))
 
 
 def to_neutral(parameter: Parameter, layer: np.ndarray) -> np.ndarray:
@@ -290,19 +279,3 @@ def check_finite(name: str, array: np.ndarray) -> None:
             f"{tuple(map(int, bad[0]))}: {array[tuple(bad[0])]}; expected finite ones: the "
             "checkpoint is of a training that diverged, or damaged; take another"
         )
-
-
-def _layer_on_host(parameter: Parameter, leaf: jax.Array, layer: int) -> np.ndarray:
-    """Returns one layer of an array, put together from the devices' shards."""
-    result = np.empty(parameter.layer_shape, leaf.dtype)
-    for shard in leaf.addressable_shards:
-        if shard.replica_id != 0:
-            continue
-        if not parameter.is_stacked:
-            result[shard.index] = np.asarray(shard.data)
-            continue
-        start, stop, _ = shard.index[0].indices(parameter.shape[0])
-        if start <= layer < stop:
-            # Sliced on the device: the whole stack never crosses over, nor stays in its cache.
-            result[shard.index[1:]] = np.asarray(shard.data[layer - start])
-    return result

@@ -245,8 +245,8 @@ def write_t5x(
 
     Args:
       folder: where checkpoint_<step> is put.
-      arrays: (neutral name, array) of every parameter, as `checkpoints.parameters.disassemble`
-        yields them; each is written before the next is taken.
+      arrays: (neutral name, array) of every parameter, in the order of
+        `checkpoints.parameters.neutral_shapes`; each is written before the next is taken.
       config: the model's sizes.
       step: number of training steps taken.
       slots: (neutral name, Adafactor's slots) of every parameter, shaped as `t5x_layout.SavedSlots`

@@ -6,9 +6,9 @@ columns are public for work on all records at once.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -57,12 +57,6 @@ class ItemSets(Lazy[npt.NDArray[np.int32]]):
     def __init__(self, item_ids: npt.NDArray[np.int32], starts: npt.NDArray[np.int64]) -> None:
         self.item_ids, self.starts = item_ids, starts
 
-    @classmethod
-    def of(cls, rows: Iterable[Iterable[int]]) -> Self:
-        """Returns columns that hold the given rows."""
-        item_ids, starts = flatten(rows, np.int32)
-        return cls(item_ids, starts)
-
     def __len__(self) -> int:
         """Returns the number of users."""
         return len(self.starts) - 1
@@ -97,18 +91,6 @@ class Histories(Lazy[History]):
         self.user_ids, self.item_ids, self.starts = user_ids, item_ids, starts
         self.times = np.zeros(0, dtype=np.int64) if times is None else times
         self.review_rows = np.zeros(0, dtype=np.int32) if review_rows is None else review_rows
-
-    @classmethod
-    def of(cls, rows: Sequence[History]) -> Self:
-        """Returns columns that hold the given histories; either all have times or none has."""
-        item_ids, starts = flatten((row.item_ids for row in rows), np.int32)
-        return cls(
-            pa.array([row.user_id for row in rows], type=pa.string()),
-            item_ids,
-            starts,
-            times=flatten((row.times for row in rows), np.int64)[0],
-            review_rows=flatten((row.review_rows for row in rows), np.int32)[0],
-        )
 
     def with_review_rows(self, review_rows: npt.NDArray[np.int32]) -> "Histories":
         """Returns the same histories with the indices of reviews, [total] int32."""
@@ -210,22 +192,6 @@ class Candidates(Lazy[CandidateList]):
         self.histories = histories
         self._columns, self._load = columns, load
 
-    @classmethod
-    def of(cls, rows: Sequence[CandidateList], histories: Histories) -> Self:
-        """Returns columns that hold the given lists."""
-        row_of_user = {user_id: row for row, user_id in enumerate(histories.user_ids.to_pylist())}
-        candidate_ids, starts = flatten((row.candidate_ids for row in rows), np.int32)
-        of_rows = [row_of_user[row.user_id] if row.user_id else -1 for row in rows]
-        columns = CandidateColumns(
-            history_rows=np.array(of_rows, dtype=np.int32),
-            positions=np.array([row.position for row in rows], dtype=np.int32),
-            target_ids=np.array([row.target_id for row in rows], dtype=np.int32),
-            is_test=np.array([row.split == TEST for row in rows], dtype=np.bool_),
-            starts=starts,
-            candidate_ids=candidate_ids,
-        )
-        return cls(histories, columns)
-
     @property
     def columns(self) -> CandidateColumns:
         """The lists as numbers."""
@@ -297,14 +263,3 @@ def starts_of(lengths: npt.NDArray[np.integer] | Sequence[int]) -> npt.NDArray[n
     starts = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=starts[1:])
     return starts
-
-
-def flatten(rows: Iterable[Iterable[int]], dtype: Any) -> tuple[Any, npt.NDArray[np.int64]]:
-    """Returns rows of integers as one flat column, and where each row begins.
-
-    Example:
-      [[4, 5], [], [6]] -> [4, 5, 6] and [0, 2, 2, 3].
-    """
-    lists = [list(row) for row in rows]
-    flat = np.array([value for values in lists for value in values], dtype=dtype)
-    return flat, starts_of([len(values) for values in lists])

@@ -28,10 +28,6 @@ class Interval:
     low: float
     high: float
 
-    def excludes(self, value: float) -> bool:
-        """Returns whether `value` lies outside the interval."""
-        return not self.low <= value <= self.high
-
 
 def bootstrap_intervals(
     rank: ArrayLike,

@@ -20,7 +20,6 @@ from instructrec_jax.instructions.task_modules import templates_of
 from instructrec_jax.manifest import FILE_NAME, Manifest, find_same_work, read_manifest
 from instructrec_jax.progress import Progress
 from instructrec_jax.records import InstructionRecord
-from instructrec_jax.stages.build import beam
 from instructrec_jax.stages.build import shards as build_shards
 from instructrec_jax.stages.build.shards import Shard, Work
 from instructrec_jax.stages.run_data import VOCABULARY_FILE
@@ -214,7 +213,9 @@ def _remove_other_partial_folders(folder: Path) -> None:
 def _write_shards(work: Work, shards: Sequence[Shard], execution: Execution) -> None:
     """Writes what is missing, wherever it is to be done."""
     if execution.runner is not None:
-        beam.run_on_beam(work, shards, runner=execution.runner, options=execution.beam_options)
+        build_shards.run_on_beam(
+            work, shards, runner=execution.runner, options=execution.beam_options
+        )
         return
     written = build_shards.write_all(work, shards, num_workers=execution.num_workers)
     for _ in Progress("build", total=len(shards), unit="files").track(written):
