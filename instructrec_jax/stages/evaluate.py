@@ -18,7 +18,6 @@ from instructrec_jax.checkpoints.source import Source, load_model, open_for_run
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.instructions.token_budget import TokenRenderer, arrange
 from instructrec_jax.metrics import ranking
-from instructrec_jax.metrics.ranking import normalise
 from instructrec_jax.models.t5 import T5, T5Config
 from instructrec_jax.parallel.mesh import MeshSettings
 from instructrec_jax.pipeline import registry
@@ -254,5 +253,5 @@ def _ranks(model: T5, labelled: Sequence[_Labelled], scorer: Scorer, normaliser:
         log_likelihood[row, : len(found)] = found
         num_tokens[row, : len(found)] = [len(tokens) for tokens in request.candidates]
     is_known = targets >= 0
-    values = normalise(log_likelihood, num_tokens, normaliser)[is_known]
+    values = ranking.normalise(log_likelihood, num_tokens, normaliser)[is_known]
     return ranking.ranks(values, targets[is_known])
