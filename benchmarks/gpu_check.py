@@ -13,7 +13,7 @@ products with weights on useful tokens alone, forward once and backward twice; w
 compares and what is recomputed is not counted. The peak is that of bfloat16 products of 8192 x 8192
 matrices, measured in the same process. Scoring: requests as in `score.py`, T5-XL in bfloat16; both
 ways have the same weights, one warm-up and the median of 3 runs. Numbers: the largest relative
-difference of log-likelihoods, loss and gradient norm of T5-base in float32 on this device to those
+difference of log-likelihoods, loss and gradient norm of T5-small in float32 on this device to those
 on the CPU. `JAX_LOG_COMPILES=1` shows in the messages of a failed measure where the time went.
 """
 
@@ -33,11 +33,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import score_ways
 from jax.sharding import Mesh
 
 from instructrec_jax.checkpoints.huggingface import config_fields, stored_name, to_stored
-from instructrec_jax.checkpoints.parameters import disassemble
+from instructrec_jax.checkpoints.parameters import parameters, to_neutral
 from instructrec_jax.models.objectives import NegativeLogLikelihood
 from instructrec_jax.models.t5 import T5, T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, num_parameters, place_batch
@@ -50,6 +51,7 @@ from instructrec_jax.training.state import abstract_state, initial_state, state_
 
 SIZES = {
     "tiny": {"emb_dim": 64, "num_heads": 4, "mlp_dim": 128, "num_layers": 2},
+    "small": {"emb_dim": 512, "num_heads": 6, "mlp_dim": 1024, "num_layers": 8},
     "base": {"emb_dim": 768, "num_heads": 12, "mlp_dim": 2048, "num_layers": 12},
     "xl": {"emb_dim": 2048, "num_heads": 32, "mlp_dim": 5120, "num_layers": 24},
 }
@@ -215,8 +217,11 @@ def as_torch(model: T5) -> Any:
     # Transformers 5 unties logits and token table only where it loads a file that holds both.
     theirs.lm_head.weight = torch.nn.Parameter(theirs.lm_head.weight.clone())
     state = theirs.state_dict()
-    for name, array in disassemble(model):
-        state[stored_name(name)].copy_(torch.from_numpy(np.array(to_stored(name, array))))
+    for parameter, leaf in zip(parameters(model), jax.tree.leaves(model), strict=True):
+        layers = np.asarray(leaf) if parameter.is_stacked else np.asarray(leaf)[None]
+        for name, layer in zip(parameter.neutral, layers, strict=True):
+            array = to_stored(name, to_neutral(parameter, layer))
+            state[stored_name(name)].copy_(torch.from_numpy(array.copy()))
     return theirs
 
 
@@ -231,23 +236,27 @@ def measure_numbers(size: str, *, num_users: int = 4, num_candidates: int = 10) 
     """Compares float32 on this device with float32 on the CPU, and bfloat16 with float32."""
     config, batch = config_of(size), packed_batch(2)
     requests = as_requests(score_ways.workload(num_users, num_candidates))
-    found = {}
-    for name, device in (("device", jax.devices()[0]), ("cpu", jax.devices("cpu")[0])):
-        with jax.default_device(device):
-            step, state, place = training(config, device)
-            likelihood = Scorer(one_device(device))(state.model, requests)
-            if name == "device":
-                narrow = with_dtype(state.model, "bfloat16")
-                narrow_likelihood = Scorer(one_device(device))(narrow, requests)
-            _, metrics = step(state, place(batch))
-        found[name] = likelihood, float(metrics["loss"]), float(metrics["gradient_norm"])
-    (likelihood, loss, norm), (exact, exact_loss, exact_norm) = found["device"], found["cpu"]
-    return {
+    device, cpu = jax.devices()[0], jax.devices("cpu")[0]
+    with jax.default_device(cpu):
+        model = jax.jit(config.init)(jax.random.key(0))
+        exact = Scorer(one_device(cpu))(model, requests)
+    likelihood = Scorer(one_device())(jax.device_put(model, device), requests)
+    narrow = with_dtype(jax.device_put(model, device), "bfloat16")
+    figures: Figures = {
         "log_likelihood": difference(likelihood, exact),
-        "log_likelihood_bfloat16": difference(narrow_likelihood, exact),
-        "loss": abs(loss / exact_loss - 1),
-        "gradient_norm": abs(norm / exact_norm - 1),
+        "log_likelihood_bfloat16": difference(Scorer(one_device())(narrow, requests), exact),
     }
+    report(figures)
+    gradient = jax.jit(
+        jax.value_and_grad(lambda model, batch: NegativeLogLikelihood()(model, batch)[0])
+    )
+    found = []
+    for where in (device, cpu):
+        loss, grads = gradient(jax.device_put(model, where), jax.device_put(batch, where))
+        found.append((float(loss), float(optax.tree.norm(grads))))
+    (loss, norm), (exact_loss, exact_norm) = found
+    differences = {"loss": abs(loss / exact_loss - 1), "gradient_norm": abs(norm / exact_norm - 1)}
+    return {**figures, **differences}
 
 
 def difference(found: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
@@ -309,7 +318,7 @@ MEASURES: dict[str, Callable[[], Figures]] = {
     "score xl, 100 candidates": lambda: measure_scoring(
         "xl", num_users=48, num_candidates=100, step_tokens=16384, hf_users=4
     ),
-    "numbers base": lambda: measure_numbers("base"),
+    "numbers small": lambda: measure_numbers("small"),
     "train base, 32 rows": lambda: measure_training("base", num_rows=32, remat=False),
     "train base, 128 rows, remat": lambda: measure_training("base", num_rows=128, remat=True),
     "train xl, 32 rows, remat, no dropout": lambda: measure_training(
