@@ -19,9 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from instructrec_jax.data.columnar import CONFIGS, SPLITS
 from instructrec_jax.data.settings import SyntheticSettings
 from instructrec_jax.data.synthetic import write_log
-from instructrec_jax.instructions.builder import CONFIGS, SPLITS
 from instructrec_jax.manifest import read_manifest
 
 

@@ -14,9 +14,9 @@ import pytest
 from seqio_groups import seqio_groups
 
 from instructrec_jax import files
+from instructrec_jax.data.columnar import CONFIGS, SPLITS
 from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.errors import UserError
-from instructrec_jax.instructions import builder
 from instructrec_jax.instructions.coverage import num_renderable
 from instructrec_jax.manifest import read_manifest
 from instructrec_jax.pipeline import record_store, registry, vocabulary
@@ -49,10 +49,10 @@ def build_toy(toy_prepared, toy_texts):
 
 def test_counts_are_those_of_the_files(toy_records):
     counts = read_manifest(toy_records / "toy").counts
-    for config in builder.CONFIGS:
+    for config in CONFIGS:
         source = record_store.RecordSource("toy", config)
         record_store.use_data_dir(toy_records)
-        for split in builder.SPLITS:
+        for split in SPLITS:
             found = list(source.get_dataset(split, shuffle=False).as_numpy_iterator())
             assert counts[f"{config}/{split}"] == len(found) > 0
             for needs in (("specific_intention",), ("history", "preference")):
@@ -68,7 +68,7 @@ def test_counts_are_those_of_the_files(toy_records):
 def test_no_record_shows_its_target_or_a_chosen_item_as_a_negative(toy_records):
     record_store.use_data_dir(toy_records)
     source = record_store.RecordSource("toy", "leave_one_out")
-    for split in builder.SPLITS:
+    for split in SPLITS:
         for record in source.get_dataset(split, shuffle=False).as_numpy_iterator():
             history, candidates = record["history"].tolist(), record["candidates"].tolist()
             assert record["target"] not in history
@@ -106,7 +106,7 @@ def test_building_elsewhere_gives_the_same_bytes(build_toy, toy_records, tmp_pat
 
 
 def assert_same_records(found: Path, expected: Path) -> None:
-    for name in (*builder.CONFIGS, "vocabulary"):
+    for name in (*CONFIGS, "vocabulary"):
         assert files.sha256(found / "toy" / name) == files.sha256(expected / "toy" / name)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from instructrec_jax import files
+from instructrec_jax.data.columnar import CONFIGS
 from instructrec_jax.data.settings import PrepareSettings
-from instructrec_jax.instructions.builder import CONFIGS
 from instructrec_jax.stages.annotate import annotate
 from instructrec_jax.stages.build import BuildSettings, build
 from instructrec_jax.stages.inspect import inspect

@@ -18,6 +18,8 @@ from instructrec_jax.records import CandidateList, History
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 LEAVE_ONE_OUT, PRODUCT_SEARCH = "leave_one_out", "product_search"
+CONFIGS, SPLITS = (LEAVE_ONE_OUT, PRODUCT_SEARCH), (TRAIN, VALIDATION, TEST)
+HELD_OUT = (VALIDATION, TEST)
 _BLOCK = 4096  # records made at a time where all are walked through
 _Record = TypeVar("_Record")
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from instructrec_jax.data import candidates, titles
 from instructrec_jax.data.columnar import (
+    HELD_OUT,
     LEAVE_ONE_OUT,
     PRODUCT_SEARCH,
     TEST,
@@ -34,9 +35,6 @@ from instructrec_jax.records import (
 )
 from instructrec_jax.seeds import stable_seed
 
-CONFIGS = (LEAVE_ONE_OUT, PRODUCT_SEARCH)
-SPLITS = (TRAIN, VALIDATION, TEST)
-HELD_OUT = (VALIDATION, TEST)
 # Users whose texts stand for a product-search query: a record keeps several teacher texts.
 NUM_SEARCH_TEXTS = 3
 _FROM_END = {VALIDATION: 2, TEST: 1}  # index of the held-out event, counted from the end

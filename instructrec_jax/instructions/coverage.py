@@ -8,8 +8,7 @@ import collections
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from instructrec_jax.data.columnar import TRAIN
-from instructrec_jax.instructions.builder import HELD_OUT, SPLITS
+from instructrec_jax.data.columnar import HELD_OUT, SPLITS, TRAIN
 from instructrec_jax.instructions.language import Variant
 from instructrec_jax.instructions.lint import Finding, Severity
 from instructrec_jax.manifest import Manifest

@@ -12,8 +12,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from instructrec_jax import files
+from instructrec_jax.data.columnar import SPLITS
 from instructrec_jax.errors import UserError, unknown_name
-from instructrec_jax.instructions.builder import SPLITS
 from instructrec_jax.instructions.coverage import num_renderable
 from instructrec_jax.manifest import read_manifest
 from instructrec_jax.records import InstructionRecord

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from instructrec_jax import files
+from instructrec_jax.data.columnar import CONFIGS, SPLITS
 from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.errors import UserError
-from instructrec_jax.instructions.builder import CONFIGS, SPLITS, RecordBuilder, RecordSettings
+from instructrec_jax.instructions.builder import RecordBuilder, RecordSettings
 from instructrec_jax.instructions.coverage import aspects_of, count_name
 from instructrec_jax.records import InstructionRecord
 from instructrec_jax.teacher.texts import Texts

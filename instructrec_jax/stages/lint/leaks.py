@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from instructrec_jax.data.columnar import TRAIN
-from instructrec_jax.instructions.builder import CONFIGS, HELD_OUT, SPLITS
+from instructrec_jax.data.columnar import CONFIGS, HELD_OUT, SPLITS, TRAIN
 from instructrec_jax.instructions.leaks import is_foreign, quoting
 from instructrec_jax.instructions.lint import Finding, Severity
 from instructrec_jax.pipeline.record_store import Columns, column_batches
