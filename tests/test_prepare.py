@@ -243,33 +243,6 @@ def test_every_drop_is_counted_by_reason(tmp_path):
     assert read_manifest(tmp_path / "o").drops == manifest.drops
 
 
-def test_equal_times_keep_file_order_and_are_counted(tmp_path):
-    items = [f"{name} Kite_{name} Toys" for name in "abcdef"]
-    logs = write_small(
-        tmp_path / "logs",
-        [
-            *("u c 5", "u b 5", "u a 1"),
-            *("v a 1", "v b 1", "v c 2"),
-            *("w a 1", "w b 2", "w c 3", "w d 4", "w e 5", "w f 6"),
-        ],
-        items,
-    )
-    settings = dataclasses.replace(LOOSE, num_candidates=4, allow_fewer_candidates=True)
-    with pytest.raises(UserError):  # w has seen the whole catalogue
-        prepare(dataset="toy", input_dir=logs, output_dir=tmp_path / "o", settings=settings)
-    (logs / "items.tsv").write_text((logs / "items.tsv").read_text() + "g\tKite g\tToys\n")
-    lines = (logs / "interactions.tsv").read_text() + "u\tg\t0\n"
-    (logs / "interactions.tsv").write_text(lines)
-    manifest = prepare(dataset="toy", input_dir=logs, output_dir=tmp_path / "o", settings=settings)
-    data = read_prepared(tmp_path / "o")
-    assert data.histories[0].item_ids == (6, 0, 2, 1)
-    assert manifest.counts["users_with_time_ties"] == 2
-    assert manifest.counts["users_with_time_tie_at_last_item"] == 1
-    w_test = next(row for row in data.candidates if row.example_id == "w:5")
-    assert sorted(w_test.candidate_ids) == [5, 6]
-    assert manifest.counts["candidate_lists_with_fewer"] >= 2
-
-
 def test_one_pass_counts_stand_beside_the_k_core(toy):
     counts, drops = read_manifest(toy).counts, read_manifest(toy).drops
     assert counts["interactions_before_cut"] <= counts["one_pass_interactions"]

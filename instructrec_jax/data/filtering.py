@@ -5,6 +5,7 @@ events take seconds.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ class Core:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ties:
-    """How far the order within a user depends on the file's order.
+    """How far the order within a user is not given by the times.
 
     Attributes:
       num_users: users with two events of equal time.
@@ -91,21 +92,49 @@ def k_core(user: Ints, item: Ints, k: int) -> Core:
         one_pass = kept if num_rounds == 1 else one_pass
 
 
-def order_events(user: Ints, time: npt.NDArray[np.float64]) -> Ints:
-    """Returns the events by user, oldest first; events of equal time keep the file's order.
+def order_events(
+    user: Ints,
+    time: npt.NDArray[np.float64],
+    tie_keys: Callable[[Ints], npt.NDArray[np.uint64]] | None = None,
+) -> Ints:
+    """Returns the events by user, oldest first.
 
     Args:
       user: [events] indices.
       time: [events].
+      tie_keys: returns, for the given events, what orders those of equal user and time; without
+        it they keep the file's order.
 
     Example:
       user [1, 0, 1], time [5, 7, 5] -> [1, 0, 2].
     """
-    return np.lexsort((time, user))
+    order = np.lexsort((time, user))
+    if tie_keys is None:
+        return order
+    is_tie = np.zeros(len(order) + 1, dtype=bool)
+    is_tie[1:-1] = (user[order[1:]] == user[order[:-1]]) & (time[order[1:]] == time[order[:-1]])
+    places = np.flatnonzero(is_tie[1:] | is_tie[:-1])
+    tied = order[places]
+    order[places] = tied[np.lexsort((tie_keys(tied), time[tied], user[tied]))]
+    return order
+
+
+def pair_hashes(
+    first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.uint64]:
+    """Returns a hash of each pair of hashes, all [pairs].
+
+    Pairs with the same first hash are in an order of their own, whatever the second ones are.
+    """
+    mixed = first ^ second
+    # The finaliser of splitmix64 (Steele, Lea and Flood 2014): every bit changes every other.
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 def count_ties(user: Ints, time: npt.NDArray[np.float64]) -> Ties:
-    """Counts the users whose order rests on the file's order.
+    """Counts the users whose order is not given by the times.
 
     Args:
       user: [events] in the order of `order_events`.

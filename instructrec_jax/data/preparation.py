@@ -21,10 +21,11 @@ from instructrec_jax.data.columnar import (
 )
 from instructrec_jax.data.prepared import PreparedData, write_prepared
 from instructrec_jax.data.readers.raw_log import RawLog
-from instructrec_jax.data.settings import MIN_HISTORY, PrepareSettings
+from instructrec_jax.data.settings import MIN_HISTORY, RANDOM_TIES, PrepareSettings
 from instructrec_jax.data.titles import title_ids
 from instructrec_jax.errors import UserError
 from instructrec_jax.records import Item
+from instructrec_jax.seeds import stable_seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,7 +116,7 @@ def prepare_log(log: RawLog, dataset: str, settings: PrepareSettings) -> Prepara
     _keep_long_users(events, account)
     if not len(events.user):
         raise UserError(_nothing_left(account.drops))
-    _order(events, log, account.counts)
+    _order(events, account, listed, dataset=dataset, settings=settings)
     items, new_ids = _renumber(listed, events, account.drops)
     events.item = new_ids[events.item]
     seen = _seen_items(events, len(items))
@@ -233,14 +234,44 @@ def _keep_long_users(events: _Events, account: _Account) -> None:
     account.drops["users_too_short"] = num_users - events.num_users()
 
 
-def _order(events: _Events, log: RawLog, counts: dict[str, int]) -> None:
-    """Sorts by user and time; counts the users whose order rests on the file's order."""
-    events.take(filtering.order_events(events.user, events.time))
+def _order(
+    events: _Events,
+    account: _Account,
+    listed: Sequence[Item],
+    *,
+    dataset: str,
+    settings: PrepareSettings,
+) -> None:
+    """Sorts by user and time; counts the users whose order the times do not give.
+
+    Amazon's times are days and its files run by item: in file order, the last item of a day is
+    the one that the catalogue lists last, and evaluation would reward a large id.
+    """
+    log, counts = account.log, account.counts
+
+    def tie_keys(tied: npt.NDArray[np.integer]) -> npt.NDArray[np.uint64]:
+        of_users, user = _hashes(events.user[tied], log.users, dataset, settings.seed)
+        raw_ids = [item.raw_id for item in listed]
+        of_items, item = _hashes(events.item[tied], raw_ids, dataset, settings.seed)
+        return filtering.pair_hashes(of_users[user], of_items[item])
+
+    is_drawn = log.has_times and settings.tie_order == RANDOM_TIES
+    order = filtering.order_events(events.user, events.time, tie_keys if is_drawn else None)
+    events.take(order)
     ties = filtering.Ties(num_users=0, num_users_at_last=0)
     if log.has_times:
         ties = filtering.count_ties(events.user, events.time)
     counts["users_with_time_ties"] = ties.num_users
     counts["users_with_time_tie_at_last_item"] = ties.num_users_at_last
+
+
+def _hashes(
+    indices: npt.NDArray[np.integer], names: Sequence[str], dataset: str, seed: int
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.integer]]:
+    """Returns seeded hashes of the distinct names at some indices, and where each index has its."""
+    distinct, places = np.unique(indices, return_inverse=True)
+    hashes = (stable_seed(seed, dataset, "ties", names[index]) for index in distinct.tolist())
+    return np.fromiter(hashes, dtype=np.uint64, count=len(distinct)), places
 
 
 def _renumber(

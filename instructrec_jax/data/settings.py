@@ -8,6 +8,8 @@ from instructrec_jax.errors import UserError
 MIN_HISTORY = 3  # one item to learn from, the validation target, the test target
 REFUSE, CATEGORY_ASIN = "refuse", "category_asin"
 FALLBACKS = (REFUSE, CATEGORY_ASIN)
+RANDOM_TIES, FILE_TIES = "random", "file"
+TIE_ORDERS = (RANDOM_TIES, FILE_TIES)
 SYNTHETIC_FORMATS = ("plain", "jsonl", "recbole", "amazon_2018")
 KINDS = ("Lamps", "Kettles", "Kites", "Drums", "Boots", "Tents")  # of invented items
 
@@ -17,7 +19,9 @@ class PrepareSettings:
     """What decides the output beside the log itself.
 
     Attributes:
-      seed: of the product-search split and of the candidates.
+      seed: of the product-search split, of the candidates and of the order of ties.
+      tie_order: order of a user's events of equal time: "random" takes a seeded hash of user and
+        item, "file" keeps the order of the file, for logs that were written in order.
       k_core: events that each user and item must keep; without it 5 for logs, 1 for sequences that
         were ordered and filtered before.
       max_history: most recent items kept of each user.
@@ -34,6 +38,7 @@ class PrepareSettings:
     """
 
     seed: int = 0
+    tie_order: str = RANDOM_TIES
     k_core: int | None = None
     max_history: int = 20
     num_candidates: int = 10
@@ -62,6 +67,7 @@ class PrepareSettings:
         for name, choices in (
             ("on_damage", damage.POLICIES),
             ("title_fallback", FALLBACKS),
+            ("tie_order", TIE_ORDERS),
         ):
             if getattr(self, name) not in choices:
                 value = getattr(self, name)

@@ -11,16 +11,16 @@ from instructrec_jax.data import prepared
 from instructrec_jax.data.preparation import prepare_log, write_preparation
 from instructrec_jax.data.readers import recognise
 from instructrec_jax.data.readers.raw_log import count_log
-from instructrec_jax.data.settings import PrepareSettings
+from instructrec_jax.data.settings import FILE_TIES, PrepareSettings
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, find_same_work
 
 _LOGGER = logging.getLogger(__name__)
-_MAX_LOSS = 0.05  # share of the log's events that may be left out without a warning
+_MAX_LOSS = 0.05  # share of events left out, or of users with a tie, without a warning
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 # Choices that a later change must not alter silently: they are compared when output is reused.
 _PROTOCOL = {
-    "order": "by time, ties by file order",
+    "order": "by time, ties as tie_order says; by file order without times",
     "repeats": "same user, item and time; the first in the file stays; none without times",
     "split": "last item test, last but one validation, earlier ones training",
     "product_search_split": "80/10/10 by hash of the title, items with a category",
@@ -118,10 +118,16 @@ def _report(manifest: Manifest) -> None:
     drops = ", ".join(f"{name}={number}" for name, number in manifest.drops.items() if number)
     _LOGGER.info("left out: %s", drops or "nothing")
     if counts["users_with_time_ties"]:
+        by = "file" if manifest.settings["tie_order"] == FILE_TIES else "a seeded hash"
         _LOGGER.info(
-            "order by file where times are equal: %d users, %d of them at their last item",
-            counts["users_with_time_ties"],
-            counts["users_with_time_tie_at_last_item"],
+            "%d users have events of equal time, in %s", counts["users_with_time_ties"], by
+        )
+    num_at_last = counts["users_with_time_tie_at_last_item"]
+    if num_at_last > _MAX_LOSS * counts["users"]:
+        _LOGGER.warning(
+            "the test item of %d of %d users is one of several of equal time",
+            num_at_last,
+            counts["users"],
         )
     num_read = counts["log_interactions"]
     num_left_out = num_read - counts["interactions"]
