@@ -104,7 +104,8 @@ def test_a_training_record_shows_only_what_came_before():
     record = all_records(make(), "leave_one_out", "train")["b:3"]
     assert record.history == ("T5", "T4", "T3")
     assert (record.target_id, record.target) == (2, "T2")
-    assert set(record.candidates) == {"T2", "T6", "T7"}, "the user's other items are no negatives"
+    others = set(record.candidates) - {"T2"}
+    assert others == {"T0", "T1", "T6", "T7"}, "none of the user's training items"
     assert record.specific_intention == "C2"
     assert (record.preference, record.vague_intention, record.teacher) == ((), (), "")
 
@@ -116,7 +117,41 @@ def test_pairs_held_out_for_product_search_are_never_trained_on():
     assert intentions == {"a:1": "", "a:2": "C2", "b:1": "", "b:2": "", "b:3": "C2"}
     searched = all_records(make(), "product_search", "train")
     assert {record.target_id for record in searched.values()} == {0, 2, 5, 6, 7}
-    assert not {1, 4} & {c for record in searched.values() for c in record.candidate_ids}
+
+
+def test_held_out_items_are_training_negatives_as_often_as_others():
+    """Else "least often a training negative" or "not trained on" would rank the answers first."""
+    items = [Item(item_id=n, raw_id=f"r{n}", title=f"T{n}", category="C") for n in range(30)]
+    histories = columns.histories(
+        [
+            History(user_id=f"u{user}", item_ids=tuple(range(user % 8, user % 8 + 22)))
+            for user in range(400)
+        ]
+    )
+    data = PreparedData(
+        dataset="toy",
+        items=items,
+        search_splits=["test" if n % 5 == 0 else "train" for n in range(30)],
+        histories=histories,
+        seen_items=columns.item_sets(sorted(h.item_ids) for h in histories),
+        candidates=columns.candidates([], histories),
+    )
+    made = RecordBuilder(data, RecordSettings(num_train_negatives=3, max_train_positions=3), None)
+    held_out = others = number = 0
+    for record in all_records(made, "leave_one_out", "train").values():
+        sequence = histories[int(record.user_id[1:])].item_ids
+        negatives = set(record.candidate_ids) - {record.target_id}
+        assert not negatives & set(sequence[:-2]), "training items are no negatives of their user"
+        held_out += len(negatives & set(sequence[-2:]))
+        others += len(negatives - set(sequence))
+        number += 1
+    assert held_out / (2 * number) == pytest.approx(others / (8 * number), rel=0.1)
+    counts = np.zeros(30)
+    for seed in range(60):
+        made = RecordBuilder(data, RecordSettings(num_train_negatives=9, seed=seed), None)
+        for record in all_records(made, "product_search", "train").values():
+            counts[list(set(record.candidate_ids) - {record.target_id})] += 1
+    assert counts[::5].mean() == pytest.approx(counts.mean(), rel=0.1)
 
 
 def test_evaluation_takes_the_frozen_candidates_and_their_order():

@@ -2,10 +2,10 @@
 
 import dataclasses
 
+import columns
 import pytest
 from test_report import NUM_USERS, make_data, make_folders, run
 
-from instructrec_jax.data.columnar import Histories
 from instructrec_jax.records import Annotation, History
 from instructrec_jax.report import caveats
 
@@ -57,7 +57,7 @@ def test_users_with_equal_histories_are_said(data):
         History(user_id=str(user), item_ids=(3, 1, 2) if user % 2 else (1, 3, 2))
         for user in range(NUM_USERS)
     ]
-    equal = dataclasses.replace(data, histories=Histories.of(same))
+    equal = dataclasses.replace(data, histories=columns.histories(same))
     (found,) = caveats.caveats(examples_of(data, position=2), equal)
     assert f"{NUM_USERS} of {NUM_USERS} users have the items of another user's history" in found
 

@@ -296,6 +296,7 @@ def test_tables_of_large_numbers_fit_a_terminal_and_say_what_a_dataset_lacks():
         protocol={"sample": "all examples", "input_tokens": 512, "target_tokens": 128},
         coverage=[row, dataclasses.replace(row, cell="<P0>", counts=nothing, reason="no reviews")],
         samples=[],
+        shortcuts=[],
         records={"records": 9},
         findings=[],
     )

@@ -35,6 +35,8 @@ from instructrec_jax.records import (
 )
 from instructrec_jax.seeds import stable_seed
 
+# Part of the manifest, so that records of another rule are not taken for the same work.
+TRAIN_NEGATIVES = "uniform; leave-one-out without the user's training items; search from all items"
 # Users whose texts stand for a product-search query: a record keeps several teacher texts.
 NUM_SEARCH_TEXTS = 3
 _FROM_END = {VALIDATION: 2, TEST: 1}  # index of the held-out event, counted from the end
@@ -108,7 +110,7 @@ class RecordBuilder:
         else:
             for item_id in self._search_items[numbers.start : numbers.stop].tolist():
                 example_id = f"item:{item_id}"
-                drawn = self._draw(example_id, item_id, self._held_out)
+                drawn = self._draw(example_id, item_id, frozenset())
                 row = _training_row(example_id, PRODUCT_SEARCH, "", -1, item_id, drawn)
                 yield self._search_record(row)
 
@@ -134,7 +136,10 @@ class RecordBuilder:
         history = self._data.histories[user]
         target = history.item_ids[position]
         example_id = f"{history.user_id}:{position}"
-        excluded = frozenset(self._data.seen_items[user].tolist())
+        held_out = set(history.item_ids[-len(HELD_OUT) :])
+        known = set(history.item_ids[: -len(HELD_OUT)])
+        seen = self._data.seen_items[user].tolist()
+        excluded = frozenset(item for item in seen if item in known or item not in held_out)
         drawn = self._draw(example_id, target, excluded)
         row = _training_row(example_id, LEAVE_ONE_OUT, history.user_id, position, target, drawn)
         record = self._personal_record(row, user, history)
@@ -227,10 +232,10 @@ class RecordBuilder:
         return tuple(self._data.items[item_id].title for item_id in item_ids)
 
     def _draw(self, example_id: str, target: int, excluded: frozenset[int]) -> tuple[int, ...]:
-        """Returns a training record's candidates, by the rule of the evaluation's.
+        """Returns a training record's candidates, drawn as the evaluation's are.
 
-        Product search excludes every held-out item, even as a negative: a model would learn that
-        such items are never what is searched for.
+        Held-out items are negatives like all others, a user's own and those of product search:
+        where training avoids them, an item that was never a negative is likely to be the answer.
         """
         return candidates.draw_candidates(
             self._title_ids,

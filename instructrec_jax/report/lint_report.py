@@ -72,6 +72,25 @@ class TokenSummary:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Shortcut:
+    """What a rule that reads no text gets of the test records.
+
+    Attributes:
+      config: of the records.
+      rule: which candidate it prefers.
+      num_examples: test records.
+      hit_rate: HR@1 of the rule alone, in expectation over ties.
+      chance: HR@1 of a random order.
+    """
+
+    config: str
+    rule: str
+    num_examples: int
+    hit_rate: float
+    chance: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LintReport:
     """Everything that was found.
 
@@ -81,6 +100,7 @@ class LintReport:
       coverage: one row per variant.
       samples: one row per task and form.
       records: number of records by what was found in them, see `stages.lint.leaks`.
+      shortcuts: one row per rule and config of records.
       findings: what is wrong.
     """
 
@@ -89,6 +109,7 @@ class LintReport:
     coverage: Sequence[CoverageRow]
     samples: Sequence[TokenSummary]
     records: Mapping[str, int]
+    shortcuts: Sequence[Shortcut]
     findings: Sequence[Finding]
 
     @property
@@ -117,6 +138,7 @@ def values(report: LintReport) -> dict[str, Any]:
             for row in report.samples
         ],
         "records": report.records,
+        "shortcuts": report.shortcuts,
         "findings": report.findings,
         "num_errors": report.num_errors,
         "num_warnings": report.num_warnings,
@@ -168,6 +190,19 @@ def _sections(report: LintReport) -> Iterator[Section]:
         "How many there are, and in how many of them something was found.",
         ("found", "records"),
         [(name.replace("_", " "), str(number)) for name, number in report.records.items()],
+    )
+    yield _section(
+        "Rules that read no text",
+        "HR@1 of each alone on the test records, ties resolved in expectation. Training negatives "
+        "are those of the same user, in product search those of all training records.",
+        ("records", "rule", "n", "HR@1", "chance"),
+        [
+            (
+                *(own.config, own.rule, str(own.num_examples)),
+                *(f"{value:.3f}" for value in (own.hit_rate, own.chance)),
+            )
+            for own in report.shortcuts
+        ],
     )
 
 

@@ -14,7 +14,7 @@ from instructrec_jax import files, tokenizer
 from instructrec_jax.data.columnar import LEAVE_ONE_OUT, TRAIN
 from instructrec_jax.data.prepared import PreparedData, read_prepared
 from instructrec_jax.errors import UserError
-from instructrec_jax.instructions.builder import RecordSettings
+from instructrec_jax.instructions.builder import TRAIN_NEGATIVES, RecordSettings
 from instructrec_jax.instructions.language import Literal, Template, plain_text, plain_title
 from instructrec_jax.instructions.task_modules import templates_of
 from instructrec_jax.manifest import FILE_NAME, Manifest, find_same_work, read_manifest
@@ -166,6 +166,7 @@ def _plan(
     read_manifest(input_dir)
     inputs = {"prepared": files.sha256(input_dir / FILE_NAME)}
     counts: dict[str, int] = {}
+    plain["train_negatives"] = TRAIN_NEGATIVES
     plain["teacher"] = "none"
     if texts_dir is not None:
         texts = read_texts_manifest(texts_dir, prepared=inputs["prepared"])

@@ -105,6 +105,7 @@ def _inspect(
     """Looks for everything; the order of the findings is that of the passes."""
     from instructrec_jax.pipeline.record_store import data_dir_in_use
     from instructrec_jax.stages.lint.leaks import check_records
+    from instructrec_jax.stages.lint.shortcuts import find_shortcuts, shortcut_findings
     from instructrec_jax.stages.lint.tokens import summarise_tasks, token_findings
 
     words = tokenizer.check_vocabulary(data_dir_in_use() / dataset / VOCABULARY_FILE)
@@ -114,6 +115,7 @@ def _inspect(
     )
     coverage = cover((task.variant for task in tasks), built)
     records = check_records(dataset)
+    shortcuts = find_shortcuts(dataset)
     logger.info("lint: read %d records, now samples of %d tasks", records.num_records, len(tasks))
     lengths = {"inputs": protocol["input_tokens"], "targets": protocol["target_tokens"]}
     max_examples = protocol["max_examples"]
@@ -125,10 +127,12 @@ def _inspect(
         coverage=coverage,
         samples=samples,
         records={"records": records.num_records, **records.counts},
+        shortcuts=shortcuts,
         findings=[
             *findings,
             *coverage_findings(coverage),
             *records.findings,
+            *shortcut_findings(shortcuts),
             *token_findings(samples),
         ],
     )
