@@ -1,5 +1,6 @@
 """Scoring runs on tasks: every row once, whatever is killed, lost, repeated or shared."""
 
+import dataclasses
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from score_toy import TASKS, save_toy_model, score_toy, toy_data
 from tiny_model import tiny_config, tiny_model
+from train_toy import MODEL
 
 from instructrec_jax import manifest
 from instructrec_jax.errors import UserError
@@ -124,7 +126,7 @@ def test_a_part_that_cannot_be_read_is_named_by_the_next_run(toy_records, checkp
         ({"split": "validation"}, r"settings\['split'\] was 'test'"),
         ({"shard_size": 32}, "shard_size"),
         ({"step_tokens": 64}, "step_tokens"),
-        ({"model": tiny_config(vocab_size=600)}, r"settings\['model'\]"),
+        ({"model": dataclasses.replace(MODEL, dropout_rate=0.2)}, r"settings\['model'\]"),
     ],
 )
 def test_the_folder_of_another_run_is_refused(toy_records, checkpoint, finished, change, message):
