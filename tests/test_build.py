@@ -110,11 +110,13 @@ def assert_same_records(found: Path, expected: Path) -> None:
         assert files.sha256(found / "toy" / name) == files.sha256(expected / "toy" / name)
 
 
+@pytest.mark.slow
 def test_beam_writes_the_same_bytes(build_toy, toy_records, tmp_path):
     build_toy(tmp_path, execution=Execution(runner="DirectRunner"))
     assert_same_records(tmp_path, toy_records)
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same_bytes(build_toy, toy_records, tmp_path):
     build_toy(tmp_path, execution=Execution(num_workers=2))
     assert_same_records(tmp_path, toy_records)

@@ -78,10 +78,11 @@ def test_a_claim_is_renewed_while_its_process_lives(tmp_path):
         claims.take("a")
         path = tmp_path / "a.claim"
         os.utime(path, (1, 1))
-        deadline = time.monotonic() + 10
-        while path.stat().st_mtime < 2:
-            assert time.monotonic() < deadline
+        for _ in range(3000):  # a hundred times what it takes
+            if is_renewed := path.stat().st_mtime > 2:
+                break
             time.sleep(0.01)
+        assert is_renewed
 
 
 def test_a_claim_that_another_took_over_stays_theirs(tmp_path):

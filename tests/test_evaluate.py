@@ -24,6 +24,8 @@ from instructrec_jax.stages.evaluate import (
     make_evaluate,
 )
 
+pytestmark = pytest.mark.slow  # whole runs
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):

@@ -16,6 +16,8 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.scores import parts
 from instructrec_jax.stages.convert import convert
 
+pytestmark = pytest.mark.slow  # whole runs
+
 SCORED = {"tasks": ("toy.C10.specific.grouped",), "num_requests": 16}
 
 

@@ -4,6 +4,8 @@ Errors as in tests/test_parity.py: 1e-5 in float32, relative to values above 1 a
 against torch in double precision.
 """
 
+import importlib.util
+
 import jax
 import numpy as np
 import pytest
@@ -25,8 +27,9 @@ from instructrec_jax.models.adapters import (
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 
-pytestmark = pytest.mark.parity
-peft = pytest.importorskip("peft")
+# To import it takes 5 s, and every worker of a run reads this file.
+IS_THERE = importlib.util.find_spec("peft") is not None
+pytestmark = [pytest.mark.parity, pytest.mark.skipif(not IS_THERE, reason="needs peft")]
 
 TOLERANCE = 1e-5
 RANK, ALPHA = 3, 12.0
@@ -75,6 +78,7 @@ def load(source: Source) -> T5:
 
 def adapted_torch(base, targets):
     """PEFT's model of the base with adapters that do something."""
+    import peft
     import torch
 
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets)
@@ -120,6 +124,8 @@ def test_adapters_that_peft_trained_give_the_same_logits_here(base, rows, target
 
 @pytest.mark.parametrize("targets", TARGETS)
 def test_adapters_that_we_write_give_the_same_logits_in_peft(base, rows, targets, tmp_path):
+    import peft
+
     model = adapted_torch(base, TARGETS[targets][0])
     model.save_pretrained(tmp_path / "theirs")
     opened = open_peft(tmp_path / "theirs")

@@ -21,12 +21,23 @@ NAMELESS = PrepareSettings(title_fallback="category_asin", allow_fewer_candidate
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
 
-def run(folder: str, tmp_path: Path, settings: PrepareSettings | None = None):
-    """Runs the data stages but `lint` and returns the folder of the records."""
+@pytest.fixture(scope="module")
+def records_of(tmp_path_factory):
+    """Runs the data stages but `lint`, once on each set; returns the folder of the records."""
     if not SHARED.is_dir():
         pytest.skip(f"the real data are not at {SHARED}")
-    logs, prepared, texts = SHARED / folder, tmp_path / "prepared", tmp_path / "texts"
-    records = tmp_path / "records"
+    made: dict[str, Path] = {}
+
+    def run(folder: str, settings: PrepareSettings | None = None) -> Path:
+        if folder not in made:
+            made[folder] = stages(SHARED / folder, tmp_path_factory.mktemp("set"), settings)
+        return made[folder]
+
+    return run
+
+
+def stages(logs: Path, root: Path, settings: PrepareSettings | None) -> Path:
+    prepared, texts, records = root / "prepared", root / "texts", root / "records"
     prepare(dataset="shop", input_dir=logs, output_dir=prepared, settings=settings)
     annotate(dataset="shop", input_dir=prepared, output_dir=texts)
     build(
@@ -47,8 +58,8 @@ def run_lint(records: Path):
 
 
 @pytest.mark.parametrize("folder", [MUSIC, "amazon-reviews-gift-cards-2018"])
-def test_every_cell_of_the_paper_is_filled(tmp_path, folder):
-    found = run_lint(run(folder, tmp_path))
+def test_every_cell_of_the_paper_is_filled(records_of, folder):
+    found = run_lint(records_of(folder))
     assert found.num_errors == 0, [finding.message for finding in found.findings]
     assert len({row.template_id for row in found.coverage}) == 39
     for row in found.coverage:
@@ -56,15 +67,14 @@ def test_every_cell_of_the_paper_is_filled(tmp_path, folder):
         assert row.counts["test"] > 0 or not row.is_evaluated, row.task
 
 
-def test_items_without_titles_are_named_and_their_missing_categories_told(tmp_path):
-    found = run_lint(run("amazon-reviews-all-beauty-2018", tmp_path, NAMELESS))
+def test_items_without_titles_are_named_and_their_missing_categories_told(records_of):
+    found = run_lint(records_of("amazon-reviews-all-beauty-2018", NAMELESS))
     assert found.num_errors == 0, [finding.message for finding in found.findings]
     reasons = {row.reason for row in found.coverage if not row.counts["train"]}
     assert reasons == {"no categories"}
 
 
-def test_the_whole_lines_of_truncated_files_give_the_same_records(tmp_path):
-    whole = run(MUSIC, tmp_path / "whole")
-    cut = run(f"{MUSIC}/truncated", tmp_path / "cut", TOLERANT)
+def test_the_whole_lines_of_truncated_files_give_the_same_records(records_of):
+    whole, cut = records_of(MUSIC), records_of(f"{MUSIC}/truncated", TOLERANT)
     for config in CONFIGS:
         assert files.sha256(whole / "shop" / config) == files.sha256(cut / "shop" / config)

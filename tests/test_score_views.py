@@ -79,6 +79,7 @@ def test_the_prior_tells_nothing_of_the_user(whole, toy_records, checkpoint, tmp
     assert np.abs(prior[0] - prior[2]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: type(strategy).__name__)
 def test_every_strategy_ranks_every_candidate_and_goes_on_with_the_same_bytes(
     toy_records, checkpoint, whole, tmp_path, strategy

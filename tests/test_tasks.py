@@ -79,6 +79,7 @@ def test_mixtures_hold_their_family_and_grouped_ones_the_reranking_templates(toy
     assert len(seqio.get_mixture_or_task("toy.all").tasks) == len(VARIANTS) == 76
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
 def test_every_task_gives_examples_in_each_of_its_forms(toy, variant):
     name = f"toy.{variant.name}"

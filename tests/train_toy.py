@@ -3,26 +3,66 @@
 As a program: `python tests/train_toy.py DATA_DIR MODEL_DIR TRAIN_STEPS`.
 """
 
+import contextlib
 import dataclasses
 import sys
+from unittest import mock
 
+import jax
+import numpy as np
 from tiny_model import tiny_config
 
 from instructrec_jax.models.adapters import EVERYTHING
 from instructrec_jax.models.objectives import Listwise, NegativeLogLikelihood
+from instructrec_jax.stages import train as stage
 from instructrec_jax.stages.evaluate import ValidationSettings
 from instructrec_jax.stages.run_data import RunData
 from instructrec_jax.stages.train import Learning, TrainSettings, train
-from instructrec_jax.training import optimizers
-from instructrec_jax.training.loop import Periods
+from instructrec_jax.training import loop, optimizers, state
 
 LENGTHS = {"inputs": 256, "targets": 24, "history": 4}
 MODEL = tiny_config(vocab_size=600, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.1)
-LONG_PERIODS = {"log": 1, "evaluate": 12, "checkpoint": 4}
 OBJECTIVES = {
     "packed text": (NegativeLogLikelihood(), "toy.A1"),
     "listwise": (Listwise(), "toy.A7.grouped"),
 }
+
+_shared = {}
+
+
+def once_for(settings, make):
+    """Returns what `make` gives, made once in a process for all runs of equal settings."""
+    key = str((make.__name__, settings))
+    if key not in _shared:
+        _shared[key] = make()
+    return _shared[key]
+
+
+def shared_programs(model):
+    """Lets the runs of a process share the compiled step and the random start.
+
+    To trace, lower and load the two takes longer than the steps of a test.
+    """
+
+    def train_step(objective, optimizer, *, shardings, **settings):
+        def step():
+            return loop.make_train_step(objective, optimizer, shardings=shardings, **settings)
+
+        return once_for((model, objective, optimizers.describe(optimizer), settings), step)
+
+    def initial_state(init, optimizer, mesh, **settings):
+        def start():
+            made = state.initial_state(init, optimizer, mesh, **settings)
+            return jax.tree.map(np.asarray, made), state.shardings_of(made)
+
+        # Steps donate their state: each run has a copy of its own.
+        key = (model, optimizers.describe(optimizer), mesh, settings)
+        return jax.device_put(*once_for(key, start))
+
+    programs = contextlib.ExitStack()
+    programs.enter_context(mock.patch.object(stage, "make_train_step", train_step))
+    programs.enter_context(mock.patch.object(stage.start, "initial_state", initial_state))
+    return programs
 
 
 def train_toy(
@@ -46,30 +86,26 @@ def train_toy(
     if not callable(rate):
         rate = optimizers.constant(learning_rate=learning_rate)
     settings = TrainSettings(model_dir=str(model_dir), mixture=mixture, batch_size=8, seed=1)
-    train(
-        learning=Learning(
-            model=model,
-            objective=loss,
-            optimizer=optimizers.adamw(learning_rate=rate),
-            fine_tuning=fine_tuning,
-        ),
-        data=RunData(data_dir=str(data_dir), feature_lengths=LENGTHS),
-        run=dataclasses.replace(settings, **run),
-        periods=Periods(
-            train_steps=train_steps, **(periods or {"log": 1, "evaluate": 3, "checkpoint": 2})
-        ),
-        validation=ValidationSettings(
-            tasks=["toy.A7.grouped"], batch_size=evaluation_batch_size, num_batches=2
-        ),
-        config_text=config_text,
-        dry_run=dry_run,
-    )
+    with shared_programs(model):
+        train(
+            learning=Learning(
+                model=model,
+                objective=loss,
+                optimizer=optimizers.adamw(learning_rate=rate),
+                fine_tuning=fine_tuning,
+            ),
+            data=RunData(data_dir=str(data_dir), feature_lengths=LENGTHS),
+            run=dataclasses.replace(settings, **run),
+            periods=loop.Periods(
+                train_steps=train_steps, **(periods or {"log": 1, "evaluate": 3, "checkpoint": 2})
+            ),
+            validation=ValidationSettings(
+                tasks=["toy.A7.grouped"], batch_size=evaluation_batch_size, num_batches=2
+            ),
+            config_text=config_text,
+            dry_run=dry_run,
+        )
 
 
 if __name__ == "__main__":
-    train_toy(
-        sys.argv[1],
-        sys.argv[2],
-        int(sys.argv[3]),
-        periods=LONG_PERIODS,
-    )
+    train_toy(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -13,7 +13,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -188,23 +188,7 @@ class Scorer:
         self._fitted_to = 0  # instruction tokens
         self._compiled: set[Any] = set()
         self._sharding = batch_sharding(mesh)
-        self._memory_sharding = NamedSharding(
-            mesh, PartitionSpec(DEFAULT_RULES["batch"], None, None, DEFAULT_RULES["heads"])
-        )
-        self._encode = jax.jit(
-            functools.partial(_encode_into, encode=_by_group(shared_decoding.encode)),
-            in_shardings=(None, self._memory_sharding, self._sharding, None),
-            out_shardings=self._memory_sharding,
-            donate_argnums=1,
-        )
-        self._decode = jax.jit(
-            _by_group(shared_decoding.log_likelihood),
-            in_shardings=(None, self._memory_sharding, self._sharding),
-            out_shardings=NamedSharding(mesh, PartitionSpec()),
-        )
-        self._make_memory = jax.jit(
-            jnp.zeros, static_argnums=(0, 1), out_shardings=self._memory_sharding
-        )
+        self._programs = _programs(mesh)
 
     @property
     def num_compiled(self) -> int:
@@ -255,15 +239,43 @@ class Scorer:
             )
             placed = jax.device_put(arrays, self._sharding)
             if isinstance(step, EncodeStep):
-                memory = self._encode(model, memory, placed, np.int32(step.half))
+                memory = self._programs.encode(model, memory, placed, np.int32(step.half))
             else:
-                yield self._decode(model, memory, placed), step.paths
+                yield self._programs.decode(model, memory, placed), step.paths
 
     def _empty_memory(self, model: T5, num_tokens: int) -> Memory:
         config = model.config
         width = config.num_heads * config.head_dim
         shape = (self._num_groups, config.num_decoder_layers, num_tokens, width)
-        return Memory(*(self._make_memory(shape, config.dtype) for _ in range(2)))
+        return Memory(*(self._programs.make_memory(shape, config.dtype) for _ in range(2)))
+
+
+class _Programs(NamedTuple):
+    """What runs on the devices, each compiled once for each shape."""
+
+    encode: Callable[..., Memory]
+    decode: Callable[..., Array]
+    make_memory: Callable[..., Array]
+
+
+@functools.cache  # the scorers of a process share what is compiled for their mesh
+def _programs(mesh: Mesh) -> _Programs:
+    memory = NamedSharding(
+        mesh, PartitionSpec(DEFAULT_RULES["batch"], None, None, DEFAULT_RULES["heads"])
+    )
+    encode = jax.jit(
+        functools.partial(_encode_into, encode=_by_group(shared_decoding.encode)),
+        in_shardings=(None, memory, batch_sharding(mesh), None),
+        out_shardings=memory,
+        donate_argnums=1,
+    )
+    decode = jax.jit(
+        _by_group(shared_decoding.log_likelihood),
+        in_shardings=(None, memory, batch_sharding(mesh)),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
+    make_memory = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=memory)
+    return _Programs(encode, decode, make_memory)
 
 
 def _encode_into(
