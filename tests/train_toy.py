@@ -55,9 +55,10 @@ def shared_programs(model):
             made = state.initial_state(init, optimizer, mesh, **settings)
             return jax.tree.map(np.asarray, made), state.shardings_of(made)
 
-        # Steps donate their state: each run has a copy of its own.
         key = (model, optimizers.describe(optimizer), mesh, settings)
-        return jax.device_put(*once_for(key, start))
+        arrays, shardings = once_for(key, start)
+        # Copies: a step gives the buffers of its state away.
+        return jax.device_put(jax.tree.map(np.array, arrays), shardings)
 
     programs = contextlib.ExitStack()
     programs.enter_context(mock.patch.object(stage, "make_train_step", train_step))
