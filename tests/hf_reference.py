@@ -13,17 +13,20 @@ from instructrec_jax.models.t5 import (
     same_segment,
 )
 
-# Tests compile in haste (see conftest.py); these settings are those that users have.
-AS_FOR_USERS = {
-    "xla_backend_optimization_level": 3,
-    "xla_cpu_use_fusion_emitters": True,
-    "xla_cpu_parallel_codegen_split_count": 32,
-}
 
+def jit_fused(function, *, level=3):
+    """Returns the function compiled as users have it, where other tests do so in haste.
 
-def jit_as_for_users(function, **options):
-    """Returns the function compiled as `instructrec` compiles it, apart from the eight devices."""
-    return jax.jit(function, compiler_options=AS_FOR_USERS, **options)
+    Args:
+      function: of arrays.
+      level: of optimisation; 3 is that of users, 0 that of tests (see conftest.py).
+    """
+    options = {
+        "xla_backend_optimization_level": level,
+        "xla_cpu_use_fusion_emitters": True,
+        "xla_cpu_parallel_codegen_split_count": 32,
+    }
+    return jax.jit(function, compiler_options=options)
 
 
 def load_torch(folder: Path):
@@ -108,7 +111,7 @@ def our_layers(model: T5, tokens: np.ndarray, targets: np.ndarray) -> dict[str, 
         names.extend(found)  # jit would sort a dict
         return list(found.values())
 
-    arrays = jit_as_for_users(run)(model)
+    arrays = jit_fused(run)(model)
     return {name: np.asarray(array) for name, array in zip(names, arrays, strict=True)}
 
 

@@ -14,7 +14,7 @@ from checkpoint_toys import GOLDEN
 from hf_reference import (
     error_of,
     first_difference,
-    jit_as_for_users,
+    jit_fused,
     load_torch,
     our_layers,
     random_torch,
@@ -75,11 +75,11 @@ def logits(model, golden) -> tuple[np.ndarray, np.ndarray]:
         "decoder_target_tokens": rows,
         "decoder_input_tokens": np.pad(rows, ((0, 0), (1, 0)))[:, :-1],
     }
-    return jit_as_for_users(training_logits)(model, one_row_each)
+    return jit_fused(training_logits)(model, one_row_each)
 
 
 def test_candidate_log_likelihoods_equal_those_of_hugging_face(model, batch, golden):
-    found = jit_as_for_users(candidate_log_likelihood)(model, pack_candidates(batch))
+    found = jit_fused(candidate_log_likelihood)(model, pack_candidates(batch))
     assert error_of(found, golden["sequence_scores"]) <= TOLERANCE
 
 
@@ -107,7 +107,7 @@ def test_token_log_likelihoods_equal_those_of_hugging_face(logits, golden):
 
 def test_encoder_output_equals_that_of_hugging_face(model, golden):
     wanted = golden["encoder_output_ex5"]
-    encoded = jit_as_for_users(T5.encode)(model, golden["encoder_input_tokens"])[5, : len(wanted)]
+    encoded = jit_fused(T5.encode)(model, golden["encoder_input_tokens"])[5, : len(wanted)]
     assert error_of(encoded, wanted) <= TOLERANCE
 
 
@@ -119,9 +119,7 @@ def test_bfloat16_ranks_the_golden_candidates_alike_apart_from_ties(
     if is_set:
         found = np.stack(Scorer(make_mesh(MeshSettings(), jax.devices()[:1]))(narrow, requests))
     else:
-        found = np.asarray(
-            jit_as_for_users(candidate_log_likelihood)(narrow, pack_candidates(batch))
-        )
+        found = np.asarray(jit_fused(candidate_log_likelihood)(narrow, pack_candidates(batch)))
     wanted = golden["sequence_scores"]
     assert np.abs(found - wanted).max() <= BFLOAT16_BOUND / 2
     for one, other in itertools.permutations(range(wanted.shape[1]), 2):

@@ -1,5 +1,6 @@
 """Our T5 against arrays that the real T5X computed from the same checkpoint; 1e-5 in float32."""
 
+import functools
 import itertools
 import json
 import re
@@ -8,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 import t5x_golden
-from hf_reference import jit_as_for_users
+from checkpoint_toys import disassemble
+from hf_reference import jit_fused
 from tiny_model import requests_of
 
 from instructrec_jax.checkpoints import parameters
@@ -27,6 +29,7 @@ from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.training.metrics_log import FILE_NAME, read_metrics
 
 TOLERANCE = 1e-5
+jit = functools.partial(jit_fused, level=0)
 SUM_LOSS = {"z_loss": 1e-4, "loss_normalizing_factor": None}
 
 
@@ -74,7 +77,7 @@ def one_row_each(golden):
 
 @pytest.fixture(scope="module")
 def logits(model, golden):
-    return jit_as_for_users(training_logits)(model, one_row_each(golden))
+    return jit(training_logits)(model, one_row_each(golden))
 
 
 def ranking_batch(golden):
@@ -86,7 +89,7 @@ def ranking_batch(golden):
 
 
 def test_candidate_log_likelihoods_equal_those_of_t5x(model, golden):
-    found = jit_as_for_users(candidate_log_likelihood)(model, ranking_batch(golden))
+    found = jit(candidate_log_likelihood)(model, ranking_batch(golden))
     assert error_of(found, golden["sequence_scores"]) <= TOLERANCE
 
 
@@ -114,14 +117,14 @@ def test_logits_equal_those_of_t5x(logits, golden):
 
 @pytest.mark.parametrize("example", [0, 4])
 def test_encoder_output_equals_that_of_t5x(model, golden, example):
-    found = jit_as_for_users(type(model).encode)(model, golden["encoder_input_tokens"])
+    found = jit(type(model).encode)(model, golden["encoder_input_tokens"])
     length = golden["encoder_lengths"][example]
     assert error_of(found[example, :length], golden[f"encoder_output_ex{example}"]) <= TOLERANCE
 
 
 def test_the_loss_of_a_packed_batch_and_its_z_loss_equal_those_of_t5x(model, loss):
     packed = t5x_golden.packed_batch()
-    logits, target_logits = jit_as_for_users(training_logits)(model, packed)
+    logits, target_logits = jit(training_logits)(model, packed)
     weights = packed["decoder_loss_weights"].astype(np.float32)
     total, total_z = cross_entropy(
         logits, target_logits, weights, z_loss=loss["z_loss_coef"], label_smoothing=0.0
@@ -133,9 +136,7 @@ def test_the_loss_of_a_packed_batch_and_its_z_loss_equal_those_of_t5x(model, los
 
 
 def test_the_objective_is_the_loss_of_t5x(model, loss):
-    total, metrics = jit_as_for_users(NegativeLogLikelihood(**SUM_LOSS))(
-        model, t5x_golden.packed_batch()
-    )
+    total, metrics = jit(NegativeLogLikelihood(**SUM_LOSS))(model, t5x_golden.packed_batch())
     entropy = metrics["nll_per_token"] * loss["weight_sum"]
     assert error_of(total, loss["loss"]) <= TOLERANCE
     assert error_of(entropy, loss["cross_entropy_total"]) <= TOLERANCE
@@ -143,16 +144,14 @@ def test_the_objective_is_the_loss_of_t5x(model, loss):
 
 def test_label_smoothing_equals_that_of_t5x(model, loss):
     objective = NegativeLogLikelihood(**SUM_LOSS, label_smoothing=0.1)
-    total, _ = jit_as_for_users(objective)(model, t5x_golden.packed_batch())
+    total, _ = jit(objective)(model, t5x_golden.packed_batch())
     assert error_of(total, loss["loss_label_smoothing_0.1"]) <= TOLERANCE
 
 
 def test_gradients_have_the_norms_of_those_of_t5x(model, loss):
     objective = NegativeLogLikelihood(**SUM_LOSS)
-    gradient = jit_as_for_users(jax.grad(objective, has_aux=True))(
-        model, t5x_golden.packed_batch()
-    )[0]
-    found = {name: np.linalg.norm(array) for name, array in parameters.disassemble(gradient)}
+    gradient = jit(jax.grad(objective, has_aux=True))(model, t5x_golden.packed_batch())[0]
+    found = {name: np.linalg.norm(array) for name, array in disassemble(gradient)}
     for name, norm in loss["grad_l2_norms"].items():
         assert error_of(found[name.replace("/", ".")], norm) <= TOLERANCE, name
 
@@ -221,7 +220,7 @@ def test_fine_tunes_further_and_the_loss_curve_agrees(
 def test_bfloat16_ranks_the_candidates_as_float32_does_apart_from_ties(checkpoint, golden):
     config = type(checkpoint.config)(**{**vars(checkpoint.config), "dtype": "bfloat16"})
     narrow = parameters.assemble(abstract_model(config.init, one_device()), checkpoint.read)
-    found = np.asarray(jit_as_for_users(candidate_log_likelihood)(narrow, ranking_batch(golden)))
+    found = np.asarray(jit(candidate_log_likelihood)(narrow, ranking_batch(golden)))
     exact = golden["sequence_scores"]
     bound = 2e-2 * np.abs(exact).max(axis=1, keepdims=True)
     assert (np.abs(found - exact) <= bound).all()
@@ -237,5 +236,5 @@ def test_a_scanned_checkpoint_scores_as_under_t5x():
     model = parameters.assemble(
         abstract_model(checkpoint.config.init, one_device()), checkpoint.read
     )
-    found = jit_as_for_users(candidate_log_likelihood)(model, ranking_batch(golden))
+    found = jit(candidate_log_likelihood)(model, ranking_batch(golden))
     assert error_of(found, golden["sequence_scores"]) <= TOLERANCE
