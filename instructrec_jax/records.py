@@ -43,6 +43,7 @@ class Item:
       raw_id: the id in the raw log.
       title: cleaned title, the only text the model ever sees of an item.
       category: path from broad to narrow, comma separated; the specific intention (I2). May be "".
+        `data.titles.path_labels` takes it apart.
       brand: maker, author or artist; only a teacher reads it. May be "".
     """
 

@@ -22,7 +22,8 @@ COMMANDS = [
     for verb in VERBS
     for member in (verb.verbs if isinstance(verb, Group) else (verb,))
 ]
-WITH_GIN = ("train", "eval", "score", "generate")
+RUNS = ("train", "eval", "score", "generate")
+WITH_GIN = (*RUNS, "inspect")
 
 
 def find(command) -> Verb:
@@ -266,7 +267,7 @@ def test_flags_that_are_missing_or_unknown_exit_with_2(arguments, capsys):
     assert "usage: instructrec" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", WITH_GIN)
+@pytest.mark.parametrize("verb", RUNS)
 def test_a_run_without_gin_files_says_what_is_missing(verb, capsys):
     assert main.main([verb]) == 2
     assert "--gin_file" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instructrec_jax.data.titles import category_path
 from instructrec_jax.instructions.leaks import quotes_title
 from instructrec_jax.records import Item
 from instructrec_jax.teacher.extractive import MAX_INTENTIONS, ExtractiveTeacher
@@ -46,19 +47,19 @@ class TestIntentions:
                 "The user wants an easy harp to teach to their class",
             ),
             (
-                "Great gift for people who are hard to please",
-                "I am looking for a great gift for people who are hard to please",
-                "The user is looking for a great gift for people who are hard to please",
-            ),
-            (
                 "Given as a gift.",
                 "I am looking for a gift",
                 "The user is looking for a gift",
             ),
             (
-                "If you like slow northern folk songs, this one is for you.",
-                "I like slow northern folk songs",
-                "The user likes slow northern folk songs",
+                "A lovely birthday present for my mom.",
+                "I am looking for a lovely birthday present for my mom",
+                "The user is looking for a lovely birthday present for their mom",
+            ),
+            (
+                "If you like smooth jazz, this one is for you.",
+                "I like smooth jazz",
+                "The user likes smooth jazz",
             ),
             (
                 "My daughter loves it.",
@@ -66,19 +67,29 @@ class TestIntentions:
                 "The user wants something that their daughter would love",
             ),
             (
-                "It has wonderful soft strings and a loud case.",
-                "I would like something with wonderful soft strings",
-                "The user would like something with wonderful soft strings",
+                "It has a really warm sound and a loud case.",
+                "I would like something with a warm sound",
+                "The user would like something with a warm sound",
             ),
             (
-                "The sound was warm and clear in every room.",
-                "I would like something where the sound is warm and clear",
-                "The user would like something where the sound is warm and clear",
+                "The vocals were so warm and clear in every room.",
+                "I would like something where the vocals are warm and clear",
+                "The user would like something where the vocals are warm and clear",
             ),
             (
-                "Lovely carved harp stand.",
-                "I am looking for a lovely carved harp stand",
-                "The user is looking for a lovely carved harp stand",
+                "One of the best folk albums of that year.",
+                "I am looking for a folk album",
+                "The user is looking for a folk album",
+            ),
+            (
+                "It left my hair soft and shiny.",
+                "I want something that leaves my hair soft and shiny",
+                "The user wants something that leaves their hair soft and shiny",
+            ),
+            (
+                "Super comfortable and light.",
+                "I want something that is comfortable and light",
+                "The user wants something that is comfortable and light",
             ),
         ],
     )
@@ -91,21 +102,19 @@ class TestIntentions:
 
     def test_an_own_need_comes_before_a_liking_and_that_before_a_description(self):
         review = (
-            "It has a great deep sound. If you like carved wooden feet, get it. "
+            "It has a great deep sound. If you like jazz, get it. "
             "I was looking for a small instrument."
         )
-        assert intentions(review).vague == (
-            "I am looking for a small instrument",
-            "I like carved wooden feet",
-        )
+        assert intentions(review).vague == ("I am looking for a small instrument", "I like jazz")
 
     def test_a_text_that_gives_title_or_brand_away_is_left_out_and_counted(self):
         review = "I was looking for a zindel harp. I bought it for my mother."
         found = intentions(review)
         assert found.vague == ("I want something for my mother",)
         assert found.rejected == {"quotes_title": 1}
-        assert intentions("I was looking for a fenwick", brand="Fenwick").vague == ()
-        assert intentions("For fans of zindel").vague == (), "one word of the title is a name"
+        found = intentions("I needed a small fenwick for the road", brand="Fenwick")
+        assert found.vague == ()
+        assert found.rejected == {"quotes_title": 1}
 
     def test_words_of_the_trade_are_no_quotation(self):
         found = intentions("I bought this gift card for my mother", "Mondo Grill Gift Card")
@@ -121,7 +130,7 @@ class TestIntentions:
             ("Five stars. Nice.", "too_short"),
             ("The strings broke after two days and sound awful", "complaint"),
             ("It stood beside the window all winter long", "no_intention"),
-            ("A warm zindel harp", "quotes_title"),
+            ("I needed a good zindel harp", "quotes_title"),
         ],
     )
     def test_what_gives_nothing_is_counted_by_reason(self, review, reason):
@@ -136,6 +145,12 @@ class TestIntentions:
             "If you don't like slow folk songs, skip it.",
             "This is a terrible instrument with cheap strings.",
             "This is a very flimsy shoe with little support.",
+            "I was looking for what people say is a harp.",
+            "My son loved it until the strings broke.",
+            "My sister bought this harp for me as a birthday gift.",
+            "I received this as a gift.",
+            "They have a reputation for soft leather.",
+            "Maybe it is soft and comfortable.",
             "I love this whole thing.",
             "It is a great price and fast shipping.",
             "I enjoyed the rapid delivery of my order.",
@@ -146,7 +161,7 @@ class TestIntentions:
         assert intentions(review).vague == ()
 
     def test_markup_entities_and_shouting_are_cleaned(self):
-        found = intentions("I GOT IT FOR MY SON &AMP; HIS FRIENDS<br />")
+        found = intentions("I GOT IT FOR MY SON, &AMP; HE IS GLAD<br />")
         assert found.vague == ("I want something for my son",)
 
     def test_texts_are_deterministic_over_processes(self):
@@ -205,11 +220,10 @@ class TestPreferences:
     def test_three_texts_name_what_recurs_and_what_came_last(self):
         assert ExtractiveTeacher().preferences(self.HISTORY) == (
             "The user mostly chooses Harps, especially Lever Harps, often by Fenwick, "
-            "most recently Drums, to judge by 3 choices so far",
+            "most recently Drums",
             "I mostly go for Harps, especially Lever Harps, I like what comes from Fenwick "
-            "and lately I have turned to Drums",
-            "mostly Harps, Lever Harps in particular, much of it by Fenwick, "
-            "most recently Drums, judged by 3 choices",
+            "and last I chose Drums",
+            "mostly Harps, Lever Harps in particular, much of it by Fenwick, most recently Drums",
         )
 
     def test_no_history_gives_no_text(self):
@@ -243,6 +257,21 @@ class TestPreferences:
         found = self.first(item(1, "Quorn Velt"), item(1, "Quorn Velt"), item(2, "Oak Drum"))
         assert found == "The user has chosen 3 things, with a liking for titles with Quorn Velt"
 
+    def test_an_artist_of_half_of_the_history_is_a_favourite(self):
+        others = [item(n, f"T{n}", f"Music, Kind {n}", f"Maker {n}") for n in range(10)]
+        own = [item(10 + n, f"Own {n}", "Music, Harps", "Fenwick") for n in range(9)]
+        assert "often by Fenwick" in self.first(*others, *own)
+
+    def test_what_two_of_many_share_is_no_taste(self):
+        many = [item(n, f"T{n}", f"Music, Kind {n}", f"Maker {n}") for n in range(18)]
+        same = [item(20 + n, f"Own {n}", "Music, Harps", "Fenwick") for n in range(2)]
+        assert "Fenwick" not in self.first(*same, *many)
+
+    def test_a_category_with_a_comma_in_it_stays_whole(self):
+        path = category_path(["Books", "Science, Tides & Nature"])
+        found = self.first(*(item(n, title, path) for n, title in enumerate(("Ada", "Bob"))))
+        assert found.startswith("The user nearly always chooses Science, Tides & Nature")
+
     def test_brands_are_written_as_one_says_them(self):
         items = [item(n, f"T{n}", "", brand) for n, brand in enumerate(("HARP,ANNA",) * 2)]
         assert "often by Anna Harp" in self.first(*items)
@@ -275,7 +304,7 @@ class TestPreferences:
 
 def test_the_teacher_is_a_teacher_has_a_version_and_can_be_sent_to_workers():
     teacher: Teacher = ExtractiveTeacher()
-    assert teacher.name == "extractive-2"
+    assert teacher.name == "extractive-3"
     history = TestPreferences.HISTORY
     assert copy.deepcopy(teacher).preferences(history) == teacher.preferences(history)
 

@@ -17,7 +17,7 @@ from instructrec_jax.instructions.render import (
     render,
     render_record,
 )
-from instructrec_jax.pipeline import preprocessors, rendering
+from instructrec_jax.pipeline import preprocessors, rendering, vocabulary
 from instructrec_jax.records import InstructionRecord
 from tasks import mixtures
 
@@ -68,7 +68,8 @@ def test_titles_and_lists_are_spelt_alike(titles):
 @settings(max_examples=25)
 @given(RECORDS)
 def test_every_template_is_rendered_alike(record):
-    tensors = preprocessors.arrange(as_tensors(record), {}, tf.constant([1, 2], tf.int64))
+    seed = tf.constant([1, 2], tf.int64)
+    tensors = preprocessors.arrange(as_tensors(record), {}, seed, vocabulary.CorpusVocabulary())
     places = range(len(record.candidates))
     for variant in VARIANTS:
         values = preprocessors.slot_values(variant, tensors, {}, tf.constant([1, 2], tf.int64))

@@ -42,9 +42,10 @@ RECORD = InstructionRecord(
 
 def inputs_of(variant, record, *, is_training, seed=(3, 4), lengths=LENGTHS) -> list[int]:
     seed = tf.constant(seed, tf.int64)
-    tensors = preprocessors.arrange(as_tensors(record, is_training=is_training), lengths, seed)
-    values = preprocessors.slot_values(variant, tensors, lengths, seed)
     words = vocabulary.CorpusVocabulary()
+    record = as_tensors(record, is_training=is_training)
+    tensors = preprocessors.arrange(record, lengths, seed, words)
+    values = preprocessors.slot_values(variant, tensors, lengths, seed)
     fitted = preprocessors.fit(
         "inputs", variant, "task", tensors, values=values, vocabulary=words, lengths=lengths
     )
@@ -133,11 +134,11 @@ def test_training_shuffles_candidates_by_seed_and_evaluation_keeps_their_order(t
 
 
 def test_fewer_candidates_keep_the_target_and_draw_the_others(toy):
-    seen = set()
+    seen, words = set(), vocabulary.CorpusVocabulary()
     for number in range(30):
         seed = tf.constant([number, 7], tf.int64)
         record = preprocessors.arrange(
-            as_tensors(RECORD, is_training=True), {"candidates": 3}, seed
+            as_tensors(RECORD, is_training=True), {"candidates": 3}, seed, words
         )
         ids = record["candidate_ids"].numpy().tolist()
         titles = [title.decode() for title in record["candidates"].numpy()]
@@ -146,7 +147,7 @@ def test_fewer_candidates_keep_the_target_and_draw_the_others(toy):
         assert titles == [CANDIDATES[i] for i in ids]
         seen.update(ids)
     assert seen == {0, 1, 2, 3, 4}
-    fixed = preprocessors.arrange(as_tensors(RECORD), {"candidates": 3}, seed)
+    fixed = preprocessors.arrange(as_tensors(RECORD), {"candidates": 3}, seed, words)
     assert fixed["candidate_ids"].numpy().tolist() == [0, 1, 2]
 
 
@@ -164,7 +165,7 @@ def test_pointwise_labels_are_balanced_and_true(toy):
     answers = []
     for number in range(200):
         seed = tf.constant([number, 11], tf.int64)
-        record = preprocessors.arrange(as_tensors(RECORD, is_training=True), {}, seed)
+        record = preprocessors.arrange(as_tensors(RECORD, is_training=True), {}, seed, words)
         values = preprocessors.slot_values(variant, record, {}, seed)
         answers.append(values[Slot.ANSWER].numpy().decode())
         is_target = values[Slot.CANDIDATE].numpy().decode() == RECORD.target

@@ -13,8 +13,10 @@ from instructrec_jax.data.titles import (
     cut_title,
     junk_kind,
     model_title,
+    path_labels,
     title_ids,
 )
+from instructrec_jax.instructions.language import plain_text
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,15 @@ def test_titles_of_other_tokens_differ(one, other):
 )
 def test_titles_of_markup_and_script_are_junk_and_odd_ones_are_not(title, kind):
     assert junk_kind(title) == kind
+
+
+def test_a_label_with_a_comma_stays_whole():
+    parts = ["Books", "Science, History &amp; Nature", "Tides"]
+    path = category_path(parts)
+    assert path_labels(path) == ["Books", "Science, History & Nature", "Tides"]
+    assert category_path(path.split(", ")) == path
+    assert plain_text(path) == "Books, Science, History & Nature, Tides"
+    assert path_labels("") == []
 
 
 @pytest.mark.parametrize(

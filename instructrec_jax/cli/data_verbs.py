@@ -1,9 +1,13 @@
 """The verbs from raw logs to instruction records, and those that show what the records say."""
 
-from collections.abc import Mapping
+import argparse
+import functools
+import importlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instructrec_jax.cli.verb import Group, Verb
+from instructrec_jax.cli.verb import Group, Verb, add_gin_flags, quiet_imports
+from instructrec_jax.errors import UserError
 
 FOUND_ERRORS = 1
 
@@ -28,6 +32,47 @@ def _findings(report: Any, _: Mapping[str, Any]) -> str:
     from instructrec_jax.report import lint_report, tables
 
     return tables.as_text(lint_report.document(report))
+
+
+class _InspectVerb(Verb):
+    """Shows examples, on request as the gin files of a run have them read."""
+
+    takes_gin = True
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the flags of the stage, and those that name a run."""
+        super().add_flags(parser)
+        add_gin_flags(parser)
+
+    def more_arguments(self, options: argparse.Namespace) -> dict[str, Any]:
+        """Returns what reads the settings of the run, where gin files name one."""
+        with quiet_imports():
+            importlib.import_module("instructrec_jax.pipeline.loader")
+        bindings, folder = list(options.bindings), getattr(options, "data_dir", None)
+        if not options.gin_file:
+            if bindings:
+                raise UserError(f"--gin.{bindings[0]} needs the --gin_file of a run beside it")
+            return {}
+        if folder is not None:
+            bindings.append(f"DATA_DIR={str(folder)!r}")
+        return {"run": functools.partial(_shown_run, options.gin_file, bindings)}
+
+
+def _shown_run(gin_file_names: Sequence[str], bindings: Sequence[str]) -> Any:
+    """Returns the run that gin files configure, as `inspect` takes it."""
+    with quiet_imports():
+        from instructrec_jax.cli import gin_config
+        from instructrec_jax.stages import inspect, run_data, train  # noqa: F401, what files name
+
+    data = gin_config.run_with_gin(
+        run_data.RunData, gin_file_names=gin_file_names, bindings=bindings, is_part=True
+    )
+    bound = {
+        "seed": gin_config.bound_value("train.TrainSettings.seed"),
+        "num_candidates": gin_config.bound_value("train.TrainSettings.num_candidates"),
+    }
+    given = {name: value for name, value in bound.items() if value is not None}
+    return inspect.ShownRun(data=data, **given)
 
 
 FETCH = Verb(
@@ -117,12 +162,13 @@ TEMPLATES = Verb(
     function="instructrec_jax.stages.templates:templates",
     result=_template_lines,
 )
-INSPECT = Verb(
+INSPECT = _InspectVerb(
     name="inspect",
     summary="show the instructions and answers of a task",
     description=(
-        "Shows examples of a task or mixture as text, with their lengths in tokens and how many\n"
-        "history items had to be dropped for them."
+        "Shows examples of a task or mixture as text, with their lengths in tokens and what was\n"
+        "dropped or cut. With the gin files of a run (--gin_file, --gin.NAME=VALUE) they are what\n"
+        "that run reads: the first that it trains on, or those of --split that it ranks."
     ),
     example="instructrec inspect ml_100k.A7 --data_dir=runs/records",
     function="instructrec_jax.stages.inspect:inspect",

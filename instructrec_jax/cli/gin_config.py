@@ -37,6 +37,7 @@ def run_with_gin(
     gin_file_names: Sequence[str],
     bindings: Sequence[str] = (),
     dry_run: bool = False,
+    is_part: bool = False,
 ) -> Any:
     """Calls a function with every argument bound by gin.
 
@@ -47,6 +48,8 @@ def run_with_gin(
       gin_file_names: gin files; their order does not matter, but for overlays.
       bindings: "NAME=value" of the command line, which override all files.
       dry_run: let a function with that parameter stop early.
+      is_part: the function is a part of the run that the files configure; what the other parts
+        require need not be there.
 
     Returns:
       What the function returns; None after a dry run of a function that has no such parameter.
@@ -56,7 +59,7 @@ def run_with_gin(
     """
     texts = gin_files.read_files([gin_files.find_gin_file(name) for name in gin_file_names])
     texts += gin_files.read_bindings(bindings, texts)
-    configured = configure(function, texts)
+    configured = configure(function, texts, is_part=is_part)
     parameters = inspect.signature(function).parameters
     given: dict[str, Any] = {}
     if "config_text" in parameters:
@@ -99,18 +102,41 @@ def macro_value(name: str) -> str:
         return ""
 
 
-def configure(function: Callable[..., Any], texts: Sequence[GinText]) -> Callable[..., Any]:
+def bound_value(name: str) -> Any:
+    """Returns what the parsed gin files bind an argument to, a macro's value in its place.
+
+    Args:
+      name: of the argument, such as "train.TrainSettings.seed".
+
+    Returns:
+      The value; None where nothing binds it.
+    """
+    try:
+        value = gin.query_parameter(name)
+    except ValueError:
+        return None
+    if isinstance(value, gin.config.ConfigurableReference):
+        return gin.query_parameter(
+            f"{value.scoped_selector.removesuffix('/gin.macro')}/gin.macro.value"
+        )
+    return value
+
+
+def configure(
+    function: Callable[..., Any], texts: Sequence[GinText], *, is_part: bool = False
+) -> Callable[..., Any]:
     """Lets gin bind everything, and returns the function that takes its arguments from it.
 
     Args:
       function: as for `run_with_gin`.
       texts: gin files and bindings of the command line; later ones win.
+      is_part: as for `run_with_gin`.
 
     Raises:
       UserError: for a mistake in them.
     """
     statements = _statements(texts)
-    _check(statements, f"{function.__module__}.{function.__qualname__}")
+    _check(statements, f"{function.__module__}.{function.__qualname__}", is_part=is_part)
     given = {statement.key for statement in statements if not statement.is_required}
     gin.clear_config()
     try:
@@ -118,7 +144,8 @@ def configure(function: Callable[..., Any], texts: Sequence[GinText]) -> Callabl
             # A line that only requires a macro must not unset what an earlier file gave.
             is_met = [s for s in text.statements if s.is_required and s.key in given]
             gin.parse_config(text.stream(without=is_met))
-        gin.finalize()
+        if not is_part:
+            gin.finalize()
     except (ValueError, NameError, AttributeError, ImportError, TypeError, RuntimeError) as error:
         raise UserError(f"gin cannot use this config: {error}") from None
     try:
@@ -131,7 +158,7 @@ def _statements(texts: Iterable[GinText]) -> list[Statement]:
     return [statement for text in texts for statement in text.statements]
 
 
-def _check(statements: Sequence[Statement], function_name: str) -> None:
+def _check(statements: Sequence[Statement], function_name: str, *, is_part: bool) -> None:
     """Raises one error for what gin would let pass or report one at a time.
 
     A file may say more than one kind of run uses: what any shipped file uses is no mistake there.
@@ -141,7 +168,12 @@ def _check(statements: Sequence[Statement], function_name: str) -> None:
     shipped = _statements(gin_files.read_files(paths))
     _check_owners(statements)
     _check_used(statements, shipped)
-    _check_defined(statements)
+    if is_part:
+        own = [s for s in statements if s.key.startswith(f"{function_name}.")]
+        needed = {name for statement in own for name in statement.macros}
+        _check_defined([s for s in statements if s.key in needed or s in own], statements)
+        return
+    _check_defined(statements, statements)
     called = {name for statement in [*statements, *shipped] for name in statement.references}
     called.add(function_name)
     for statement in statements:
@@ -195,8 +227,13 @@ def _check_used(statements: Sequence[Statement], shipped: Sequence[Statement]) -
             )
 
 
-def _check_defined(statements: Sequence[Statement]) -> None:
-    """Raises one error that lists everything that still needs a value."""
+def _check_defined(statements: Sequence[Statement], known: Sequence[Statement]) -> None:
+    """Raises one error that lists everything that still needs a value.
+
+    Args:
+      statements: what has to have one.
+      known: statements whose macros are defined.
+    """
     last: dict[str, Statement] = {}
     for statement in statements:
         if not (statement.is_required and statement.key in last):
@@ -206,7 +243,7 @@ def _check_defined(statements: Sequence[Statement]) -> None:
         for name, statement in last.items()
         if statement.is_required
     ]
-    defined = {statement.key for statement in statements if statement.is_macro}
+    defined = {statement.key for statement in known if statement.is_macro}
     for statement in statements:
         for name in statement.macros:
             # A dot marks a constant of gin's own.

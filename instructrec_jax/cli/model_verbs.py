@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from instructrec_jax.cli.verb import Verb, print_result, quiet_imports
+from instructrec_jax.cli.verb import Verb, add_gin_flags, print_result, quiet_imports
 from instructrec_jax.errors import UserError
 
 _GIN_HELP = (
@@ -33,19 +33,7 @@ class GinVerb(Verb):
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Adds the flags that all such verbs share."""
-        parser.add_argument(
-            "--gin_file",
-            action="append",
-            default=[],
-            metavar="FILE",
-            help="gin file; may be given several times",
-        )
-        parser.add_argument(
-            "--gin.NAME",
-            dest="_documented_only",
-            metavar="VALUE",
-            help="value of a macro or binding; may be given for several names",
-        )
+        add_gin_flags(parser)
         parser.add_argument(
             "--dry_run",
             action="store_true",
@@ -80,7 +68,7 @@ class GinVerb(Verb):
 class _DemoVerb(Verb):
     """The demo, whose stages train and score as gin files configure them."""
 
-    def more_arguments(self) -> dict[str, Any]:
+    def more_arguments(self, options: argparse.Namespace) -> dict[str, Any]:
         """Returns the two stages."""
         with quiet_imports():
             from instructrec_jax.cli import gin_config

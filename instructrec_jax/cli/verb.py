@@ -19,6 +19,23 @@ _NOTE = re.compile(
 )
 
 
+def add_gin_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that name gin files and override what they say."""
+    parser.add_argument(
+        "--gin_file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="gin file; may be given several times",
+    )
+    parser.add_argument(
+        "--gin.NAME",
+        dest="_documented_only",
+        metavar="VALUE",
+        help="value of a macro or binding; may be given for several names",
+    )
+
+
 def output_dir(_: Any, arguments: Mapping[str, Any]) -> str:
     """Returns the folder that a stage wrote to, for the verbs whose result it is."""
     return str(arguments["output_dir"])
@@ -58,7 +75,7 @@ class Verb:
     def run(self, options: argparse.Namespace) -> int:
         """Does the work, prints its result and returns the exit code."""
         function = self.load()
-        arguments = flags.arguments_of(function, vars(options)) | self.more_arguments()
+        arguments = flags.arguments_of(function, vars(options)) | self.more_arguments(options)
         returned = function(**arguments)
         complete = inspect.signature(function).bind(**arguments)
         complete.apply_defaults()
@@ -71,7 +88,7 @@ class Verb:
         with quiet_imports():
             return getattr(importlib.import_module(module), name)
 
-    def more_arguments(self) -> dict[str, Any]:
+    def more_arguments(self, options: argparse.Namespace) -> dict[str, Any]:
         """Returns arguments of the function that no flag gives."""
         return {}
 

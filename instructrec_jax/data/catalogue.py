@@ -7,11 +7,13 @@ from instructrec_jax.data.columnar import TEST, TRAIN, VALIDATION
 from instructrec_jax.data.readers.raw_log import RawItem, RawLog
 from instructrec_jax.data.settings import REFUSE, PrepareSettings
 from instructrec_jax.data.titles import (
+    category_path,
     clean_brand,
     clean_text,
     cut_title,
     junk_kind,
     model_title,
+    path_labels,
 )
 from instructrec_jax.errors import UserError
 from instructrec_jax.records import Item
@@ -59,7 +61,7 @@ def clean_catalogue(
             item_id=index,
             raw_id=item.raw_id,
             title=cut_title(title, settings.max_title_chars),
-            category=clean_text(item.category),
+            category=category_path(item.category.split(", ")),
             brand=clean_brand(item.brand),
         )
         for index, (item, title) in enumerate(zip(log.items, titles, strict=True))
@@ -109,7 +111,8 @@ def _nameless(log: RawLog, titles: Sequence[str], settings: PrepareSettings) -> 
 
 def _fallback_title(log: RawLog, item: RawItem, settings: PrepareSettings) -> str:
     """Names an item by the narrowest category and its raw id, which is never cut."""
-    category = clean_text(item.category or log.default_category).rsplit(", ", 1)[-1]
+    labels = path_labels(category_path((item.category or log.default_category).split(", ")))
+    category = labels[-1] if labels else ""
     raw_id = clean_text(item.raw_id)
     room = max(settings.max_title_chars - len(raw_id) - 1, 0)
     return f"{cut_title(category or _NO_CATEGORY, room)} {raw_id}".strip()

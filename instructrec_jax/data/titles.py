@@ -36,6 +36,7 @@ _SCRIPT = re.compile(
     | ^\s*[.#@]?[\w.# -]+\s*\{[^}]*:[^}]*[;}]""",
     re.VERBOSE,
 )
+_LABEL_END, _COMMA_IN_LABEL = ", ", ",\u00a0"
 _NULLS = frozenset({"", "none", "null", "nan", "n/a", "[]", "{}", "()", "set()"})
 # What shops wrap around a maker's or an author's name.
 _BRAND_PAGE = re.compile(r"^Visit (?:Amazon's (?P<author>.+) Page|the (?P<shop>.+) Store)$")
@@ -103,6 +104,9 @@ def is_null(text: str) -> bool:
 def category_path(parts: Sequence[str]) -> str:
     """Joins a path from broad to narrow with ", ", as the specific intention (I2) has it.
 
+    A comma inside a label is followed by a no-break blank, which prompts spell as a plain one, so
+    that `path_labels` finds the labels whole.
+
     Parts that are empty or a word for nothing go, a part that repeats the one before goes, and a
     path ends where a part holds markup: from there shops that were scraped badly go on with a
     product's features.
@@ -117,7 +121,12 @@ def category_path(parts: Sequence[str]) -> str:
             break
         if not is_null(part) and part not in path[-1:]:
             path.append(part)
-    return ", ".join(path)
+    return _LABEL_END.join(part.replace(_LABEL_END, _COMMA_IN_LABEL) for part in path)
+
+
+def path_labels(path: str) -> list[str]:
+    """Returns the labels of a path that `category_path` joined, from broad to narrow."""
+    return [label.replace("\u00a0", " ") for label in path.split(_LABEL_END) if label]
 
 
 def clean_brand(text: str) -> str:

@@ -1,11 +1,13 @@
 """Turns records into tokens within a run's feature lengths, in plain Python.
 
-The oldest history items are dropped whole, as few as possible, and the newest is kept; then its
-title is shortened by whole words. In an answer, a teacher's text or a query is shortened next.
-Nothing else is ever cut: what still does not fit is an error that names the example. Training does
-the same inside TensorFlow (`pipeline.rendering`) and gets the same tokens.
+A title of more than `title_limit` tokens is cut first, the same way in history, candidates and
+answers. Then the oldest history items are dropped whole, as few as possible, and the newest is
+kept; then its title is shortened by whole words. In an answer, a teacher's text or a query is
+shortened next. Nothing else is ever cut: what still does not fit is an error that names the
+example. Training does the same inside TensorFlow (`pipeline.rendering`) and gets the same tokens.
 """
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +34,7 @@ from instructrec_jax.instructions.render import (
 from instructrec_jax.records import InstructionRecord
 from instructrec_jax.tokenizer import EOS_ID, SentencePieceModel
 
-TOO_LONG, NO_TOKENS = "too_long", "no_tokens"
+TOO_LONG, NO_TOKENS, SAME_TITLE = "too_long", "no_tokens", "same_title"
 # What has to fit, for messages.
 _WHAT = {
     "inputs": "the instruction without all history that may go",
@@ -52,7 +54,7 @@ class MisfitError(UserError):
     """A record that cannot become tokens.
 
     Attributes:
-      reason: "too_long" or "no_tokens".
+      reason: "too_long", "no_tokens" or "same_title".
     """
 
     def __init__(self, message: str, *, reason: str) -> None:
@@ -186,27 +188,100 @@ def too_long_message(
     feature = "inputs" if what == "inputs" else "targets"
     return (
         f"task {task}, example {example_id}: {_WHAT[what]} needs {num_tokens} tokens and the "
-        f"feature length of {feature} is {max_tokens}; raise it in TASK_FEATURE_LENGTHS{remedy}"
+        f"feature length of {feature} is {max_tokens}; raise it in TASK_FEATURE_LENGTHS, or cut "
+        f'long titles: "title" there says at how many tokens{remedy}'
     )
 
 
-def arrange(record: InstructionRecord, lengths: Mapping[str, int]) -> InstructionRecord:
-    """Returns a record with no more history and candidates than a run shows.
+def same_title_message(*, example_id: str, title: str, max_tokens: int) -> str:
+    """Returns what is said of candidates that the cut of titles makes equal."""
+    return (
+        f'example {example_id}: two candidates read "{title}" once titles are cut at {max_tokens} '
+        'tokens; raise "title", or without it "targets", in TASK_FEATURE_LENGTHS'
+    )
+
+
+class Arranged(NamedTuple):
+    """A record as a run shows it.
+
+    Attributes:
+      record: its titles plain and cut, with no more history and candidates than the run shows.
+      num_titles_cut: how many titles of its history and its candidates were cut.
+    """
+
+    record: InstructionRecord
+    num_titles_cut: int
+
+
+def arrange(
+    record: InstructionRecord, lengths: Mapping[str, int], vocabulary: SentencePieceModel
+) -> Arranged:
+    """Returns a record as a run shows it.
 
     Args:
       record: any record.
-      lengths: feature lengths; of them "history", the most recent items to show, and "candidates",
-        how many to keep: the first ones, the target among them.
+      lengths: feature lengths; of them "history", the most recent items to show, "candidates",
+        how many to keep (the first ones, the target among them), and what `title_limit` reads.
+      vocabulary: the SentencePiece model, which says how long a title is.
+
+    Raises:
+      MisfitError: if two candidates become equal.
     """
     if "candidates" in lengths:
         ids, target = record.candidate_ids, record.target_id
         negatives = [index for index, candidate in enumerate(ids) if candidate != target]
         dropped = negatives[max(lengths["candidates"] - (target in ids), 0) :]
         record = with_candidates(record, sorted({*range(len(ids))} - {*dropped}))
-    if "history" in lengths:
-        first = max(len(record.history) - lengths["history"], 0)
-        record = dataclasses.replace(record, history=record.history[first:])
-    return record
+    first = max(len(record.history) - lengths.get("history", len(record.history)), 0)
+    limit = title_limit(lengths)
+
+    def cut(titles: Sequence[str]) -> tuple[tuple[str, ...], int]:
+        plain = [plain_title(title) for title in titles]
+        found = tuple(cut_title(title, vocabulary, limit) for title in plain)
+        return found, sum(map(str.__ne__, plain, found))
+
+    history, num_in_history = cut(record.history[first:])
+    candidates, num_in_candidates = cut(record.candidates)
+    if num_in_candidates and len(set(candidates)) < len(set(map(plain_title, record.candidates))):
+        (title, _), *_ = collections.Counter(candidates).most_common(1)
+        message = same_title_message(
+            example_id=record.example_id, title=title, max_tokens=limit or 0
+        )
+        raise MisfitError(message, reason=SAME_TITLE)
+    ((target_title,), _) = cut([record.target])
+    record = dataclasses.replace(
+        record, history=history, candidates=candidates, target=target_title
+    )
+    return Arranged(record, num_in_history + num_in_candidates)
+
+
+def title_limit(lengths: Mapping[str, int]) -> int | None:
+    """Returns the most tokens of a title, EOS not counted; None for no limit.
+
+    Without "title" among the feature lengths, a title may be as long as an answer.
+    """
+    return lengths.get("title", lengths["targets"] - 1 if "targets" in lengths else None)
+
+
+def cut_title(title: str, vocabulary: SentencePieceModel, max_tokens: int | None) -> str:
+    """Returns a plain title of at most `max_tokens` tokens; None for no limit.
+
+    Whole words go from its end; the first word loses characters where it is too long by itself.
+    One character is always left.
+    """
+    for separator in (" ", ""):
+        parts = title.split(separator) if separator else list(title)
+        while len(parts) > 1 and not _is_short(title, vocabulary, max_tokens):
+            parts.pop()
+            title = separator.join(parts)
+    return title
+
+
+def _is_short(title: str, vocabulary: SentencePieceModel, max_tokens: int | None) -> bool:
+    """Returns whether a title needs no cut; a token stands for a byte at least."""
+    if max_tokens is None or len(title.encode("utf-8")) < max_tokens:
+        return True
+    return len(vocabulary.encode(title)) <= max_tokens
 
 
 def with_candidates(record: InstructionRecord, indices: Sequence[int]) -> InstructionRecord:

@@ -28,7 +28,7 @@ _OUR_ERROR = re.compile(re.escape(ERROR_BEGIN) + "(.*?)" + re.escape(ERROR_END),
 _FEW_CORES = 8
 _DRAWS = 4096  # of a mixture, counted at once
 # What an example tells of itself beside its features, where it is no example of ours.
-_UNKNOWN = {"num_history_dropped": 0, "num_words_cut": 0, "example_id": ""}
+_UNKNOWN = {"num_history_dropped": 0, "num_titles_cut": 0, "num_words_cut": 0, "example_id": ""}
 
 
 class Batches(Iterator[Batch]):
@@ -172,7 +172,7 @@ def examples(
     feature_lengths: Mapping[str, int] | None = None,
     seed: int | None = None,
 ) -> Iterator[Batch]:
-    """Returns the single examples of a task or mixture of `inputs` and `targets`, one pass.
+    """Returns the single examples of a task or mixture, one pass.
 
     Args:
       task_or_mixture: its name.
@@ -182,7 +182,9 @@ def examples(
 
     Returns:
       `inputs`, `targets` [length] int32, ending in EOS and not padded; `num_history_dropped`,
-      `num_words_cut` int32; `example_id` bytes, b"" for those of SeqIO tasks from elsewhere.
+      `num_titles_cut`, `num_words_cut` int32; `example_id` bytes, b"" for those of SeqIO tasks from
+      elsewhere. Of a grouped one `candidates` [c, length], 0 for padding, and `target_index` int32
+      in place of `targets`.
     """
     hide_accelerators()
     return numpy_batches(_examples(task_or_mixture, split, feature_lengths, seed))
@@ -225,6 +227,7 @@ def _examples(
 ) -> tf.data.Dataset:
     """Returns the single examples of a task or mixture, with what there is to know of them."""
     provider = registry.get_for(split, name)
+    told = (*_UNKNOWN, *(("target_index",) if name.endswith(f".{registry.GROUPED}") else ()))
     options: dict[str, Any] = {
         "split": split,
         "shuffle": seed is not None,
@@ -233,9 +236,9 @@ def _examples(
     }
     if isinstance(provider, seqio.Mixture):
         provider = _filled(provider)
-        options["passthrough_features"] = tuple(_UNKNOWN)
+        options["passthrough_features"] = told
     ds = provider.get_dataset(feature_lengths and dict(feature_lengths), **options)
-    names = (*provider.output_features, *_UNKNOWN)
+    names = (*provider.output_features, *told)
     return ds.map(lambda example: {name: ({**_UNKNOWN, **example})[name] for name in names})
 
 

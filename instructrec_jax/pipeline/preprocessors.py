@@ -1,9 +1,10 @@
 """SeqIO preprocessors: instruction records to tokens, in the three forms of a task.
 
 Beside "inputs" and "targets", the feature lengths may hold "history" (most recent items to show),
-"candidates" (how many to keep, the target among them) and "preference" (1: the optional clause
-appears, 0: it does not; without it, half of the time in training and never in evaluation): they
-reach the preprocessors with every run, while a task is registered once.
+"candidates" (how many to keep, the target among them), "title" (most tokens of a title) and
+"preference" (1: the optional clause appears, 0: it does not; without it, half of the time in
+training and never in evaluation): they reach the preprocessors with every run, while a task is
+registered once.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from instructrec_jax.instructions.language import QUERY_FIELDS, Query, Slot, Variant
 from instructrec_jax.instructions.render import NO, NUM_ANSWER_TITLES, YES
+from instructrec_jax.instructions.token_budget import title_limit
 from instructrec_jax.pipeline import rendering
 from instructrec_jax.pipeline.rendering import Fitted, TokenBudget, assert_fits
 from instructrec_jax.pipeline.training_rows import Selection
@@ -86,9 +88,9 @@ def pair(
 ) -> Record:
     """Returns `inputs` and `targets` of a record, both [length] int32 ending in EOS.
 
-    Beside them stand `example_id`, `num_history_dropped` and `num_words_cut`, for inspection.
+    Beside them stand `example_id`, `num_history_dropped`, `num_titles_cut` and `num_words_cut`.
     """
-    record = arrange(record, lengths, seed)
+    record = arrange(record, lengths, seed, vocabulary)
     values = slot_values(variant, record, lengths, seed)
     how = {"values": values, "vocabulary": vocabulary, "lengths": lengths}
     inputs = fit("inputs", variant, task, record, **how)
@@ -97,6 +99,7 @@ def pair(
         "inputs": inputs.tokens,
         "targets": targets.tokens,
         "num_history_dropped": inputs.num_history_dropped,
+        "num_titles_cut": record["num_titles_cut"],
         "num_words_cut": inputs.num_words_cut + targets.num_words_cut,
         "example_id": record["example_id"],
     }
@@ -115,10 +118,10 @@ def group(
 
     It holds `inputs` [length] and `candidates` [c, length], int32, every row ending in EOS and
     padded with 0; `candidate_ids` and `candidate_num_chars` [c] int32; `target_index` int32, -1
-    where the target is not among them; `num_history_dropped`, `num_words_cut` int32; `example_id`
-    string.
+    where the target is not among them; `num_history_dropped`, `num_titles_cut`, `num_words_cut`
+    int32; `example_id` string.
     """
-    record = arrange(record, lengths, seed)
+    record = arrange(record, lengths, seed, vocabulary)
     values = slot_values(variant, record, lengths, seed)
     how = {"values": values, "vocabulary": vocabulary, "lengths": lengths}
     inputs = fit("inputs", variant, task, record, **how)
@@ -129,6 +132,7 @@ def group(
         "candidate_num_chars": tf.strings.length(record["candidates"], unit="UTF8_CHAR"),
         "target_index": _target_index(record),
         "num_history_dropped": inputs.num_history_dropped,
+        "num_titles_cut": record["num_titles_cut"],
         "num_words_cut": inputs.num_words_cut,
         "example_id": record["example_id"],
     }
@@ -166,17 +170,21 @@ def one_row_per_candidate(variant: Variant) -> Preprocessor:
     return lambda dataset: dataset.enumerate().flat_map(expand)
 
 
-def arrange(record: Record, lengths: Mapping[str, int], seed: tf.Tensor) -> Record:
-    """Returns the record with plain titles, the history capped and the candidates in order.
+def arrange(
+    record: Record, lengths: Mapping[str, int], seed: tf.Tensor, vocabulary: seqio.Vocabulary
+) -> Record:
+    """Returns the record with plain and cut titles, capped history and candidates in order.
 
     In training the candidates are in a fresh order each time and, where fewer are asked for, a
     fresh draw; in evaluation they stand as in the record. The order never depends on which of them
-    is the target.
+    is the target. Beside its own fields stands `num_titles_cut`.
 
     Args:
       record: an instruction record with `is_training`.
-      lengths: "history" and "candidates", where the run sets them.
+      lengths: "history", "candidates", and what `token_budget.title_limit` reads, where the run
+        sets them.
       seed: [2] integer.
+      vocabulary: how to tokenise.
     """
     candidate_ids = record["candidate_ids"]
     num_candidates = tf.size(candidate_ids)
@@ -192,13 +200,27 @@ def arrange(record: Record, lengths: Mapping[str, int], seed: tf.Tensor) -> Reco
     history = record["history"]
     if "history" in lengths:
         history = history[tf.maximum(0, tf.size(history) - lengths["history"]) :]
-    return {
-        **record,
-        "history": rendering.plain_title(history),
-        "target": rendering.plain_title(record["target"]),
-        "candidate_ids": tf.gather(candidate_ids, order),
-        "candidates": rendering.plain_title(tf.gather(record["candidates"], order)),
-    }
+    limit = title_limit(lengths)
+    candidates = tf.gather(record["candidates"], order)
+    plain = [rendering.plain_title(titles) for titles in (history, candidates)]
+    cut = [rendering.cut_titles(titles, vocabulary, limit) for titles in plain]
+    target = rendering.plain_title(record["target"])[tf.newaxis]
+    with tf.control_dependencies(
+        rendering.assert_distinct(plain[1], cut[1], limit, example_id=record["example_id"])
+    ):
+        return {
+            **record,
+            "history": cut[0],
+            "target": rendering.cut_titles(target, vocabulary, limit)[0],
+            "candidate_ids": tf.gather(candidate_ids, order),
+            "candidates": tf.identity(cut[1]),
+            "num_titles_cut": tf.add_n(
+                [
+                    tf.reduce_sum(tf.cast(before != after, tf.int32))
+                    for before, after in zip(plain, cut, strict=True)
+                ]
+            ),
+        }
 
 
 def slot_values(

@@ -24,7 +24,11 @@ from instructrec_jax.instructions.language import (
     Variant,
     slots_of,
 )
-from instructrec_jax.instructions.token_budget import CUT_TEXTS, too_long_message
+from instructrec_jax.instructions.token_budget import (
+    CUT_TEXTS,
+    same_title_message,
+    too_long_message,
+)
 from instructrec_jax.tokenizer import EOS_ID
 
 
@@ -41,6 +45,48 @@ def plain_title(title: tf.Tensor) -> tf.Tensor:
 def join_titles(titles: tf.Tensor) -> tf.Tensor:
     """Returns [n] plain titles as one list, a scalar string."""
     return tf.strings.reduce_join(titles, separator=LIST_SEPARATOR)
+
+
+def cut_titles(
+    titles: tf.Tensor, vocabulary: seqio.Vocabulary, max_tokens: int | None
+) -> tf.Tensor:
+    """Returns titles of at most `max_tokens` tokens, as `token_budget.cut_title`.
+
+    Args:
+      titles: [n] plain titles.
+      vocabulary: how to tokenise.
+      max_tokens: None for no limit.
+    """
+    if max_tokens is None:
+        return titles
+
+    def is_long(titles: tf.Tensor) -> tf.Tensor:
+        num_tokens = tf.cast(vocabulary.encode_tf(titles).row_lengths(), tf.int32)
+        return (tf.strings.length(titles) >= max_tokens) & (num_tokens > max_tokens)
+
+    def shortened(title: tf.Tensor, parts: tf.Tensor, separator: str) -> tf.Tensor:
+        def first(number: tf.Tensor) -> tf.Tensor:
+            return tf.strings.reduce_join(parts[:number], separator=separator)
+
+        title, _ = tf.while_loop(
+            lambda title, number: (number > 1) & is_long(title[tf.newaxis])[0],
+            lambda _, number: (first(number - 1), number - 1),
+            (title, tf.size(parts)),
+        )
+        return title
+
+    def cut(title: tf.Tensor) -> tf.Tensor:
+        title = shortened(title, tf.strings.split(title, " "), " ")
+        return shortened(title, tf.strings.unicode_split(title, "UTF-8"), "")
+
+    return tf.cond(
+        tf.reduce_any(tf.strings.length(titles) >= max_tokens),
+        lambda: tf.map_fn(
+            lambda title: tf.cond(is_long(title[tf.newaxis])[0], lambda: cut(title), lambda: title),
+            titles,
+        ),
+        lambda: titles,
+    )
 
 
 def render(segments: Segments, values: Mapping[Slot, tf.Tensor]) -> tf.Tensor:
@@ -255,7 +301,31 @@ def assert_fits(
     num_tokens = tf.shape(tokens)[-1]
     unknown = {"example_id": "\0", "num_tokens": "\0"}
     text = too_long_message(variant, what, task=task, max_tokens=max_tokens, **unknown)
-    before, between, after = text.split("\0")
-    values = [before, example_id, between, tf.strings.as_string(num_tokens), after]
-    message = tf.strings.join([ERROR_BEGIN, *values, ERROR_END])
+    message = _message(text, example_id, tf.strings.as_string(num_tokens))
     return [tf.debugging.Assert(num_tokens <= max_tokens, [message])]
+
+
+def assert_distinct(
+    titles: tf.Tensor, cut: tf.Tensor, max_tokens: int | None, *, example_id: tf.Tensor
+) -> list[tf.Operation]:
+    """Returns an operation that fails where the cut of titles makes two of them equal.
+
+    Args:
+      titles: [n] plain titles.
+      cut: [n] the same, cut.
+      max_tokens: at which they are cut; None where they are not.
+      example_id: scalar string for the message.
+    """
+    if max_tokens is None:
+        return []
+    kept, _, counts = tf.unique_with_counts(cut)
+    text = same_title_message(example_id="\0", title="\0", max_tokens=max_tokens)
+    message = _message(text, example_id, kept[tf.argmax(counts)])
+    return [tf.debugging.Assert(tf.size(kept) == tf.size(tf.unique(titles).y), [message])]
+
+
+def _message(text: str, *values: tf.Tensor) -> tf.Tensor:
+    """Returns a message of ours with values where "\\0" stands, to be found in an error."""
+    before, *parts = text.split("\0")
+    filled = [part for pair in zip(values, parts, strict=True) for part in pair]
+    return tf.strings.join([ERROR_BEGIN, before, *filled, ERROR_END])

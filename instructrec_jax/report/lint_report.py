@@ -28,6 +28,8 @@ class TokenSummary:
       num_truncated: examples of which something had to go.
       num_history: history items of the sample's records, as far as the template shows them.
       num_history_dropped: how many of them were left out. No other slot loses a whole item.
+      num_titles_cut: titles of history and candidates that were cut, see
+        `instructions.token_budget`.
       num_words_cut: words taken from the newest title, or in answers from a teacher's text.
       num_tokens: tokens of instructions and answers.
       num_unknown: how many of them stand for something the vocabulary does not know.
@@ -46,6 +48,7 @@ class TokenSummary:
     num_truncated: int = 0
     num_history: int = 0
     num_history_dropped: int = 0
+    num_titles_cut: int = 0
     num_words_cut: int = 0
     num_tokens: int = 0
     num_unknown: int = 0

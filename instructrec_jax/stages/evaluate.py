@@ -16,7 +16,7 @@ import numpy as np
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints.source import Source, load_model, open_for_run
 from instructrec_jax.errors import UserError, unknown_name
-from instructrec_jax.instructions.token_budget import TokenRenderer, arrange
+from instructrec_jax.instructions.token_budget import TokenRenderer, arrange, title_limit
 from instructrec_jax.metrics import ranking
 from instructrec_jax.models.t5 import T5, T5Config
 from instructrec_jax.parallel.mesh import MeshSettings
@@ -226,13 +226,14 @@ def _requests(
         task=own.name,
     )
     number = own.source.num_input_examples(settings.split)
-    is_drawn = np.ones(number, bool)
+    is_drawn, num_cut = np.ones(number, bool), 0
     if settings.num_drawn is not None and settings.num_drawn < number:
         rng = np.random.default_rng(stable_seed("examples of an evaluation"))
         is_drawn[:] = False
         is_drawn[rng.choice(number, settings.num_drawn, replace=False)] = True
     for record in itertools.compress(own.records(settings.split), is_drawn):
-        record = arrange(record, data.feature_lengths)
+        record, num_titles_cut = arrange(record, data.feature_lengths, vocabulary)
+        num_cut += num_titles_cut > 0
         request = TokenRequest(
             request_id=record.example_id,
             instruction=renderer.instruction(record).tokens,
@@ -240,6 +241,9 @@ def _requests(
         )
         is_known = record.target_id in record.candidate_ids
         yield request, record.candidate_ids.index(record.target_id) if is_known else -1
+    if num_cut:
+        limit = title_limit(data.feature_lengths)
+        logger.info("%s: %d requests show titles that are cut at %d tokens", task, num_cut, limit)
 
 
 def _ranks(model: T5, labelled: Sequence[_Labelled], scorer: Scorer, normaliser: str) -> np.ndarray:

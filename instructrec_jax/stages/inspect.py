@@ -3,17 +3,18 @@
 import dataclasses
 import itertools
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from instructrec_jax.data.columnar import TRAIN
 from instructrec_jax.errors import UserError
-from instructrec_jax.instructions.render import EVALUATION, training_draw
-from instructrec_jax.instructions.token_budget import TokenRenderer
+from instructrec_jax.instructions.token_budget import TokenRenderer, arrange
 from instructrec_jax.manifest import read_manifest
-from instructrec_jax.stages.run_data import VOCABULARY_FILE, dataset_of
-from instructrec_jax.tokenizer import SentencePieceModel, load_vocabulary
+from instructrec_jax.stages.run_data import RunData, dataset_of
+from instructrec_jax.tokenizer import SentencePieceModel
 
 if TYPE_CHECKING:
     from instructrec_jax.pipeline.registry import InstructionTask
@@ -32,7 +33,8 @@ class RenderedExample:
       num_input_tokens: EOS included.
       num_target_tokens: EOS included.
       num_history_dropped: history items left out to keep the token budget.
-      num_words_cut: words taken from a title or a text to keep it.
+      num_titles_cut: titles of its history and its candidates that are cut.
+      num_words_cut: words taken from a title or a text to keep the budget.
     """
 
     example_id: str
@@ -41,30 +43,51 @@ class RenderedExample:
     num_input_tokens: int
     num_target_tokens: int
     num_history_dropped: int
+    num_titles_cut: int
     num_words_cut: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShownRun:
+    """The run whose examples are shown.
+
+    Attributes:
+      data: its records, tasks, feature lengths and vocabulary.
+      seed: of the order and the draws of training (RANDOM_SEED).
+      num_candidates: candidates of a training example (`TrainSettings.num_candidates`).
+    """
+
+    data: RunData
+    seed: int = 0
+    num_candidates: int = 10
 
 
 def inspect(
     task: str,
     *,
-    data_dir: Path | str,
+    data_dir: Path | str | None = None,
     split: str = "train",
     num_examples: int = 3,
     input_tokens: int | None = None,
     target_tokens: int | None = None,
-    task_module: str = "tasks.mixtures",
+    task_module: str | None = None,
+    run: Callable[[], ShownRun] | None = None,
 ) -> list[RenderedExample]:
-    """Renders the first examples of a task or mixture.
+    """Renders the first examples of a task or mixture as a run reads them.
+
+    Of the training split these are the first that training reads with the run's seed: as pairs, or
+    of a `.grouped` one as rankings, which a listwise objective reads. Of the others they
+    are the first in file order, as `score` and `eval` read them.
 
     Args:
-      task: its name, such as "ml_100k.A7"; the other forms of a task show the same text. A mixture
-        may hold SeqIO tasks from elsewhere.
-      data_dir: output folder of `build`.
+      task: its name, such as "ml_100k.A7". A mixture may hold SeqIO tasks from elsewhere.
+      data_dir: output folder of `build`; by default the run's.
       split: "train", "validation" or "test".
       num_examples: examples to show, at least 1.
-      input_tokens: most tokens of an instruction; no limit without it.
-      target_tokens: most tokens of an answer; no limit without it.
-      task_module: module that registers the tasks.
+      input_tokens: most tokens of an instruction; by default the run's, without one no limit.
+      target_tokens: most tokens of an answer, likewise.
+      task_module: module that registers the tasks; by default the run's, else tasks.mixtures.
+      run: returns the run that reads the examples; without it they are read without limits.
 
     Returns:
       The examples, for `as_text`.
@@ -72,52 +95,67 @@ def inspect(
     Raises:
       UserError: if the task, its data or the split is missing, or a number is impossible.
     """
-    lengths = {"inputs": input_tokens, "targets": target_tokens}
-    for name, value in (
-        ("num_examples", num_examples),
-        ("input_tokens", input_tokens),
-        ("target_tokens", target_tokens),
-    ):
+    limits = {"inputs": input_tokens, "targets": target_tokens}
+    for name, value in {**limits, "num_examples": num_examples}.items():
         if value is not None and value < 1:
-            raise UserError(f"{name}={value}; ask for at least 1")
+            flag = name if name == "num_examples" else f"{name[:-1]}_tokens"
+            raise UserError(f"{flag}={value}; ask for at least 1")
+    if run is None and data_dir is None:
+        raise UserError("neither --data_dir nor --gin_file is given; name the output of `build`")
     # Only now: the flags of `inspect` do without TensorFlow and SeqIO.
-    from instructrec_jax.pipeline import loader, record_store, registry, vocabulary
+    from instructrec_jax.pipeline import loader, record_store, registry
 
-    dataset = dataset_of(task)
-    registry.import_task_module(task_module, dataset)
-    record_store.use_data_dir(data_dir)
-    record_store.check_dataset(dataset)
-    folder = Path(data_dir) / dataset
-    # A model that `build` was given is T5's, which leaves its sentinel ids to its readers.
-    is_given = "vocabulary" in read_manifest(folder).inputs
-    extra_ids = vocabulary.T5_EXTRA_IDS if is_given else 0
-    vocabulary.use_vocabulary(folder / VOCABULARY_FILE, extra_ids=extra_ids)
-    name = task.removesuffix(f".{registry.GROUPED}").removesuffix(f".{registry.RANK}")
-    limits = {side: number for side, number in lengths.items() if number is not None}
-    words = load_vocabulary(folder / VOCABULARY_FILE, extra_ids=extra_ids)
-    provider = registry.get_for(split, name)
-    stream = (
-        _task_examples(provider, split, limits, words)
-        if isinstance(provider, registry.InstructionTask)
-        else loader.examples(name, split=split, feature_lengths=limits or None)
+    if data_dir is not None:
+        record_store.use_data_dir(data_dir)
+        record_store.check_dataset(dataset_of(task))
+    shown = run() if run else ShownRun(data=_plain_data(str(data_dir), dataset_of(task)))
+    given = {side: number for side, number in limits.items() if number is not None}
+    data = dataclasses.replace(
+        shown.data,
+        data_dir=str(data_dir or shown.data.data_dir),
+        module=task_module or shown.data.module,
+        feature_lengths={**shown.data.feature_lengths, **given},
     )
+    words = data.open(task)
+    name = task.removesuffix(f".{registry.RANK}")
+    if split != TRAIN:
+        name = name.removesuffix(f".{registry.GROUPED}")
+    provider, lengths = registry.get_for(split, name), data.feature_lengths
+    if split == TRAIN:
+        lengths = {**lengths, "candidates": shown.num_candidates}
+        stream = loader.examples(name, split=split, feature_lengths=lengths, seed=shown.seed)
+    elif isinstance(provider, registry.InstructionTask):
+        stream = _evaluated_examples(provider, split, lengths, words)
+    else:
+        stream = loader.examples(name, split=split, feature_lengths=lengths)
     return [_rendered(example, words) for example in itertools.islice(stream, num_examples)]
 
 
-def _task_examples(
+def _plain_data(data_dir: str, dataset: str) -> RunData:
+    """Returns records as they are read without a run: with the vocabulary of `build`, no limits."""
+    from instructrec_jax.pipeline.vocabulary import T5_EXTRA_IDS
+
+    # A model that `build` was given is T5's, which leaves its sentinel ids to its readers.
+    is_given = "vocabulary" in read_manifest(Path(data_dir) / dataset).inputs
+    extra_ids = T5_EXTRA_IDS if is_given else 0
+    return RunData(data_dir=data_dir, feature_lengths={}, extra_ids=extra_ids)
+
+
+def _evaluated_examples(
     task: "InstructionTask", split: str, lengths: Mapping[str, int], words: SentencePieceModel
 ) -> Iterator[Mapping[str, Any]]:
-    """Yields the examples of a task of ours, named as those of `loader.examples`."""
+    """Yields the examples of a task of ours as `score` reads them, named as by `loader`."""
     renderer = TokenRenderer(
         variant=task.variant, vocabulary=words, feature_lengths=lengths, task=task.name
     )
     for record in task.records(split):
-        draw = training_draw(task.variant, record) if split == TRAIN else EVALUATION
-        inputs, targets = renderer.instruction(record, draw), renderer.answer(record, draw)
+        record, num_titles_cut = arrange(record, lengths, words)
+        inputs, targets = renderer.instruction(record), renderer.answer(record)
         yield {
             "inputs": inputs.tokens,
             "targets": targets.tokens,
             "num_history_dropped": inputs.num_history_dropped,
+            "num_titles_cut": num_titles_cut,
             "num_words_cut": inputs.num_words_cut + targets.num_words_cut,
             "example_id": record.example_id.encode(),
         }
@@ -134,13 +172,19 @@ def as_text(examples: Sequence[RenderedExample], task: str) -> str:
 
 def _rendered(example: Mapping[str, Any], words: SentencePieceModel) -> RenderedExample:
     """Returns an example in words."""
+    if "candidates" in example:
+        targets = example["candidates"][example["target_index"]]
+        targets = targets[: np.count_nonzero(targets)]
+    else:
+        targets = example["targets"]
     return RenderedExample(
         example_id=bytes(example["example_id"]).decode(),
         inputs=words.decode(example["inputs"].tolist()),
-        targets=words.decode(example["targets"].tolist()),
+        targets=words.decode(targets.tolist()),
         num_input_tokens=len(example["inputs"]),
-        num_target_tokens=len(example["targets"]),
+        num_target_tokens=len(targets),
         num_history_dropped=int(example["num_history_dropped"]),
+        num_titles_cut=int(example["num_titles_cut"]),
         num_words_cut=int(example["num_words_cut"]),
     )
 
@@ -150,6 +194,8 @@ def _example_text(name: str, example: RenderedExample) -> str:
     note = f"{example.num_input_tokens} tokens"
     if example.num_history_dropped:
         note += f", {example.num_history_dropped} of the oldest history items dropped"
+    if example.num_titles_cut:
+        note += f", {example.num_titles_cut} titles cut"
     if example.num_words_cut:
         note += f", {example.num_words_cut} words cut"
     lines = (
@@ -163,7 +209,7 @@ def _example_text(name: str, example: RenderedExample) -> str:
 
 
 def _counts_text(examples: Sequence[RenderedExample]) -> str:
-    """Returns what was read, in one line."""
+    """Returns what was read, in two lines."""
     if not examples:
         return "no example"
     inputs = [example.num_input_tokens for example in examples]
@@ -171,8 +217,9 @@ def _counts_text(examples: Sequence[RenderedExample]) -> str:
     dropped = [example.num_history_dropped for example in examples]
     return (
         f"{len(examples)} examples: {min(inputs)}-{max(inputs)} tokens asked, "
-        f"{min(targets)}-{max(targets)} answered; history dropped in "
-        f"{sum(number > 0 for number in dropped)} ({sum(dropped)} items), words cut in "
+        f"{min(targets)}-{max(targets)} answered\nhistory dropped in "
+        f"{sum(number > 0 for number in dropped)} ({sum(dropped)} items), titles cut in "
+        f"{sum(example.num_titles_cut > 0 for example in examples)}, words cut in "
         f"{sum(example.num_words_cut > 0 for example in examples)}"
     )
 

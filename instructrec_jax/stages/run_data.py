@@ -21,7 +21,8 @@ class RunData:
     Attributes:
       data_dir: output folder of `build`, for one dataset or several (DATA_DIR); None where no
         record is read and `vocabulary` is given.
-      feature_lengths: tokens of "inputs" and "targets" (TASK_FEATURE_LENGTHS).
+      feature_lengths: tokens of "inputs" and "targets" (TASK_FEATURE_LENGTHS), and what else
+        `pipeline.preprocessors` reads there.
       module: module that registers the tasks (MIXTURE_OR_TASK_MODULE).
       vocabulary: a SentencePiece model; by default the one that `build` left with the dataset.
       extra_ids: sentinel ids after its pieces: 100 with T5's own file.
@@ -36,12 +37,12 @@ class RunData:
     extra_ids: int = 0
     buckets: Sequence[int] = ()
 
-    def open(self, *tasks: str, vocab_size: int) -> SentencePieceModel:
+    def open(self, *tasks: str, vocab_size: int | None = None) -> SentencePieceModel:
         """Points the pipeline to the records, tasks and vocabulary of the tasks' dataset.
 
         Args:
           *tasks: tasks or mixtures, "<dataset>.<name>".
-          vocab_size: rows of the model's embedding.
+          vocab_size: rows of the model's embedding; None where there is no model.
 
         Returns:
           The vocabulary.
@@ -59,7 +60,7 @@ class RunData:
         vocabulary.use_vocabulary(self._vocabulary_path(dataset), extra_ids=self.extra_ids)
         return model
 
-    def open_vocabulary(self, task: str, *, vocab_size: int) -> SentencePieceModel:
+    def open_vocabulary(self, task: str, *, vocab_size: int | None = None) -> SentencePieceModel:
         """Returns the vocabulary that a task's texts are tokenised with; needs no TensorFlow.
 
         Raises:
@@ -67,7 +68,8 @@ class RunData:
         """
         path = self._vocabulary_path(task)
         model = load_vocabulary(path, extra_ids=self.extra_ids)
-        if (size := model.get_piece_size()) > vocab_size:
+        size = model.get_piece_size()
+        if vocab_size is not None and size > vocab_size:
             raise UserError(
                 f"vocabulary {path} has {size} ids and the model only {vocab_size} rows for them; "
                 "set VOCAB_SIZE to at least that, or name the vocabulary the model was made for"

@@ -113,7 +113,7 @@ def generate(
     data.check_tokenizer(run.tasks[0], checkpoint.tokenizer)
     prepared = catalogue.open_catalogue(run.prepared_dir, run.tasks[0])
     lengths = data.feature_lengths
-    trie = catalogue.make_trie(prepared, vocabulary, max_tokens=lengths["targets"])
+    trie = catalogue.make_trie(prepared, vocabulary, lengths)
     logger.info("%d items of %d titles", len(prepared.items), trie.num_titles)
     search = _searcher(load_model(checkpoint, shapes), trie, run, device_mesh)
     found: Metrics = {"step": checkpoint.step}

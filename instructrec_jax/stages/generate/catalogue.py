@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,10 +14,17 @@ from instructrec_jax.data.prepared import PreparedData, read_prepared
 from instructrec_jax.errors import UserError
 from instructrec_jax.generation.catalogue_trie import CatalogueTrie, build_trie
 from instructrec_jax.instructions.language import plain_title
-from instructrec_jax.instructions.token_budget import TokenRenderer, arrange
+from instructrec_jax.instructions.token_budget import (
+    TokenRenderer,
+    arrange,
+    cut_title,
+    title_limit,
+)
 from instructrec_jax.pipeline import record_store, registry
 from instructrec_jax.stages.run_data import dataset_of
 from instructrec_jax.tokenizer import SentencePieceModel, tokens_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,21 +63,25 @@ def open_catalogue(prepared_dir: str, task: str) -> PreparedData:
 
 
 def make_trie(
-    prepared: PreparedData, vocabulary: SentencePieceModel, *, max_tokens: int
+    prepared: PreparedData, vocabulary: SentencePieceModel, feature_lengths: Mapping[str, int]
 ) -> CatalogueTrie:
-    """Returns the titles of all items as the targets of the tasks spell them.
+    """Returns the titles of all items as the targets of the tasks spell them, cut as there.
 
     Args:
       prepared: the catalogue.
       vocabulary: what makes them tokens.
-      max_tokens: of a title, EOS included.
+      feature_lengths: of the run (TASK_FEATURE_LENGTHS).
 
     Raises:
       UserError: if a title is longer, or nothing is left of it.
     """
-    titles = []
+    limit, max_tokens = title_limit(feature_lengths), feature_lengths["targets"]
+    titles, num_cut = [], 0
     for item in prepared.items:
-        tokens = tokens_of(vocabulary, plain_title(item.title))
+        plain = plain_title(item.title)
+        title = cut_title(plain, vocabulary, limit)
+        num_cut += title != plain
+        tokens = tokens_of(vocabulary, title)
         if len(tokens) > max_tokens:
             raise UserError(
                 f"the title of item {item.item_id} has {len(tokens)} tokens, and "
@@ -77,6 +89,8 @@ def make_trie(
                 "or shorten titles with `instructrec prepare --max_title_chars`"
             )
         titles.append(tokens)
+    if num_cut:
+        logger.info("%d of %d titles are cut at %d tokens", num_cut, len(titles), limit)
     return build_trie(titles, [item.item_id for item in prepared.items])
 
 
@@ -111,7 +125,7 @@ def requests(
     columns, histories = evaluated.columns, evaluated.histories
     index_of = {request.example_id: index for index, request in enumerate(evaluated)}
     for record in own.records(split):
-        record = arrange(record, feature_lengths)
+        record, _ = arrange(record, feature_lengths, vocabulary)
         index = index_of[record.example_id]
         target, excluded = int(columns.target_ids[index]), np.zeros(0, np.int32)
         if exclude_history and own.config == LEAVE_ONE_OUT:

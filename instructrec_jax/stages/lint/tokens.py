@@ -7,10 +7,10 @@ import numpy as np
 
 from instructrec_jax import tokenizer
 from instructrec_jax.data.columnar import TEST, TRAIN, VALIDATION
-from instructrec_jax.instructions.language import Slot, plain_title, slots_of
+from instructrec_jax.instructions.language import Slot, slots_of
 from instructrec_jax.instructions.lint import Finding, Severity
 from instructrec_jax.instructions.render import EVALUATION, render_record, training_draw
-from instructrec_jax.instructions.token_budget import MisfitError, TokenRenderer
+from instructrec_jax.instructions.token_budget import MisfitError, TokenRenderer, arrange
 from instructrec_jax.pipeline.record_store import as_record
 from instructrec_jax.pipeline.registry import InstructionTask
 from instructrec_jax.records import InstructionRecord
@@ -111,7 +111,7 @@ class _Tally:
         self._counts = dict.fromkeys(
             (
                 *("num_truncated", "num_history", "num_history_dropped", "num_tokens"),
-                *("num_unknown", "num_whole_targets", "num_words_cut"),
+                *("num_unknown", "num_whole_targets", "num_words_cut", "num_titles_cut"),
             ),
             0,
         )
@@ -123,14 +123,16 @@ class _Tally:
         draw = EVALUATION
         if self._split == TRAIN and not self._is_grouped:
             draw = training_draw(self._variant, record)
+        renderer = self._renderer
         try:
-            inputs, num_dropped, num_cut = self._renderer.instruction(record, draw)
+            record, num_titles_cut = arrange(record, renderer.feature_lengths, renderer.vocabulary)
+            inputs, num_dropped, num_cut = renderer.instruction(record, draw)
             if self._is_grouped:
-                answers = self._renderer.candidates(record)
+                answers = renderer.candidates(record)
                 index = record.candidate_ids.index(record.target_id)
-                is_whole = self._read(answers[index]) == plain_title(record.target)
+                is_whole = self._read(answers[index]) == record.target
             else:
-                answer = self._renderer.answer(record, draw)
+                answer = renderer.answer(record, draw)
                 answers, num_cut = [answer.tokens], num_cut + answer.num_words_cut
                 expected = render_record(self._variant, record, draw)[1]
                 is_whole = self._read(answer.tokens) == expected
@@ -148,7 +150,8 @@ class _Tally:
         counts["num_history"] += len(record.history) if self._shows_history else 0
         counts["num_history_dropped"] += num_dropped
         counts["num_words_cut"] += num_cut
-        counts["num_truncated"] += num_dropped + num_cut > 0
+        counts["num_titles_cut"] += num_titles_cut
+        counts["num_truncated"] += num_titles_cut + num_dropped + num_cut > 0
 
     def summary(self) -> TokenSummary:
         """Returns what was counted."""

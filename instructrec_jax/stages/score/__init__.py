@@ -20,6 +20,7 @@ from instructrec_jax.damage import FAIL, Damage
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Variant
 from instructrec_jax.instructions.task_modules import find_variant
+from instructrec_jax.instructions.token_budget import title_limit
 from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, num_batch_shares
 from instructrec_jax.progress import stop_on_sigterm
@@ -300,6 +301,11 @@ def _make_scorer(mesh: Mesh, readers: Sequence[SetReader], *, step_tokens: int) 
 
 def _log_cost(requests: Sequence[PendingRequest], rendering: Rendering) -> None:
     """Says what it takes to compare the candidates of a request, by the largest of the first."""
+    if num_cut := sum(request.num_titles_cut > 0 for request in requests):
+        logger.info(
+            "%d of the first %d requests show titles that are cut at %d tokens",
+            *(num_cut, len(requests), title_limit(rendering.feature_lengths)),
+        )
     number = max(len(request.candidates) for request in requests)
     cost = cost_of(rendering.candidate_view, number)
     if cost.num_views > 1 or rendering.with_prior:

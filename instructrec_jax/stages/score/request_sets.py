@@ -14,6 +14,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Variant, plain_title
 from instructrec_jax.instructions.render import prior_of, shows_candidates
 from instructrec_jax.instructions.token_budget import (
+    Arranged,
     MisfitError,
     TokenRenderer,
     arrange,
@@ -220,7 +221,8 @@ class PendingRequest:
 
     Attributes:
       row: the request as its set gave it, for messages.
-      record: the same, parsed.
+      record: the same, parsed, as the run shows it.
+      num_titles_cut: titles of it that the run shows cut.
       candidates: tokens of each candidate, int32 [t].
       views: indices of the candidates in each prompt of this round.
       prompts: the tokens of this round, for each view those of every variant.
@@ -230,13 +232,14 @@ class PendingRequest:
     def __init__(
         self,
         row: Any,
-        record: InstructionRecord,
+        arranged: Arranged,
         candidates: Sequence[np.ndarray],
         strategy: Strategy,
     ) -> None:
         """Begins the first round."""
-        self.row, self.record, self.candidates = row, record, candidates
-        self._rounds = strategy.rounds(len(candidates), record.example_id)
+        self.row, self.candidates = row, candidates
+        self.record, self.num_titles_cut = arranged
+        self._rounds = strategy.rounds(len(candidates), self.record.example_id)
         self.views = next(self._rounds)
         self.prompts: list[TokenRequest] = []
         self.outcome: Outcome | None = None
@@ -338,14 +341,16 @@ class SetReader:
         ready = []
         for row in rows:
             try:
-                record = arrange(own.requests.parse(row), rendering.feature_lengths)
-                candidates = self._renderers[0].candidates(record)
+                arranged = arrange(
+                    own.requests.parse(row), rendering.feature_lengths, rendering.vocabulary
+                )
+                candidates = self._renderers[0].candidates(arranged.record)
             except DamagedLineError as error:
                 damage.handle(error)
             except MisfitError as error:
                 damage.handle(own.requests.misfit(row, error))
             else:
-                ready.append(PendingRequest(row, record, candidates, rendering.candidate_view))
+                ready.append(PendingRequest(row, arranged, candidates, rendering.candidate_view))
         return self.next_round(ready, damage), damage
 
     def next_round(

@@ -37,7 +37,7 @@ class ExtractiveTeacher:
       name: name and version; the version changes with any rule, so that records can be told apart.
     """
 
-    name = "extractive-2"
+    name = "extractive-3"
 
     def preferences(self, history: Sequence[Item]) -> tuple[str, ...]:
         """Returns three texts on the taste that a history shows.
@@ -71,17 +71,14 @@ class ExtractiveTeacher:
         """
         read = sentences(review)
         rejected: collections.Counter[str] = collections.Counter()
-        best: list[Intention] = []
+        best: dict[str, Intention] = {}
         for sentence in read:
             for found in intentions_in(sentence):
-                if _gives_away(found, target):
-                    rejected["quotes_title"] += 1
-                    continue
-                best.append(found)
-                break
-        best.sort(key=lambda found: -found.weight)
-        kept = list({found.first: found for found in reversed(best)}.values())[::-1]
-        kept = kept[:MAX_INTENTIONS]
+                if not _gives_away(found.first, target):
+                    best.setdefault(found.first, found)
+                    break
+                rejected["quotes_title"] += 1
+        kept = sorted(best.values(), key=lambda found: found.rank)[:MAX_INTENTIONS]
         if not kept and not rejected:
             rejected[_reason(read)] += 1
         return Intentions(
@@ -91,15 +88,11 @@ class ExtractiveTeacher:
         )
 
 
-def _gives_away(found: Intention, target: Item) -> bool:
+def _gives_away(text: str, target: Item) -> bool:
     """Returns whether a text says which item was chosen, or who makes it."""
-    names = (target.title, target.brand)
-    if any(
-        name and quotes_title(text, name) for text in (found.first, found.third) for name in names
-    ):
+    if any(name and quotes_title(text, name) for name in (target.title, target.brand)):
         return True
-    telling = set(content_words(" ".join(names))) - GENERIC_WORDS
-    return found.may_name and not telling.isdisjoint(content_words(found.first))
+    return not (set(content_words(target.brand)) - GENERIC_WORDS).isdisjoint(content_words(text))
 
 
 def _reason(read: Sequence[str]) -> str:

@@ -1,10 +1,11 @@
 """Intentions: the few sentences of a review that tell surely what somebody wanted.
 
 A rule finds a phrase in a sentence ("bought this for *my son's birthday*") and says it in a frame
-("I want something for my son's birthday"). A sentence that complains or denies gives nothing, and
-neither does a phrase that speaks of the shop, of the item itself or, outside "I like ..." and "I am
-a fan of ...", of a name: such texts are wrong too often. What was bought is left open. The rules
-are in `rules.txt`, the words in `words.json`.
+("I want something for my son's birthday"). Nearly all rules know every word of their phrase, so
+that what they say is said rightly; the few that do not take a need that is spelt out ("I was
+looking for ..."), up to the end of the thought, and drop it where it holds a name, a verb, the shop
+or a word that only points. A sentence that complains, denies or doubts gives nothing, and neither
+does one on a gift that was received. The rules are in `rules.txt`, the words in `words.json`.
 """
 
 import dataclasses
@@ -17,12 +18,10 @@ from instructrec_jax.instructions.leaks import content_words
 from instructrec_jax.teacher.extractive.word_lists import WORDS, one_of, trimmed
 
 MAX_CHARS = 160  # two lines of a prompt, twice the mean of the paper's texts
-_MAX_PHRASE_WORDS = 12
-_BEFORE = 25  # characters before a match in which a denial counts
+_MAX_OPEN_WORDS, _MIN_OPEN_CONTENT = 9, 2
 _ROOM = 20  # characters that the view from outside may take more
-_THING_FRAMES = ("looking for {x}", "something with {x}")
 # Bound the time that one review can take.
-_MAX_REVIEW_CHARS, _MAX_SENTENCES = 4000, 40
+_MAX_REVIEW_CHARS, _MAX_SENTENCES, _MAX_SENTENCE_CHARS = 4000, 40, 400
 
 _MARKUP = re.compile(r"<[^<>]{1,80}>|\[\[[^\[\]]*\]\]|(?:https?://|www\.)\S+|\S{1,64}@\S{1,64}")
 _SIGNS = re.compile(
@@ -35,25 +34,32 @@ _SENTENCE_END = re.compile(
 _WORD = re.compile(r"\b")
 _LONE_I = re.compile(r"\bi(?=$|[\s,']|'(?:m|ve|d|ll)\b)")
 _COMPLAINT = re.compile(rf"\b(?:{one_of('complaints')}|\w+n't)\b", re.IGNORECASE)
-_NAME = re.compile(r"(?<=\s)(?!I\b|Christmas|Easter|Valentine|Mother's|Father's|R&B)[\"']?[A-Z]")
-# Where a phrase ends: at a mark, or where a new clause starts.
-_END = re.compile(
-    r"[,:()\[\]\"\u2013\u2014].*|\s-+\s.*"
-    rf"|\s(?:{one_of('clause_starts')}|and {one_of('starts_after_and')})\b.*",
+_DOUBT = re.compile(rf"\b(?:{one_of('doubts')}|(?:some|half|few) of)\b", re.IGNORECASE)
+_RECEIVED = re.compile(
+    r"\b(?:received|(?:was|were|been) (?:given|gifted)|(?:gave|given to|got|bought|sent|gifted)"
+    rf" (?:me|us)|from (?:my|our|a friend)|for (?:me|us) as|(?:he|she|{one_of('relations')})"
+    r" (?:bought|got|gave|purchased|sent))\b",
     re.IGNORECASE,
+)
+_NAME = re.compile(r"\s(?!I\b|Christmas|Easter|Valentine|Mother's|Father's|R&B)[\"']?[A-Z]")
+# Where an open phrase ends: at a mark, or where a new clause starts.
+_END = re.compile(
+    rf"[,:()\[\]\"\u2013\u2014/].*|\s-+\s.*|\s(?:{one_of('clause_starts')})\b.*", re.IGNORECASE
 )
 _LOOSE_END = re.compile(rf"(?:\s{one_of('loose_ends')})+$", re.IGNORECASE)
-# A phrase with one of these is on the shop, on the item itself or on what happened.
 _UNCLEAR = re.compile(
-    rf"\b{one_of('pointers', 'verbs', 'vague_nouns')}\b|\b(?:{one_of('praise')}|product|item)$",
+    rf"\b{one_of('pointers', 'verbs', 'shop_words')}\b|\b{one_of('vague_nouns')}$|[$\d]",
     re.IGNORECASE,
 )
-_SHOP = re.compile(rf"\b(?:{one_of('shop_words')}|other|rest|first|last)\b|[$\d]", re.IGNORECASE)
-_VERB = re.compile(rf"\b(?:{one_of('description_verbs')}|\w+'s)\b")
-_DETERMINER = re.compile(r"(?:an?|the|my|some|something|more|new|many|all|any)\b", re.IGNORECASE)
-_AFTER_NOUN = re.compile(r" (?:for|to|of|in|on|with|from|by|that|who|at|and)\b")
-_FEASTS = re.compile(r"\b(?:christmas|easter|valentine's|mother's|father's)\b", re.IGNORECASE)
-_EVERYDAY = re.compile(rf"\b{one_of('praise', 'occasions')}\b", re.IGNORECASE)
+_CAPITALS = {word.lower(): word for word in WORDS["capitals"]}
+_CAPITAL = re.compile(rf"(?<!\w){one_of('capitals')}(?!\w)", re.IGNORECASE)
+_ADVERB = re.compile(rf"\b{one_of('adverbs')} ")
+# As a wish says it of the item: "smell good" and "smelled good" both become "smells good".
+_VERBS = {"was": "is", "were": "are", "made": "makes", "left": "leaves", "kept": "keeps"}
+_VERBS |= {v: f"{v}s" for v in ("smell", "fit", "taste", "feel", "lather", "leave", "make", "keep")}
+_COUNTED = re.compile(
+    rf"\b(?:{one_of('counted', 'counted_aspects')}|gift idea|gift|present|stuffer)(?: for .*)?$"
+)
 _THIRD = {"my": "their", "our": "their", "me": "them", "us": "them", "mine": "theirs"}
 
 
@@ -64,23 +70,19 @@ class Intention:
     Attributes:
       first: as the user says it.
       third: seen from outside.
-      weight: how surely it is a need.
-      may_name: whether it may name what is liked.
+      rank: of its rule, 0 for the surest.
     """
 
     first: str
     third: str
-    weight: float
-    may_name: bool
+    rank: int
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rule:
     """A rule of `rules.txt`."""
 
-    weight: float
-    min_content: int
-    flags: str
+    is_open: bool
     frame: str
     pattern: re.Pattern[str]
 
@@ -92,13 +94,13 @@ def _read_rules() -> list[_Rule]:
     lines = Path(__file__).with_name("rules.txt").read_text(encoding="utf-8").splitlines()
     remaining = (line for line in lines if line and not line.startswith("#"))
     for line in remaining:
-        if line[0].isdigit():
-            weight, min_content, flags, frame = line.split(" ", 3)
-            pattern = re.compile(_expanded(next(remaining), named), re.IGNORECASE)
-            rules.append(_Rule(float(weight), int(min_content), flags, frame, pattern))
+        name, is_definition, text = line.partition(" = ")
+        if is_definition:
+            named[name] = _expanded(text, named)
         else:
-            name, _, pattern_text = line.partition(" = ")
-            named[name] = _expanded(pattern_text, named)
+            flag, frame = line.split(" ", 1)
+            pattern = re.compile(_expanded(next(remaining), named), re.IGNORECASE)
+            rules.append(_Rule(flag == "open", frame, pattern))
     return rules
 
 
@@ -131,23 +133,24 @@ def sentences(review: str) -> list[str]:
 
 
 def complains(text: str) -> bool:
-    """Returns whether a text denies or blames: what somebody did not get is no intention."""
+    """Returns whether a text denies, blames or doubts: what it tells of is not surely wanted."""
     return _COMPLAINT.search(text) is not None
 
 
 def intentions_in(sentence: str) -> Iterator[Intention]:
     """Yields the intentions that the rules find in a sentence, the surest first."""
-    for rule in _RULES:
+    if complains(sentence) or _RECEIVED.search(sentence) or len(sentence) > _MAX_SENTENCE_CHARS:
+        return
+    for rank, rule in enumerate(_RULES):
         match = rule.pattern.search(sentence)
         if match is None or sentence.count('"', 0, match.start()) % 2:
             continue
-        phrase = match["x"] if "p" in rule.flags else _phrase(match["x"])
-        said = sentence[max(0, match.start() - _BEFORE) : match.start("x") + len(phrase)]
-        if complains(said) or not _is_clear(phrase, rule):
+        if _DOUBT.search(sentence, 0, match.end("x")):
             continue
-        first = rule.frame.format(x=_in_general(phrase, rule))
-        if len(first) + _ROOM <= MAX_CHARS:
-            yield Intention(first, third_person(first), rule.weight, "n" in rule.flags)
+        phrase = _open_phrase(match["x"]) if rule.is_open else _known_phrase(match["x"], rule)
+        first = rule.frame.format(x=phrase)
+        if phrase and len(first) + _ROOM <= MAX_CHARS:
+            yield Intention(first, third_person(first), rank)
 
 
 def third_person(text: str) -> str:
@@ -157,40 +160,33 @@ def third_person(text: str) -> str:
     """
     _, verb, rest = text.split(" ", 2)
     said = {"am": "is", "would": "would"}.get(verb, f"{verb}s")
-    return f"The user {said} {''.join(_THIRD.get(word, word) for word in re.split(_WORD, rest))}"
+    return f"The user {said} {''.join(_THIRD.get(word, word) for word in _WORD.split(rest))}"
 
 
-def _phrase(text: str) -> str:
-    """Returns a phrase up to where its thought ends."""
+def _open_phrase(text: str) -> str:
+    """Returns a phrase up to where its thought ends; "" where it is not surely a thing to want."""
     text = trimmed(_END.sub("", text, count=1))
     while (shorter := trimmed(_LOOSE_END.sub("", text))) != text:
         text = shorter
-    return text
+    is_short = text.count(" ") < _MAX_OPEN_WORDS
+    if not is_short or len(content_words(text)) < _MIN_OPEN_CONTENT:
+        return ""
+    return "" if _UNCLEAR.search(text) or _NAME.search(text) else _with_capitals(text)
 
 
-def _is_clear(phrase: str, rule: _Rule) -> bool:
-    """Returns whether a phrase tells something, in few words, and nothing of shop, item or past."""
-    telling = content_words(phrase)
-    is_short = len(telling) >= rule.min_content and phrase.count(" ") < _MAX_PHRASE_WORDS
-    max_names = 2 if "n" in rule.flags else 0
-    if not is_short or _SHOP.search(phrase) or len(_NAME.findall(phrase)) > max_names:
-        return False
-    if "d" in rule.flags and _VERB.search(phrase):
-        return False
-    return "p" in rule.flags or not _UNCLEAR.search(phrase)
+def _known_phrase(text: str, rule: _Rule) -> str:
+    """Returns a phrase of known words in the present, with its article and capitals."""
+    phrase = re.sub(r",(?= \S+$)", "", _ADVERB.sub("", text.lower()))
+    phrase = re.sub(r"(?<=[st]) to (?=my|our)", " for ", phrase)  # "a gift to my son"
+    phrase = re.sub(r"\b(?:was|were)\b", lambda found: _VERBS[found[0]], phrase)
+    if rule.frame.endswith(" that {x}"):
+        verb, _, rest = phrase.partition(" ")
+        phrase = f"{_VERBS.get(verb, verb)} {re.sub('^(?:your|the) ', 'my ', rest)}"
+    if _COUNTED.search(phrase) and not re.match(r"(?:an?|the|some) ", phrase):
+        phrase = f"a {phrase}"
+    phrase = re.sub(r"\ban (?=\w)", "a ", _with_capitals(phrase))
+    return re.sub(r"\ba (?=[aeioE]|un(?!i)|u[^ns]|R&B)", "an ", phrase)
 
 
-def _in_general(phrase: str, rule: _Rule) -> str:
-    """Returns a phrase said of any item: in the present, with the article it lacks."""
-    head, blank, rest = phrase.partition(" ")
-    if "n" not in rule.flags and not rest[:1].isupper():
-        phrase = head.lower() + blank + rest
-    phrase = _EVERYDAY.sub(lambda found: found[0].lower(), phrase)
-    phrase = _FEASTS.sub(lambda found: found[0].capitalize(), phrase)
-    phrase = re.sub(r"^(?:his|her|their)\b", "the", phrase)
-    phrase = re.sub(r"\bwas\b", "is", re.sub(r"\bwere\b", "are", phrase))
-    if rule.frame.endswith(_THING_FRAMES) and not _DETERMINER.match(phrase):
-        noun = _AFTER_NOUN.split(phrase, maxsplit=1)[0].rpartition(" ")[2]
-        if not noun.endswith("s") and noun not in WORDS["uncounted"]:
-            phrase = f"a {phrase}"
-    return re.sub(r"^a (?=[aeio]|un(?!i))", "an ", phrase)
+def _with_capitals(text: str) -> str:
+    return _CAPITAL.sub(lambda found: _CAPITALS[found[0].lower()], text)

@@ -12,19 +12,20 @@ nothing recurs, the texts say what was chosen, and no more.
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
-from instructrec_jax.data.titles import cut_title
+from instructrec_jax.data.titles import cut_title, path_labels
 from instructrec_jax.instructions.leaks import GENERIC_WORDS, is_content, words
 from instructrec_jax.records import Item
 from instructrec_jax.teacher.extractive.word_lists import WORDS, one_of, trimmed
 
 MAX_CHARS, MAX_WORDS = 200, 26
-_SHORT_WORDS = 16  # a shorter text has room to say on how many choices it rests
 # What is seen twice recurs. One word that two titles share may be chance, three titles mean it.
 MIN_COUNT, MIN_LONE_WORD = 2, 3
-# A brand or a platform makes a taste from this share of the history on: two of twenty do not.
-MIN_SHARE = 0.2
+# Categories, brands and platforms make a taste from this share of the history on: two of twenty do
+# not; a category within another from this share of that one on.
+MIN_SHARE, MIN_SHARE_WITHIN = 0.2, 1 / 3
 # A word is said with its neighbours where they stand by it in this share of its titles.
 MIN_RUN_SHARE = 0.6
 _MAX_RUN, _MAX_HEAD_CHARS = 4, 30
@@ -43,13 +44,8 @@ _FRAMES = {
     "brands": ("often by {x}", "I like what comes from {x}", "much of it by {x}"),
     "platforms": ("often for {x}", "I often want something for {x}", "much of it for {x}"),
     "terms": ("with a liking for titles with {x}", "I look out for {x}", "{x} again and again"),
-    "latest": ("most recently {x}", "and lately I have turned to {x}", "most recently {x}"),
+    "latest": ("most recently {x}", "and last I chose {x}", "most recently {x}"),
 }
-_TAILS = (
-    "to judge by {n} choices so far",
-    "as my {n} choices so far show",
-    "judged by {n} choices",
-)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,12 +67,10 @@ def preference_texts(history: Sequence[Item]) -> tuple[str, ...]:
         chosen = dict.fromkeys(t.path[-1] if t.path else t.head for t in reversed(traits))
         taste = {"chosen": tuple(chosen)[:3]}
     found = []
-    for voice, tail in enumerate(_TAILS):
+    for voice in range(3):
         text = ""
         for name, names in taste.items():
             text = _joined(text, _FRAMES[name][voice].format(often=often, x=_enumerated(names)))
-        if "topic" in taste and text.count(" ") < _SHORT_WORDS:
-            text = _joined(text, tail.format(n=len(history)))
         found.append(trimmed(cut_title(text, MAX_CHARS)))
     return tuple(found)
 
@@ -86,10 +80,10 @@ def _taste(traits: Sequence[_Traits]) -> tuple[dict[str, tuple[str, ...]], str]:
     total = len(traits)
     enough = max(MIN_COUNT, MIN_SHARE * total)
     paths = [each.path for each in traits if each.path]
-    labels = _counts(label for path in paths for label in path)
-    topic, detail, other = _topics(labels, paths)
-    brands = _commonest(_counts(each.brand for each in traits if each.brand), enough)[:2]
-    platforms = _commonest(_counts(name for each in traits for name in each.platforms), enough)[:1]
+    labels = Counter(label for path in paths for label in path)
+    topic, detail, other = _topics(labels, paths, enough)
+    brands = _commonest(Counter(each.brand for each in traits if each.brand), enough)[:2]
+    platforms = _commonest(Counter(name for each in traits for name in each.platforms), enough)[:1]
     said = {topic, detail, other, *brands}
     min_lone = MIN_LONE_WORD if topic or brands or platforms else MIN_COUNT
     last = traits[-1]
@@ -110,7 +104,9 @@ def _taste(traits: Sequence[_Traits]) -> tuple[dict[str, tuple[str, ...]], str]:
     return {name: x for name, x in found.items() if x}, "nearly always" if share == 1.0 else often
 
 
-def _topics(labels: dict[str, int], paths: Sequence[tuple[str, ...]]) -> tuple[str, str, str]:
+def _topics(
+    labels: Counter[str], paths: Sequence[tuple[str, ...]], enough: float
+) -> tuple[str, str, str]:
     """Returns the category that recurs most, the most recurrent within it, and that outside it.
 
     The department that all share is a topic only where there is no other category.
@@ -121,15 +117,18 @@ def _topics(labels: dict[str, int], paths: Sequence[tuple[str, ...]]) -> tuple[s
         return (root if labels.get(root, 0) >= MIN_COUNT and len(labels) == 1 else ""), "", ""
     topic = found[0]
     inside = (path[path.index(topic) + 1 :] for path in paths if topic in path)
-    within = _commonest(_counts(label for rest in inside for label in rest))[:1]
-    outside = _counts(label for path in paths if topic not in path for label in path)
-    others = [label for label in _commonest(outside) if label != root and label not in within]
+    enough_within = max(MIN_COUNT, MIN_SHARE_WITHIN * labels[topic])
+    within = _commonest(Counter(label for rest in inside for label in rest), enough_within)[:1]
+    outside = Counter(label for path in paths if topic not in path for label in path)
+    others = [
+        label for label in _commonest(outside, enough) if label != root and label not in within
+    ]
     return topic, next(iter(within), ""), next(iter(others), "")
 
 
 def _terms(traits: Sequence[_Traits], named: str, *, min_lone: int) -> tuple[str, ...]:
     """Returns up to two runs of words that recur in titles, the commonest first, unless named."""
-    counts = _counts(run for each in traits for run in each.runs)
+    counts = Counter(run for each in traits for run in each.runs)
     shown = {run: text for each in reversed(traits) for run, text in each.runs.items()}
     used = set(words(named))
     found: list[str] = []
@@ -152,7 +151,7 @@ def _terms(traits: Sequence[_Traits], named: str, *, min_lone: int) -> tuple[str
 @functools.lru_cache(maxsize=1 << 18)
 def _traits(title: str, category: str, brand: str) -> _Traits:
     """Returns what one item may add, worked out once for each item."""
-    labels = (_plain(label) for label in category.split(", "))
+    labels = (_plain(label) for label in path_labels(category))
     head = _TITLE_END.split(title.strip(), maxsplit=1)[0].strip()
     return _Traits(
         path=tuple(dict.fromkeys(label for label in labels if label)),
@@ -183,18 +182,9 @@ def _runs(title: str) -> dict[str, str]:
     return found
 
 
-def _counts(names: Iterable[str]) -> dict[str, int]:
-    """Counts names, in order of appearance."""
-    counts: dict[str, int] = {}
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
-    return counts
-
-
-def _commonest(counts: dict[str, int], enough: float = MIN_COUNT) -> tuple[str, ...]:
+def _commonest(counts: Counter[str], enough: float = MIN_COUNT) -> tuple[str, ...]:
     """Returns what was counted often enough, the commonest and then the first seen first."""
-    found = [name for name, count in counts.items() if count >= enough]
-    return tuple(sorted(found, key=lambda name: -counts[name]))
+    return tuple(name for name, count in counts.most_common() if count >= enough)
 
 
 def _brand(brand: str) -> str:
