@@ -121,6 +121,7 @@ def inspect(
     if split != TRAIN:
         name = name.removesuffix(f".{registry.GROUPED}")
     provider, lengths = registry.get_for(split, name), data.feature_lengths
+    stream: Iterator[Mapping[str, Any]]
     if split == TRAIN:
         lengths = {**lengths, "candidates": shown.num_candidates}
         stream = loader.examples(name, split=split, feature_lengths=lengths, seed=shown.seed)
