@@ -31,8 +31,6 @@ MAX_INTENTIONS = 2
 class ExtractiveTeacher:
     """Writes preferences and intentions by rules; a `texts.Teacher`.
 
-    The same input gives the same texts in every process.
-
     Attributes:
       name: name and version; the version changes with any rule, so that records can be told apart.
     """
@@ -53,11 +51,6 @@ class ExtractiveTeacher:
 
     def intentions(self, review: str, target: Item) -> Intentions:
         """Returns the intentions that a review tells of.
-
-        Example:
-          ("I bought this for my son's birthday. He loves it.", item) ->
-          vague ("I want something for my son's birthday",),
-          second_vague ("The user wants something for their son's birthday",).
 
         Args:
           review: text as its writer left it; markup and entities are cleaned.
