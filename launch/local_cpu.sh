@@ -2,7 +2,8 @@
 # Trains on this machine's CPU. Arguments go to `instructrec train`:
 #
 #   launch/local_cpu.sh --gin_file=gin/models/t5_tiny.gin --gin_file=gin/mixtures/ml_100k.gin \
-#     --gin_file=gin/runs/finetune.gin --gin.MODEL_DIR='"runs/model"'
+#     --gin_file=gin/runs/from_scratch.gin --gin.DATA_DIR='"runs/records"' \
+#     --gin.MODEL_DIR='"runs/model"'
 #
 # NUM_DEVICES=8 splits the CPU into as many devices, to try out a sharded run.
 set -euo pipefail

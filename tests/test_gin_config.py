@@ -119,7 +119,8 @@ def test_a_file_found_behind_the_first_folder_is_no_error(tmp_path, monkeypatch,
     names = ("models/t5_tiny.gin", "mixtures/ml_100k.gin", "runs/finetune.gin")
     paths = [gin_files.find_gin_file(f"gin/{name}") for name in names]
     texts = gin_files.read_files(paths)
-    bindings = gin_files.read_bindings(["DATA_DIR='a'", "MODEL_DIR='b'", "TRAIN_STEPS=3"], texts)
+    given = ["DATA_DIR='a'", "MODEL_DIR='b'", "TRAIN_STEPS=3", "INITIAL_CHECKPOINT_PATH=None"]
+    bindings = gin_files.read_bindings(given, texts)
     gin_config.configure(stage.train, [*texts, *bindings])
     assert caplog.records == []
 

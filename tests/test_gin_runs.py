@@ -17,7 +17,7 @@ from instructrec_jax.stages import train as stage
 
 FINETUNE = "gin/runs/finetune.gin"
 MIXTURE = "gin/mixtures/ml_100k.gin"
-BINDINGS = ["DATA_DIR='records'", "MODEL_DIR='model'"]
+BINDINGS = ["DATA_DIR='records'", "MODEL_DIR='model'", "INITIAL_CHECKPOINT_PATH=None"]
 
 
 class StoppedError(Exception):
@@ -81,7 +81,7 @@ def test_a_dry_run_shows_config_parameters_mesh_and_bytes_per_device(caplog):
     line = re.search(
         r"ml_100k\.all: 2,849,757,184 parameters, mesh data=2, fsdp=1, tensor=4, "
         r"([\d,.]+) MiB of state per device \(([\d,.]+) MiB of parameters, ([\d.]+) MiB of the "
-        r"optimizer's\); adafactor, 20000 steps of 128 rows, into model",
+        r"optimizer's\); adafactor, 20000 steps of 128 rows from random weights, into model",
         text,
     )
     state, parameters, moments = (float(group.replace(",", "")) for group in line.groups())
@@ -270,11 +270,11 @@ def test_the_overlay_frozen_keeps_parts_out_of_gradient_and_optimizer(caplog):
 def test_candidate_views_are_chosen_on_the_command_line(run, bindings, expected, monkeypatch):
     seen = {}
 
-    def stop(_checkpoint_path):
+    def stop(*_, **__):
         seen.update(sys._getframe(1).f_locals)
         raise StoppedError
 
-    monkeypatch.setattr(score_stage, "open_source", stop)
+    monkeypatch.setattr(score_stage, "open_for_run", stop)
     given = [*bindings, "DATA_DIR='d'", "CHECKPOINT_PATH='c'", "INFER_OUTPUT_DIR='o'"]
     given += ["WITH_PRIOR=True"] + (["REQUESTS='r.jsonl'"] if run == "score_requests" else [])
     files = ["gin/models/t5_tiny.gin", MIXTURE, f"gin/runs/{run}.gin"]

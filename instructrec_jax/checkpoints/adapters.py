@@ -26,7 +26,8 @@ from instructrec_jax.checkpoints.parameters import (
     check_found,
     config_parameters,
 )
-from instructrec_jax.checkpoints.source import Adapters, Source, open_source
+from instructrec_jax.checkpoints.ranking_config import find_ranking_config
+from instructrec_jax.checkpoints.source import Adapters, Source, find_tokenizer, open_source
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import LORA_A, LORA_B, Lora
 
@@ -145,7 +146,14 @@ def open_run(folder: Path) -> Source:
         return a.reshape(-1, note.rank), b.reshape(note.rank, -1)
 
     adapters = Adapters(base=base, rank=note.rank, alpha=note.alpha, names=(*changed,), read=read)
-    return _merged(folder, adapters, note, step=store.checkpoint_step(folder), members=(folder,))
+    return _merged(
+        folder,
+        adapters,
+        note,
+        step=store.checkpoint_step(folder),
+        members=(folder,),
+        homes=(folder, folder.parent, folder.parent.parent),
+    )
 
 
 def is_peft(path: Path) -> bool:
@@ -194,8 +202,14 @@ def open_peft(path: Path) -> Source:
 
     adapters = Adapters(base=base, rank=note.rank, alpha=note.alpha, names=(*names,), read=read)
     step = metadata.get(_STEP, "0")
-    members = (path / PEFT_CONFIG, path / PEFT_WEIGHTS)
-    return _merged(path, adapters, note, step=int(step) if step.isdigit() else 0, members=members)
+    return _merged(
+        path,
+        adapters,
+        note,
+        step=int(step) if step.isdigit() else 0,
+        members=(path / PEFT_CONFIG, path / PEFT_WEIGHTS),
+        homes=(path,),
+    )
 
 
 def write_peft(folder: Path, opened: Source) -> None:
@@ -236,9 +250,15 @@ def write_peft(folder: Path, opened: Source) -> None:
 
 
 def _merged(
-    path: Path, adapters: Adapters, note: Note, *, step: int, members: tuple[Path, ...]
+    path: Path,
+    adapters: Adapters,
+    note: Note,
+    *,
+    step: int,
+    members: tuple[Path, ...],
+    homes: tuple[Path, ...],
 ) -> Source:
-    """Returns the base with the adapters merged."""
+    """Returns the base with the adapters merged; `homes` may say how they rank."""
     base = adapters.base
     is_checked = False
 
@@ -262,7 +282,8 @@ def _merged(
         config=base.config,
         read=read,
         members=(*members, *base.members),
-        tokenizer=base.tokenizer,
+        tokenizer=base.tokenizer or find_tokenizer(*homes),
+        ranking=find_ranking_config(*homes) or base.ranking,
         adapters=adapters,
     )
 

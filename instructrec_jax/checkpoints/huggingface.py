@@ -17,6 +17,7 @@ import numpy as np
 from instructrec_jax import files
 from instructrec_jax.checkpoints import safetensors
 from instructrec_jax.checkpoints.parameters import Read, Shape, check_found, neutral_shapes
+from instructrec_jax.checkpoints.ranking_config import find_ranking_config
 from instructrec_jax.checkpoints.source import Source, find_tokenizer
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import NORM_EPSILON, T5Config
@@ -109,6 +110,7 @@ def open_huggingface(path: Path) -> Source:
         read=lambda name: to_stored(name, safetensors.read_array(entries[stored_name(name)])),
         members=(path / CONFIG_FILE, *sorted(weights)),
         tokenizer=find_tokenizer(path),
+        ranking=find_ranking_config(path),
     )
 
 

@@ -19,6 +19,7 @@ from instructrec_jax.checkpoints.parameters import (
     infer_config,
     to_neutral,
 )
+from instructrec_jax.checkpoints.ranking_config import find_ranking_config
 from instructrec_jax.checkpoints.source import Source, find_tokenizer
 from instructrec_jax.checkpoints.t5x_layout import (
     KINDS,
@@ -70,6 +71,7 @@ def open_native(path: Path) -> Source:
         read=reader.read,
         members=(folder,),
         tokenizer=find_tokenizer(folder, *_homes(folder)),
+        ranking=find_ranking_config(folder, *_homes(folder)),
         slots=reader.slots(),
     )
 

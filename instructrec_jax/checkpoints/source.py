@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from instructrec_jax import files
 from instructrec_jax.checkpoints.parameters import Read, assemble
+from instructrec_jax.checkpoints.ranking_config import RankingConfig
 from instructrec_jax.checkpoints.t5x_layout import SavedSlots
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import T5, T5Config
@@ -58,6 +59,7 @@ class Source:
       read: gives the neutral array of a name; asked layer by layer of one parameter after another.
       members: the files, or the one folder, whose bytes it consists of.
       tokenizer: the SentencePiece model beside it, if there is one.
+      ranking: how it says that it ranks, None where it does not.
       slots: the state of Adafactor with which it was trained, if it holds one for all parameters.
       adapters: what it changes of another checkpoint, if that is all it holds.
     """
@@ -69,6 +71,7 @@ class Source:
     read: Read
     members: tuple[Path, ...]
     tokenizer: Path | None = None
+    ranking: RankingConfig | None = None
     slots: SavedSlots | None = None
     adapters: Adapters | None = None
 

@@ -19,6 +19,7 @@ from instructrec_jax.checkpoints.parameters import (
     infer_config,
     neutral_shapes,
 )
+from instructrec_jax.checkpoints.ranking_config import find_ranking_config
 from instructrec_jax.checkpoints.source import Source, find_tokenizer
 from instructrec_jax.checkpoints.t5x_layout import (
     PARAM_STATES,
@@ -207,6 +208,7 @@ def open_t5x(folder: Path) -> Source:
         read=opened.read,
         members=(opened.folder,),
         tokenizer=find_tokenizer(opened.folder, opened.folder.parent),
+        ranking=find_ranking_config(opened.folder, opened.folder.parent),
         slots=opened.slots,
     )
 

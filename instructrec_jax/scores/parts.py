@@ -207,13 +207,16 @@ def write_part(
         pq.write_table(table, temporary, compression="zstd")
 
 
-def score_rows(template: str, scored: Iterable[ScoredRequest]) -> list[dict[str, Any]]:
+def score_rows(
+    template: str, scored: Iterable[ScoredRequest], *, normaliser: str = "sum"
+) -> list[dict[str, Any]]:
     """Returns the rows of scored requests.
 
     Args:
       template: id of the template that wrote the instructions; of a system without prompts any
         name, one for each family and kind of query.
       scored: requests with the log-likelihoods of their candidates.
+      normaliser: what "rank" is by.
 
     Raises:
       UserError: if a log-likelihood is not a number.
@@ -232,7 +235,14 @@ def score_rows(template: str, scored: Iterable[ScoredRequest]) -> list[dict[str,
         row = {field.name: getattr(request, field.name) for field in _FIELDS}
         if row["last_round"] is None:
             row["last_round"] = np.ones(len(request.candidate_ids), np.int32)
-        rank = ranking.ranks_of_all(request.log_likelihood, row["last_round"]).astype(np.int32)
+        values = ranking.normalise(
+            request.log_likelihood,
+            request.num_tokens,
+            normaliser,
+            num_chars=request.num_chars,
+            prior_log_likelihood=priors,
+        )
+        rank = ranking.ranks_of_all(values, row["last_round"]).astype(np.int32)
         row |= {"example_id": row.pop("request_id"), "template_id": template, "rank": rank}
         rows.append(row)
     return rows

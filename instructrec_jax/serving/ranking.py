@@ -1,11 +1,13 @@
 """Scores and ranks texts: what `from instructrec_jax import open_model, rank` gives."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from instructrec_jax.checkpoints.ranking_config import DEFAULT_NORMALISER, chosen_normaliser
 from instructrec_jax.checkpoints.source import load_model, open_source
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import plain_text, plain_title
@@ -14,7 +16,9 @@ from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
-from instructrec_jax.tokenizer import SentencePieceModel, check_vocabulary, tokens_of
+from instructrec_jax.tokenizer import SentencePieceModel, load_vocabulary, tokens_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,11 +29,13 @@ class RankingModel:
       model: the parameters.
       vocabulary: the SentencePiece model.
       scorer: scores tokens on the mesh.
+      normaliser: what `rank` ranks by unless told otherwise: as the model was trained.
     """
 
     model: T5
     vocabulary: SentencePieceModel
     scorer: Scorer
+    normaliser: str = DEFAULT_NORMALISER
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +80,8 @@ def open_model(
             f"no SentencePiece model is in {source.path}; name it with vocabulary=, for a "
             "model of this package DATA_DIR/<dataset>/vocabulary/sentencepiece.model"
         )
-    pieces = check_vocabulary(path)
+    extra_ids = 0 if source.ranking is None else source.ranking.extra_ids
+    pieces = load_vocabulary(path, extra_ids=extra_ids)
     config = dataclasses.replace(source.config, dtype=dtype)
     if pieces.get_piece_size() > config.vocab_size:
         raise UserError(
@@ -83,7 +90,11 @@ def open_model(
         )
     device_mesh = make_mesh(mesh or MeshSettings())
     model = load_model(source, abstract_model(config.init, device_mesh))
-    return RankingModel(model=model, vocabulary=pieces, scorer=Scorer(device_mesh))
+    normaliser, why = chosen_normaliser(None, source.ranking)
+    logger.info("%s ranks by %s, %s", source.path, normaliser, why)
+    return RankingModel(
+        model=model, vocabulary=pieces, scorer=Scorer(device_mesh), normaliser=normaliser
+    )
 
 
 def score_candidates(
@@ -118,7 +129,7 @@ def rank(
     instructions: Sequence[str],
     candidates: Sequence[Sequence[str]],
     *,
-    normaliser: str = "sum",
+    normaliser: str | None = None,
 ) -> list[list[RankedCandidate]]:
     """Returns the candidates of each instruction, best first; equal ones stay in their order.
 
@@ -126,18 +137,20 @@ def rank(
       model: from `open_model`.
       instructions: n texts.
       candidates: n sequences of texts.
-      normaliser: "sum", "mean" over a candidate's tokens, or "char", the mean over its characters.
+      normaliser: "sum", "mean" over a candidate's tokens, or "char", the mean over its characters;
+        None: as the model was trained.
 
     Raises:
       UserError: as `score_candidates`, or if no normaliser has that name.
     """
     requests = _requests(model, instructions, candidates)
     found = model.scorer(model.model, requests)
+    name = model.normaliser if normaliser is None else normaliser
     ranked = []
     for texts, request, log_likelihood in zip(candidates, requests, found, strict=True):
         num_tokens = np.array([len(tokens) for tokens in request.candidates], np.int32)
         num_chars = np.array([len(plain_title(text)) for text in texts], np.int32)
-        values = normalise(log_likelihood, num_tokens, normaliser, num_chars=num_chars)
+        values = normalise(log_likelihood, num_tokens, name, num_chars=num_chars)
         ranked.append(
             [
                 RankedCandidate(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from instructrec_jax import files, manifest
+from instructrec_jax.checkpoints import huggingface_tokenizer
 from instructrec_jax.checkpoints.adapters import write_peft
 from instructrec_jax.checkpoints.huggingface import write_huggingface
 from instructrec_jax.checkpoints.native import write_native
@@ -18,9 +19,11 @@ from instructrec_jax.checkpoints.parameters import STORED_DTYPES, check_finite, 
 from instructrec_jax.checkpoints.source import TOKENIZER_FILE, Source, open_source
 from instructrec_jax.checkpoints.t5x import write_t5x
 from instructrec_jax.errors import UserError, unknown_name
+from instructrec_jax.tokenizer import pieces
 
 logger = logging.getLogger(__name__)
 
+_T5_EXTRA_IDS = 100  # of a SentencePiece model about which nothing else is known
 # What transformers keeps of a tokenizer; other kinds of checkpoint need the first alone.
 TOKENIZER_FILES = (
     TOKENIZER_FILE,
@@ -43,7 +46,8 @@ def convert(
 
     Arrays pass one by one, bit for bit (16-bit floats become float32, which holds them exactly).
     Adafactor's state is converted between T5X and native, any other optimizer's state is left out.
-    The tokenizer's files in the source's folder are copied.
+    The tokenizer's files in the source's folder are copied, and what says how the model ranks; with
+    "hf" the files that `AutoTokenizer` needs are written where they are missing.
 
     Args:
       source_path: a checkpoint of any kind, as `checkpoints.source.open_source` finds it.
@@ -92,6 +96,10 @@ def convert(
         checked = dataclasses.replace(opened, read=_only_finite(opened))
         WRITERS[to](temporary, checked, **choices)
         _copy_tokenizer(opened, temporary)
+        if opened.ranking is not None:
+            opened.ranking.write(temporary)
+        if to == "hf" and opened.tokenizer is not None:
+            _complete_tokenizer(opened, temporary)
         dataclasses.replace(planned, counts={"parameters": num_parameters}).write(temporary)
     logger.info("wrote %s in %.1f s", folder, time.monotonic() - began)
 
@@ -164,6 +172,17 @@ def _copy_tokenizer(opened: Source, folder: Path) -> None:
         beside = opened.tokenizer.with_name(name)
         if beside.is_file():
             shutil.copyfile(beside, folder / name)
+
+
+def _complete_tokenizer(opened: Source, folder: Path) -> None:
+    """Writes what Hugging Face's tokenizers need, unless the source had it."""
+    if (folder / huggingface_tokenizer.CONFIG_FILE).is_file():
+        return
+    extra_ids = _T5_EXTRA_IDS if opened.ranking is None else opened.ranking.extra_ids
+    model_file = folder / TOKENIZER_FILE
+    if len(pieces(model_file)) + extra_ids > opened.config.vocab_size:
+        extra_ids = 0
+    huggingface_tokenizer.write_tokenizer_files(folder, model_file, extra_ids=extra_ids)
 
 
 WRITERS: dict[str, Callable[..., None]] = {

@@ -22,7 +22,6 @@ MODEL_FILE = "gin/models/t5_tiny.gin"
 MIXTURE_FILE = "gin/mixtures/ml_100k.gin"
 TRAIN_FILE = "gin/runs/from_scratch.gin"
 SCORE_FILE = "gin/runs/score.gin"
-NORMALISERS = ("mean", "sum")  # the trained one first: it wins where validation sees no difference
 NUM_TRAIN_NEGATIVES = 49  # a pool to draw nine from, afresh each epoch
 SMOKE_MACROS = {"TRAIN_STEPS": 20, "LOG_PERIOD": 5, "EVAL_PERIOD": 20, "EVAL_STEPS": 2}
 SMOKE_REQUESTS = 128  # of each task
@@ -96,7 +95,6 @@ def demo(
         scores={"model": [root / "scores" / split for split in ("validation", "test")]},
         output_dir=root / "report",
         metrics_file=root / "model" / METRICS_FILE,
-        normalisers=NORMALISERS,
         texts_dir=root / "texts",
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from instructrec_jax import files, manifest
+from instructrec_jax.checkpoints.ranking_config import DEFAULT_NORMALISER, chosen_normaliser
 from instructrec_jax.checkpoints.source import Source, load_model, open_for_run
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.instructions.token_budget import TokenRenderer, arrange, title_limit
@@ -48,7 +49,8 @@ class ValidationSettings:
         at every evaluation.
       use_memory_cache: make the requests once and keep them, instead of making them again for each
         evaluation (EVALUATOR_USE_MEMORY_CACHE).
-      normaliser: "sum" or "mean" of token log-likelihoods.
+      normaliser: "sum" or "mean" of token log-likelihoods (NORMALISER); None: as the checkpoint was
+        trained, and in training the paper's "sum".
     """
 
     tasks: Sequence[str]
@@ -57,7 +59,7 @@ class ValidationSettings:
     num_batches: int | None = None
     num_examples: int | None = None
     use_memory_cache: bool = True
-    normaliser: str = "sum"
+    normaliser: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_examples is not None and self.num_examples < 1:
@@ -65,7 +67,7 @@ class ValidationSettings:
                 f"EVALUATOR_NUM_EXAMPLES is {self.num_examples}; expected a number of examples "
                 ">= 1, or None for all of the split"
             )
-        if self.normaliser not in _NORMALISERS:  # now, not at the first evaluation
+        if self.normaliser not in (None, *_NORMALISERS):  # now, not at the first evaluation
             raise unknown_name("normaliser of evaluation", self.normaliser, _NORMALISERS)
 
     @property
@@ -129,7 +131,9 @@ def evaluate(
         return None
     vocabulary = data.open(*validation.tasks, vocab_size=model.vocab_size)
     chosen = registry.evaluated_tasks(validation.tasks, split=validation.split)
-    validation = dataclasses.replace(validation, tasks=chosen)
+    normaliser, why = chosen_normaliser(validation.normaliser, checkpoint.ranking)
+    logger.info("candidates are ranked by %s, %s", normaliser, why)
+    validation = dataclasses.replace(validation, tasks=chosen, normaliser=normaliser)
     planned = _plan(model, data, validation, checkpoint)
     output = Path(run.output_dir)
     if manifest.find_same_work(output, planned):
@@ -196,13 +200,14 @@ def make_evaluate(
     def read(task: str) -> list[_Labelled]:
         return list(_requests(task, settings, data, vocabulary))
 
+    normaliser = settings.normaliser or DEFAULT_NORMALISER
     kept = {task: read(task) for task in settings.tasks} if settings.use_memory_cache else {}
 
     def evaluate(model: T5) -> Metrics:
         by_task = {}
         for task in settings.tasks:
             requests = kept[task] if kept else read(task)
-            by_task[task] = ranking.evaluate(_ranks(model, requests, scorer, settings.normaliser))
+            by_task[task] = ranking.evaluate(_ranks(model, requests, scorer, normaliser))
         values = {
             f"{settings.split}/{name}": float(np.mean([found[name] for found in by_task.values()]))
             for name in ranking.METRIC_NAMES

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from instructrec_jax import files, manifest
 from instructrec_jax.errors import UserError
-from instructrec_jax.tokenizer import SentencePieceModel, load_vocabulary, pieces
+from instructrec_jax.tokenizer import SentencePieceModel, copy_vocabulary, load_vocabulary, pieces
 
 VOCABULARY_FILE = Path("vocabulary") / "sentencepiece.model"
 
@@ -97,6 +97,10 @@ class RunData:
                 f"{tokenizer} ({len(theirs)} pieces): its ids would mean other words. Set "
                 f"VOCABULARY='\"{tokenizer}\"'"
             )
+
+    def copy_vocabulary(self, task: str, path: Path) -> None:
+        """Copies the SentencePiece model of a task's texts, so that a model can be read alone."""
+        copy_vocabulary(self._vocabulary_path(task), path)
 
     def fingerprint(self, task: str) -> dict[str, str]:
         """Returns hashes of the records and the vocabulary, for manifests."""

@@ -45,7 +45,7 @@ def report(
     scores: Mapping[str, Sequence[Path | str]],
     output_dir: Path | str,
     metrics_file: Path | str | None = None,
-    normalisers: Sequence[str] = ("sum",),
+    normalisers: Sequence[str] | None = None,
     texts_dir: Path | str | None = None,
 ) -> dict[str, Any]:
     """Writes report.json, .md, .html and .txt and the training curve; returns the JSON.
@@ -61,14 +61,15 @@ def report(
       output_dir: folder to write; one that holds the same report is kept.
       metrics_file: JSONL metrics of the training run, for the curve.
       normalisers: what candidates may be ranked by: sum, mean (per token), char (per character),
-        pmi (needs scores WITH_PRIOR); validation chooses.
+        pmi (needs scores WITH_PRIOR); validation chooses. None: all that the scores allow, first
+        the one that the model was trained to be ranked by, which wins where others do not differ.
       texts_dir: artefact B that the records were built with; the report then warns of test
         intentions that are also texts of training positions.
 
     Raises:
       UserError: if scores are missing or do not belong to the candidates of A.
     """
-    names = ranking.checked_normalisers(normalisers)
+    names = None if normalisers is None else ranking.checked_normalisers(normalisers)
     paths = {name: [Path(path) for path in own] for name, own in scores.items()}
     planned = _plan(dataset, Path(prepared_dir), paths, metrics_file, names)
     if texts_dir is not None:
@@ -101,7 +102,7 @@ def _plan(
     prepared_dir: Path,
     paths: Mapping[str, Sequence[Path]],
     metrics_file: Path | str | None,
-    names: Sequence[str],
+    names: Sequence[str] | None,
 ) -> Manifest:
     """Returns the manifest of the report that was asked for."""
     candidates = prepared_dir / "candidates.parquet"
@@ -123,7 +124,7 @@ def _plan(
     settings = {
         "dataset": dataset,
         "systems": list(paths),
-        "normalisers": list(names),
+        "normalisers": "all" if names is None else list(names),
         "seed": SEED,
     }
     return Manifest(stage="report", inputs=inputs, settings=settings)
@@ -150,7 +151,7 @@ def _check_finished(path: Path) -> None:
 def _make_report(
     data: PreparedData,
     paths: Mapping[str, Sequence[Path]],
-    names: Sequence[str],
+    names: Sequence[str] | None,
     planned: Manifest,
     repeated: Mapping[str, str],
 ) -> Report:
@@ -202,7 +203,7 @@ class _Entry:
         return self.system.test.examples(self.template)
 
 
-def _choose(system: System, templates: Iterable[str], names: Sequence[str]) -> _Entry:
+def _choose(system: System, templates: Iterable[str], names: Sequence[str] | None) -> _Entry:
     """Has a system choose its template and normaliser on validation."""
     validation = system.validation
     choices = []

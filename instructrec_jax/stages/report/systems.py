@@ -37,6 +37,9 @@ _FACTS = {
 Known = Mapping[tuple[str, str], CandidateList]  # by split and example id
 
 
+_NEEDS = {"mean": "num_tokens", "char": "num_chars", PMI: "prior_log_likelihood"}
+
+
 class ScoredSplit:
     """One system's scores of one split by template, checked against the candidates of A."""
 
@@ -82,10 +85,22 @@ class ScoredSplit:
             self._examples[template_id] = found
         return self._examples[template_id]
 
-    def normalisers(self, template_id: str, asked: Sequence[str]) -> Sequence[str]:
-        """Returns which normalisers a template has: scores of no tokens are taken as they are."""
-        has_tokens = self._column("num_tokens", template_id) is not None
-        return asked if has_tokens else ("sum",)
+    def normalisers(self, template_id: str, asked: Sequence[str] | None) -> Sequence[str]:
+        """Returns which normalisers a template has: scores of no tokens are taken as they are.
+
+        Args:
+          template_id: one that was scored.
+          asked: the user's choice; None: all there are, the model's own first.
+        """
+        columns = {name: self._column(column, template_id) for name, column in _NEEDS.items()}
+        has = {name: column is not None for name, column in columns.items()}
+        if not has["mean"]:
+            return ("sum",)
+        if asked is not None:
+            return asked
+        own = self.metadata.get("normaliser")
+        found = [name for name in ranking.NORMALISERS if has.get(name, True)]
+        return sorted(found, key=lambda name: name != own)
 
     def ranks_and_ties(
         self, template_id: str, normaliser: str

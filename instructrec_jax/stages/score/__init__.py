@@ -15,12 +15,14 @@ import jax
 from jax.sharding import Mesh
 
 from instructrec_jax import files, manifest
+from instructrec_jax.checkpoints.ranking_config import chosen_normaliser
 from instructrec_jax.checkpoints.source import Source, load_model, open_for_run
 from instructrec_jax.damage import FAIL, Damage
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Variant
 from instructrec_jax.instructions.task_modules import find_variant
 from instructrec_jax.instructions.token_budget import title_limit
+from instructrec_jax.metrics.ranking import PMI, checked_normalisers
 from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, num_batch_shares
 from instructrec_jax.progress import stop_on_sigterm
@@ -63,6 +65,8 @@ class ScoreSettings:
         where the file holds whole instructions.
       on_damage: "fail" or "skip": what happens to requests that cannot be used.
       candidate_view: which candidates a prompt shows, a strategy of `scoring.candidate_views`.
+      normaliser: what candidates are ranked by, a name of `metrics.ranking`; None: as the model was
+        trained. All log-likelihoods are kept, so that `report` can rank by any.
       with_prior: score every candidate under a prompt that tells nothing of the user as well, for
         the normaliser "pmi".
       num_requests: how many to score of each set; None for all.
@@ -80,6 +84,7 @@ class ScoreSettings:
     request_templates: Sequence[str] = ()
     on_damage: str = FAIL
     candidate_view: Strategy = dataclasses.field(default_factory=AllAtOnce)
+    normaliser: str | None = None
     with_prior: bool = False
     num_requests: int | None = None
     step_tokens: int = 2048
@@ -92,6 +97,10 @@ class ScoreSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name.upper()} is {value}; expected at least 1")
+        if self.normaliser is not None:
+            checked_normalisers([self.normaliser])
+        if self.normaliser == PMI and not self.with_prior:
+            raise UserError(f"NORMALISER is {PMI!r}, which needs WITH_PRIOR = True")
 
 
 def score(
@@ -126,6 +135,9 @@ def score(
     )
     if dry_run:
         return
+    normaliser, why = chosen_normaliser(run.normaliser, checkpoint.ranking)
+    logger.info("candidates are ranked by %s, %s", normaliser, why)
+    run = dataclasses.replace(run, normaliser=normaliser)
     with stop_on_sigterm() as stop:
         opened = _open(data, run, checkpoint, model)
         planned = _plan(model, opened, run, checkpoint)
@@ -220,6 +232,7 @@ def _plan(
         "shard_size": run.shard_size,
         "candidate_view": described(run.candidate_view),
         "with_prior": run.with_prior,
+        "normaliser": run.normaliser,
     }
     return manifest.Manifest(stage="score", inputs=inputs, settings=settings)
 
@@ -234,6 +247,7 @@ def _metadata(
         "system": SYSTEM,
         "work": hashlib.sha256(work.encode()).hexdigest(),
         "split": planned.settings["split"],
+        "normaliser": run.normaliser,
         "candidate_view": planned.settings["candidate_view"],
         "feature_lengths": planned.settings["feature_lengths"],
         "teacher": opened.teacher,

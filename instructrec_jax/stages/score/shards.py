@@ -84,8 +84,9 @@ def score_shards(
                         *(num_written(), len(names)),
                     )
                     return False
-                rows = parts.score_rows(shard.template, decided)
-                _write(folder, shard, rows, metadata[shard.template], damage)
+                own = metadata[shard.template]
+                rows = parts.score_rows(shard.template, decided, normaliser=own["normaliser"])
+                _write(folder, shard, rows, own, damage)
                 claims.give_back(shard.file_name)
                 rate = sum(len(row["candidate_ids"]) for row in rows) / (time.monotonic() - mark)
                 mark = time.monotonic()

@@ -8,7 +8,8 @@ from pathlib import Path
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints import store
 from instructrec_jax.checkpoints.adapters import claim_base
-from instructrec_jax.checkpoints.source import Source
+from instructrec_jax.checkpoints.ranking_config import DEFAULT_NORMALISER, RankingConfig
+from instructrec_jax.checkpoints.source import TOKENIZER_FILE, Source
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning, split
 from instructrec_jax.parallel.mesh import (
@@ -78,6 +79,12 @@ def train(
     data.check_tokenizer(run.mixture, None if initial is None else initial.tokenizer)
     _claim(learning, data, run, initial)
     folder = Path(run.model_dir)
+    RankingConfig(
+        normaliser=validation.normaliser or DEFAULT_NORMALISER,
+        feature_lengths=data.feature_lengths,
+        extra_ids=data.extra_ids,
+    ).write(folder)
+    data.copy_vocabulary(run.mixture, folder / TOKENIZER_FILE)
     if config_text:
         files.write_text(folder / "config.gin", config_text)
     latest = store.CheckpointStore(folder / store.LATEST, keep=run.keep_checkpoints)
@@ -206,10 +213,11 @@ def _describe(
     name = settings["name"] if isinstance(settings, Mapping) else settings
     num_steps = periods.last_step - first_step
     after = f" after step {first_step}" if first_step else ""
+    start = run.initial_checkpoint_path or "random weights"
     placement = describe_placement(abstract.model, abstract.optimizer_state)
     num_trained = num_parameters(split(abstract.model, learning.fine_tuning)[0])
     learns = "" if num_trained == num_parameters(abstract.model) else f", {num_trained:,} learn"
     return (
         f"{run.mixture}: {placement}; {name}{learns}, {num_steps} steps of "
-        f"{run.batch_size} rows{after}, into {run.model_dir}"
+        f"{run.batch_size} rows{after} from {start}, into {run.model_dir}"
     )
