@@ -283,7 +283,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, caplog):
     assert re.search(
         r"toy\.A7\.grouped: [\d,]+ parameters, mesh data=8, fsdp=1, tensor=1, "
         r"[\d.]+ MiB of state per device \([\d.]+ MiB of parameters, "
-        r"[\d.]+ MiB of the optimizer's\); adamw, 3 steps of 8 rows, into",
+        r"[\d.]+ MiB of the optimizer's\); adamw, 3 steps of 8 rows from random weights, into",
         caplog.text,
     )
     assert list(tmp_path.iterdir()) == []

@@ -79,6 +79,7 @@ def train_toy(
     config_text="",
     dry_run=False,
     evaluation_batch_size=8,
+    normaliser=None,
     **run,
 ):
     """Trains on the eight fake devices, or as many as there are."""
@@ -101,7 +102,10 @@ def train_toy(
                 train_steps=train_steps, **(periods or {"log": 1, "evaluate": 3, "checkpoint": 2})
             ),
             validation=ValidationSettings(
-                tasks=["toy.A7.grouped"], batch_size=evaluation_batch_size, num_batches=2
+                tasks=["toy.A7.grouped"],
+                batch_size=evaluation_batch_size,
+                num_batches=2,
+                normaliser=normaliser,
             ),
             config_text=config_text,
             dry_run=dry_run,
