@@ -2,9 +2,9 @@
 
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import sentencepiece
@@ -77,6 +77,36 @@ def pieces(path: Path | str) -> list[str]:
     """
     model = check_vocabulary(path)
     return [model.id_to_piece(index) for index in range(model.get_piece_size())]
+
+
+class Unigram(NamedTuple):
+    """What a model file consists of.
+
+    Attributes:
+      pieces: (piece, score) in the order of their ids.
+      has_bytes: whether characters without a piece are spelt in bytes.
+      charsmap: its table of normal forms of characters, in SentencePiece's own binary form.
+    """
+
+    pieces: Sequence[tuple[str, float]]
+    has_bytes: bool
+    charsmap: bytes
+
+
+def unigram(path: Path | str) -> Unigram:
+    """Returns what a model file consists of.
+
+    Raises:
+      UserError: as `check_vocabulary`.
+    """
+    proto = sentencepiece_model_pb2.ModelProto.FromString(
+        check_vocabulary(path).serialized_model_proto()
+    )
+    return Unigram(
+        pieces=[(piece.piece, piece.score) for piece in proto.pieces],
+        has_bytes=proto.trainer_spec.byte_fallback,
+        charsmap=proto.normalizer_spec.precompiled_charsmap,
+    )
 
 
 def train_vocabulary(lines: Iterable[str], path: Path | str, *, vocab_size: int) -> int:

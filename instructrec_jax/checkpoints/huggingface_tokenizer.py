@@ -2,13 +2,12 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import sentencepiece_model_pb2
-
 from instructrec_jax import files
-from instructrec_jax.tokenizer import EOS_ID, PAD_ID, UNK_ID, check_vocabulary
+from instructrec_jax.tokenizer import EOS_ID, PAD_ID, UNK_ID, unigram
 
 CONFIG_FILE, TOKENIZER_FILE = "tokenizer_config.json", "tokenizer.json"
 _SPACE = "▁"
@@ -29,14 +28,10 @@ def write_tokenizer_files(folder: Path, model_file: Path, *, extra_ids: int) -> 
     Raises:
       UserError: if the model file is damaged.
     """
-    proto = sentencepiece_model_pb2.ModelProto.FromString(
-        check_vocabulary(model_file).serialized_model_proto()
-    )
-    pieces = [[piece.piece, piece.score] for piece in proto.pieces]
+    pieces, has_bytes, charsmap = unigram(model_file)
     if any("<extra_id_" in piece for piece, _ in pieces):
         extra_ids = 0
     sentinels = [f"<extra_id_{index}>" for index in reversed(range(extra_ids))]
-    has_bytes = proto.trainer_spec.byte_fallback
     special = {"pad_token": PAD_ID, "eos_token": EOS_ID, "unk_token": UNK_ID}
     names = {name: pieces[index][0] for name, index in special.items()}
     config: dict[str, Any] = {
@@ -48,13 +43,12 @@ def write_tokenizer_files(folder: Path, model_file: Path, *, extra_ids: int) -> 
     }
     _write(folder / CONFIG_FILE, config)
     if has_bytes:
-        vocabulary = [*pieces, *([name, 0.0] for name in sentinels)]
-        charsmap = proto.normalizer_spec.precompiled_charsmap
+        vocabulary = [*pieces, *((name, 0.0) for name in sentinels)]
         _write(folder / TOKENIZER_FILE, _fast_tokenizer(vocabulary, sentinels, charsmap))
 
 
 def _fast_tokenizer(
-    vocabulary: list[list[Any]], sentinels: list[str], charsmap: bytes
+    vocabulary: Sequence[tuple[str, float]], sentinels: Sequence[str], charsmap: bytes
 ) -> dict[str, Any]:
     """Returns tokenizer.json: the steps of SentencePiece one by one, then EOS."""
     eos = vocabulary[EOS_ID][0]

@@ -79,12 +79,7 @@ def train(
     data.check_tokenizer(run.mixture, None if initial is None else initial.tokenizer)
     _claim(learning, data, run, initial)
     folder = Path(run.model_dir)
-    RankingConfig(
-        normaliser=validation.normaliser or DEFAULT_NORMALISER,
-        feature_lengths=data.feature_lengths,
-        extra_ids=data.extra_ids,
-    ).write(folder)
-    data.copy_vocabulary(run.mixture, folder / TOKENIZER_FILE)
+    _describe_model(data, run, validation)
     if config_text:
         files.write_text(folder / "config.gin", config_text)
     latest = store.CheckpointStore(folder / store.LATEST, keep=run.keep_checkpoints)
@@ -164,6 +159,16 @@ def _claim(learning: Learning, data: RunData, run: TrainSettings, initial: Sourc
     manifest.claim(run.model_dir, planned)
     if learning.fine_tuning.lora is not None and initial is not None:
         claim_base(run.model_dir, initial, learning.fine_tuning.lora)
+
+
+def _describe_model(data: RunData, run: TrainSettings, validation: ValidationSettings) -> None:
+    """Leaves in MODEL_DIR what it takes to rank with the model: no other folder is needed."""
+    RankingConfig(
+        normaliser=validation.normaliser or DEFAULT_NORMALISER,
+        feature_lengths=data.feature_lengths,
+        extra_ids=data.extra_ids,
+    ).write(run.model_dir)
+    data.copy_vocabulary(run.mixture, Path(run.model_dir) / TOKENIZER_FILE)
 
 
 def _train_step(learning: Learning, run: TrainSettings, abstract: TrainState) -> TrainStep:
