@@ -79,9 +79,7 @@ def train(
     data.check_tokenizer(run.mixture, None if initial is None else initial.tokenizer)
     _claim(learning, data, run, initial)
     folder = Path(run.model_dir)
-    _describe_model(data, run, validation)
-    if config_text:
-        files.write_text(folder / "config.gin", config_text)
+    _describe_model(data, run, validation, config_text)
     latest = store.CheckpointStore(folder / store.LATEST, keep=run.keep_checkpoints)
     best = store.CheckpointStore(folder / store.BEST, keep=1, best_metric=validation.headline)
     state = initialise(learning, run, latest=latest, abstract=abstract, initial=initial)
@@ -161,7 +159,9 @@ def _claim(learning: Learning, data: RunData, run: TrainSettings, initial: Sourc
         claim_base(run.model_dir, initial, learning.fine_tuning.lora)
 
 
-def _describe_model(data: RunData, run: TrainSettings, validation: ValidationSettings) -> None:
+def _describe_model(
+    data: RunData, run: TrainSettings, validation: ValidationSettings, config_text: str
+) -> None:
     """Leaves in MODEL_DIR what it takes to rank with the model: no other folder is needed."""
     RankingConfig(
         normaliser=validation.normaliser or DEFAULT_NORMALISER,
@@ -169,6 +169,8 @@ def _describe_model(data: RunData, run: TrainSettings, validation: ValidationSet
         extra_ids=data.extra_ids,
     ).write(run.model_dir)
     data.copy_vocabulary(run.mixture, Path(run.model_dir) / TOKENIZER_FILE)
+    if config_text:
+        files.write_text(Path(run.model_dir) / "config.gin", config_text)
 
 
 def _train_step(learning: Learning, run: TrainSettings, abstract: TrainState) -> TrainStep:
