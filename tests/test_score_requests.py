@@ -190,6 +190,7 @@ def test_parts_say_where_they_come_from_and_not_who_wrote_them(toy_records, chec
     told = json.loads(stored[b"instructrec"])
     assert told.keys() == {
         *("system", "family", "query", "checkpoint", "requests", "vocabulary", "template", "work"),
+        *("feature_lengths", "normaliser"),
         *("split", "teacher", "checkpoint_step", "versions", "candidate_view"),
     }
     assert found.metadata == {**told, "command": manifest.read_manifest(tmp_path / "out").command}
