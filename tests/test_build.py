@@ -77,8 +77,10 @@ def test_no_record_shows_its_target_or_a_chosen_item_as_a_negative(toy_records):
             assert len(set(candidates)) == len(candidates) == 10
 
 
-def test_product_search_training_never_shows_a_held_out_item(toy_prepared, toy_records):
-    """Not even as a negative: a model would learn that such items are never what is searched."""
+def test_product_search_training_asks_for_no_held_out_item_and_shows_them_as_negatives(
+    toy_prepared, toy_records
+):
+    """What is never shown in training would be known by that: see `lint`'s rules."""
     data = read_prepared(toy_prepared)
     held_out = {
         item.item_id
@@ -88,8 +90,21 @@ def test_product_search_training_never_shows_a_held_out_item(toy_prepared, toy_r
     assert held_out
     record_store.use_data_dir(toy_records)
     source = record_store.RecordSource("toy", "product_search")
+    shown = set()
     for record in source.get_dataset("train", shuffle=False).as_numpy_iterator():
-        assert not held_out & set(record["candidate_ids"].tolist())
+        assert record["target_id"] not in held_out
+        shown.update(record["candidate_ids"].tolist())
+    assert held_out <= shown
+
+
+def test_records_of_another_rule_for_negatives_are_not_taken_for_the_same(build_toy, tmp_path):
+    build_toy(tmp_path / "records")
+    folder = tmp_path / "records" / "toy"
+    found = read_manifest(folder)
+    settings = {n: v for n, v in found.settings.items() if n != "train_negatives"}
+    dataclasses.replace(found, settings=settings).write(folder)
+    with pytest.raises(UserError, match=r"holds another run: .*name another folder or remove it"):
+        build_toy(tmp_path / "records")
 
 
 def test_building_again_reuses_what_is_there(build_toy, toy_records, caplog):
@@ -306,5 +321,5 @@ def test_real_logs_become_batches(tmp_path, dataset, folder, mixture):
     vocabulary.use_vocabulary(tmp_path / dataset / "vocabulary" / "sentencepiece.model")
     lengths = {"inputs": 256, "targets": 64}
     (task, *_) = registry.evaluated_tasks([mixture], split="test")
-    for group in seqio_groups(task, split="test", lengths=lengths)[:8]:
+    for group in seqio_groups(task, split="test", lengths=lengths, number=8):
         assert (group["candidate_ids"] >= 0).all() and group["target_index"] >= 0
