@@ -140,7 +140,8 @@ def test_mistakes_come_out_before_anything_is_written(
     with pytest.raises(UserError, match=r"were not built from PREPARED_DIR .*other"):
         generate_toy(toy_records, other, checkpoint, output)
     with pytest.raises(UserError, match=r"title of item \d+ has \d+ tokens, and TASK_FEATURE_LEN"):
-        generate_toy(toy_records, toy_prepared, checkpoint, output, lengths={"targets": 3}.items())
+        lengths = {"targets": 3, "title": 40}.items()
+        generate_toy(toy_records, toy_prepared, checkpoint, output, lengths=lengths)
     with pytest.raises(UserError, match=r"num_titles is 99, but instruction 0 leaves \d+ of the"):
         generate_toy(toy_records, toy_prepared, checkpoint, output, num_titles=99, num_beams=99)
     with pytest.raises(UserError, match="expected some of one dataset, found toy, other"):
