@@ -101,7 +101,8 @@ def strongest_directions(
       matrix: [size, size] float64, symmetric, not all zero.
       number: how many at most. There are fewer where the matrix has a lower rank, or where the
         next one is as large as the last ones.
-      seed: of the basis of eigenvectors whose eigenvalues are of equal size.
+      seed: of the basis of eigenvectors whose eigenvalues are of equal size; it also decides which
+        are kept where more than `number` are as large as the largest.
 
     Returns:
       [k] sizes of eigenvalues, largest first, and [size, k] orthonormal columns.
