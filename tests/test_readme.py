@@ -2,7 +2,9 @@
 
 A `bash` block runs in a folder that looks like a fresh clone; `make` and `instructrec` there are
 the ones of the environment that runs the tests. A `python` block runs in its own process. Later
-blocks see the files that earlier ones wrote. A block that cannot run here stands below a line
+blocks see the files that earlier ones wrote. What a `python` block prints has the words of the
+`text` block after it, if that comes next; figures may differ. A block that cannot run here stands
+below a line
 
     <!-- not run: the reason -->
 
@@ -10,6 +12,7 @@ and must at least be well formed. Other languages (text, json, gin) are shown ou
 """
 
 import dataclasses
+import itertools
 import os
 import re
 import shutil
@@ -111,15 +114,25 @@ def test_blocks_that_cannot_run_here_are_well_formed_and_say_why():
             assert block.language in ("text", "json", "gin", ""), f"line {block.line}"
 
 
+def words(text: str) -> list[str]:
+    return re.findall(r"[A-Za-z]+", text)
+
+
 @pytest.mark.slow
 def test_every_block_of_the_readme_runs(clone):
-    for block in CODE:
-        if not block.reason:
-            done = run_block(block, clone)
-            assert done.returncode == 0, (
-                f"README.md line {block.line}:\n{block.code}\n{done.stdout[-3000:]}"
-                f"\n{done.stderr[-3000:]}"
-            )
+    num_shown = 0
+    for block, following in itertools.zip_longest(BLOCKS, BLOCKS[1:]):
+        if block not in CODE or block.reason:
+            continue
+        done = run_block(block, clone)
+        assert done.returncode == 0, (
+            f"README.md line {block.line}:\n{block.code}\n{done.stdout[-3000:]}"
+            f"\n{done.stderr[-3000:]}"
+        )
+        if block.language == "python" and following and following.language == "text":
+            assert words(done.stdout) == words(following.code), f"README.md line {following.line}"
+            num_shown += 1
+    assert num_shown == 1  # the ranked toys
 
 
 SAMPLE = """
