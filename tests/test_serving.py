@@ -9,7 +9,7 @@ from score_toy import score_toy
 from test_request_files import write
 from tiny_model import tiny_model
 
-from instructrec_jax import open_model, rank, score_candidates
+from instructrec_jax import generate, open_model, rank, score_candidates
 from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.errors import UserError
 from instructrec_jax.scores.parts import read_scores
@@ -68,6 +68,31 @@ def test_candidates_are_ranked_best_first(model):
     assert ranked[0].value == ranked[1].value > ranked[0].log_likelihood
     (ranked,) = rank(model, ["Choose."], [["Blue  Bee"]], normaliser="char")
     assert ranked[0].value == pytest.approx(ranked[0].log_likelihood / 8)
+
+
+TITLES = ["Blue Bee", "Red Moon", "Blue Bee", "Quiet Fox", "Tiny River"]
+
+
+def test_what_is_generated_is_what_scoring_finds_likeliest(model):
+    instructions = [f"What comes after number {number}?" for number in range(9)]
+    found = generate(model, instructions, TITLES, num_titles=3, num_beams=5)
+    scored = score_candidates(model, instructions, [TITLES] * len(instructions))
+    for generated, values in zip(found, scored, strict=True):
+        best = [index for index in np.argsort(-values, kind="stable") if index != 2][:3]
+        assert [each.index for each in generated] == best
+        assert [each.candidate for each in generated] == [TITLES[index] for index in best]
+        np.testing.assert_allclose([each.value for each in generated], values[best], rtol=1e-5)
+
+
+def test_an_excluded_title_is_not_generated_under_another_index(model):
+    (found,) = generate(model, ["Choose."], TITLES, num_titles=3, excluded=[[2]])
+    assert sorted(each.index for each in found) == [1, 3, 4]
+    with pytest.raises(UserError, match="num_titles is 4, but instruction 0 leaves 3"):
+        generate(model, ["Choose."], TITLES, num_titles=4, excluded=[[0]])
+    with pytest.raises(UserError, match="excluded index 5 is none of the 5 titles"):
+        generate(model, ["Choose."], TITLES, num_titles=1, excluded=[[5]])
+    with pytest.raises(UserError, match=r"write \[text\]"):
+        generate(model, "Choose.", TITLES)
 
 
 @pytest.mark.parametrize(

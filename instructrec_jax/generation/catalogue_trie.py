@@ -58,6 +58,11 @@ class CatalogueTrie:
             np.int32,
         )
 
+    def same_titles(self, items: Collection[int]) -> np.ndarray:
+        """Returns all items that share their title with one of these."""
+        titles = {self.title_of_item[item] for item in items}
+        return np.concatenate([np.zeros(0, int), *(self.item_ids[title] for title in titles)])
+
     def blocked(self, titles: np.ndarray) -> np.ndarray:
         """Returns the nodes that lead to nothing but some titles, ascending.
 

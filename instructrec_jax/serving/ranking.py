@@ -1,24 +1,37 @@
-"""Scores and ranks texts: what `from instructrec_jax import open_model, rank` gives."""
+"""Scores, ranks and generates texts: what `from instructrec_jax import open_model, rank` gives."""
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 
 from instructrec_jax.checkpoints.ranking_config import DEFAULT_NORMALISER, chosen_normaliser
 from instructrec_jax.checkpoints.source import load_model, open_source
 from instructrec_jax.errors import UserError
+from instructrec_jax.generation.catalogue_trie import build_trie
 from instructrec_jax.instructions.language import plain_text, plain_title
 from instructrec_jax.metrics.ranking import normalise
 from instructrec_jax.models.t5 import T5
-from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
+from instructrec_jax.parallel.mesh import (
+    MeshSettings,
+    abstract_model,
+    make_mesh,
+    num_batch_shares,
+)
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.tokenizer import SentencePieceModel, load_vocabulary, tokens_of
 
 logger = logging.getLogger(__name__)
+_GENERATED_AT_ONCE = 8  # instructions
+_TEXT_FOR_TEXTS = (
+    "instructions, titles and the candidates of each instruction are sequences of texts, and a "
+    "text was given in place of one"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,12 +41,14 @@ class RankingModel:
     Attributes:
       model: the parameters.
       vocabulary: the SentencePiece model.
+      mesh: the devices.
       scorer: scores tokens on the mesh.
       normaliser: what `rank` ranks by unless told otherwise: as the model was trained.
     """
 
     model: T5
     vocabulary: SentencePieceModel
+    mesh: Mesh
     scorer: Scorer
     normaliser: str = DEFAULT_NORMALISER
 
@@ -93,7 +108,11 @@ def open_model(
     normaliser, why = chosen_normaliser(None, source.ranking)
     logger.info("%s ranks by %s, %s", source.path, normaliser, why)
     return RankingModel(
-        model=model, vocabulary=pieces, scorer=Scorer(device_mesh), normaliser=normaliser
+        model=model,
+        vocabulary=pieces,
+        mesh=device_mesh,
+        scorer=Scorer(device_mesh),
+        normaliser=normaliser,
     )
 
 
@@ -165,15 +184,87 @@ def rank(
     return ranked
 
 
+def generate(
+    model: RankingModel,
+    instructions: Sequence[str],
+    titles: Sequence[str],
+    *,
+    num_titles: int = 10,
+    num_beams: int | None = None,
+    excluded: Sequence[Collection[int]] | None = None,
+) -> list[list[RankedCandidate]]:
+    """Returns the likeliest titles of a catalogue under each instruction, best first.
+
+    Nothing but titles of the catalogue is found; equal titles are one, the first of them. The
+    prefix tree of all is made at each call: many instructions in one call cost less.
+
+    Args:
+      model: from `open_model`.
+      instructions: n texts.
+      titles: the catalogue.
+      num_titles: how many to return.
+      num_beams: prefixes kept per step, at least `num_titles`; None: four times as many. More are
+        slower and miss fewer likely titles.
+      excluded: for each instruction indices of titles that are not to be returned, such as those
+        of the history; other titles of the same text are not returned either.
+
+    Returns:
+      n lists of `num_titles`, by log-likelihood, which is their `value` too.
+
+    Raises:
+      UserError: if a title has no tokens, or fewer than `num_titles` are left.
+
+    Example:
+      `generate(model, ["What next after: Red Kite?"], ["Blue Kite", "Moon Doll"], num_titles=1)`
+      may give a list with one list that holds the Blue Kite.
+    """
+    from instructrec_jax.generation import beam_search  # it writes Parquet, which ranking does not
+
+    if isinstance(instructions, str) or isinstance(titles, str):
+        raise UserError(f"{_TEXT_FOR_TEXTS}; write [text]")
+    trie = build_trie([tokens_of(model.vocabulary, plain_title(title)) for title in titles])
+    hidden = excluded and [trie.same_titles(_known(own, titles)) for own in excluded]
+    num_shares = num_batch_shares(model.mesh)
+    found = beam_search.generate_from_catalogue(
+        model.model,
+        [tokens_of(model.vocabulary, plain_text(text)) for text in instructions],
+        trie,
+        num_titles=num_titles,
+        num_beams=num_beams,
+        excluded=None
+        if excluded is None
+        else [trie.same_titles(_known(own, titles)) for own in excluded],
+        batch_size=num_shares * math.ceil(_GENERATED_AT_ONCE / num_shares),
+        mesh=model.mesh,
+    )
+    return [
+        [
+            RankedCandidate(
+                candidate=titles[ids[0]], index=int(ids[0]), log_likelihood=value, value=value
+            )
+            for ids, value in zip(own.item_ids, own.log_likelihood.tolist(), strict=True)
+        ]
+        for own in found
+    ]
+
+
+def _known(excluded: Collection[int], titles: Sequence[str]) -> Collection[int]:
+    """Returns indices if they are those of titles."""
+    for index in excluded:
+        if not 0 <= index < len(titles):
+            raise UserError(
+                f"excluded index {index} is none of the {len(titles)} titles; expected 0 to "
+                f"{len(titles) - 1}"
+            )
+    return excluded
+
+
 def _requests(
     model: RankingModel, instructions: Sequence[str], candidates: Sequence[Sequence[str]]
 ) -> list[TokenRequest]:
     """Returns texts as tokens."""
     if isinstance(instructions, str) or any(isinstance(texts, str) for texts in candidates):
-        raise UserError(
-            "instructions and the candidates of each are sequences of texts, and a text was given "
-            "in place of one; write [text]"
-        )
+        raise UserError(f"{_TEXT_FOR_TEXTS}; write [text]")
     if len(instructions) != len(candidates):
         raise UserError(
             f"{len(instructions)} instructions and candidates for {len(candidates)}; expected one "
