@@ -223,7 +223,9 @@ def generate(
     if isinstance(instructions, str) or isinstance(titles, str):
         raise UserError(f"{_TEXT_FOR_TEXTS}; write [text]")
     trie = build_trie([tokens_of(model.vocabulary, plain_title(title)) for title in titles])
-    hidden = excluded and [trie.same_titles(_known(own, titles)) for own in excluded]
+    hidden = None
+    if excluded is not None:
+        hidden = [trie.same_titles(_known(own, titles)) for own in excluded]
     num_shares = num_batch_shares(model.mesh)
     found = beam_search.generate_from_catalogue(
         model.model,
@@ -231,9 +233,7 @@ def generate(
         trie,
         num_titles=num_titles,
         num_beams=num_beams,
-        excluded=None
-        if excluded is None
-        else [trie.same_titles(_known(own, titles)) for own in excluded],
+        excluded=hidden,
         batch_size=num_shares * math.ceil(_GENERATED_AT_ONCE / num_shares),
         mesh=model.mesh,
     )
