@@ -14,8 +14,15 @@ from instructrec_jax import files
 from instructrec_jax.errors import UserError
 
 _SENTINEL = re.compile(r"▁?<extra_id_\d+>")
+_BLANK = "▁"
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 SentencePieceModel: TypeAlias = sentencepiece.SentencePieceProcessor
+_NORMAL_FORM = sentencepiece.SentencePieceNormalizer(  # that of the models trained here
+    rule_name="nmt_nfkc",
+    add_dummy_prefix=False,
+    escape_whitespaces=False,
+    remove_extra_whitespaces=True,
+)
 
 
 def check_vocabulary(path: Path | str) -> SentencePieceModel:
@@ -84,11 +91,13 @@ class Unigram(NamedTuple):
 
     Attributes:
       pieces: (piece, score) in the order of their ids.
+      whole: ids of the texts that are pieces of their own.
       has_bytes: whether characters without a piece are spelt in bytes.
       charsmap: its table of normal forms of characters, in SentencePiece's own binary form.
     """
 
     pieces: Sequence[tuple[str, float]]
+    whole: Sequence[int]
     has_bytes: bool
     charsmap: bytes
 
@@ -104,12 +113,19 @@ def unigram(path: Path | str) -> Unigram:
     )
     return Unigram(
         pieces=[(piece.piece, piece.score) for piece in proto.pieces],
+        whole=[
+            index
+            for index, piece in enumerate(proto.pieces)
+            if piece.type == piece.USER_DEFINED and not _SENTINEL.fullmatch(piece.piece)
+        ],
         has_bytes=proto.trainer_spec.byte_fallback,
         charsmap=proto.normalizer_spec.precompiled_charsmap,
     )
 
 
-def train_vocabulary(lines: Iterable[str], path: Path | str, *, vocab_size: int) -> int:
+def train_vocabulary(
+    lines: Iterable[str], path: Path | str, *, vocab_size: int, whole: Sequence[str] = ()
+) -> int:
     """Trains a SentencePiece unigram model with pad 0, eos 1, unk 2 and writes it whole.
 
     Bytes stand in for characters that are too rare for a piece of their own, so that every title
@@ -120,6 +136,8 @@ def train_vocabulary(lines: Iterable[str], path: Path | str, *, vocab_size: int)
       path: the model file to write.
       vocab_size: most pieces, the 3 special ones and 256 bytes included; a small corpus gives
         fewer.
+      whole: texts that become pieces of their own beside those, where a blank or nothing is before
+        them; the longest that fits is taken.
 
     Returns:
       The number of pieces.
@@ -130,13 +148,15 @@ def train_vocabulary(lines: Iterable[str], path: Path | str, *, vocab_size: int)
     corpus = [line for line in lines if line.strip()]
     if not corpus:
         raise UserError("cannot train a vocabulary: the data set has no text at all")
+    symbols = list(dict.fromkeys(filter(None, map(_as_piece, whole))))
     with files.atomic_file(path) as temporary, temporary.open("wb") as stream:
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(corpus),
                 model_writer=stream,
                 model_type="unigram",
-                vocab_size=vocab_size,
+                vocab_size=vocab_size + len(symbols),
+                user_defined_symbols=symbols,
                 character_coverage=0.9999,
                 hard_vocab_limit=False,
                 byte_fallback=True,
@@ -150,6 +170,12 @@ def train_vocabulary(lines: Iterable[str], path: Path | str, *, vocab_size: int)
         except RuntimeError as error:
             raise _training_error(str(error), vocab_size) from None
     return check_vocabulary(path).get_piece_size()
+
+
+def _as_piece(text: str) -> str:
+    """Returns a text as SentencePiece holds it: in normal form, with blanks marked."""
+    normal = _NORMAL_FORM.normalize(text)
+    return "" if not normal else f"{_BLANK}{normal.replace(' ', _BLANK)}"
 
 
 def copy_vocabulary(source: Path | str, path: Path | str) -> int:

@@ -1,5 +1,6 @@
 """The stage `build` on an invented data set, and on the real ones."""
 
+import collections
 import contextlib
 import dataclasses
 import gzip
@@ -23,6 +24,7 @@ from instructrec_jax.pipeline import record_store, registry, vocabulary
 from instructrec_jax.stages.build import BuildSettings, Execution, build
 from instructrec_jax.stages.prepare import prepare
 from instructrec_jax.teacher.extractive import ExtractiveTeacher
+from instructrec_jax.tokenizer import load_vocabulary
 
 SETTINGS = BuildSettings(vocab_size=600, records_per_shard=100)
 OTHER_SEED = dataclasses.replace(SETTINGS, seed=1)
@@ -260,6 +262,35 @@ def test_a_vocabulary_that_is_given_is_copied(toy_prepared, toy_records, tmp_pat
     copy = tmp_path / "toy" / "vocabulary" / "sentencepiece.model"
     assert copy.read_bytes() == given.read_bytes()
     assert found.counts["leave_one_out/train"] == found.counts["leave_one_out/test"]
+
+
+def test_titles_that_training_has_most_often_become_pieces(toy_prepared, tmp_path):
+    settings = dataclasses.replace(SETTINGS, title_pieces=10, max_train_positions=1)
+    build(dataset="toy", input_dir=toy_prepared, output_dir=tmp_path, settings=settings)
+    model = load_vocabulary(tmp_path / "toy" / "vocabulary" / "sentencepiece.model")
+    data = read_prepared(toy_prepared)
+    training = (item for history in data.histories for item in history.item_ids[:-2])
+    chosen = collections.Counter(int(item) for item in training)
+    number = {
+        item: chosen[item]
+        for item, own in enumerate(data.items)
+        if len(model.encode(own.title)) == 1
+    }
+    assert len(number) == 10
+    others = set(range(len(data.items))) - set(number)
+    assert min(number.values()) >= max(chosen[item] for item in others) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"title_pieces": -1}, "title_pieces=-1"),
+        ({"title_pieces": 5, "vocabulary_path": "spiece.model"}, "leave one of them out"),
+    ],
+)
+def test_pieces_of_titles_that_cannot_be_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        BuildSettings(**change)
 
 
 @pytest.mark.parametrize(

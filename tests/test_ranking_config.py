@@ -102,16 +102,19 @@ _TEXTS = st.text(
 )
 
 
-@pytest.fixture(scope="module", params=[0, 3])
+@pytest.fixture(
+    scope="module", params=[(0, []), (3, []), (2, [*TITLES, "Super  Kart: 64!", "Kart"])]
+)
 def tokenizers(request, tmp_path_factory):
     """Our reader of a SentencePiece model, and Hugging Face's of the files beside it."""
     auto = pytest.importorskip("transformers").AutoTokenizer
     folder = tmp_path_factory.mktemp("tokenizer")
     lines = [f"{name} {number}" for name in (*TITLES, "Super Kart: 64!") for number in range(20)]
-    train_vocabulary(lines, folder / TOKENIZER_FILE, vocab_size=400)
-    write_tokenizer_files(folder, folder / TOKENIZER_FILE, extra_ids=request.param)
+    extra_ids, whole = request.param
+    train_vocabulary(lines, folder / TOKENIZER_FILE, vocab_size=400, whole=whole)
+    write_tokenizer_files(folder, folder / TOKENIZER_FILE, extra_ids=extra_ids)
     (folder / "config.json").write_text('{"model_type": "t5"}')
-    ours = load_vocabulary(folder / TOKENIZER_FILE, extra_ids=request.param)
+    ours = load_vocabulary(folder / TOKENIZER_FILE, extra_ids=extra_ids)
     return ours, auto.from_pretrained(folder)
 
 
@@ -120,11 +123,15 @@ def tokenizers(request, tmp_path_factory):
 @example(text="  two  blanks ")
 @example(text="Blue Bee 12\t½ ﬁ \u200b 😀😀 日本語")
 @example(text="▁")
+@example(text="  Super Kart: 64! Blue Bee; Blue Bees, Kart Karts xKart Foxes Fox")
+@example(text="Super  Kart: 64!")
 def test_hugging_face_reads_an_exported_tokenizer_as_we_do(tokenizers, text):
     ours, theirs = tokenizers
     found = theirs(text).input_ids
     assert len(theirs) == ours.get_piece_size()
     assert found == [*ours.encode(text), 1]
+    if "extra_id" not in text:
+        assert theirs.decode(found, skip_special_tokens=True) == ours.decode(ours.encode(text))
 
 
 @pytest.mark.parity

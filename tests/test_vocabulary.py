@@ -42,6 +42,24 @@ def test_all_instances_follow_the_choice_of_the_run(model, tmp_path):
     assert early.tf_tokenizer.vocab_size().numpy() == 300
 
 
+def test_whole_texts_are_one_token_behind_a_blank_alike_in_python_and_tensorflow(tmp_path):
+    whole = ["bako  liba", "Bako ½; x (2)", "bako liba mure", "bako  liba", " "]
+    path = tmp_path / "whole.model"
+    size = tokenizer.train_vocabulary(CORPUS, path, vocab_size=320, whole=whole)
+    loaded = tokenizer.load_vocabulary(path)
+    assert size == loaded.get_piece_size() == 320 + 3
+    for text in whole[:3]:
+        assert len(loaded.encode(text)) == 1
+    vocabulary.use_vocabulary(path)
+    text = "mu bako liba; bako liba mure,Bako 1\u20442; x (2) bako lib xbako liba Bako ½; x (2)"
+    assert loaded.encode(text) == CorpusVocabulary().encode(text)
+    assert [loaded.id_to_piece(i) for i in loaded.encode(text) if i in range(3, 6)] == [
+        "▁bako▁liba",
+        "▁bako▁liba▁mure",
+        "▁Bako▁1\u20442;▁x▁(2)",
+    ]
+
+
 def test_extra_ids_come_after_the_pieces(model):
     vocabulary.use_vocabulary(model, extra_ids=100)
     assert CorpusVocabulary().vocab_size == 420

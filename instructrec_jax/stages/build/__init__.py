@@ -10,7 +10,10 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from instructrec_jax import files, tokenizer
+from instructrec_jax.baselines.popularity import count_items, training_histories
 from instructrec_jax.data.columnar import LEAVE_ONE_OUT, TRAIN
 from instructrec_jax.data.prepared import PreparedData, read_prepared
 from instructrec_jax.errors import UserError
@@ -36,12 +39,17 @@ class BuildSettings(RecordSettings):
     Attributes:
       vocabulary_path: a SentencePiece model to copy, such as T5's; without it one is trained.
       vocab_size: most pieces of the vocabulary that is trained; few texts give fewer.
+      title_pieces: whole titles, those most often in training histories, that become pieces of the
+        vocabulary beside `vocab_size`, for models without pretraining: a title is then one token,
+        which starts from what it was chosen with. Titles of one word stay apart: other words may
+        begin with them.
       task_module: the module whose templates the vocabulary should know.
       records_per_shard: most records in a file.
     """
 
     vocabulary_path: str | None = None
     vocab_size: int = 2000
+    title_pieces: int = 0
     task_module: str = "tasks.mixtures"
     records_per_shard: int = 20_000
 
@@ -55,6 +63,13 @@ class BuildSettings(RecordSettings):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}={value}; it must be at least 1")
+        if self.title_pieces < 0:
+            raise UserError(f"title_pieces={self.title_pieces}; it must be 0 or more")
+        if self.title_pieces and self.vocabulary_path is not None:
+            raise UserError(
+                f"title_pieces={self.title_pieces} with the vocabulary {self.vocabulary_path}: "
+                "pieces are added to a vocabulary that `build` trains; leave one of them out"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,6 +181,8 @@ def _plan(
     read_manifest(input_dir)
     inputs = {"prepared": files.sha256(input_dir / FILE_NAME)}
     counts: dict[str, int] = {}
+    if not settings.title_pieces:
+        del plain["title_pieces"]  # records of before have none either
     plain["train_negatives"] = TRAIN_NEGATIVES
     plain["teacher"] = "none"
     if texts_dir is not None:
@@ -235,7 +252,12 @@ def _write_vocabulary(work: Work, data: PreparedData, wording: Sequence[Template
     num_sampled = min(_NUM_SAMPLE_RECORDS, builder.num_records(LEAVE_ONE_OUT, TRAIN))
     sample = builder.records(LEAVE_ONE_OUT, TRAIN, range(num_sampled))
     lines = itertools.chain(vocabulary_lines(data, wording), teacher_lines(sample))
-    return tokenizer.train_vocabulary(lines, path, vocab_size=settings.vocab_size)
+    return tokenizer.train_vocabulary(
+        lines,
+        path,
+        vocab_size=settings.vocab_size,
+        whole=frequent_titles(data, settings.title_pieces),
+    )
 
 
 def _report(manifest: Manifest, folder: Path) -> None:
@@ -264,6 +286,17 @@ def vocabulary_lines(data: PreparedData, templates: Iterable[Template]) -> Itera
         yield plain_title(item.title)
         if item.category:
             yield plain_text(item.category)
+
+
+def frequent_titles(data: PreparedData, number: int) -> list[str]:
+    """Returns titles of several words, those most often in training first, ties by item id."""
+    counts = count_items(
+        training_histories(history.item_ids for history in data.histories if number),
+        num_items=len(data.items),
+    )
+    order = [item for item in np.argsort(-counts, kind="stable") if counts[item]]
+    titles = dict.fromkeys(plain_title(data.items[item].title) for item in order)
+    return [title for title in titles if len(title.split()) > 1][:number]
 
 
 def teacher_lines(records: Iterable[InstructionRecord]) -> Iterator[str]:
