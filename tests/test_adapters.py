@@ -248,11 +248,11 @@ MISTAKES = {
     ),
     "frozen beside LoRA": (lambda: FineTuning(lora=Lora(), frozen=["mlp"]), "FROZEN is .*LoRA"),
     "no expression": (lambda: Lora(targets="("), r"LORA_TARGETS: '\(' is no regular expression"),
-    "not a text": (lambda: FineTuning(frozen=[3]), "FROZEN: 3 is no regular expression"),
-    "no target": (lambda: Lora(targets=[]), "LORA_TARGETS is empty"),
-    "rank": (lambda: Lora(rank=0), "LORA_RANK is 0"),
-    "half a rank": (lambda: Lora(rank=2.5), "LORA_RANK is 2.5"),
-    "alpha": (lambda: Lora(alpha=float("nan")), "LORA_ALPHA is nan"),
+    "not a text": (lambda: FineTuning(frozen=[3]), r"frozen is \(3,\); expected a list"),
+    "no target": (lambda: Lora(targets=[]), r"targets is \[\]|targets is \(\)"),
+    "rank": (lambda: Lora(rank=0), "rank is 0"),
+    "half a rank": (lambda: Lora(rank=2.5), "rank is 2.5"),
+    "alpha": (lambda: Lora(alpha=float("nan")), "alpha is nan"),
 }
 
 

@@ -182,12 +182,19 @@ def test_a_manifest_from_before_there_was_a_policy_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"on_damage": "ignore"}, "--on_damage is 'ignore', expected fail or skip"),
-        ({"max_damaged": -1}, "--max_damaged is -1"),
-        ({"title_fallback": "asin"}, "--title_fallback is 'asin', expected refuse or"),
-        ({"max_same_title_share": 1.5}, "--max_same_title_share is 1.5, expected a share"),
+        ({"on_damage": "ignore"}, "on_damage is 'ignore'; expected one of 'fail', 'skip'"),
+        ({"k_core": 0}, "k_core is 0; expected a whole number, at least 1"),
+        ({"num_candidates": 1}, "num_candidates is 1; expected a whole number, 2 to"),
+        ({"num_candidates": 10**9}, "num_candidates is 1000000000; expected .* 2 to 100000"),
+        ({"max_history": 2}, "max_history is 2; expected a whole number, at least 3"),
+        ({"max_damaged": -1}, "max_damaged is -1"),
+        ({"title_fallback": "asin"}, "title_fallback is 'asin'; expected one of 'refuse'"),
+        (
+            {"max_same_title_share": 1.5},
+            "max_same_title_share is 1.5; expected a finite number, 0 to 1",
+        ),
     ],
 )
 def test_impossible_settings_are_named(setting, message):
     with pytest.raises(UserError, match=message):
-        PrepareSettings(**setting).check()
+        PrepareSettings(**setting)

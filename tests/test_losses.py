@@ -249,16 +249,16 @@ def test_a_sequence_without_a_counted_token_has_no_say():
 
 @pytest.mark.parametrize("factor", ["AVERAGE", 0.0, -1])
 def test_an_impossible_loss_normalizing_factor_is_refused_before_anything_runs(factor):
-    with pytest.raises(UserError, match="LOSS_NORMALIZING_FACTOR"):
+    with pytest.raises(UserError, match="loss_normalizing_factor is"):
         NegativeLogLikelihood(loss_normalizing_factor=factor)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, 1.5])
 def test_an_impossible_label_smoothing_is_refused(value):
-    with pytest.raises(UserError, match="LABEL_SMOOTHING"):
+    with pytest.raises(UserError, match="label_smoothing is"):
         NegativeLogLikelihood(label_smoothing=value)
 
 
 def test_an_unknown_normaliser_is_refused():
-    with pytest.raises(UserError, match="'sum' or 'mean', got 'chars'"):
+    with pytest.raises(UserError, match="normaliser is 'chars'; expected one of 'sum', 'mean'"):
         Listwise(normaliser="chars")

@@ -91,7 +91,7 @@ def test_an_optimizer_knows_its_settings_as_json():
     ("make", "message"),
     [
         (lambda: optimizers.constant(learning_rate=-1.0), "learning_rate is -1.0"),
-        (lambda: optimizers.rsqrt_decay(warmup_steps=0), "warmup_steps of rsqrt_decay is 0"),
+        (lambda: optimizers.rsqrt_decay(warmup_steps=0), "warmup_steps is 0"),
         (
             lambda: optimizers.adamw(
                 learning_rate=optimizers.constant(learning_rate=0.1), clip_norm=0.0

@@ -167,8 +167,6 @@ def test_every_kind_of_parameter_has_its_place():
         MeshSettings(data=8, fsdp=2),
         MeshSettings(data=-1, fsdp=-1),
         MeshSettings(data=-1, fsdp=3),
-        MeshSettings(data=-1, tensor=0),
-        MeshSettings(data=-2, fsdp=-4),
         MeshSettings(data=-1, tensor=16),
     ],
 )

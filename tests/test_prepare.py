@@ -261,15 +261,6 @@ REFUSED = {
         ["no user with at least 3 interactions is left", "interactions_below_k_core=4", "--k_core"],
     ),
     "bad dataset name": ({"dataset": "My shop"}, ["dataset name 'My shop'"]),
-    "k_core 0": ({"settings": PrepareSettings(k_core=0)}, ["--k_core is 0, expected at least 1"]),
-    "one candidate": (
-        {"settings": PrepareSettings(num_candidates=1)},
-        ["--num_candidates is 1, expected at least 2"],
-    ),
-    "short histories": (
-        {"settings": PrepareSettings(max_history=2)},
-        ["--max_history is 2, expected at least 3"],
-    ),
 }
 
 

@@ -21,6 +21,7 @@ LEVELS = {
     "files": (0, ""),
     "manifest": (0, ""),
     "damage": (0, ""),
+    "settings": (0, ""),
     "tokenizer": (0, ""),
     "progress": (0, ""),
     "data": (1, ""),

@@ -121,14 +121,14 @@ def test_reviews_come_through_prepare_to_the_history_entry_they_belong_to(tmp_pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_users": 0}, "--num_users is 0, expected at least 1"),
-        ({"num_items": 5}, "--num_items is 5, expected at least 6"),
-        ({"zipf_exponent": float("nan")}, "--zipf_exponent is nan, expected at least 0"),
-        ({"zipf_exponent": float("inf")}, "--zipf_exponent is inf, expected at least 0"),
-        ({"num_interactions": 79}, "--num_interactions is 79, expected 80 to 4800"),
-        ({"num_interactions": 4801}, "--num_interactions is 4801, expected 80 to 4800"),
-        ({"favourite_share": 1.5}, r"--favourite_share is 1\.5, expected 0 to 1"),
-        ({"format": "csv"}, "--format is 'csv', expected plain"),
+        ({"num_users": 0}, "num_users is 0; expected a whole number, 1 to"),
+        ({"num_items": 5}, "num_items is 5; expected a whole number, 6 to"),
+        ({"zipf_exponent": float("nan")}, "zipf_exponent is nan; expected a finite number"),
+        ({"zipf_exponent": float("inf")}, "zipf_exponent is inf; expected a finite number"),
+        ({"num_interactions": 79}, "num_interactions is 79; expected 80 to 4800"),
+        ({"num_interactions": 4801}, "num_interactions is 4801; expected 80 to 4800"),
+        ({"favourite_share": 1.5}, r"favourite_share is 1\.5; expected a finite number, 0 to 1"),
+        ({"format": "csv"}, "format is 'csv'; expected one of 'plain'"),
         ({"has_reviews": True}, "'plain' has no reviews; use amazon_2018"),
     ],
 )

@@ -16,6 +16,7 @@ import gin
 from instructrec_jax.cli import gin_files
 from instructrec_jax.cli.gin_files import COMMAND_LINE, GinText, Statement
 from instructrec_jax.errors import UserError, unknown_name
+from instructrec_jax.settings import SettingError
 
 # Macros of T5X's run files that nothing here can follow, and why.
 # As of t5x/configs/runs/{finetune,pretrain,eval,infer}.gin; all others are ours too.
@@ -299,15 +300,27 @@ def _call(
     """Calls the function; its errors lose what gin hangs on them and tell who set the macros."""
     try:
         return configured(**given)
-    except UserError as error:
+    except Exception as error:
         # gin raises a copy without arguments, its message lengthened; the original is its context.
         original: BaseException = error
         while not original.args and original.__context__ is not None:
             original = original.__context__
+        if isinstance(original, RuntimeError) and str(original).startswith("Required bindings for"):
+            raise UserError(f"gin: {original}") from None
+        if not isinstance(original, UserError):
+            raise original from None
         message = str(original)
+        if isinstance(original, SettingError):
+            message = f"{_macro_of(original, statements)} {original.problem}"
         owners = _owners_of(message, statements)
         raise UserError(f"{message} ({owners})" if owners else message) from original
-    except RuntimeError as error:
-        if str(error).startswith("Required bindings for"):
-            raise UserError(f"gin: {error}") from None
-        raise
+
+
+def _macro_of(error: SettingError, statements: Sequence[Statement]) -> str:
+    """Returns the macro that gave a setting its value, or the setting and the line that did."""
+    own = [s for s in statements if s.key.endswith(f".{error.owner}.{error.name}")]
+    if not own:
+        return f"{error.name} of {error.owner}"
+    if len(own[-1].macros) == 1:
+        return own[-1].macros[0]
+    return f"{error.name} of {error.owner} ({own[-1].place})"

@@ -8,7 +8,7 @@ import dataclasses
 import io
 import sys
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from instructrec_jax.errors import UserError, unknown_name
 COMMAND_LINE = "the command line"
 FOREIGN = "t5x"  # the folder of files for T5X's own programs
 _OVERLAYS = "overlays"
-_REQUIRED = "%gin.REQUIRED"
+_REQUIRED = "gin.REQUIRED"
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _INSTALLED = Path(sys.prefix) / "share" / "instructrec_jax"
 _NO_GIN = (SyntaxError, tokenize.TokenError, RecursionError, MemoryError, ValueError)
@@ -174,31 +174,44 @@ def _read_file(path: Path, *, seen: tuple[Path, ...]) -> list[GinText]:
     return [*included, dataclasses.replace(text, lines=tuple(lines))]
 
 
-class _Recorder(config_parser.ParserDelegate):
-    """Notes the macros and configurables that a value mentions."""
+class _Macro(str):
+    """The name of a macro in a value."""
 
-    def __init__(self) -> None:
-        self.macros: list[str] = []
-        self.references: list[str] = []
 
-    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> str:
-        """Notes a configurable, without its scope."""
-        self.references.append(scoped_configurable_name.rsplit("/", 1)[-1])
-        return f"@{scoped_configurable_name}"
+class _Reference(str):
+    """The name of a configurable in a value."""
 
-    def macro(self, macro_name: str) -> str:
-        """Notes a macro."""
-        self.macros.append(macro_name)
-        return f"%{macro_name}"
+
+class _Marks(config_parser.ParserDelegate):
+    """Leaves the names of macros and configurables in the values that mention them."""
+
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> _Reference:
+        """Returns the name of a configurable, without its scope."""
+        return _Reference(scoped_configurable_name.rsplit("/", 1)[-1])
+
+    def macro(self, macro_name: str) -> _Macro:
+        """Returns the name of a macro."""
+        return _Macro(macro_name)
+
+
+def _named(value: Any, kind: type[str]) -> Iterator[str]:
+    """Yields the names of a kind in a value, at any depth."""
+    if isinstance(value, kind):
+        yield str(value)
+    elif isinstance(value, dict):
+        yield from _named([*value, *value.values()], kind)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _named(part, kind)
 
 
 def _parse(
     text: str, source: str, imports: dict[str, config_parser.ImportStatement]
 ) -> tuple[GinText, list[config_parser.IncludeStatement]]:
     """Returns the statements of a text, and what it includes."""
-    imports, statements, includes, recorder = dict(imports), [], [], _Recorder()
+    imports, statements, includes = dict(imports), [], []
     try:
-        for item in config_parser.ConfigParser(text, recorder):
+        for item in config_parser.ConfigParser(text, _Marks()):
             if isinstance(item, config_parser.ImportStatement):
                 if not item.module.startswith("__gin__"):
                     last = item.module.rsplit(".", 1)[-1] if item.is_from else item.module
@@ -206,8 +219,7 @@ def _parse(
             elif isinstance(item, config_parser.IncludeStatement):
                 includes.append(item)
             elif isinstance(item, config_parser.BindingStatement):
-                statements.append(_statement(item, recorder, source, imports))
-                recorder.macros, recorder.references = [], []
+                statements.append(_statement(item, source, imports))
     except _NO_GIN as error:
         raise _syntax_error(error, source, text) from None
     lines = tuple(text.splitlines())
@@ -217,7 +229,6 @@ def _parse(
 
 def _statement(
     item: Any,
-    recorder: _Recorder,
     source: str,
     imports: dict[str, config_parser.ImportStatement],
 ) -> Statement:
@@ -235,11 +246,11 @@ def _statement(
     return Statement(
         key=key,
         is_macro=not item.arg_name,
-        is_required=item.value == _REQUIRED,
+        is_required=isinstance(item.value, _Macro) and item.value == _REQUIRED,
         source=source,
         line=item.location.line_num,
-        macros=tuple(recorder.macros),
-        references=tuple(map(full_name, recorder.references)),
+        macros=tuple(_named(item.value, _Macro)),
+        references=tuple(map(full_name, _named(item.value, _Reference))),
     )
 
 

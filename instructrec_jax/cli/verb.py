@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from instructrec_jax.cli import flags
+from instructrec_jax.errors import UserError
+from instructrec_jax.settings import SettingError
 
 _NOTE = re.compile(
     r"WARNING: All log messages before absl::InitializeLog|I\d{4} |To enable the following instr"
@@ -75,7 +77,10 @@ class Verb:
     def run(self, options: argparse.Namespace) -> int:
         """Does the work, prints its result and returns the exit code."""
         function = self.load()
-        arguments = flags.arguments_of(function, vars(options)) | self.more_arguments(options)
+        try:
+            arguments = flags.arguments_of(function, vars(options)) | self.more_arguments(options)
+        except SettingError as error:
+            raise UserError(f"--{error.name} {error.problem}") from None
         returned = function(**arguments)
         complete = inspect.signature(function).bind(**arguments)
         complete.apply_defaults()

@@ -1,9 +1,22 @@
 """What a user may decide of the preparation of a log, and of an invented one."""
 
 import dataclasses
+from typing import Annotated
 
 from instructrec_jax import damage
 from instructrec_jax.errors import UserError
+from instructrec_jax.settings import (
+    MAX_CANDIDATES,
+    Count,
+    Natural,
+    NotNegative,
+    OneOf,
+    Range,
+    Seed,
+    Share,
+    check_fields,
+    refuse,
+)
 
 MIN_HISTORY = 3  # one item to learn from, the validation target, the test target
 REFUSE, CATEGORY_ASIN = "refuse", "category_asin"
@@ -11,6 +24,8 @@ FALLBACKS = (REFUSE, CATEGORY_ASIN)
 RANDOM_TIES, FILE_TIES = "random", "file"
 TIE_ORDERS = (RANDOM_TIES, FILE_TIES)
 SYNTHETIC_FORMATS = ("plain", "jsonl", "recbole", "amazon_2018")
+MAX_SIZE = 10**9  # users, items or events of an invented log
+Size = Annotated[int, Range(1, MAX_SIZE)]
 KINDS = ("Lamps", "Kettles", "Kites", "Drums", "Boots", "Tents")  # of invented items
 
 
@@ -37,44 +52,21 @@ class PrepareSettings:
       max_same_title_share: largest share of the items that may have no title or another item's.
     """
 
-    seed: int = 0
-    tie_order: str = RANDOM_TIES
-    k_core: int | None = None
-    max_history: int = 20
-    num_candidates: int = 10
-    max_title_chars: int = 200
-    max_review_chars: int = 2000
+    seed: Seed = 0
+    tie_order: Annotated[str, OneOf(TIE_ORDERS)] = RANDOM_TIES
+    k_core: Count | None = None
+    max_history: Annotated[int, Range(MIN_HISTORY)] = 20
+    num_candidates: Annotated[int, Range(2, MAX_CANDIDATES)] = 10
+    max_title_chars: Count = 200
+    max_review_chars: Count = 2000
     allow_fewer_candidates: bool = False
-    on_damage: str = damage.FAIL
-    max_damaged: int = damage.DEFAULT_MAX_DAMAGED
-    title_fallback: str = REFUSE
-    max_same_title_share: float = 0.5
+    on_damage: Annotated[str, OneOf(damage.POLICIES)] = damage.FAIL
+    max_damaged: Natural = damage.DEFAULT_MAX_DAMAGED
+    title_fallback: Annotated[str, OneOf(FALLBACKS)] = REFUSE
+    max_same_title_share: Share = 0.5
 
-    def check(self) -> None:
-        """Raises UserError if a value is out of range."""
-        lowest = {
-            "k_core": 1,
-            "max_history": MIN_HISTORY,
-            "num_candidates": 2,
-            "max_title_chars": 1,
-            "max_review_chars": 1,
-            "max_damaged": 0,
-        }
-        for name, bound in lowest.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise UserError(f"--{name} is {value}, expected at least {bound}")
-        for name, choices in (
-            ("on_damage", damage.POLICIES),
-            ("title_fallback", FALLBACKS),
-            ("tie_order", TIE_ORDERS),
-        ):
-            if getattr(self, name) not in choices:
-                value = getattr(self, name)
-                raise UserError(f"--{name} is {value!r}, expected {' or '.join(choices)}")
-        if not 0.0 <= self.max_same_title_share <= 1.0:
-            value = self.max_same_title_share
-            raise UserError(f"--max_same_title_share is {value}, expected a share from 0 to 1")
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,13 +85,13 @@ class SyntheticSettings:
       has_reviews: give events of "amazon_2018" a review that tells an intention.
     """
 
-    num_users: int
-    num_interactions: int
-    num_items: int | None = None
-    seed: int = 0
-    zipf_exponent: float = 1.0
-    favourite_share: float = 0.8
-    format: str = "plain"
+    num_users: Size
+    num_interactions: Size
+    num_items: Annotated[int, Range(len(KINDS), MAX_SIZE)] | None = None
+    seed: Seed = 0
+    zipf_exponent: NotNegative = 1.0
+    favourite_share: Share = 0.8
+    format: Annotated[str, OneOf(SYNTHETIC_FORMATS)] = "plain"
     is_gzip: bool = False
     has_reviews: bool = False
 
@@ -108,22 +100,15 @@ class SyntheticSettings:
         """The number of items."""
         return self.num_items or max(60, self.num_interactions // 100)
 
-    def check(self) -> None:
-        """Raises UserError if a value is out of range."""
-        for name, bound in (("num_users", 1), ("num_items", len(KINDS)), ("zipf_exponent", 0)):
-            value = getattr(self, name)
-            if value is not None and not bound <= value < float("inf"):
-                raise UserError(f"--{name} is {value}, expected at least {bound}")
+    def __post_init__(self) -> None:
+        check_fields(self)
         most = self.num_users * self.catalogue_size
         if not self.num_users <= self.num_interactions <= most:
-            raise UserError(
-                f"--num_interactions is {self.num_interactions}, expected {self.num_users} to "
-                f"{most}: each of {self.num_users} users takes one item at least, and none of the "
-                f"{self.catalogue_size} items twice"
+            raise refuse(
+                self,
+                "num_interactions",
+                f"{self.num_users} to {most}: each of {self.num_users} users takes one item at "
+                f"least, and none of the {self.catalogue_size} items twice",
             )
-        if not 0 <= self.favourite_share <= 1:
-            raise UserError(f"--favourite_share is {self.favourite_share}, expected 0 to 1")
-        if self.format not in SYNTHETIC_FORMATS:
-            raise UserError(f"--format is {self.format!r}, expected {', '.join(SYNTHETIC_FORMATS)}")
         if self.has_reviews and self.format != "amazon_2018":
             raise UserError(f"the format {self.format!r} has no reviews; use amazon_2018 for them")

@@ -70,7 +70,6 @@ def write_log(folder: Path | str, settings: SyntheticSettings) -> dict[str, int]
     Raises:
       UserError: if a setting is out of range.
     """
-    settings.check()
     Path(folder).mkdir(parents=True, exist_ok=True)
     form, is_gzip = settings.format, settings.is_gzip
     _write_items(folder, form, _items(settings), is_gzip=is_gzip)

@@ -9,6 +9,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ from instructrec_jax.records import (
     TeacherTexts,
 )
 from instructrec_jax.seeds import stable_seed
+from instructrec_jax.settings import MAX_CANDIDATES, Count, Range, Seed, check_fields
 
 # Part of the manifest, so that records of another rule are not taken for the same work.
 TRAIN_NEGATIVES = "uniform; leave-one-out without the user's training items; search from all items"
@@ -53,10 +55,13 @@ class RecordSettings:
       seed: of the negatives and of the order of training records.
     """
 
-    num_train_negatives: int = 9
-    max_train_positions: int | None = None
+    num_train_negatives: Annotated[int, Range(1, MAX_CANDIDATES)] = 9
+    max_train_positions: Count | None = None
     states_time: bool = False
-    seed: int = 0
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class RecordBuilder:

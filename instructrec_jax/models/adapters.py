@@ -16,7 +16,7 @@ import math
 import re
 import zlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +25,14 @@ from jax import Array
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import Kernel, einsum
+from instructrec_jax.settings import Names, Positive, Range, check_fields
 
 LORA_A, LORA_B = "adapter.lora_a", "adapter.lora_b"
 ATTENTION = ("attention.(query|value)",)
 Model = TypeVar("Model", bound=nnx.Module)
+
+
+Rank = Annotated[int, Range(1, 2**16)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,18 +46,14 @@ class Lora:
         default, queries and values of all attention, is the choice of the source (section 7.1).
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    targets: Sequence[str] = ATTENTION
+    rank: Rank = 8
+    alpha: Positive = 16.0
+    targets: Names = ATTENTION
 
     def __post_init__(self) -> None:
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise UserError(f"LORA_RANK is {self.rank!r}; expected a whole number >= 1")
-        if not (isinstance(self.alpha, int | float) and 0 < self.alpha < math.inf):
-            raise UserError(f"LORA_ALPHA is {self.alpha!r}; expected a number above 0")
-        object.__setattr__(self, "targets", _patterns("LORA_TARGETS", self.targets))
-        if not self.targets:
-            raise UserError("LORA_TARGETS is empty; expected patterns of kernels' names")
+        _take_one_for_a_list(self, "targets")
+        check_fields(self)
+        _check_patterns("LORA_TARGETS", self.targets)
 
     @property
     def scale(self) -> float:
@@ -76,7 +76,9 @@ class FineTuning:
     frozen: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "frozen", _patterns("FROZEN", self.frozen))
+        _take_one_for_a_list(self, "frozen")
+        check_fields(self)
+        _check_patterns("FROZEN", self.frozen)
         if self.lora is not None and self.frozen:
             raise UserError(
                 f"FROZEN is {list(self.frozen)} beside LoRA, with which everything but the "
@@ -199,18 +201,23 @@ def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def _patterns(macro: str, patterns: Any) -> tuple[str, ...]:
-    """Returns patterns as a tuple; a single one may come alone."""
-    found = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    for pattern in found:
+def _take_one_for_a_list(settings: Any, name: str) -> None:
+    """Makes a tuple of a field's list; a single text may come alone."""
+    value = getattr(settings, name)
+    value = (value,) if isinstance(value, str) else value
+    object.__setattr__(settings, name, tuple(value) if isinstance(value, list) else value)
+
+
+def _check_patterns(macro: str, patterns: Sequence[str]) -> None:
+    """Raises UserError for the first that is no regular expression."""
+    for pattern in patterns:
         try:
             re.compile(pattern)
-        except (re.error, TypeError) as error:
+        except re.error as error:
             raise UserError(
                 f"{macro}: {pattern!r} is no regular expression ({error}); expected one such as "
                 f"{ATTENTION[0]!r}"
             ) from None
-    return found
 
 
 def _matched(patterns: Sequence[str], names: Collection[str] | Mapping[str, Any], kind: str) -> set:

@@ -5,7 +5,7 @@ Here is also how a batch is laid out for the listwise one, on the host.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax import Array
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import T5, einsum, example_segments, same_segment
+from instructrec_jax.settings import NotNegative, OneOf, Positive, Range, check_fields
 
 Batch = Mapping[str, Array]
 ROW_LENGTHS = (128, 256)  # of packed candidates
@@ -227,24 +228,18 @@ class NegativeLogLikelihood:
         counted tokens.
     """
 
-    z_loss: float = 1e-4
-    label_smoothing: float = 0.0
-    loss_normalizing_factor: float | str | None = REAL_TOKENS
+    z_loss: NotNegative = 1e-4
+    label_smoothing: Annotated[float, Range(0, 0.999)] = 0.0
+    loss_normalizing_factor: Positive | Annotated[str, OneOf(NORMALIZING_FACTORS)] | None = (
+        REAL_TOKENS
+    )
     ranks_candidates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         factor = self.loss_normalizing_factor
-        if isinstance(factor, str):
-            factor = factor.upper()  # T5X takes them in either case
-            object.__setattr__(self, "loss_normalizing_factor", factor)
-        is_number = isinstance(factor, int | float) and factor > 0
-        if not is_number and factor not in (None, *NORMALIZING_FACTORS):
-            raise UserError(
-                f"LOSS_NORMALIZING_FACTOR is {factor!r}; expected a number above 0, None or one of "
-                f"{', '.join(NORMALIZING_FACTORS)}"
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"LABEL_SMOOTHING is {self.label_smoothing}; expected 0 <= it < 1")
+        if isinstance(factor, str):  # T5X takes them in either case
+            object.__setattr__(self, "loss_normalizing_factor", factor.upper())
+        check_fields(self)
 
     def __call__(
         self, model: T5, batch: Batch, dropout_key: Array | None = None
@@ -300,14 +295,13 @@ class Listwise:
       normaliser: "sum" over the title's tokens, or their "mean".
     """
 
-    scale: float = 10.0
-    nll_weight: float = 0.1
-    normaliser: str = "mean"
+    scale: Positive = 10.0
+    nll_weight: NotNegative = 0.1
+    normaliser: Annotated[str, OneOf(("sum", "mean"))] = "mean"
     ranks_candidates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.normaliser not in ("sum", "mean"):
-            raise UserError(f"normaliser must be 'sum' or 'mean', got {self.normaliser!r}")
+        check_fields(self)
 
     def __call__(
         self, model: T5, batch: Batch, dropout_key: Array | None = None

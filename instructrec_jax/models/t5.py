@@ -17,7 +17,7 @@ Letters of the einsums and shapes:
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,14 @@ from jax import Array
 from jax.nn import initializers
 
 from instructrec_jax.errors import UserError
+from instructrec_jax.settings import Range, check_fields
 
 MASKED = -1e10
 NORM_EPSILON = 1e-6
+
+
+Width = Annotated[int, Range(1, 2**24)]
+Layers = Annotated[int, Range(1, 1000)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,20 +55,21 @@ class T5Config:
       remat: recompute each layer's activations in the backward pass instead of storing them.
     """
 
-    vocab_size: int = 32128
-    emb_dim: int
-    num_heads: int
-    head_dim: int = 64
-    mlp_dim: int
-    num_encoder_layers: int
-    num_decoder_layers: int
-    dropout_rate: float = 0.0
-    relative_buckets: int = 32
-    relative_max_distance: int = 128
+    vocab_size: Width = 32128
+    emb_dim: Width
+    num_heads: Width
+    head_dim: Width = 64
+    mlp_dim: Width
+    num_encoder_layers: Layers
+    num_decoder_layers: Layers
+    dropout_rate: Annotated[float, Range(0, 0.99)] = 0.0
+    relative_buckets: Width = 32
+    relative_max_distance: Width = 128
     dtype: str = "float32"
     remat: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(
                 f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}: "

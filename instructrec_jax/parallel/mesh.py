@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from instructrec_jax.errors import UserError, unknown_name
+from instructrec_jax.settings import Range, check_fields, refuse
 
 MESH_AXES = ("data", "fsdp", "tensor")
 MeshAxes = str | tuple[str, ...] | None
@@ -42,9 +43,15 @@ class MeshSettings:
       tensor: devices that share heads, mlp and vocab (T5X's NUM_PARTITIONS).
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: Annotated[int, Range(-1)] = -1
+    fsdp: Annotated[int, Range(-1)] = 1
+    tensor: Annotated[int, Range(-1)] = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) == 0:
+                raise refuse(self, field.name, "a number of devices, or -1: those that are left")
 
 
 def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -> Mesh:
@@ -60,8 +67,9 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
         shape[shape.index(-1)] = len(devices) // rest if rest > 0 else 0
     if math.prod(shape) != len(devices) or min(shape) < 1:
         raise UserError(
-            f"mesh data={settings.data}, fsdp={settings.fsdp}, tensor={settings.tensor} does not "
-            f"fit {len(devices)} devices: the three must multiply to that number (one may be -1)"
+            f"mesh data={settings.data}, fsdp={settings.fsdp}, tensor={settings.tensor} "
+            f"(NUM_PARTITIONS) does not fit {len(devices)} devices: the three must multiply to "
+            "that number (one may be -1)"
         )
     # Auto: XLA chooses how intermediate arrays are sharded; JAX also orders devices by their links.
     return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * len(shape), devices=devices)

@@ -8,12 +8,13 @@ nothing of texts and models: it is a generator that yields views and is sent log
 import dataclasses
 import itertools
 from collections.abc import Generator
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.seeds import stable_seed
+from instructrec_jax.settings import Count, Range, Seed, check_fields
 
 View = np.ndarray  # int [n], indices of the candidates that a prompt shows, in its order
 
@@ -79,15 +80,12 @@ class Rotations:
       number: how many orders; no more than there are candidates.
     """
 
-    number: int = 10
+    number: Count = 10
 
     sure_ranks = None
 
     def __post_init__(self) -> None:
-        if self.number < 1:
-            raise UserError(
-                f"candidate_views.Rotations.number is {self.number}; expected at least 1"
-            )
+        check_fields(self)
 
     def rounds(self, num_candidates: int, request_id: str) -> Rounds:
         """Returns one round of the rotated views."""
@@ -118,12 +116,13 @@ class Groups:
       seed: of the draw.
     """
 
-    size: int = 10
-    winners: int = 1
-    seed: int = 0
+    size: Count = 10
+    winners: Count = 1
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.winners <= self.size // 2:
+        check_fields(self)
+        if self.winners > self.size // 2:
             raise UserError(
                 f"candidate_views.Groups has size {self.size} and winners {self.winners}; expected "
                 "a size of at least 2, and from 1 to half of a group to go on"
@@ -170,12 +169,11 @@ class Tournament:
       seed: of the draw.
     """
 
-    size: int = 10
-    seed: int = 0
+    size: Annotated[int, Range(2)] = 10
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if self.size < 2:
-            raise UserError(f"candidate_views.Tournament.size is {self.size}; expected at least 2")
+        check_fields(self)
 
     @property
     def sure_ranks(self) -> int | None:

@@ -17,6 +17,7 @@ from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.manifest import Manifest, find_same_work, read_manifest
 from instructrec_jax.progress import Progress
 from instructrec_jax.records import Annotation, History
+from instructrec_jax.settings import Count, check_fields
 from instructrec_jax.teacher import texts
 from instructrec_jax.teacher.extractive import ExtractiveTeacher
 from instructrec_jax.teacher.texts import INTENTIONS, PREFERENCES, Row, Teacher
@@ -38,13 +39,12 @@ class AnnotateSettings:
     """
 
     teacher: str = "extractive"
-    max_positions: int | None = None
+    max_positions: Count | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.teacher not in TEACHERS:
             raise unknown_name("teacher", self.teacher, TEACHERS)
-        if self.max_positions is not None and self.max_positions < 1:
-            raise UserError(f"max_positions={self.max_positions}; it must be at least 1")
 
 
 def annotate(

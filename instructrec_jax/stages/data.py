@@ -43,7 +43,6 @@ def synthesize(*, output_dir: Path | str, settings: SyntheticSettings) -> Manife
     Raises:
       UserError: on impossible settings or an output folder of other work.
     """
-    settings.check()
     plan = Manifest(stage=_STAGE, inputs={}, settings=dataclasses.asdict(settings))
     manifest = find_same_work(output_dir, plan)
     if manifest is not None:

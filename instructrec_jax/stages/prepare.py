@@ -51,7 +51,6 @@ def prepare(
       UserError: on damaged logs, impossible settings or an output folder of other work.
     """
     settings = settings or PrepareSettings()
-    settings.check()
     if not _NAME.fullmatch(dataset):
         raise UserError(
             f"dataset name {dataset!r} has other characters than lower-case letters, digits and "

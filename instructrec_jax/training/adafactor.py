@@ -22,8 +22,8 @@ import optax
 from flax import nnx
 from jax import Array
 
-from instructrec_jax.errors import UserError
 from instructrec_jax.parallel.mesh import logical_axes
+from instructrec_jax.settings import Count, Natural, NotNegative, Positive, check_fields
 
 Shape = tuple[int, ...]
 
@@ -68,27 +68,17 @@ class AdafactorSettings:
       epsilon2: least parameter scale.
     """
 
-    decay_rate: float = 0.8
-    step_offset: int = 0
-    clipping_threshold: float | None = 1.0
+    decay_rate: Positive = 0.8
+    step_offset: Natural = 0
+    clipping_threshold: Positive | None = 1.0
     multiply_by_parameter_scale: bool = True
-    weight_decay_rate: float | None = None
-    min_dim_size_to_factor: int = 128
-    epsilon1: float = 1e-30
-    epsilon2: float = 1e-3
+    weight_decay_rate: NotNegative | None = None
+    min_dim_size_to_factor: Count = 128
+    epsilon1: NotNegative = 1e-30
+    epsilon2: NotNegative = 1e-3
 
     def __post_init__(self) -> None:
-        if self.decay_rate <= 0:
-            raise UserError(f"decay_rate is {self.decay_rate}; expected a number above 0")
-        if self.clipping_threshold is not None and self.clipping_threshold <= 0:
-            raise UserError(
-                f"clipping_threshold is {self.clipping_threshold}; expected a number above 0, or "
-                "None for no clipping"
-            )
-        if self.min_dim_size_to_factor < 1:
-            raise UserError(
-                f"min_dim_size_to_factor is {self.min_dim_size_to_factor}; expected 1 or more"
-            )
+        check_fields(self)
 
 
 def adafactor(

@@ -18,6 +18,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import EVERYTHING, FineTuning, join, split
 from instructrec_jax.parallel.mesh import batch_sharding
 from instructrec_jax.progress import Progress, Stop, StopAskedError, stop_on_sigterm
+from instructrec_jax.settings import Count, check_fields
 from instructrec_jax.training.metrics_log import MetricsLog
 from instructrec_jax.training.state import TrainState
 
@@ -87,16 +88,13 @@ class Periods:
       checkpoint: steps between two checkpoints; evaluated steps and the last one are saved too.
     """
 
-    train_steps: int | None
-    log: int = 100
-    evaluate: int = 1000
-    checkpoint: int = 1000
+    train_steps: Count | None
+    log: Count = 100
+    evaluate: Count = 1000
+    checkpoint: Count = 1000
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is not None and value < 1:
-                raise UserError(f"{field.name} is {value}; expected a number of steps >= 1")
+        check_fields(self)
 
     @property
     def last_step(self) -> int:

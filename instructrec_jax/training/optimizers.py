@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from instructrec_jax.errors import UserError
+from instructrec_jax.settings import Count, Natural, NotNegative, Positive, Share, check_arguments
 from instructrec_jax.training.adafactor import AdafactorSettings
 from instructrec_jax.training.adafactor import adafactor as adafactor_transformation
 
@@ -58,13 +58,13 @@ def describe(thing: Any) -> Any:
     return getattr(thing, "settings", type(thing).__name__)
 
 
-def constant(*, learning_rate: float, warmup_steps: int = 0) -> Schedule:
+def constant(*, learning_rate: NotNegative, warmup_steps: Natural = 0) -> Schedule:
     """Returns a constant rate after a linear warm-up from 0.
 
     T5X's factors "constant" and, with a warm-up, "constant * linear_warmup".
     """
+    check_arguments(constant, locals())
     settings = _described("constant", locals())
-    _check_rate(learning_rate)
     if warmup_steps == 0:
         return Schedule(optax.constant_schedule(learning_rate), settings)
     return Schedule(optax.linear_schedule(0.0, learning_rate, warmup_steps), settings)
@@ -72,8 +72,8 @@ def constant(*, learning_rate: float, warmup_steps: int = 0) -> Schedule:
 
 def rsqrt_decay(
     *,
-    learning_rate: float = 1.0,
-    warmup_steps: int = 10_000,
+    learning_rate: NotNegative = 1.0,
+    warmup_steps: Count = 10_000,
     is_ramped: bool = False,
 ) -> Schedule:
     """Returns learning_rate / sqrt(max(steps, warmup_steps)), T5's schedule of pretraining.
@@ -86,10 +86,8 @@ def rsqrt_decay(
       warmup_steps: before them the rate is that of this step.
       is_ramped: whether it rises linearly from 0 instead.
     """
+    check_arguments(rsqrt_decay, locals())
     settings = _described("rsqrt_decay", locals())
-    _check_rate(learning_rate)
-    if warmup_steps < 1:
-        raise UserError(f"warmup_steps of rsqrt_decay is {warmup_steps}; expected 1 or more")
 
     def rate(count: Array) -> Array:
         value = learning_rate / jnp.sqrt(jnp.maximum(count, warmup_steps))
@@ -98,14 +96,16 @@ def rsqrt_decay(
     return Schedule(rate, settings)
 
 
-def linear_decay(*, learning_rate: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
+def linear_decay(
+    *, learning_rate: NotNegative, total_steps: Count, warmup_steps: Natural = 0
+) -> Schedule:
     """Returns a linear warm-up from 0, then a linear decay to 0 at `total_steps`.
 
     T5X's factor "linear_decay" with decay_factor 1 / (total_steps - warmup_steps), but for its
     least rate of 1e-8.
     """
+    check_arguments(linear_decay, locals())
     settings = _described("linear_decay", locals())
-    _check_rate(learning_rate)
     rate = optax.join_schedules(
         [
             optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1)),
@@ -119,13 +119,13 @@ def linear_decay(*, learning_rate: float, total_steps: int, warmup_steps: int = 
 def adafactor(
     *,
     learning_rate: optax.Schedule,
-    decay_rate: float = 0.8,
-    step_offset: int = 0,
-    clipping_threshold: float | None = 1.0,
+    decay_rate: Positive = 0.8,
+    step_offset: Natural = 0,
+    clipping_threshold: Positive | None = 1.0,
     multiply_by_parameter_scale: bool = True,
-    weight_decay_rate: float | None = None,
-    min_dim_size_to_factor: int = 128,
-    clip_norm: float | None = None,
+    weight_decay_rate: NotNegative | None = None,
+    min_dim_size_to_factor: Count = 128,
+    clip_norm: Positive | None = None,
 ) -> Optimizer:
     """Returns Adafactor as T5X has it, T5's own optimizer, without momentum.
 
@@ -140,6 +140,7 @@ def adafactor(
       min_dim_size_to_factor: from this size of both sides on, matrices are factored.
       clip_norm: greatest norm of the whole gradient (T5X's global_norm_clip_threshold); None: any.
     """
+    check_arguments(adafactor, locals())
     settings = _described("adafactor", locals())
     constants = {
         name: value
@@ -153,12 +154,13 @@ def adafactor(
 def adamw(
     *,
     learning_rate: optax.Schedule,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    weight_decay: float = 0.0,
-    clip_norm: float | None = 1.0,
+    b1: Share = 0.9,
+    b2: Share = 0.999,
+    weight_decay: NotNegative = 0.0,
+    clip_norm: Positive | None = 1.0,
 ) -> Optimizer:
     """Returns AdamW after a clip of the global gradient norm (None: no clip)."""
+    check_arguments(adamw, locals())
     settings = _described("adamw", locals())
     adam = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay)
     return Optimizer(_clipped(adam, clip_norm), settings)
@@ -170,8 +172,6 @@ def _clipped(
     """Returns the transformation after a clip of the global gradient norm, if one is wanted."""
     if clip_norm is None:
         return transformation
-    if clip_norm <= 0:
-        raise UserError(f"clip_norm is {clip_norm}; expected a number above 0, or None: no clip")
     return optax.chain(optax.clip_by_global_norm(clip_norm), transformation)
 
 
@@ -180,8 +180,3 @@ def _described(name: str, arguments: Settings) -> dict[str, Any]:
     plain = (bool, int, float, str, type(None))
     values = {k: v if isinstance(v, plain) else describe(v) for k, v in arguments.items()}
     return {"name": name, **values}
-
-
-def _check_rate(learning_rate: float) -> None:
-    if learning_rate < 0:
-        raise UserError(f"learning_rate is {learning_rate}; expected 0 or more")

@@ -1,0 +1,200 @@
+"""Values that people write, checked against the types that the code states.
+
+Gin files and JSON hand over anything: a float or True for a count, a text for a list, NaN. Fields
+of dataclasses and arguments state their range as well: `batch_size: Annotated[int, Range(1)]`.
+"""
+
+import collections.abc
+import dataclasses
+import functools
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from instructrec_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may have, or the lengths of a list.
+
+    Attributes:
+      least: the smallest.
+      most: the greatest; None: any.
+      is_open: the smallest itself is not taken.
+    """
+
+    least: float
+    most: float | None = None
+    is_open: bool = False
+
+    def holds(self, number: float) -> bool:
+        """Returns whether a number is one of them."""
+        above = number > self.least if self.is_open else number >= self.least
+        return above and (self.most is None or number <= self.most)
+
+    def __str__(self) -> str:
+        if self.is_open:
+            return f"above {self.least}" + ("" if self.most is None else f", at most {self.most}")
+        return f"at least {self.least}" if self.most is None else f"{self.least} to {self.most}"
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """The names that a setting may have."""
+
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(map(repr, self.names))
+
+
+MAX_CANDIDATES = 100_000  # of one list: every example holds one
+MAX_ROWS = 65_536  # of a batch
+Rows = Annotated[int, Range(1, MAX_ROWS)]
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+Share = Annotated[float, Range(0, 1)]
+Positive = Annotated[float, Range(0, is_open=True)]
+NotNegative = Annotated[float, Range(0)]
+Names = Annotated[collections.abc.Sequence[str], Range(1)]
+
+
+class SettingError(UserError):
+    """A setting of a wrong type or out of range.
+
+    Attributes:
+      owner: the dataclass or function that takes it.
+      name: its field or argument there.
+      problem: the value and what was expected.
+    """
+
+    def __init__(self, owner: str, name: str, problem: str) -> None:
+        super().__init__(f"{name} {problem}")
+        self.owner, self.name, self.problem = owner, name, problem
+
+
+def check_fields(settings: Any) -> None:
+    """Checks every field of a dataclass against its annotation; call it in `__post_init__`.
+
+    Raises:
+      SettingError: for the first field of another type or out of range.
+    """
+    _check(
+        type(settings), {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    )
+
+
+def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Checks the arguments of a function as `check_fields` does fields.
+
+    Args:
+      function: its annotations say what is expected.
+      given: the arguments by name, `locals()` at its first line.
+
+    Raises:
+      SettingError: as `check_fields`.
+    """
+    _check(function, {name: given[name] for name in inspect.signature(function).parameters})
+
+
+def refuse(settings: Any, name: str, expected: str) -> SettingError:
+    """Returns the error for a field that its annotation cannot describe."""
+    problem = f"is {shown(getattr(settings, name))}; expected {expected}"
+    return SettingError(type(settings).__qualname__, name, problem)
+
+
+def shown(value: Any) -> str:
+    """Returns a value as a message shows it: in one line, and not without end."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}..."
+
+
+def misfit(value: Any, hint: Any) -> str:
+    """Returns what was expected of a value in place of it, "" where it fits its type.
+
+    Args:
+      value: anything.
+      hint: a type, `Annotated` with ranges, or None, unions, sequences and mappings of such.
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _annotated_misfit(value, inner[0], inner[1:])
+    if origin in (typing.Union, types.UnionType):
+        expected = [misfit(value, part) for part in inner]
+        return " or ".join(expected) if all(expected) else ""
+    if origin in (collections.abc.Sequence, list, tuple):
+        return _list_misfit(value, inner[0])
+    if origin in (collections.abc.Mapping, dict):
+        return _mapping_misfit(value, *inner)
+    return _plain_misfit(value, origin or hint)
+
+
+def _check(owner: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    hints = _hints(owner)
+    for name, value in values.items():
+        if expected := misfit(value, hints[name]) or ("a text that is not empty" * (value == "")):
+            problem = f"is {shown(value)}; expected {expected}"
+            raise SettingError(owner.__qualname__, name, problem)
+
+
+@functools.cache
+def _hints(owner: Callable[..., Any]) -> dict[str, Any]:
+    return typing.get_type_hints(owner, include_extras=True)
+
+
+def _annotated_misfit(value: Any, hint: Any, limits: tuple[Any, ...]) -> str:
+    """Returns what was expected of a number within a range, a list of some length or a name."""
+    expected, words = misfit(value, hint), ", ".join(map(str, limits))
+    if expected:
+        return f"{expected}, {words}"
+    for limit in limits:
+        if isinstance(limit, OneOf) and value not in limit.names:
+            return words
+        is_sized = isinstance(value, collections.abc.Sized)
+        if isinstance(limit, Range) and not limit.holds(len(value) if is_sized else value):
+            return f"{misfit(object(), hint)}, {words}"
+    return ""
+
+
+def _list_misfit(value: Any, inner: Any) -> str:
+    """Returns what was expected of a list, a text being none."""
+    if isinstance(value, str | bytes) or not isinstance(value, list | tuple):
+        return f"a list, each {misfit(object(), inner)}"
+    wrong = next((problem for part in value if (problem := misfit(part, inner))), "")
+    return wrong and f"a list, each {wrong}"
+
+
+def _mapping_misfit(value: Any, key: Any, inner: Any) -> str:
+    """Returns what was expected of a mapping."""
+    if not isinstance(value, Mapping):
+        return "a mapping" if inner is Any else f"a mapping, each value {misfit(object(), inner)}"
+    wrong = (f"{k!r} to be {p}" for k, v in value.items() if (p := misfit(v, inner)))
+    return next((f"names, not {shown(k)}" for k in value if misfit(k, key)), next(wrong, ""))
+
+
+def _plain_misfit(value: Any, kind: Any) -> str:
+    """Returns what was expected of a value of one plain type, or of a class of ours."""
+    if kind is Any or kind is object:
+        return ""
+    if kind is type(None) or kind is None:
+        return "" if value is None else "None"
+    if kind is bool:
+        return "" if isinstance(value, bool) else "True or False"
+    if kind is int:
+        return "" if type(value) is int else "a whole number"
+    if kind is float:
+        is_number = type(value) in (int, float) and math.isfinite(value)
+        return "" if is_number else "a finite number"
+    if kind is str:
+        return "" if isinstance(value, str) else "a text"
+    if kind is collections.abc.Callable:
+        return "" if callable(value) else "a function"
+    if getattr(kind, "_is_protocol", False):
+        needed = [name for name in vars(kind) if not name.startswith("_")]
+        return "" if all(hasattr(value, name) for name in needed) else f"a {kind.__name__}"
+    return "" if isinstance(value, kind) else f"a {kind.__name__}"
