@@ -1,18 +1,25 @@
 """Whole files or none: everything is written under a temporary name, then renamed."""
 
+import dataclasses
 import errno
 import fcntl
 import hashlib
+import json
+import math
 import os
 import secrets
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
+from instructrec_jax import settings
 from instructrec_jax.errors import UserError
 
 # A block that writes fails with one of these where the disk is the reason, not its input.
+_Shape = TypeVar("_Shape")
+_WHOLE_DIGITS = 20  # of JSON; longer numbers count as floats
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS}
 
 
@@ -73,14 +80,74 @@ def read_text(path: Path | str) -> str:
     Raises:
       UserError: if it cannot be read or is not UTF-8.
     """
+    with open_input(path) as stream, named_errors(Path(path), verb="read"):
+        found = stream.read()
     try:
-        found = Path(path).read_bytes()
         return found.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = found.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path} line {line} is not UTF-8; convert it") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def open_input(path: Path | str) -> BinaryIO:
+    """Opens a file that a user named, and nothing else: a FIFO or device may never end.
+
+    Raises:
+      UserError: if it is no file, is not there or may not be read.
+    """
+    path = Path(path)
+    with named_errors(path, verb="read"):
+        check_is_file(path)
+        return path.open("rb")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns what JSON says, numbers being finite.
+
+    Raises:
+      ValueError: for anything else, nested beyond what can be read included.
+    """
+    try:
+        return json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_number)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None
+
+
+def read_json(path: Path | str, shape: type[_Shape], *, remedy: str) -> _Shape:
+    """Returns what a JSON file holds, checked.
+
+    Args:
+      path: the file.
+      shape: what it has to be, as `settings.misfit` takes it; an object of a dataclass's fields is
+        returned as the dataclass.
+      remedy: what to do with a file that is not so.
+
+    Raises:
+      UserError: if it cannot be read, is no JSON or of another shape.
+    """
+    text = read_text(path)
+    try:
+        found = parse_json(text)
+        if dataclasses.is_dataclass(shape):
+            if expected := settings.misfit(found, dict[str, Any]):
+                raise ValueError(f"it holds {settings.shown(found)}, expected {expected}")
+            made = shape(**found)
+            settings.check_fields(made)
+            return made
+        if expected := settings.misfit(found, shape):
+            raise ValueError(f"it holds {settings.shown(found)}, expected {expected}")
+        return found
+    except (ValueError, TypeError, UserError) as error:
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from None
+
+
+def _number(text: str) -> float | int:
+    """Returns a number of JSON; NaN and infinity are none."""
+    is_whole = len(text) <= _WHOLE_DIGITS and text.removeprefix("-").isdigit()
+    found = int(text) if is_whole else float(text)
+    if not math.isfinite(found):
+        raise ValueError(f"the number {text[:40]} is out of range")
+    return found
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from instructrec_jax import files
 from instructrec_jax.errors import UserError
 
 FILE_NAME = "manifest.json"
+RERUN = "remove its folder and rerun"
 _PACKAGES = ("instructrec-jax", "jax", "flax", "optax", "seqio", "tensorflow", "sentencepiece")
 
 
@@ -50,6 +51,20 @@ class Manifest:
             _plain(other.settings),
         )
 
+    def text(self, name: str) -> str:
+        """Returns a setting that is a text, of the stage that wrote the manifest.
+
+        Raises:
+          UserError: if there is none.
+        """
+        value = self.settings.get(name)
+        if not isinstance(value, str):
+            raise UserError(
+                f"the {FILE_NAME} of `{self.stage}` says {name} = {value!r}, expected a text; run "
+                f"`instructrec {self.stage}` again"
+            )
+        return value
+
     def write(self, folder: Path | str) -> None:
         """Writes the manifest into `folder`."""
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
@@ -63,32 +78,14 @@ def read_manifest(folder: Path | str) -> Manifest:
       UserError: if there is none or it is damaged.
     """
     path = Path(folder) / FILE_NAME
-    try:
-        found = Manifest(**json.loads(path.read_text(encoding="utf-8")))
-        _check_shape(found)
-        return found
-    except (FileNotFoundError, NotADirectoryError):
+    with files.named_errors(path, verb="read"):
+        is_there = path.exists()
+    if not is_there:
         raise UserError(
             f"{folder} holds no {FILE_NAME}: it is not the output of a finished stage; "
             "run the stage that writes it, or name another folder"
-        ) from None
-    except (ValueError, TypeError, RecursionError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path} is damaged ({reason}); remove its folder and rerun") from None
-
-
-def _check_shape(manifest: Manifest) -> None:
-    """Raises TypeError where a field of a manifest that was read holds another type."""
-    kinds: dict[str, tuple[type, type]] = {
-        **{"inputs": (dict, str), "settings": (dict, object), "versions": (dict, str)},
-        **{"counts": (dict, object), "drops": (dict, object), "damage": (dict, list)},
-        **{"examples": (dict, str), "stage": (str, str), "command": (str, str)},
-    }
-    for name, (kind, inner) in kinds.items():
-        value = getattr(manifest, name)
-        members = value.values() if isinstance(value, dict) else value
-        if not isinstance(value, kind) or not all(isinstance(one, inner) for one in members):
-            raise TypeError(f"its {name} is {str(value)[:60]!r}, expected {kind.__name__}")
+        )
+    return files.read_json(path, Manifest, remedy=RERUN)
 
 
 def find_same_work(folder: Path | str, planned: Manifest) -> Manifest | None:

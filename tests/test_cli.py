@@ -165,6 +165,44 @@ def test_an_interruption_says_how_to_go_on(monkeypatch, capsys):
     assert "instructrec toy --output_dir=x" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "a/b"), "cannot use 'a/b': Permission denied"),
+        (OSError(28, "No space left on device"), "the system refuses: No space left on device"),
+        (MemoryError("1.51 TiB"), r"out of memory \(1.51 TiB\)"),
+        (RecursionError(), "nested too deep"),
+        (UnicodeEncodeError("ascii", "é", 0, 1, "no"), "expected UTF-8: set LC_ALL"),
+    ],
+)
+def test_an_error_of_the_machine_is_one_line_and_code_2(monkeypatch, capsys, error, message):
+    def fail(**_):
+        raise error
+
+    assert run_stage(monkeypatch, fail) == 2
+    shown = capsys.readouterr().err
+    assert re.match(f"instructrec: .*{message}", shown) and shown.count("\n") == 1
+    monkeypatch.setenv(main.DEBUG, "1")
+    with pytest.raises(type(error)):
+        run_stage(monkeypatch, fail)
+
+
+def test_a_message_is_shown_in_any_locale_and_to_nobody():
+    code = (
+        "import sys; from instructrec_jax.cli import main; from instructrec_jax.errors import *\n"
+        "def fail(_): raise UserError('Käse \\udcff')\n"
+        "main._run = fail; sys.exit(main.main([]))"
+    )
+    plain = dict(os.environ, PYTHONIOENCODING="ascii")
+    found = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (2, "instructrec: K\\xe4se \\udcff\n")
+    out, into = os.pipe()
+    os.close(out)
+    gone = subprocess.run([sys.executable, "-c", code], env=plain, stderr=into, timeout=60)
+    os.close(into)
+    assert gone.returncode == 2
+
+
 def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
     def break_down(**_):
         raise ZeroDivisionError

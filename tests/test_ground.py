@@ -158,7 +158,7 @@ def test_a_damaged_manifest_is_named(tmp_path, text):
 
 def test_a_folder_for_a_manifest_is_named(tmp_path):
     (tmp_path / manifest.FILE_NAME).mkdir()
-    with pytest.raises(UserError, match=r"manifest\.json is damaged \(Is a directory"):
+    with pytest.raises(UserError, match=r"cannot read .*manifest\.json: it is a folder"):
         manifest.read_manifest(tmp_path)
 
 

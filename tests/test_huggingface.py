@@ -160,14 +160,14 @@ def test_weights_without_their_own_logits_are_tied_and_refused(golden):
 @pytest.mark.parametrize("value", ["many", 0, -3, None, 1.5])
 def test_sizes_that_are_none_are_refused(golden, value):
     change_config(golden, d_model=value)
-    with pytest.raises(UserError, match=r"d_model is .*; expected a whole number above 0"):
+    with pytest.raises(UserError, match=r"d_model is .*; expected a whole number, 1 to"):
         open_huggingface(golden)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"t5"'])
 def test_a_damaged_config_is_named(golden, text):
     (golden / CONFIG_FILE).write_text(text)
-    with pytest.raises(UserError, match=r"config\.json (cannot be read|holds no JSON object)"):
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
         open_huggingface(golden)
 
 

@@ -5,6 +5,7 @@ import itertools
 import columns
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,6 +150,20 @@ def test_candidates_are_read_when_asked_for_and_damage_is_told_then(tmp_path):
         data.evaluation("leave_one_out", "test")
     with pytest.raises(UserError, match=r"cannot read .*candidates\.parquet"):
         read_prepared(tmp_path / "a")
+
+
+@pytest.mark.parametrize("number", [-1, 7, 10**6])
+@pytest.mark.parametrize("column", ["item_ids", "seen_item_ids", "target_id", "candidate_ids"])
+def test_numbers_of_items_that_are_not_there_are_refused(tmp_path, column, number):
+    stored(tmp_path, data_of(histories_of([3, 4])))
+    name = "histories" if column in ("item_ids", "seen_item_ids") else "candidates"
+    path = tmp_path / f"{name}.parquet"
+    rows = pq.read_table(path).to_pylist()
+    for row in rows:
+        row[column] = [number] * len(row[column]) if column.endswith("ids") else number
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
+    with pytest.raises(UserError, match=rf"{name}\.parquet .*it names numbers .*expected 0 to 6"):
+        list(read_prepared(tmp_path).evaluation("leave_one_out", "validation"))
 
 
 def test_columns_cost_what_their_numbers_cost():

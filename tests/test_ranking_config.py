@@ -80,10 +80,10 @@ def test_scores_name_it_and_are_ranked_by_it(toy_records, run, tmp_path, caplog)
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("{", "cannot be read"),
-        ("[" * 100_000, "cannot be read"),
+        ("{", "is damaged"),
+        ("[" * 100_000, "nested too deep"),
         ("[]", "expected"),
-        ('{"normaliser": "sum"}', "expected"),
+        ('{"normaliser": "sum"}', "missing 2"),
         ('{"normaliser": "best", "feature_lengths": {}, "extra_ids": 0}', "normaliser is 'best'"),
         ('{"normaliser": ["sum"], "feature_lengths": {}, "extra_ids": 0}', "normaliser is"),
         ('{"normaliser": "sum", "feature_lengths": {"a": -1}, "extra_ids": 0}', "feature_lengths"),

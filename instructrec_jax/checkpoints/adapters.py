@@ -24,12 +24,14 @@ from instructrec_jax.checkpoints.parameters import (
     Shape,
     check_finite,
     check_found,
+    checked_step,
     config_parameters,
 )
 from instructrec_jax.checkpoints.ranking_config import find_ranking_config
 from instructrec_jax.checkpoints.source import Adapters, Source, find_tokenizer, open_source
 from instructrec_jax.errors import UserError
-from instructrec_jax.models.adapters import LORA_A, LORA_B, Lora
+from instructrec_jax.models.adapters import LORA_A, LORA_B, Lora, Rank
+from instructrec_jax.settings import Positive, misfit, shown
 
 NOTE_FILE = "adapters.json"
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -68,8 +70,8 @@ class Note:
 
     base: str
     base_sha256: str | None
-    rank: int
-    alpha: float
+    rank: Rank
+    alpha: Positive
 
 
 def claim_base(model_dir: Path | str, base: Source, lora: Lora) -> None:
@@ -101,11 +103,12 @@ def are_adapters(names: Iterable[str]) -> bool:
     return any(name.endswith((LORA_A, LORA_B)) for name in names)
 
 
-def open_run(folder: Path) -> Source:
+def open_run(folder: Path, above: tuple[Path, ...] = ()) -> Source:
     """Opens a step folder that holds adapters; names and shapes are checked.
 
     Args:
       folder: as `store.resolve_checkpoint` returns it.
+      above: as `open_source`.
 
     Raises:
       UserError: if adapters.json or the base is missing, or the arrays are of another model.
@@ -118,7 +121,7 @@ def open_run(folder: Path) -> Source:
             f"{homes[0]} that says what they change; put it back beside the run's checkpoints"
         )
     note = _read_note(path)
-    base = _open_base(path, note)
+    base = _open_base(path, note, above)
     stored = {
         name.removeprefix(store.MODEL): array
         for name, array in store.stored_arrays(folder, {"model"}).items()
@@ -161,17 +164,18 @@ def is_peft(path: Path) -> bool:
     return any((path / name).is_file() for name in (PEFT_CONFIG, PEFT_WEIGHTS))
 
 
-def open_peft(path: Path) -> Source:
+def open_peft(path: Path, above: tuple[Path, ...] = ()) -> Source:
     """Opens adapters in PEFT's form.
 
     Args:
       path: a folder with adapter_config.json and adapter_model.safetensors.
+      above: as `open_source`.
 
     Raises:
       UserError: if the base is not there, or they are more or other than plain LoRA.
     """
     note = _read_peft_config(path / PEFT_CONFIG)
-    base = _open_base(path / PEFT_CONFIG, note)
+    base = _open_base(path / PEFT_CONFIG, note, above)
     entries, metadata = safetensors.read_header(path / PEFT_WEIGHTS)
     wanted: dict[str, Shape] = {}
     names = []
@@ -201,12 +205,11 @@ def open_peft(path: Path) -> Source:
         return a.T, b.T
 
     adapters = Adapters(base=base, rank=note.rank, alpha=note.alpha, names=(*names,), read=read)
-    step = metadata.get(_STEP, "0")
     return _merged(
         path,
         adapters,
         note,
-        step=int(step) if step.isdigit() else 0,
+        step=checked_step(metadata.get(_STEP, "0"), path),
         members=(path / PEFT_CONFIG, path / PEFT_WEIGHTS),
         homes=(path,),
     )
@@ -297,7 +300,7 @@ def _check_base(path: Path, note: Note, base: Source) -> None:
         )
 
 
-def _open_base(where: Path, note: Note) -> Source:
+def _open_base(where: Path, note: Note, above: tuple[Path, ...]) -> Source:
     """Opens the checkpoint that adapters change."""
     base = Path(note.base)
     if not base.exists():
@@ -305,7 +308,9 @@ def _open_base(where: Path, note: Note) -> Source:
             f"{where} names the base {note.base}, which is no local folder; put the checkpoint "
             "that the adapters change there (a link will do), or correct the name"
         )
-    return open_source(base)
+    if where in above:
+        raise UserError(f"{where} names a base that leads back to itself; correct the name")
+    return open_source(base, above=(*above, where))
 
 
 def _shapes(parameter: Parameter, rank: int) -> tuple[Shape, Shape]:
@@ -318,11 +323,7 @@ def _shapes(parameter: Parameter, rank: int) -> tuple[Shape, Shape]:
 
 
 def _read_note(path: Path) -> Note:
-    try:
-        note = Note(**json.loads(path.read_text(encoding="utf-8")))
-        return dataclasses.replace(note, rank=int(note.rank), alpha=float(note.alpha))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); put back the one of the run") from None
+    return files.read_json(path, Note, remedy="put back the one of the run")
 
 
 def _peft_names(name: str) -> tuple[str, str]:
@@ -353,21 +354,22 @@ def _peft_fields(adapters: Adapters) -> dict[str, Any]:
 
 def _read_peft_config(path: Path) -> Note:
     """Reads what is needed of PEFT's config and refuses what we do not compute."""
-    try:
-        fields: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in {"peft_type": None, **fields}.items():
-            allowed = _PEFT_PLAIN.get(name, (value,) if name in _PEFT_IGNORED else ())
-            if value not in allowed and (value or name in _PEFT_PLAIN):
-                expected = " or ".join(map(json.dumps, allowed)) or "nothing or false"
-                raise UserError(
-                    f"{path} says {name} = {json.dumps(value)}; expected plain LoRA, {name} = "
-                    f"{expected}: merge the adapters with PEFT and give the model"
-                )
-        return Note(
-            base=str(fields["base_model_name_or_path"]),
-            base_sha256=None,
-            rank=int(fields["r"]),
-            alpha=float(fields["lora_alpha"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is missing or damaged ({error!r}); get it again") from None
+    fields = files.read_json(path, dict[str, Any], remedy="get it again")
+    for name, value in {"peft_type": None, **fields}.items():
+        allowed = _PEFT_PLAIN.get(name, (value,) if name in _PEFT_IGNORED else ())
+        if value not in allowed and (value or name in _PEFT_PLAIN):
+            expected = " or ".join(map(json.dumps, allowed)) or "nothing or false"
+            raise UserError(
+                f"{path} says {name} = {json.dumps(value)}; expected plain LoRA, {name} = "
+                f"{expected}: merge the adapters with PEFT and give the model"
+            )
+    needed = {"base_model_name_or_path": str, "r": Rank, "lora_alpha": Positive}
+    for name, hint in needed.items():
+        if expected := misfit(fields.get(name), hint):
+            raise UserError(f"{path} says {name} = {shown(fields.get(name))}; expected {expected}")
+    return Note(
+        base=fields["base_model_name_or_path"],
+        base_sha256=None,
+        rank=fields["r"],
+        alpha=fields["lora_alpha"],
+    )

@@ -77,13 +77,13 @@ def read_specs(folder: Path, fault: Callable[[str], UserError]) -> dict[str, Spe
     """
     path = folder / METADATA
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        metadata = files.read_json(path, dict[str, Any], remedy="it is no Orbax metadata")
         names = [
             ".".join(part["key"] for part in leaf["key_metadata"])
             for leaf in metadata["tree_metadata"].values()
             if leaf["value_metadata"]["value_type"] not in ("None", "Dict", "List")
         ]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (UserError, KeyError, TypeError, AttributeError) as error:
         raise fault(f"{path} is no Orbax metadata ({error!r})") from None
     base = {"driver": "file", "path": f"{folder.resolve()}/"}
     is_ocdbt = metadata.get("use_ocdbt", (folder / "manifest.ocdbt").exists())
@@ -204,17 +204,30 @@ class ArrayWriter:
             },
             "store_data_equal_to_fill_value": True,
         }
-        opened = ts.open(
-            spec, open=True, create=True, context=self._context, transaction=self._transaction
-        ).result()
-        opened[place].write(array).result()
+        with self._named_errors():
+            opened = ts.open(
+                spec, open=True, create=True, context=self._context, transaction=self._transaction
+            ).result()
+            opened[place].write(array).result()
         self._num_bytes += array.nbytes
         if self._num_bytes >= _COMMIT_BYTES:
             self._commit()
 
     def _commit(self) -> None:
-        self._transaction.commit_async().result()
+        with self._named_errors():
+            self._transaction.commit_async().result()
         self._transaction, self._num_bytes = ts.Transaction(), 0
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Says in one line what TensorStore cannot write: a full disk is a ValueError there."""
+        try:
+            yield
+        except ValueError as error:
+            reason = _message(self._folder.name, error).replace("cannot be read", "is not written")
+            raise UserError(
+                f"cannot write a checkpoint: {reason}; free the disk, or name another"
+            ) from None
 
     def close(self) -> None:
         """Writes the names and shapes of all arrays as Orbax does."""

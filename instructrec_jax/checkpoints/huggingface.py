@@ -16,16 +16,24 @@ import numpy as np
 
 from instructrec_jax import files
 from instructrec_jax.checkpoints import safetensors
-from instructrec_jax.checkpoints.parameters import Read, Shape, check_found, neutral_shapes
+from instructrec_jax.checkpoints.parameters import (
+    Read,
+    Shape,
+    check_found,
+    checked_step,
+    neutral_shapes,
+)
 from instructrec_jax.checkpoints.ranking_config import find_ranking_config
 from instructrec_jax.checkpoints.source import Source, find_tokenizer
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import NORM_EPSILON, T5Config
+from instructrec_jax.settings import SettingError, misfit
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
 _STEP = "instructrec_step"  # in the metadata of a file of ours
+_AGAIN = "download it again"
 _HINT = "config.json and weights are not of one model; download both again"
 
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
@@ -224,12 +232,12 @@ def _read_headers(path: Path) -> tuple[dict[str, safetensors.Entry], dict[str, s
 
 def _read_index(path: Path) -> dict[str, str]:
     """Returns the file of each array."""
-    try:
-        weight_map = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); download it again") from None
+    index = files.read_json(path, dict[str, Any], remedy=_AGAIN)
+    weight_map: Any = index.get("weight_map")
+    if expected := misfit(weight_map, dict[str, str]):
+        raise UserError(f"{path} is damaged: expected weight_map to be {expected}; {_AGAIN}")
     for file in weight_map.values():
-        if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
+        if not re.fullmatch(r"[\w.-]+\.safetensors", file):
             raise UserError(f"{path} names {file!r}; expected a safetensors file in its folder")
     return weight_map
 
@@ -251,10 +259,7 @@ def _merge_copies(entries: dict[str, safetensors.Entry]) -> None:
 
 def _step(path: Path, metadata: Mapping[str, str]) -> int:
     """Returns the training step that a file of ours keeps, 0 for anybody else's."""
-    text = metadata.get(_STEP, "0")
-    if not text.isdigit():
-        raise UserError(f"{path}: {_STEP} is {text!r}; expected a whole number")
-    return int(text)
+    return checked_step(metadata.get(_STEP, "0"), path)
 
 
 def _split(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
@@ -276,27 +281,22 @@ def read_config(path: Path) -> T5Config:
     Raises:
       UserError: if the file is missing or damaged, or of a model that is no T5 1.1.
     """
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise UserError(
             f"{path} does not exist: the weights beside it do not say what model they are of; "
             "download the model's config.json too"
-        ) from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); download it again") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} holds no JSON object; download it again")
+        )
+    fields = files.read_json(path, dict[str, Any], remedy=_AGAIN)
     _check_architecture(path, fields)
     sizes: dict[str, Any] = {
         name: fields.get(theirs, default) for name, (theirs, default) in _SIZES.items()
     }
     sizes["num_decoder_layers"] = fields.get("num_decoder_layers") or sizes["num_encoder_layers"]
-    for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            theirs = _SIZES.get(name, (name,))[0]
-            raise UserError(f"{path}: {theirs} is {value!r}; expected a whole number above 0")
-    return T5Config(**sizes)
+    try:
+        return T5Config(**sizes)
+    except SettingError as error:
+        theirs = _SIZES.get(error.name, (error.name,))[0]
+        raise UserError(f"{path}: {theirs} {error.problem}") from None
 
 
 def config_fields(config: T5Config, dtype: str = "float32") -> dict[str, Any]:
@@ -349,7 +349,7 @@ def _check_architecture(path: Path, fields: Mapping[str, Any]) -> None:
         ),
         (
             "architectures",
-            "T5ForConditionalGeneration" not in architectures,
+            misfit(architectures, list[str]) or "T5ForConditionalGeneration" not in architectures,
             "T5ForConditionalGeneration, encoder and decoder with logits",
         ),
         (

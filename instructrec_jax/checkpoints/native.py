@@ -31,16 +31,18 @@ from instructrec_jax.checkpoints.t5x_layout import (
     neutral_shape,
 )
 from instructrec_jax.errors import UserError
-from instructrec_jax.models.t5 import T5Config
+from instructrec_jax.models.t5 import T5Config, Width
+from instructrec_jax.settings import misfit, shown
 
 _MOMENT = re.compile(re.escape(store.OPTIMIZER) + r"(?:\d+\.)*(step|v|v_row|v_col)(?:\.(.+))?")
 
 
-def open_native(path: Path) -> Source:
+def open_native(path: Path, above: tuple[Path, ...] = ()) -> Source:
     """Opens a checkpoint of ours, or adapters that a run of ours trained.
 
     Args:
       path: a MODEL_DIR, a folder of step folders, or one of these.
+      above: as `open_source`.
 
     Raises:
       UserError: if nothing is there, or something that is damaged or no whole model.
@@ -59,7 +61,7 @@ def open_native(path: Path) -> Source:
         if name.startswith(store.MODEL)
     }
     if adapters.are_adapters(model):
-        return adapters.open_run(folder)
+        return adapters.open_run(folder, above)
     config = _config_of(folder, {name: shape for name, (shape, _) in model.items()})
     reader = _NativeReader(config, arrays)
     check_found(folder, {p.native: p.shape for p in config_parameters(config)}, model)
@@ -154,7 +156,13 @@ def _max_distance(folder: Path) -> int:
         if (home / manifest.FILE_NAME).is_file():
             model = manifest.read_manifest(home).settings.get("model")
             if isinstance(model, dict) and "relative_max_distance" in model:
-                return int(model["relative_max_distance"])
+                found = model["relative_max_distance"]
+                if expected := misfit(found, Width):
+                    raise UserError(
+                        f"{home / manifest.FILE_NAME}: relative_max_distance is {shown(found)}; "
+                        f"expected {expected}"
+                    )
+                return found
     return T5Config.relative_max_distance
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import parameters_by_name
 from instructrec_jax.models.t5 import T5, T5Config
+from instructrec_jax.settings import shown
 
 Shape = tuple[int, ...]
 Read = Callable[[str], np.ndarray]
@@ -108,6 +109,25 @@ def assemble(abstract_model: T5, read: Read) -> T5:
 def to_neutral(parameter: Parameter, layer: np.ndarray) -> np.ndarray:
     """Returns one layer of a parameter in its neutral shape."""
     return layer.reshape(parameter.neutral_shape)
+
+
+def checked_step(stated: Any, where: Any) -> int:
+    """Returns the training step that a checkpoint states, which fits an int32.
+
+    Args:
+      stated: a text or an array.
+      where: the checkpoint, as the user names it.
+
+    Raises:
+      UserError: if it is anything else.
+    """
+    text = str(stated)
+    if text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < 2**31:
+        return int(text)
+    raise UserError(
+        f"{where} says that its step is {shown(stated)}; expected a whole number from 0 to "
+        f"{2**31 - 1}: get the checkpoint again"
+    )
 
 
 def check_found(

@@ -8,12 +8,14 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 from instructrec_jax import files
-from instructrec_jax.errors import UserError
 from instructrec_jax.metrics.ranking import NORMALISERS
+from instructrec_jax.settings import Natural, OneOf
 
 FILE_NAME = "ranking_config.json"
+_HINT = "copy it again from the MODEL_DIR, or remove it and name NORMALISER yourself"
 DEFAULT_NORMALISER = "sum"  # the paper's: the likelihood of the whole title
 
 
@@ -27,9 +29,9 @@ class RankingConfig:
       extra_ids: sentinel ids after the pieces of its SentencePiece model.
     """
 
-    normaliser: str
-    feature_lengths: Mapping[str, int]
-    extra_ids: int = 0
+    normaliser: Annotated[str, OneOf(NORMALISERS)]
+    feature_lengths: Mapping[str, Natural]
+    extra_ids: Natural
 
     def write(self, folder: Path | str) -> None:
         """Writes the file whole."""
@@ -45,34 +47,7 @@ def find_ranking_config(*folders: Path) -> RankingConfig | None:
     """
     places = [folder / FILE_NAME for folder in folders]
     path = next((place for place in places if place.is_file()), None)
-    return None if path is None else _read(path)
-
-
-def _read(path: Path) -> RankingConfig:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {_HINT}") from None
-    wanted = {field.name for field in dataclasses.fields(RankingConfig)}
-    if not isinstance(fields, dict) or set(fields) != wanted:
-        raise UserError(f"{path} holds {fields!r:.200}; expected {sorted(wanted)}; {_HINT}")
-    lengths = fields["feature_lengths"]
-    is_right = {
-        "normaliser": fields["normaliser"] in NORMALISERS,
-        "feature_lengths": isinstance(lengths, dict)
-        and all(type(value) is int and value >= 0 for value in lengths.values()),
-        "extra_ids": type(fields["extra_ids"]) is int and fields["extra_ids"] >= 0,
-    }
-    for name, right in is_right.items():
-        if not right:
-            raise UserError(
-                f"{path}: {name} is {fields[name]!r:.200}; expected as `instructrec train` writes "
-                f"it; {_HINT}"
-            )
-    return RankingConfig(**fields)
-
-
-_HINT = "copy it again from the MODEL_DIR, or remove it and name NORMALISER yourself"
+    return None if path is None else files.read_json(path, RankingConfig, remedy=_HINT)
 
 
 def chosen_normaliser(asked: str | None, found: RankingConfig | None) -> tuple[str, str]:

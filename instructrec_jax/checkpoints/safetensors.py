@@ -19,7 +19,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from instructrec_jax import files
 from instructrec_jax.errors import UserError
+from instructrec_jax.settings import misfit, shown
 
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _GIVEN = {**_STORED, "F16": "float32"}  # which holds each of its values exactly
@@ -65,18 +67,20 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """
     try:
         size = path.stat().st_size
-        with path.open("rb") as stream:
+        with files.open_input(path) as stream:
             length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
             if size < _LENGTH_BYTES + 2 or not 2 <= length <= _MAX_HEADER_BYTES:
                 raise _damaged(path, f"its {size} bytes begin with no header")
             if _LENGTH_BYTES + length > size:
                 raise _damaged(path, f"its header takes {length} bytes and the file has {size}")
-            header = json.loads(stream.read(length))
+            header = files.parse_json(stream.read(length))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; expected a safetensors file") from None
     except ValueError as error:
         raise _damaged(path, f"its header is no JSON ({error})") from None
     metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else {}
+    if expected := misfit(metadata, dict[str, str]):
+        raise _damaged(path, f"its metadata is {shown(metadata)}, expected {expected}")
     entries, end = _entries(path, header, _LENGTH_BYTES + length)
     if size != end:
         raise _damaged(path, f"it has {size} bytes where its header promises {end}")

@@ -100,13 +100,14 @@ class Source:
         )
 
 
-def open_source(path: Path | str) -> Source:
+def open_source(path: Path | str, *, above: tuple[Path, ...] = ()) -> Source:
     """Opens a checkpoint of any kind; names, shapes and dtypes are checked, no array is read.
 
     Args:
       path: a MODEL_DIR of ours, a folder of step folders or one of these; a local folder with
         config.json and safetensors; a checkpoint_<step> folder of T5X or a folder of several;
         adapters of a run of ours or in PEFT's form, whose base is found by the path they name.
+      above: the files of adapters that name `path` as their base, directly or not.
 
     Raises:
       UserError: if nothing is there, or something that is damaged or no T5 1.1.
@@ -123,10 +124,10 @@ def open_source(path: Path | str) -> Source:
     if path.is_dir() and huggingface.is_huggingface(path):
         return huggingface.open_huggingface(path.resolve())
     if path.is_dir() and adapters.is_peft(path):
-        return adapters.open_peft(path.resolve())
+        return adapters.open_peft(path.resolve(), above)
     if (folder := t5x.resolve_t5x(path)) is not None:
         return t5x.open_t5x(folder.resolve())
-    return native.open_native(path)
+    return native.open_native(path, above)
 
 
 def load_model(source: Source, abstract_model: T5) -> T5:

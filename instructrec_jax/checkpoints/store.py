@@ -183,4 +183,8 @@ def _finished_steps(folder: Path) -> list[int]:
     """Returns the steps whose folder Orbax has renamed from its temporary name."""
     if not folder.is_dir():
         return []
-    return [int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / ITEM).is_dir()]
+    return [int(p.name) for p in folder.iterdir() if _is_number(p.name) and (p / ITEM).is_dir()]
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()

@@ -16,6 +16,7 @@ from instructrec_jax.checkpoints.arrays import ArrayWriter, write_checkpoint
 from instructrec_jax.checkpoints.parameters import (
     Shape,
     check_found,
+    checked_step,
     infer_config,
     neutral_shapes,
 )
@@ -184,9 +185,9 @@ class T5xCheckpoint:
 
     def _read_step(self) -> int:
         if _STEP in self._arrays.names:
-            return int(self._arrays.open([_STEP])[_STEP].read())
+            return checked_step(self._arrays.open([_STEP])[_STEP].read(), self.folder)
         if found := _NAME.fullmatch(self.folder.name):
-            return int(found[1])
+            return checked_step(found[1], self.folder)
         raise UserError(
             f"T5X checkpoint {self.folder} does not state its step; name the folder "
             "checkpoint_<step>"

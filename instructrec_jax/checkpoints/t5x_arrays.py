@@ -8,7 +8,6 @@ Names begin with `target.` (parameters) or `state.` (step and optimizer).
 """
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from flax import serialization
 
+from instructrec_jax import files
 from instructrec_jax.checkpoints.arrays import (
     METADATA,
     Shape,
@@ -27,6 +27,7 @@ from instructrec_jax.checkpoints.arrays import (
     read_specs,
 )
 from instructrec_jax.errors import UserError
+from instructrec_jax.settings import misfit, shown
 
 INDEX, STATE = "checkpoint", "state"
 _HINT = "copy the checkpoint again, whole"
@@ -99,7 +100,8 @@ def is_checkpoint(folder: Path) -> bool:
 def _index_entries(folder: Path) -> Iterator[tuple[str, Any]]:
     """Yields name and array, or name and TensorStore spec as it was written."""
     path = folder / INDEX
-    raw = path.read_bytes()
+    with files.open_input(path) as stream:
+        raw = stream.read()
     if raw.startswith(_TF_INDEX):
         raise UserError(
             f"{folder} is a TensorFlow checkpoint (Mesh T5), not one of T5X; expected T5X's index "
@@ -127,8 +129,14 @@ def _walk(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _legacy_spec(name: str, written: Mapping[str, Any], folder: Path) -> Spec:
     """Returns the spec of a zarr folder beside the index, wherever the index was written."""
+    kvstore, stated = written["kvstore"], written.get("metadata", {})
+    maps = dict[str, Any]
     # What was saved to a bucket names it; and the path has moved into "kvstore" over the years.
-    path = PurePosixPath(written["kvstore"].get("path") or written.get("path") or "")
+    text = "" if misfit(kvstore, maps) else kvstore.get("path") or written.get("path") or ""
+    shape = "" if misfit(stated, maps) else stated.get("shape") or []
+    if misfit(text, str) or misfit(shape, list[int]):
+        raise UserError(f"the index of {folder} describes {name} as {shown(written)}; {_HINT}")
+    path = PurePosixPath(text)
     if not path.parts or path.is_absolute() or ".." in path.parts:
         raise UserError(
             f"the index of {folder} puts {name} at {str(path)!r}; expected a folder beside the "
@@ -149,7 +157,7 @@ def _check_legacy(array: StoredArray, place: Path, stated: tuple[Shape, str | No
             f"{place} holds {array.dtype} {array.shape} where the index states {dtype} {shape}; "
             f"{_HINT}"
         )
-    header = json.loads((place / ".zarray").read_text(encoding="utf-8"))
+    header = files.read_json(place / ".zarray", dict[str, Any], remedy=_HINT)
     compressor = (header.get("compressor") or {}).get("id")
     separator = header.get("dimension_separator", ".")
     wanted = math.prod(header["chunks"]) * array.source.dtype.numpy_dtype.itemsize

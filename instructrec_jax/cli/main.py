@@ -35,6 +35,7 @@ VERBS: tuple[Verb | Group, ...] = (
 )
 USER_ERROR = 2
 INTERRUPTED = 130
+DEBUG = "INSTRUCTREC_DEBUG"  # set to anything: errors of the machine show their traceback
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit code: 0, 1 where `lint` finds an error, 2 for a mistake that the user can mend, 130
-      for an interruption. Errors of the program keep their traceback.
+      for an interruption. Errors of the program keep their traceback; those of the machine
+      (files, memory, encodings) end in one line, and show it where INSTRUCTREC_DEBUG is set.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _start_logging()
@@ -53,7 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except UserError as error:
-        print(f"instructrec: {error}", file=sys.stderr)
+        _print_error(str(error))
+        return USER_ERROR
+    except (OSError, MemoryError, RecursionError, UnicodeError) as error:
+        if os.environ.get(DEBUG):
+            raise
+        _print_error(f"{_in_words(error)} ({DEBUG}=1 shows where)")
         return USER_ERROR
     except KeyboardInterrupt:
         again = shlex.join(["instructrec", *arguments])
@@ -62,6 +69,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
+
+
+def _print_error(message: str) -> None:
+    """Prints a message in any locale, whether or not somebody still reads."""
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    text = f"instructrec: {message}\n".encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def _in_words(error: Exception) -> str:
+    """Returns what a mistake of the machine is, and what to do."""
+    if isinstance(error, OSError):
+        path = f"cannot use {error.filename!r}" if error.filename else "the system refuses"
+        reason = error.strerror or str(error) or type(error).__name__
+        return f"{path}: {reason}; mend its place, permissions or disk, or name another path"
+    if isinstance(error, MemoryError):
+        return f"out of memory ({str(error) or 'no more is known'}); ask for less at once"
+    if isinstance(error, RecursionError):
+        return "an input is nested too deep to be read; it is damaged or no input of this command"
+    return f"a text cannot be read or written ({error}); expected UTF-8: set LC_ALL=C.UTF-8"
 
 
 def make_parser(chosen: Sequence[str] = ()) -> argparse.ArgumentParser:

@@ -150,17 +150,25 @@ def read_prepared(folder: Path | str) -> PreparedData:
         )
     items, search_splits = _read_items(folder / "items.parquet")
     histories, seen_items = _read_histories(folder / "histories.parquet")
+    for ids in (histories.item_ids, seen_items.item_ids):
+        _check_range(folder / "histories.parquet", ids, len(items))
     path = folder / "candidates.parquet"
     _check(path)
+
+    def load(protocol: str | None, split: str | None) -> CandidateColumns:
+        found = _read_candidates(path, protocol, split)
+        for ids in (found.target_ids, found.candidate_ids):
+            _check_range(path, ids, len(items))
+        _check_range(path, found.history_rows, len(histories), least=-1)
+        return found
+
     return PreparedData(
         dataset=dataset,
         items=items,
         search_splits=search_splits,
         histories=histories,
         seen_items=seen_items,
-        candidates=Candidates(
-            histories, load=lambda protocol, split: _read_candidates(path, protocol, split)
-        ),
+        candidates=Candidates(histories, load=load),
         reviews=Reviews(folder / REVIEWS) if (folder / REVIEWS).exists() else (),
     )
 
@@ -328,6 +336,13 @@ def _check(path: Path) -> None:
             f"{path} has the columns {', '.join(found.names)}, expected "
             f"{', '.join(schema.names)}; run `instructrec prepare` again"
         )
+
+
+def _check_range(path: Path, ids: npt.NDArray[np.integer], end: int, *, least: int = 0) -> None:
+    """Raises UserError if a file has numbers of items or users that are not there."""
+    if len(ids) and not least <= ids.min() <= ids.max() < end:
+        problem = f"it names numbers {ids.min()} to {ids.max()}, expected {least} to {end - 1}"
+        raise _damaged(path, ValueError(problem))
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

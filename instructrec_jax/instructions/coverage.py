@@ -136,7 +136,7 @@ def absent_aspects(built: Manifest) -> dict[str, str]:
     absent = {}
     if _CATEGORY not in present:
         absent[_CATEGORY] = NO_CATEGORIES
-    if built.settings["teacher"] == "none":
+    if built.text("teacher") == "none":
         return absent | dict.fromkeys(sorted({"preference"} | _INTENTIONS), NO_TEACHER)
     if _INTENTIONS & present or built.counts.get("texts/intentions_asked"):
         return absent

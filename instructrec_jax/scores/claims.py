@@ -7,6 +7,7 @@ under the same name: work is done twice, and nothing else happens.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -14,6 +15,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Self
+
+from instructrec_jax import files
 
 STALE_SECONDS = 120.0
 _RENEWALS = 6  # in the time after which a claim is stale
@@ -31,7 +34,7 @@ class Claims:
             of the hosts differ.
         """
         self._folder, self._stale_seconds = Path(folder), stale_seconds
-        self._owner = {"host": socket.gethostname(), "pid": os.getpid()}
+        self._owner = {"host": _host(), "pid": os.getpid()}
         self._held: set[str] = set()
         self._is_over = threading.Event()
         self._renewal = threading.Thread(target=self._renew, name="claims", daemon=True)
@@ -108,17 +111,22 @@ class Claims:
 def _read_owner(path: Path) -> dict[str, object]:
     """Returns host and process of a claim; {} if it is gone, or killed before it was written."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = files.parse_json(path.read_text(encoding="utf-8"))
         return {"host": str(found["host"]), "pid": int(found["pid"])}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
+
+
+def _host() -> str:
+    """Returns what tells this host from others, without its name."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:16]
 
 
 def _is_alive(pid: object) -> bool:
     """Returns whether there is a process of this number on this host."""
     try:
         os.kill(int(str(pid)), 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -14,7 +14,6 @@ of your own; `query` ("preference", "vague", "specific", ...) belongs to it wher
 `template` tells ways of scoring apart, among which validation chooses. Higher scores are better.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from instructrec_jax import files
 from instructrec_jax.errors import UserError
 from instructrec_jax.scores.parts import NO_QUERY, ScoredRequest, Scores, read_scores
 
@@ -131,10 +131,10 @@ def read_plain_scores(path: Path | str) -> Scores:
 
 def _json_lines(path: Path, parse: Callable[[Any], Any], remedy: str) -> Iterator[tuple[int, Any]]:
     """Yields (line number, what `parse` makes of the line), or names the line that is damaged."""
-    with path.open(encoding="utf-8") as lines:
+    with files.open_input(path) as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield number, parse(json.loads(line))
+                yield number, parse(files.parse_json(line))
             except KeyError as error:
                 raise UserError(f"{path} line {number} has no field {error}; {remedy}") from None
             except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
@@ -238,7 +238,7 @@ def _t5x_metadata(folder: Path) -> dict[str, Any]:
     macros: dict[str, str] = {}
     if path.is_file():
         # gin breaks long lines with a backslash; values that are no strings do not matter here.
-        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        text = files.read_text(path).replace("\\\n", " ")
         for name, value in re.findall(r"^([\w./]+) = +['\"](.*)['\"]$", text, re.MULTILINE):
             macros[name.rsplit(".", 1)[-1]] = value
     checkpoint = macros.get("CHECKPOINT_PATH", UNKNOWN)

@@ -258,7 +258,7 @@ def count_rows(folder: Path | str, shards: Iterable[Shard]) -> tuple[int, Damage
     for shard in shards:
         found = _readable(Path(folder) / shard.file_name, pq.read_metadata)
         num_rows += found.num_rows
-        of_part = json.loads((found.metadata or {}).get(_DAMAGE_KEY, b"{}"))
+        of_part = _told(shard.file_name, (found.metadata or {}).get(_DAMAGE_KEY, b"{}"))
         left_out.add(Damage(**of_part))
     return num_rows, left_out
 
@@ -308,7 +308,7 @@ def _metadata(paths: Sequence[Path], tables: Sequence[pa.Table]) -> dict[str, di
     found: dict[str, dict[str, Any]] = {}
     run = None
     for path, table in zip(paths, tables, strict=True):
-        told = json.loads(table.schema.metadata[_METADATA_KEY])
+        told = _told(path, table.schema.metadata[_METADATA_KEY])
         run = run or (path, told.get("work"))
         if told.get("work") != run[1]:
             raise UserError(
@@ -351,12 +351,23 @@ def _readable(path: Path, read: Callable[[Path], Any]) -> Any:
         ) from None
 
 
+def _told(path: Path | str, text: bytes) -> dict[str, Any]:
+    """Returns what a part says of itself."""
+    try:
+        told = files.parse_json(text)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and score again") from None
+    if not isinstance(told, dict):
+        raise UserError(f"{path} is damaged: it says {text[:80]!r}; delete it and score again")
+    return told
+
+
 def _read_part(path: Path) -> pa.Table:
     table = _readable(path, pq.read_table)
     metadata = table.schema.metadata or {}
     if _METADATA_KEY not in metadata:
         raise UserError(f"{path} is not a part written by `instructrec score`")
-    if not table.schema.equals(SCHEMA) or not json.loads(metadata[_METADATA_KEY]).keys() >= _TOLD:
+    if not table.schema.equals(SCHEMA) or not _told(path, metadata[_METADATA_KEY]).keys() >= _TOLD:
         raise UserError(
             f"{path} is in the format of another version of this program; "
             "run `instructrec score` again into a new folder"

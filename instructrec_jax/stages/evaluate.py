@@ -10,13 +10,13 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints.ranking_config import DEFAULT_NORMALISER, chosen_normaliser
 from instructrec_jax.checkpoints.source import Source, load_model, open_for_run
-from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.instructions.token_budget import TokenRenderer, arrange, title_limit
 from instructrec_jax.metrics import ranking
 from instructrec_jax.models.t5 import T5, T5Config
@@ -25,6 +25,7 @@ from instructrec_jax.pipeline import registry
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.seeds import stable_seed
+from instructrec_jax.settings import Count, Names, OneOf, Rows, check_fields
 from instructrec_jax.stages.run_data import RunData
 from instructrec_jax.tokenizer import SentencePieceModel
 
@@ -53,22 +54,16 @@ class ValidationSettings:
         trained, and in training the paper's "sum".
     """
 
-    tasks: Sequence[str]
-    split: str = "validation"
-    batch_size: int = 64
-    num_batches: int | None = None
-    num_examples: int | None = None
+    tasks: Names
+    split: Annotated[str, OneOf(("train", "validation", "test"))] = "validation"
+    batch_size: Rows = 64
+    num_batches: Count | None = None
+    num_examples: Count | None = None
     use_memory_cache: bool = True
-    normaliser: str | None = None
+    normaliser: Annotated[str, OneOf(_NORMALISERS)] | None = None
 
     def __post_init__(self) -> None:
-        if self.num_examples is not None and self.num_examples < 1:
-            raise UserError(
-                f"EVALUATOR_NUM_EXAMPLES is {self.num_examples}; expected a number of examples "
-                ">= 1, or None for all of the split"
-            )
-        if self.normaliser not in (None, *_NORMALISERS):  # now, not at the first evaluation
-            raise unknown_name("normaliser of evaluation", self.normaliser, _NORMALISERS)
+        check_fields(self)  # now, not at the first evaluation
 
     @property
     def num_drawn(self) -> int | None:
@@ -94,6 +89,9 @@ class EvaluateSettings:
 
     checkpoint_path: str
     output_dir: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def evaluate(
@@ -138,7 +136,7 @@ def evaluate(
     output = Path(run.output_dir)
     if manifest.find_same_work(output, planned):
         logger.info("eval: %s is up to date", output)
-        found = json.loads((output / FILE_NAME).read_text(encoding="utf-8"))
+        found = files.read_json(output / FILE_NAME, Metrics, remedy=manifest.RERUN)
     else:
         data.check_tokenizer(chosen[0], checkpoint.tokenizer)
         restored = load_model(checkpoint, shapes)

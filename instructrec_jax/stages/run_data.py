@@ -9,8 +9,10 @@ from pathlib import Path
 
 from instructrec_jax import files, manifest
 from instructrec_jax.errors import UserError
+from instructrec_jax.settings import Count, Natural, check_fields, refuse
 from instructrec_jax.tokenizer import SentencePieceModel, copy_vocabulary, load_vocabulary, pieces
 
+SIDES = ("inputs", "targets")  # whose lengths a model has to know
 VOCABULARY_FILE = Path("vocabulary") / "sentencepiece.model"
 
 
@@ -34,8 +36,14 @@ class RunData:
     feature_lengths: Mapping[str, int]
     module: str = "tasks.mixtures"
     vocabulary: str | None = None
-    extra_ids: int = 0
-    buckets: Sequence[int] = ()
+    extra_ids: Natural = 0
+    buckets: Sequence[Count] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        given = self.feature_lengths
+        if min(given.values(), default=0) < 0 or 0 in (given.get(name) for name in SIDES):
+            raise refuse(self, "feature_lengths", f"at least 1 for {SIDES}, no number below 0")
 
     def open(self, *tasks: str, vocab_size: int | None = None) -> SentencePieceModel:
         """Points the pipeline to the records, tasks and vocabulary of the tasks' dataset.
@@ -66,6 +74,8 @@ class RunData:
         Raises:
           UserError: as `open`.
         """
+        if vocab_size is not None and not set(SIDES) <= self.feature_lengths.keys():
+            raise refuse(self, "feature_lengths", f"a length for each of {SIDES}")
         path = self._vocabulary_path(task)
         model = load_vocabulary(path, extra_ids=self.extra_ids)
         size = model.get_piece_size()
@@ -114,7 +124,7 @@ class RunData:
     def teacher(self, task: str) -> str:
         """Returns who wrote the records' preferences and intentions, "none" if nobody did."""
         built = manifest.read_manifest(self._folder / dataset_of(task))
-        return str(built.settings["teacher"])
+        return built.text("teacher")
 
     def _vocabulary_path(self, task: str) -> Path:
         if self.vocabulary is not None:

@@ -65,10 +65,10 @@ def read_metrics(path: Path | str) -> list[dict[str, float]]:
     if not path.exists():
         return []
     found = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = files.read_text(path).splitlines()
     for number, text in enumerate(lines, start=1):
         try:
-            line = json.loads(text)
+            line = files.parse_json(text)
             int(line["step"])
         except (ValueError, TypeError, KeyError) as error:
             if number == len(lines) or not text.strip():

@@ -19,6 +19,8 @@ from instructrec_jax.files import check_is_file
 _LOGGER = logging.getLogger(__name__)
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = "\ufeff"
+MAX_LINE_BYTES = 64 << 20
+_MAX_EXPANSION, _MIN_EXPANDED = 200, 256 << 20  # logs shrink to a twentieth, seldom a fiftieth
 _REPEATED = "item_id_list"
 
 
@@ -44,8 +46,15 @@ def read_lines(path: Path, damage: Damage | None = None) -> Iterator[tuple[int, 
     try:
         check_is_file(path)
         with _open(path) as stream:
-            for raw in stream:
+            most = max(_MAX_EXPANSION * path.stat().st_size, _MIN_EXPANDED)
+            while raw := stream.readline(MAX_LINE_BYTES + 1):
                 number += 1
+                most -= len(raw)
+                if len(raw) > MAX_LINE_BYTES or most < 0:
+                    raise UserError(
+                        f"{path} line {number}: lines of at most {MAX_LINE_BYTES >> 20} MiB and "
+                        f"gzip files of {_MAX_EXPANSION} times their size are read; it is no log"
+                    )
                 try:
                     line = _decode(raw, path, number)
                 except DamagedLineError as error:

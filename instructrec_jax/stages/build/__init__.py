@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from instructrec_jax.instructions.task_modules import templates_of
 from instructrec_jax.manifest import FILE_NAME, Manifest, find_same_work, read_manifest
 from instructrec_jax.progress import Progress
 from instructrec_jax.records import InstructionRecord
+from instructrec_jax.settings import Count, Range, check_fields
 from instructrec_jax.stages.build import shards as build_shards
 from instructrec_jax.stages.build.shards import Shard, Work
 from instructrec_jax.stages.run_data import VOCABULARY_FILE
@@ -48,23 +50,13 @@ class BuildSettings(RecordSettings):
     """
 
     vocabulary_path: str | None = None
-    vocab_size: int = 2000
-    title_pieces: int = 0
+    vocab_size: Annotated[int, Range(1, 1_000_000)] = 2000
+    title_pieces: Annotated[int, Range(0, 1_000_000)] = 0
     task_module: str = "tasks.mixtures"
-    records_per_shard: int = 20_000
+    records_per_shard: Count = 20_000
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "num_train_negatives",
-            "max_train_positions",
-            "records_per_shard",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}={value}; it must be at least 1")
-        if self.title_pieces < 0:
-            raise UserError(f"title_pieces={self.title_pieces}; it must be 0 or more")
+        check_fields(self)
         if self.title_pieces and self.vocabulary_path is not None:
             raise UserError(
                 f"title_pieces={self.title_pieces} with the vocabulary {self.vocabulary_path}: "
@@ -84,13 +76,12 @@ class Execution:
         be repeated.
     """
 
-    num_workers: int = 1
+    num_workers: Annotated[int, Range(1, 1024)] = 1
     runner: str | None = None
     beam_options: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if self.num_workers < 1:
-            raise UserError(f"num_workers={self.num_workers}; it must be at least 1")
+        check_fields(self)
 
 
 def build(
@@ -127,6 +118,8 @@ def build(
     if (earlier := find_same_work(folder, planned)) is not None:
         logger.info("build: %s is up to date", folder)
         return earlier
+    if execution is not None and execution.runner is not None:  # before anything is written
+        build_shards.beam_pipeline(execution.runner, execution.beam_options)
     data = read_prepared(input_dir)
     _check(data, dataset, Path(input_dir), settings)
     wording = templates_of(settings.task_module) if settings.vocabulary_path is None else ()
@@ -188,7 +181,7 @@ def _plan(
     if texts_dir is not None:
         texts = read_texts_manifest(texts_dir, prepared=inputs["prepared"])
         inputs["texts"] = files.sha256(Path(texts_dir) / FILE_NAME)
-        plain["teacher"] = texts.settings["teacher"]
+        plain["teacher"] = texts.text("teacher")
         counts = {f"texts/{name}": number for name, number in texts.counts.items()}
     if path is not None:
         tokenizer.check_vocabulary(path)

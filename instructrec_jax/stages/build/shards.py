@@ -13,6 +13,7 @@ import multiprocessing
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from instructrec_jax import files
 from instructrec_jax.data.columnar import CONFIGS, SPLITS
@@ -153,7 +154,7 @@ def finish(work: Work, shards: Iterable[Shard]) -> dict[str, int]:
     for shard in shards:
         path = _path(work, shard)
         summary = path.with_name(path.name + _SUMMARY)
-        found = json.loads(summary.read_text(encoding="utf-8"))
+        found = files.read_json(summary, dict[str, Any], remedy="remove it and rerun")
         counts.update(found["counts"])
         of_split = sizes.setdefault(shard.config, {}).setdefault(shard.split, [])
         of_split.append(record_store.ShardSize(**found["size"]))
@@ -201,6 +202,31 @@ def _counted(
         yield record
 
 
+def beam_pipeline(runner: str, options: Sequence[str]) -> Any:
+    """Returns an empty Beam pipeline.
+
+    Args:
+      runner: as `run_on_beam`.
+      options: as `run_on_beam`.
+
+    Raises:
+      UserError: if apache-beam is not installed, or knows no such runner.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UserError(
+            "runner needs apache-beam, which is not installed; run "
+            "`pip install -c constraints.txt -e '.[beam]'`, or leave --runner out"
+        ) from None
+    flags = [f"--runner={runner}", *options]
+    try:
+        return beam.Pipeline(options=PipelineOptions(flags))
+    except (ValueError, ImportError) as error:
+        raise UserError(f"Beam cannot start with {' '.join(flags)}: {error}") from None
+
+
 def run_on_beam(
     work: Work, shards: Sequence[Shard], *, runner: str, options: Sequence[str] = ()
 ) -> None:
@@ -218,19 +244,9 @@ def run_on_beam(
     Raises:
       UserError: if apache-beam is not installed, or knows no such runner.
     """
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError:
-        raise UserError(
-            "runner needs apache-beam, which is not installed; run "
-            "`pip install -c constraints.txt -e '.[beam]'`, or leave --runner out"
-        ) from None
-    flags = [f"--runner={runner}", *options]
-    try:
-        pipeline = beam.Pipeline(options=PipelineOptions(flags))
-    except (ValueError, ImportError) as error:
-        raise UserError(f"Beam cannot start with {' '.join(flags)}: {error}") from None
+    pipeline = beam_pipeline(runner, options)
+    import apache_beam as beam
+
     logger.info("build: %d files on %s", len(shards), runner)
     with pipeline:
         _ = (

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -28,6 +28,7 @@ from instructrec_jax.models.t5 import T5, T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, check_rows
 from instructrec_jax.pipeline import registry
 from instructrec_jax.progress import Progress
+from instructrec_jax.settings import Count, Names, OneOf, Range, Rows, check_fields, refuse
 from instructrec_jax.stages.generate import catalogue
 from instructrec_jax.stages.generate.catalogue import CatalogueRequest
 from instructrec_jax.stages.run_data import RunData, dataset_of
@@ -60,13 +61,18 @@ class GenerateSettings:
     checkpoint_path: str
     prepared_dir: str
     output_dir: str
-    tasks: Sequence[str]
-    split: str = "test"
-    batch_size: int = 8
-    num_titles: int = 10
-    num_beams: int = 40
-    num_examples: int | None = None
+    tasks: Names
+    split: Annotated[str, OneOf(("validation", "test"))] = "test"
+    batch_size: Rows = 8
+    num_titles: Count = 10
+    num_beams: Annotated[int, Range(1, 10_000)] = 40
+    num_examples: Count | None = None
     exclude_history: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.num_beams < self.num_titles:
+            raise refuse(self, "num_beams", f"as many as num_titles, {self.num_titles}, or more")
 
 
 def generate(
@@ -109,7 +115,7 @@ def generate(
     output = Path(run.output_dir)
     if manifest.find_same_work(output, planned):
         logger.info("generate: %s is up to date", output)
-        return json.loads((output / FILE_NAME).read_text(encoding="utf-8"))
+        return files.read_json(output / FILE_NAME, Metrics, remedy=manifest.RERUN)
     data.check_tokenizer(run.tasks[0], checkpoint.tokenizer)
     prepared = catalogue.open_catalogue(run.prepared_dir, run.tasks[0])
     lengths = data.feature_lengths

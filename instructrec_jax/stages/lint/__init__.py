@@ -123,7 +123,7 @@ def _inspect(
     sample = f"the first {max_examples} examples" if max_examples else "all examples"
     return LintReport(
         dataset=dataset,
-        protocol={**protocol, "teacher": built.settings["teacher"], "sample": sample},
+        protocol={**protocol, "teacher": built.text("teacher"), "sample": sample},
         coverage=coverage,
         samples=samples,
         records={"records": records.num_records, **records.counts},

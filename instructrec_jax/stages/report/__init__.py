@@ -1,7 +1,6 @@
 """`instructrec report`: scores and A -> F, tables with intervals: text, JSON, Markdown, HTML."""
 
 import dataclasses
-import json
 import logging
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from instructrec_jax import files, manifest, seeds
 from instructrec_jax.data import prepared as prepared_files
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
-from instructrec_jax.manifest import Manifest
+from instructrec_jax.manifest import RERUN, Manifest
 from instructrec_jax.metrics import ranking, statistics
 from instructrec_jax.records import CandidateList
 from instructrec_jax.report import caveats, curves, ranking_report, results, tables
@@ -327,4 +326,4 @@ def _result(
 
 def _read(output: Path) -> dict[str, Any]:
     """Returns the JSON of a report."""
-    return json.loads((output / f"{NAME}.json").read_text(encoding="utf-8"))
+    return files.read_json(output / f"{NAME}.json", dict[str, Any], remedy=RERUN)

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 from jax.sharding import Mesh
@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints.ranking_config import chosen_normaliser
 from instructrec_jax.checkpoints.source import Source, load_model, open_for_run
-from instructrec_jax.damage import FAIL, Damage
+from instructrec_jax.damage import FAIL, POLICIES, Damage
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Variant
 from instructrec_jax.instructions.task_modules import find_variant
@@ -32,6 +32,7 @@ from instructrec_jax.scores.claims import STALE_SECONDS, Claims
 from instructrec_jax.scoring.candidate_views import AllAtOnce, Strategy, cost_of, described
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.scoring.shapes import fit_shapes
+from instructrec_jax.settings import Count, Names, OneOf, Positive, Range, check_fields
 from instructrec_jax.stages.run_data import RunData, dataset_of
 from instructrec_jax.stages.score.request_sets import (
     PendingRequest,
@@ -78,25 +79,22 @@ class ScoreSettings:
 
     checkpoint_path: str
     output_dir: str
-    tasks: Sequence[str]
-    split: str = "test"
+    tasks: Names
+    split: Annotated[str, OneOf(("validation", "test"))] = "test"
     requests: str | None = None
     request_templates: Sequence[str] = ()
-    on_damage: str = FAIL
+    on_damage: Annotated[str, OneOf(POLICIES)] = FAIL
     candidate_view: Strategy = dataclasses.field(default_factory=AllAtOnce)
     normaliser: str | None = None
     with_prior: bool = False
-    num_requests: int | None = None
-    step_tokens: int = 2048
-    shard_size: int = 512
-    stale_seconds: float = STALE_SECONDS
+    num_requests: Count | None = None
+    step_tokens: Count = 2048
+    shard_size: Annotated[int, Range(1, 1_000_000)] = 512
+    stale_seconds: Positive = STALE_SECONDS
     compilation_cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("shard_size", "num_requests", "step_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name.upper()} is {value}; expected at least 1")
+        check_fields(self)
         if self.normaliser is not None:
             checked_normalisers([self.normaliser])
         if self.normaliser == PMI and not self.with_prior:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from instructrec_jax.damage import POLICIES, SKIP, Damage, DamagedLineError
+from instructrec_jax.damage import SKIP, Damage, DamagedLineError
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Variant, plain_title
 from instructrec_jax.instructions.render import prior_of, shows_candidates
@@ -50,10 +50,6 @@ class Rendering:
     on_damage: str
     candidate_view: Strategy = dataclasses.field(default_factory=AllAtOnce)
     with_prior: bool = False
-
-    def __post_init__(self) -> None:
-        if self.on_damage not in POLICIES:
-            raise UserError(f"{ON_DAMAGE} is {self.on_damage!r}; expected one of {POLICIES}")
 
     def damage(self) -> Damage:
         """Returns the policy with nothing counted; a set may have any number of bad requests."""

@@ -25,6 +25,7 @@ from instructrec_jax.stages.run_data import RunData
 from instructrec_jax.stages.train.start import (
     Learning,
     TrainSettings,
+    check_mixture,
     check_processes,
     initialise,
     note_position,
@@ -64,10 +65,9 @@ def train(
     Raises:
       UserError: for a mistake in settings or data, or a loss that is not finite.
     """
-    mesh = make_mesh(learning.mesh)
-    tuning = learning.fine_tuning
+    mesh, tuning = make_mesh(learning.mesh), learning.fine_tuning
     abstract = abstract_state(learning.model.init, learning.optimizer, mesh, fine_tuning=tuning)
-    # Mistakes are found before MODEL_DIR is claimed, and long before the first evaluation.
+    # Mistakes are found before MODEL_DIR is claimed.
     check_rows(run.batch_size, mesh, name="BATCH_SIZE")
     check_processes(learning.objective, run)
     initial = open_initial(learning, run)
@@ -77,9 +77,11 @@ def train(
         return
     vocabulary = data.open(run.mixture, vocab_size=learning.model.vocab_size)
     data.check_tokenizer(run.mixture, None if initial is None else initial.tokenizer)
+    check_mixture(learning.objective, run)
+    evaluate = make_evaluate(validation, data, Scorer(mesh), vocabulary=vocabulary)
     _claim(learning, data, run, initial)
-    folder = Path(run.model_dir)
     _describe_model(data, run, validation, config_text)
+    folder = Path(run.model_dir)
     latest = store.CheckpointStore(folder / store.LATEST, keep=run.keep_checkpoints)
     best = store.CheckpointStore(folder / store.BEST, keep=1, best_metric=validation.headline)
     state = initialise(learning, run, latest=latest, abstract=abstract, initial=initial)
@@ -99,7 +101,7 @@ def train(
             actions=Actions(
                 place=placer(learning.objective, mesh),
                 save=_saver(latest, run, batches, tuning),
-                evaluate=make_evaluate(validation, data, Scorer(mesh), vocabulary=vocabulary),
+                evaluate=evaluate,
                 keep_best=_keeper(best, tuning),
             ),
             log=log,

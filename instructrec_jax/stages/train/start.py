@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import optax
@@ -21,12 +21,14 @@ from instructrec_jax.checkpoints import store
 from instructrec_jax.checkpoints.parameters import parameters
 from instructrec_jax.checkpoints.source import Source, load_model, open_source
 from instructrec_jax.checkpoints.t5x_layout import assemble_slots
+from instructrec_jax.data.columnar import TRAIN
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning
 from instructrec_jax.models.objectives import Objective, pack_candidates
 from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, place_batch
-from instructrec_jax.pipeline import loader
+from instructrec_jax.pipeline import loader, registry
+from instructrec_jax.settings import MAX_CANDIDATES, Count, Natural, Range, Rows, Seed, check_fields
 from instructrec_jax.stages.run_data import RunData, dataset_of
 from instructrec_jax.stages.train.warm_start import warm
 from instructrec_jax.training.adafactor import AdafactorState, find_state, replace_state
@@ -67,22 +69,18 @@ class TrainSettings:
 
     model_dir: str
     mixture: str
-    batch_size: int
-    seed: int = 0
+    batch_size: Rows
+    seed: Seed = 0  # never None, as T5X draws anew at every start: an interrupted run goes on
     pack: bool = True
-    num_candidates: int = 10
+    num_candidates: Annotated[int, Range(2, MAX_CANDIDATES)] = 10
     initial_checkpoint_path: str | None = None
-    train_steps_relative: int | None = None
+    train_steps_relative: Count | None = None
     warm_start: bool = False
     use_cached: bool = False
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
 
     def __post_init__(self) -> None:
-        if self.seed is None:  # T5X's way to draw anew at every start
-            raise UserError(
-                "RANDOM_SEED is None; expected a whole number: an interrupted run goes on with the "
-                "draws that it would have had"
-            )
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +100,9 @@ class Learning:
     optimizer: optax.GradientTransformation
     mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
     fine_tuning: FineTuning = dataclasses.field(default_factory=FineTuning)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def open_initial(learning: Learning, run: TrainSettings) -> Source | None:
@@ -239,6 +240,12 @@ def placer(objective: Objective, mesh: Mesh) -> Callable[[Mapping], dict[str, ja
     return functools.partial(place_batch, mesh=mesh)
 
 
+def check_mixture(objective: Objective, run: TrainSettings) -> None:
+    """Raises UserError if there is nothing of that name to train on."""
+    name = run.mixture
+    registry.get_for(TRAIN, registry.grouped_name(name) if objective.ranks_candidates else name)
+
+
 def check_processes(objective: Objective, run: TrainSettings) -> None:
     """Raises UserError if the rows of a batch cannot be shared by the processes."""
     num_processes = jax.process_count()
@@ -261,4 +268,10 @@ def _position_file(run: TrainSettings) -> Path:
 def _read_positions(run: TrainSettings) -> dict[str, int]:
     """Returns the number of examples read, by step; nothing where it was never written."""
     path = _position_file(run)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    remedy = "remove it: the batches up to now are then packed again"
+    found = files.read_json(path, dict[str, Natural], remedy=remedy)
+    if not all(step.isdecimal() for step in found):
+        raise UserError(f"{path} names steps {[*found]}, expected numbers; {remedy}")
+    return found
