@@ -144,7 +144,7 @@ def test_the_same_work_is_not_done_twice_and_other_work_not_overwritten(
 def test_a_mistake_is_named_and_leaves_nothing(toy_prepared, tmp_path):
     with pytest.raises(UserError, match="unknown teacher 'extractve'; the nearest known: extract"):
         AnnotateSettings(teacher="extractve")
-    with pytest.raises(UserError, match="max_positions=0"):
+    with pytest.raises(UserError, match="max_positions is 0"):
         AnnotateSettings(max_positions=0)
     with pytest.raises(UserError, match="holds dataset 'toy', not 'toys'"):
         annotate(dataset="toys", input_dir=toy_prepared, output_dir=tmp_path / "b")

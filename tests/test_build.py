@@ -311,7 +311,7 @@ def test_a_mistake_is_named_and_leaves_nothing(toy_prepared, tmp_path, dataset, 
 
 @pytest.mark.parametrize("name", ["vocab_size", "num_train_negatives", "max_train_positions"])
 def test_a_number_below_one_is_refused(name):
-    with pytest.raises(UserError, match=f"{name}=0"):
+    with pytest.raises(UserError, match=f"{name} is 0; expected a whole number"):
         BuildSettings(**{name: 0})
 
 

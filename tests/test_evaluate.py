@@ -139,7 +139,7 @@ def test_it_measures_some_examples_of_the_whole_split_the_same_ones_each_time(
             for found in (measure(model), measure(model)):
                 for name, value in ranking.evaluate(ranks).items():
                     assert found[f"validation/{name}"] == value
-    with pytest.raises(UserError, match="EVALUATOR_NUM_EXAMPLES is 0"):
+    with pytest.raises(UserError, match="num_examples is 0"):
         ValidationSettings(**settings, num_examples=0)
     with pytest.raises(UserError, match="normaliser of evaluation 'pmi'"):
         ValidationSettings(**settings, normaliser="pmi")

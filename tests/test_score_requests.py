@@ -138,8 +138,8 @@ def test_a_run_that_met_a_bad_request_goes_on_when_it_may_be_skipped(
         ({"request_templates": ["A1"]}, "no history, which a template of the run shows"),
         ({"request_templates": ["A99"]}, "unknown template .* 'A99'"),
         ({"request_templates": ["A3"]}, "A3 does not choose among candidates"),
-        ({"on_damage": "ignore"}, "ON_DAMAGE is 'ignore'; expected one of"),
-        ({"shard_size": 0}, "SHARD_SIZE is 0; expected at least 1"),
+        ({"on_damage": "ignore"}, "on_damage is 'ignore'; expected one of"),
+        ({"shard_size": 0}, "shard_size is 0; expected a whole number, 1 to"),
     ],
 )
 def test_a_mistake_leaves_no_folder_behind(toy_records, checkpoint, tmp_path, change, message):

@@ -32,7 +32,7 @@ from instructrec_jax.scores.claims import STALE_SECONDS, Claims
 from instructrec_jax.scoring.candidate_views import AllAtOnce, Strategy, cost_of, described
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.scoring.shapes import fit_shapes
-from instructrec_jax.settings import Count, Names, OneOf, Positive, Range, check_fields
+from instructrec_jax.settings import Count, Names, OneOf, Positive, Range, check_fields, refuse
 from instructrec_jax.stages.run_data import RunData, dataset_of
 from instructrec_jax.stages.score.request_sets import (
     PendingRequest,
@@ -60,7 +60,7 @@ class ScoreSettings:
       output_dir: where the parts go (INFER_OUTPUT_DIR).
       tasks: ranking tasks, or mixtures, which stand for all they hold of the evaluation pool. With
         `requests` they only name the dataset whose templates and vocabulary are used.
-      split: "validation" or "test".
+      split: "validation" or "test"; None with `requests`.
       requests: a file of requests in place of the records of the tasks, see `request_files`.
       request_templates: templates that write the instructions of `requests`, such as "A7"; none
         where the file holds whole instructions.
@@ -80,7 +80,7 @@ class ScoreSettings:
     checkpoint_path: str
     output_dir: str
     tasks: Names
-    split: Annotated[str, OneOf(("validation", "test"))] = "test"
+    split: Annotated[str, OneOf(("validation", "test"))] | None = "test"
     requests: str | None = None
     request_templates: Sequence[str] = ()
     on_damage: Annotated[str, OneOf(POLICIES)] = FAIL
@@ -95,6 +95,8 @@ class ScoreSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.split is None and self.requests is None:
+            raise refuse(self, "split", '"validation" or "test" where no requests are named')
         if self.normaliser is not None:
             checked_normalisers([self.normaliser])
         if self.normaliser == PMI and not self.with_prior:
@@ -191,6 +193,7 @@ def _open(data: RunData, run: ScoreSettings, checkpoint: Source, model: T5Config
     )
     data.check_tokenizer(dataset, checkpoint.tokenizer)
     if run.requests is None:
+        assert run.split is not None
         data.open(*run.tasks, vocab_size=model.vocab_size)
         sets = task_sets(run.tasks, split=run.split, rendering=rendering, limit=run.num_requests)
         return _Opened(sets=sets, inputs=data.fingerprint(dataset), teacher=data.teacher(dataset))
