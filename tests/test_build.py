@@ -284,7 +284,7 @@ def test_titles_that_training_has_most_often_become_pieces(toy_prepared, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"title_pieces": -1}, "title_pieces=-1"),
+        ({"title_pieces": -1}, "title_pieces is -1"),
         ({"title_pieces": 5, "vocabulary_path": "spiece.model"}, "leave one of them out"),
     ],
 )
