@@ -30,7 +30,7 @@ class Manifest:
       damage: file and line of damaged lines that were left out, the first few by reason.
       examples: one example of what was left out, by reason.
       versions: versions of the packages that took part.
-      command: the command line, to run it again.
+      command: the command line as it was typed, to run it again.
     """
 
     stage: str
@@ -41,7 +41,7 @@ class Manifest:
     damage: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
     examples: Mapping[str, str] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=lambda: _versions())
-    command: str = dataclasses.field(default_factory=lambda: shlex.join(sys.argv))
+    command: str = dataclasses.field(default_factory=lambda: _command())
 
     def describes_same_work(self, other: "Manifest") -> bool:
         """Returns whether both have the same stage, inputs and settings."""
@@ -156,6 +156,13 @@ def _difference(found: Manifest, planned: Manifest) -> str:
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the mapping as JSON would give it back, so tuples and lists compare equal."""
     return json.loads(json.dumps(dict(value)))
+
+
+def _command() -> str:
+    """Returns the command line as typed, without the place where the program is installed."""
+    program = Path(sys.argv[0]).name.replace("__main__.py", "instructrec")
+    text = shlex.join([program, *sys.argv[1:]])
+    return text.encode("utf-8", "backslashreplace").decode()  # paths need not be UTF-8
 
 
 def _versions() -> dict[str, str]:

@@ -213,3 +213,15 @@ def test_a_worse_checkpoint_is_not_even_written(tmp_path, monkeypatch):
     folder.save(1, SMALL, {"ndcg@5": 0.5})
     monkeypatch.setattr(folder._manager, "save", lambda *_, **__: pytest.fail("was written"))
     folder.save(2, SMALL, {"ndcg@5": 0.5})
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_message(tmp_path, monkeypatch):
+    checkpoints = store.CheckpointStore(tmp_path / "run", keep=1)
+
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing local file [source locations='x']")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(UserError, match=r"cannot write checkpoint 3 into .*RESOURCE_EXHAUSTED"):
+        checkpoints.save(3, {"a": np.zeros(2)})
+    checkpoints.close()

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class Note:
     """What a run's adapters belong to; the JSON of adapters.json.
 
     Attributes:
-      base: the checkpoint whose kernels they change.
+      base: the checkpoint whose kernels they change, seen from the file's folder.
       base_sha256: its fingerprint; None if it is not known.
       rank: columns of A.
       alpha: the product of A and B is multiplied by alpha / rank.
@@ -82,7 +83,7 @@ def claim_base(model_dir: Path | str, base: Source, lora: Lora) -> None:
     """
     path = Path(model_dir) / NOTE_FILE
     note = Note(
-        base=str(base.path.resolve()),
+        base=os.path.relpath(base.path.resolve(), Path(model_dir).resolve()),
         base_sha256=base.fingerprint(),
         rank=lora.rank,
         alpha=lora.alpha,
@@ -302,7 +303,9 @@ def _check_base(path: Path, note: Note, base: Source) -> None:
 
 def _open_base(where: Path, note: Note, above: tuple[Path, ...]) -> Source:
     """Opens the checkpoint that adapters change."""
-    base = Path(note.base)
+    base = where.parent / note.base
+    if not base.exists():
+        base = Path(note.base)
     if not base.exists():
         raise UserError(
             f"{where} names the base {note.base}, which is no local folder; put the checkpoint "

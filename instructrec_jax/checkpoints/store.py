@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from instructrec_jax import files
 from instructrec_jax.checkpoints.arrays import WHOLE, Index, StoredArray, open_arrays, read_specs
 from instructrec_jax.checkpoints.parameters import check_found
 from instructrec_jax.errors import UserError
@@ -60,7 +61,16 @@ class CheckpointStore:
         import orbax.checkpoint as ocp
 
         arguments = ocp.args.PyTreeSave(named_arrays(state))
-        self._manager.save(step, args=arguments, metrics=metrics and dict(metrics))
+        try:
+            self._manager.save(step, args=arguments, metrics=metrics and dict(metrics))
+        except (ValueError, OSError) as error:  # a full disk is a ValueError of TensorStore
+            reason = str(error).split(" [source")[0]
+            raise UserError(
+                f"cannot write checkpoint {step} into {self.folder}: {reason}; mend the disk, the "
+                "same command then goes on from the checkpoint before"
+            ) from None
+        for marker in (self.folder / str(step)).rglob("commit_success.txt"):
+            files.write_text(marker, f"Checkpoint commit was successful to {step}")  # not where
 
     def _is_beaten(self, metrics: Mapping[str, float] | None) -> bool:
         """Whether a checkpoint with these metrics would be deleted as soon as it is complete.

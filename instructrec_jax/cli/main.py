@@ -14,7 +14,7 @@ from typing import Any
 
 from instructrec_jax import __version__
 from instructrec_jax.cli import data_verbs, model_verbs
-from instructrec_jax.cli.verb import Group, Verb
+from instructrec_jax.cli.verb import Group, Verb, show
 from instructrec_jax.errors import UserError, unknown_name
 
 VERBS: tuple[Verb | Group, ...] = (
@@ -55,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except UserError as error:
-        _print_error(str(error))
+        show(f"instructrec: {error}", sys.stderr)
         return USER_ERROR
     except (OSError, MemoryError, RecursionError, UnicodeError) as error:
         if os.environ.get(DEBUG):
             raise
-        _print_error(f"{_in_words(error)} ({DEBUG}=1 shows where)")
+        show(f"instructrec: {_in_words(error)} ({DEBUG}=1 shows where)", sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         again = shlex.join(["instructrec", *arguments])
@@ -69,17 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
-
-
-def _print_error(message: str) -> None:
-    """Prints a message in any locale, whether or not somebody still reads."""
-    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
-    text = f"instructrec: {message}\n".encode(encoding, "backslashreplace").decode(encoding)
-    try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _in_words(error: Exception) -> str:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from instructrec_jax.cli import flags
 from instructrec_jax.errors import UserError
@@ -122,11 +122,17 @@ def print_result(text: str) -> None:
 
     A reader who has seen enough is no error: `instructrec lint ... | head`.
     """
+    show(text.rstrip("\n"), sys.stdout)
+
+
+def show(text: str, stream: TextIO) -> None:
+    """Writes lines to a stream in any locale, whether or not somebody still reads."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
-        sys.stdout.write(text.rstrip("\n") + "\n")
-        sys.stdout.flush()
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        stream.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager

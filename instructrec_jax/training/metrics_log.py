@@ -1,6 +1,7 @@
 """What a run measured, step by step: metrics.jsonl and TensorBoard events in MODEL_DIR."""
 
 import json
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,9 +31,10 @@ class MetricsLog:
         self._last = {name for line in kept if line["step"] == first_step for name in line}
         files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._stream = self._path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(
-            str(Path(model_dir) / "tensorboard"), purge_step=first_step + 1 if first_step else None
-        )
+        events = Path(model_dir) / "tensorboard"
+        self._events = SummaryWriter(str(events), purge_step=first_step + 1 if first_step else None)
+        for path in events.glob(f"*.{socket.gethostname()}"):  # the host is nobody's business
+            path.rename(path.with_suffix(""))
 
     def began_with(self, name: str) -> bool:
         """Whether a metric of the step that the run starts from had been logged before."""

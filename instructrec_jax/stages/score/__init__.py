@@ -299,6 +299,9 @@ def _keep_compiled(folder: str | None) -> None:
     path = Path(folder).expanduser()
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
+    # Programs name source files and XLA's own cache: without the folders of this machine.
+    jax.config.update("jax_hlo_source_file_canonicalization_regex", ".*/")
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     logger.info("compiled programs are kept in %s", path)
 
 
