@@ -21,6 +21,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = "\ufeff"
 MAX_LINE_BYTES = 64 << 20
 _MAX_EXPANSION, _MIN_EXPANDED = 200, 256 << 20  # logs shrink to a twentieth, seldom a fiftieth
+_LEAST_LINE = 64  # what an empty line counts: a file may be made of them
 _REPEATED = "item_id_list"
 
 
@@ -49,7 +50,7 @@ def read_lines(path: Path, damage: Damage | None = None) -> Iterator[tuple[int, 
             most = max(_MAX_EXPANSION * path.stat().st_size, _MIN_EXPANDED)
             while raw := stream.readline(MAX_LINE_BYTES + 1):
                 number += 1
-                most -= len(raw)
+                most -= max(len(raw), _LEAST_LINE)
                 if len(raw) > MAX_LINE_BYTES or most < 0:
                     raise UserError(
                         f"{path} line {number}: lines of at most {MAX_LINE_BYTES >> 20} MiB and "

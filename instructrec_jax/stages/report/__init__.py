@@ -60,8 +60,9 @@ def report(
       output_dir: folder to write; one that holds the same report is kept.
       metrics_file: JSONL metrics of the training run, for the curve.
       normalisers: what candidates may be ranked by: sum, mean (per token), char (per character),
-        pmi (needs scores WITH_PRIOR); validation chooses. None: all that the scores allow, first
-        the one that the model was trained to be ranked by, which wins where others do not differ.
+        pmi (needs scores WITH_PRIOR); validation chooses. By default all that the scores allow,
+        first the one that the model was trained to be ranked by, which wins where others do not
+        differ.
       texts_dir: artefact B that the records were built with; the report then warns of test
         intentions that are also texts of training positions.
 
