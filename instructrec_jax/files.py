@@ -1,15 +1,19 @@
 """Whole files or none: everything is written under a temporary name, then renamed."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
+import glob
 import hashlib
 import json
 import math
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -21,6 +25,7 @@ from instructrec_jax.errors import UserError
 _Shape = TypeVar("_Shape")
 _WHOLE_DIGITS = 20  # of JSON; longer numbers count as floats
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # file systems that know none
 
 
 @contextmanager
@@ -49,29 +54,31 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
 def atomic_directory(path: Path | str) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; on success it takes the place of `path`.
 
-    A folder that stood at `path` is kept until the new one is complete, then removed.
+    A folder that stood at `path` is kept until the new one is complete, then removed. What a
+    killed process left of this folder is removed first; the lock that it held ended with it.
 
     Raises:
       UserError: if it cannot be written there.
     """
     path = Path(path)
     temporary = _temporary(path)
+    _remove_leftover_folders(path)
     with named_errors(path):
         if path.is_symlink() and not path.exists():
             raise UserError(f"cannot write {path}: it is a link to nothing; remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
     retired = temporary.with_suffix(".old")
-    try:
-        with named_errors(path, only=_DISK_ERRORS):
-            yield temporary
-        with named_errors(path):
-            if path.exists():
-                path.rename(retired)
-            temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+    with exclusive_directory(temporary):
+        try:
+            with named_errors(path, only=_DISK_ERRORS):
+                yield temporary
+            with named_errors(path):
+                if path.exists():
+                    path.rename(retired)
+                temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(retired, ignore_errors=True)
 
 
 def read_text(path: Path | str) -> str:
@@ -160,8 +167,9 @@ def exclusive_directory(path: Path | str) -> Iterator[None]:
       UserError: if another process holds the folder.
     """
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDONLY)
+    with named_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY)
     try:
         if not _locks(descriptor, path):
             raise UserError(
@@ -178,22 +186,6 @@ def remove_leftovers(folder: Path | str) -> None:
     for path in Path(folder).glob(".*.tmp"):
         if path.is_file():
             path.unlink(missing_ok=True)
-
-
-def remove_leftover_folders(path: Path | str) -> None:
-    """Removes what `atomic_directory` left of `path` when its process was killed.
-
-    A folder that had been moved away and was not yet replaced moves back.
-    """
-    path = Path(path)
-    for retired in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}.old"):
-        if path.exists():
-            shutil.rmtree(retired, ignore_errors=True)
-        else:
-            retired.rename(path)
-    for temporary in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}.tmp"):
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -222,6 +214,36 @@ def sha256(path: Path | str) -> str:
     return digest.hexdigest()
 
 
+def names_below(folder: Path | str) -> list[str]:
+    """Returns the paths of all files below a folder, relative to it, sorted."""
+    root = Path(folder)
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def hashes(folder: Path | str, names: Iterable[str]) -> dict[str, str | None]:
+    """Returns the sha256 of files by their paths in a folder, None for one that is not there.
+
+    Several are read at a time. A file that has not changed since is not read a second time.
+    """
+
+    def of(name: str) -> str | None:
+        path = Path(folder) / name
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return _known_sha256(path, (found.st_ino, found.st_size, found.st_mtime_ns))
+
+    names = list(names)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return dict(zip(names, pool.map(of, names), strict=True))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _known_sha256(path: Path, _unchanged: tuple[int, int, int]) -> str:
+    return sha256(path)
+
+
 def check_is_file(path: Path) -> None:
     """Raises UserError if the path is of something other than a file."""
     if path.exists() and not path.is_file():
@@ -238,6 +260,21 @@ def named_errors(path: Path, *, verb: str = "write", only: Collection[int] = ())
             raise
         reason = error.strerror or str(error)
         raise UserError(f"cannot {verb} {path}: {reason}; mend it or name another path") from None
+
+
+def _remove_leftover_folders(path: Path) -> None:
+    """Removes what `atomic_directory` left of `path` where its process was killed.
+
+    A folder that had been moved away and was not yet replaced moves back.
+    """
+    for old in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.*"):
+        temporary = old.with_suffix(".tmp")
+        with contextlib.suppress(UserError, OSError), exclusive_directory(temporary):
+            if old.suffix == ".old" and not path.exists():
+                old.rename(path)
+            if old.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _temporary(path: Path) -> Path:
@@ -258,3 +295,7 @@ def _locks(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except (BlockingIOError, FileNotFoundError):
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return True

@@ -1,10 +1,14 @@
-"""The `manifest.json` that every stage leaves beside what it wrote."""
+"""The `manifest.json` that every stage leaves beside what it wrote, with the hash of every file."""
 
 import dataclasses
+import fnmatch
+import functools
+import hashlib
 import json
+import logging
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from typing import Any
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
 
+_LOGGER = logging.getLogger(__name__)
 FILE_NAME = "manifest.json"
 RERUN = "remove its folder and rerun"
 _PACKAGES = ("instructrec-jax", "jax", "flax", "optax", "seqio", "tensorflow", "sentencepiece")
@@ -31,6 +36,9 @@ class Manifest:
       examples: one example of what was left out, by reason.
       versions: versions of the packages that took part.
       command: the command line as it was typed, to run it again.
+      files: sha256 of each file, by its path in the folder; {} while the work goes on, and where an
+        earlier version of the program wrote it.
+      checksum: sha256 of all the above, "" where an earlier version wrote it.
     """
 
     stage: str
@@ -42,6 +50,8 @@ class Manifest:
     examples: Mapping[str, str] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=lambda: _versions())
     command: str = dataclasses.field(default_factory=lambda: _command())
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    checksum: str = ""
 
     def describes_same_work(self, other: "Manifest") -> bool:
         """Returns whether both have the same stage, inputs and settings."""
@@ -67,8 +77,29 @@ class Manifest:
 
     def write(self, folder: Path | str) -> None:
         """Writes the manifest into `folder`."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        checked = dataclasses.replace(self, checksum=self.own_checksum())
+        text = json.dumps(dataclasses.asdict(checked), indent=2, ensure_ascii=False)
         files.write_text(Path(folder) / FILE_NAME, text + "\n")
+
+    def write_finished(self, folder: Path | str, *patterns: str) -> None:
+        """Writes the manifest with the hashes of what `folder` holds, now that all of it is there.
+
+        Args:
+          folder: where the stage wrote.
+          *patterns: of the paths that are hashed, in the folder; without any every file is.
+        """
+        names = [
+            name
+            for name in files.names_below(folder)
+            if name != FILE_NAME and _fits(name, patterns)
+        ]
+        found = {name: sha for name, sha in files.hashes(folder, names).items() if sha}
+        dataclasses.replace(self, files=found).write(folder)
+
+    def own_checksum(self) -> str:
+        """Returns the sha256 of everything but the checksum."""
+        plain = dataclasses.asdict(dataclasses.replace(self, checksum=""))
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path | str) -> Manifest:
@@ -85,7 +116,75 @@ def read_manifest(folder: Path | str) -> Manifest:
             f"{folder} holds no {FILE_NAME}: it is not the output of a finished stage; "
             "run the stage that writes it, or name another folder"
         )
-    return files.read_json(path, Manifest, remedy=RERUN)
+    found = files.read_json(path, Manifest, remedy=RERUN)
+    if found.checksum not in ("", found.own_checksum()):
+        raise UserError(f"{path} is damaged (it was changed after it was written); {RERUN}")
+    return found
+
+
+def check_files(folder: Path | str, *patterns: str, may_lack: bool = False) -> None:
+    """Checks that files of a finished stage are as it wrote them.
+
+    Args:
+      folder: the output folder of the stage.
+      *patterns: of the paths in it that are about to be read; without any all are checked.
+      may_lack: whether files may be missing, since they will be written again.
+
+    Raises:
+      UserError: naming the first file that was changed, is missing or is another run's.
+    """
+    found, what = read_manifest(folder), "that file" if may_lack else folder
+    for problem in damage_of(folder, found, *patterns, may_lack=may_lack):
+        raise UserError(
+            f"{problem}: it is damaged or of another run; remove {what} and run "
+            f'`instructrec {found.stage}` again, as its {FILE_NAME} says under "command"'
+        )
+
+
+def damage_of(
+    folder: Path | str, found: Manifest, *patterns: str, may_lack: bool = False
+) -> Iterator[str]:
+    """Yields "FILE is missing" or "FILE has changed since ..." for files that are not as written.
+
+    Args:
+      folder: where they lie.
+      found: its manifest; one without hashes is said once, and nothing can be compared.
+      *patterns: as `check_files` takes them.
+      may_lack: likewise.
+    """
+    if not found.files:
+        _say_unhashed(str(folder))
+    wanted = {name: sha for name, sha in found.files.items() if _fits(name, patterns)}
+    for name, sha in files.hashes(folder, wanted).items():
+        if sha is None and not may_lack:
+            yield f"{Path(folder) / name} is missing"
+        elif sha not in (None, wanted[name]):
+            yield f"{Path(folder) / name} has changed since `instructrec {found.stage}` wrote it"
+
+
+def find_finished(folder: Path | str, planned: Manifest) -> Manifest | None:
+    """Returns what `find_same_work` does, having checked every file of what it finds.
+
+    Raises:
+      UserError: as `find_same_work` and `check_files`.
+    """
+    found = find_same_work(folder, planned)
+    if found is not None:
+        check_files(folder)
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _say_unhashed(folder: str) -> None:
+    _LOGGER.info(
+        "%s holds no hashes of its files (an earlier version wrote it, or it is unfinished): "
+        "damage there goes unnoticed",
+        folder,
+    )
+
+
+def _fits(name: str, patterns: tuple[str, ...]) -> bool:
+    return not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def find_same_work(folder: Path | str, planned: Manifest) -> Manifest | None:

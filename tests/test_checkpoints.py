@@ -100,7 +100,7 @@ def test_every_value_is_read_once_and_no_more_than_an_array_at_a_time(
         sizes.append([]) if event is None else sizes[-1].append(event.nbytes)
     arrays = jax.tree.leaves(state)
     assert [sum(size) for size in sizes[:-1]] == [leaf.nbytes for leaf in arrays]
-    assert max(map(len, sizes)) == (8 if axes.get("fsdp") else 1)
+    assert max(map(len, sizes)) == 1
 
 
 def test_arrays_are_stored_under_readable_names(state):

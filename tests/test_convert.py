@@ -234,5 +234,6 @@ def test_a_killed_conversion_leaves_no_checkpoint_and_the_next_one_cleans_up(
 def test_a_folder_moved_away_by_a_killed_process_moves_back(tmp_path):
     (tmp_path / ".new.0123abcd.old").mkdir()
     (tmp_path / ".new.0123abcd.tmp").mkdir()
-    files.remove_leftover_folders(tmp_path / "new")
+    with pytest.raises(RuntimeError), files.atomic_directory(tmp_path / "new"):
+        raise RuntimeError("the new folder is not finished")
     assert os.listdir(tmp_path) == ["new"]

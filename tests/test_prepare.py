@@ -293,6 +293,7 @@ def test_reading_a_folder_that_is_no_finished_preparation_says_so(toy_logs, tmp_
     with pytest.raises(UserError, match="output of 'build', expected that of 'prepare'"):
         read_prepared(tmp_path)
     prepare(dataset="toy", input_dir=toy_logs, output_dir=tmp_path / "o")
+    dataclasses.replace(read_manifest(tmp_path / "o"), files={}).write(tmp_path / "o")
     (tmp_path / "o/items.parquet").write_bytes(b"PAR1 cut")
     with pytest.raises(UserError, match=r"cannot read .*items\.parquet"):
         read_prepared(tmp_path / "o")

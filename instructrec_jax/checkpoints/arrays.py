@@ -10,6 +10,7 @@ copied to an object store, which has no renaming.
 
 import dataclasses
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ Index = tuple[slice, ...]
 Spec = dict[str, Any]  # of TensorStore
 SplitName = Callable[[str], tuple[str, ...]]
 METADATA = "_METADATA"
+STEP_METADATA, CHECKSUMS = "_CHECKPOINT_METADATA", "crc32"
 WHOLE: Index = (...,)  # type: ignore[assignment]
 _KEY_OF_DICT = 2  # Orbax's number for the key of a mapping
 _HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
@@ -43,6 +45,7 @@ class StoredArray:
       dtype: its type's name, such as "float32".
       source: a TensorStore, or the array itself.
       fault: turns a message into the error for what cannot be read.
+      checksum: `checksum_of` the array when it was written; None if nobody kept it.
     """
 
     name: str
@@ -50,9 +53,10 @@ class StoredArray:
     dtype: str
     source: Any
     fault: Callable[[str], UserError]
+    checksum: int | None = None
 
     def read(self, index: Index = WHOLE) -> np.ndarray:
-        """Returns the array, or a part of it.
+        """Returns the array, or a part of it; the checksum is compared where all of it is read.
 
         Raises:
           UserError: if a file of it is missing, cut or damaged.
@@ -60,9 +64,37 @@ class StoredArray:
         if isinstance(self.source, np.ndarray):
             return self.source[index]
         try:
-            return np.asarray(self.source[index].read().result())
+            array = np.asarray(self.source[index].read().result())
         except (ValueError, OSError) as error:
             raise self.fault(_message(self.name, error)) from None
+        is_checked = self.checksum is not None and array.shape == self.shape
+        if is_checked and checksum_of(array) != self.checksum:
+            raise self.fault(f"{self.name} holds other numbers than were written")
+        return array
+
+
+def checksum_of(array: np.ndarray, shape: Shape | None = None, *, before: int | None = None) -> int:
+    """Returns the CRC-32 of an array's type, shape and bytes in C order.
+
+    Args:
+      array: the array, or a part of its first axis.
+      shape: of the whole array; None: of this one.
+      before: the checksum up to this part, None for the first.
+    """
+    if before is None:
+        header = f"{array.dtype.name} {list(array.shape if shape is None else shape)}"
+        before = zlib.crc32(header.encode())
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, before)
+
+
+def read_checksums(folder: Path) -> dict[str, int]:
+    """Returns the checksums of the arrays of a step folder by name, {} where it holds none."""
+    try:
+        kept = json.loads((folder / STEP_METADATA).read_text(encoding="utf-8"))
+        found = kept["custom_metadata"][CHECKSUMS]
+        return {name: value for name, value in found.items() if isinstance(value, int)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def read_specs(folder: Path, fault: Callable[[str], UserError]) -> dict[str, Spec]:
@@ -103,7 +135,10 @@ def read_specs(folder: Path, fault: Callable[[str], UserError]) -> dict[str, Spe
 
 
 def open_arrays(
-    specs: Mapping[str, Spec], names: Iterable[str], fault: Callable[[str], UserError]
+    specs: Mapping[str, Spec],
+    names: Iterable[str],
+    fault: Callable[[str], UserError],
+    checksums: Mapping[str, int] | None = None,
 ) -> dict[str, StoredArray]:
     """Opens arrays: their headers are read, but no values.
 
@@ -111,6 +146,7 @@ def open_arrays(
       specs: by name, as `read_specs` returns them.
       names: which to open.
       fault: turns a message into the error that is raised.
+      checksums: as `read_checksums` returns them; None: nothing is compared.
 
     Raises:
       UserError: naming the array whose header is missing or damaged.
@@ -122,7 +158,12 @@ def open_arrays(
             opened = future.result()
         except (ValueError, OSError) as error:
             raise fault(_message(name, error)) from None
-        found[name] = StoredArray(name, tuple(opened.shape), opened.dtype.name, opened, fault)
+        checksum = (checksums or {}).get(name)
+        if checksum is None and checksums:
+            raise fault(f"{STEP_METADATA} holds no checksum of {name}")
+        found[name] = StoredArray(
+            name, tuple(opened.shape), opened.dtype.name, opened, fault, checksum
+        )
     return found
 
 
@@ -150,19 +191,25 @@ def write_checkpoint(
         writer = ArrayWriter(temporary / item, split_name)
         yield writer
         writer.close()
-        metadata = {"item_handlers": {item: _HANDLER}, "metrics": {}, "custom_metadata": {}}
-        _write_json(temporary / "_CHECKPOINT_METADATA", metadata)
+        kept = {CHECKSUMS: writer.checksums} if writer.checksums.keys() == writer.names() else {}
+        metadata = {"item_handlers": {item: _HANDLER}, "metrics": {}, "custom_metadata": kept}
+        _write_json(temporary / STEP_METADATA, metadata)
         for place in (temporary / item, temporary):
             text = f"Checkpoint commit was successful to {folder.name}"
             (place / "commit_success.txt").write_text(text, encoding="utf-8")
 
 
 class ArrayWriter:
-    """Writes arrays into an OCDBT store, and at last the tree of their names."""
+    """Writes arrays into an OCDBT store, and at last the tree of their names.
+
+    Attributes:
+      checksums: of each array that was written whole, or in layers of its first axis.
+    """
 
     def __init__(self, folder: Path, split_name: SplitName) -> None:
         """Use `write_checkpoint`."""
         self._folder, self._split_name = folder, split_name
+        self.checksums: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._context, self._transaction = ts.Context(), ts.Transaction()
         self._num_bytes = 0  # in the transaction
@@ -180,7 +227,7 @@ class ArrayWriter:
         Args:
           name: of the stack.
           layer: the layer's array.
-          index: which layer it is.
+          index: which layer it is; they come in order.
           num_layers: how many there are.
           axis: of the stack that runs over layers.
         """
@@ -192,6 +239,9 @@ class ArrayWriter:
         self, name: str, array: np.ndarray, shape: tuple[int, ...], place: tuple[slice, ...]
     ) -> None:
         self._shapes[name] = shape
+        if len(place) <= 1:  # whole, or the next part of the first axis
+            before = self.checksums.get(name)
+            self.checksums[name] = checksum_of(array, shape, before=before)
         base = {"driver": "file", "path": f"{self._folder.resolve()}/"}
         spec = {
             "driver": "zarr",
@@ -212,6 +262,10 @@ class ArrayWriter:
         self._num_bytes += array.nbytes
         if self._num_bytes >= _COMMIT_BYTES:
             self._commit()
+
+    def names(self) -> set[str]:
+        """Returns the names of all arrays."""
+        return set(self._shapes)
 
     def _commit(self) -> None:
         with self._named_errors():

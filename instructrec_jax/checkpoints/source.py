@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from instructrec_jax import files
+from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints.parameters import Read, assemble
-from instructrec_jax.checkpoints.ranking_config import RankingConfig
+from instructrec_jax.checkpoints.ranking_config import FILE_NAME, RankingConfig
 from instructrec_jax.checkpoints.t5x_layout import SavedSlots
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import T5, T5Config
@@ -24,6 +24,7 @@ from instructrec_jax.parallel.mesh import (
 
 logger = logging.getLogger(__name__)
 TOKENIZER_FILE = "spiece.model"  # as Hugging Face names it; we keep the name
+_OUR_KEYS = (b"settings", b"drops")  # two, since one may be damaged
 # Fields of T5Config that no checkpoint knows: they are choices of a run.
 _NOT_STORED = {"dropout_rate", "dtype", "remat"}
 
@@ -92,6 +93,22 @@ class Source:
                 "checkpoint"
             )
 
+    def check_files(self) -> None:
+        """Checks the files that carry a hash; arrays of ours are checked when they are read.
+
+        Raises:
+          UserError: if a file of a model of ours, or of a conversion, is not as it was written.
+        """
+        if self.adapters is not None:
+            self.adapters.base.check_files()
+        for folder in (self.path, self.path.parent, self.path.parent.parent):
+            if _is_ours(folder):
+                patterns = (TOKENIZER_FILE, FILE_NAME) if self.kind == "native" else ()
+                manifest.check_files(folder, *patterns)
+                return
+        if self.kind != "native":
+            logger.info("%s holds no checksums: damage in it goes unnoticed", self.path)
+
     def fingerprint(self) -> str:
         """Returns a sha256 of all its bytes."""
         hashes = [files.sha256(member) for member in self.members]
@@ -137,6 +154,7 @@ def load_model(source: Source, abstract_model: T5) -> T5:
       UserError: if it is of another size or damaged, or of another project and not finite.
     """
     source.check_fits(abstract_model.config)
+    source.check_files()
     if source.kind == "native":
         from instructrec_jax.checkpoints import store
 
@@ -169,6 +187,14 @@ def open_for_run(
     logger.info("%s", describe_placement(shapes))
     source.check_fits(config)
     return source, device_mesh, shapes
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether `train` or `convert` wrote a folder; other programs may leave a manifest.json too."""
+    path = folder / manifest.FILE_NAME
+    if not path.is_file() or not any(b'"%s"' % key in path.read_bytes() for key in _OUR_KEYS):
+        return False
+    return manifest.read_manifest(folder).stage in ("train", "convert")
 
 
 def find_tokenizer(*folders: Path) -> Path | None:

@@ -5,6 +5,8 @@ the one with the best validation metric. Arrays are stored under dotted names, s
 `model.encoder.layers.attention.query.kernel`; the optimizer's begin with `optimizer_state.`.
 """
 
+import functools
+import logging
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -15,10 +17,20 @@ import jax
 import numpy as np
 
 from instructrec_jax import files
-from instructrec_jax.checkpoints.arrays import WHOLE, Index, StoredArray, open_arrays, read_specs
+from instructrec_jax.checkpoints.arrays import (
+    CHECKSUMS,
+    WHOLE,
+    Index,
+    StoredArray,
+    checksum_of,
+    open_arrays,
+    read_checksums,
+    read_specs,
+)
 from instructrec_jax.checkpoints.parameters import check_found
 from instructrec_jax.errors import UserError
 
+logger = logging.getLogger(__name__)
 LATEST, BEST = "checkpoints", "best"
 ITEM, MODEL, OPTIMIZER = "default", "model.", "optimizer_state."
 _HINT = "remove that folder to go on with the one before it"
@@ -60,9 +72,14 @@ class CheckpointStore:
             return
         import orbax.checkpoint as ocp
 
-        arguments = ocp.args.PyTreeSave(named_arrays(state))
+        arrays = named_arrays(state)
         try:
-            self._manager.save(step, args=arguments, metrics=metrics and dict(metrics))
+            self._manager.save(
+                step,
+                args=ocp.args.PyTreeSave(arrays),
+                metrics=metrics and dict(metrics),
+                custom_metadata={CHECKSUMS: _checksums(arrays)},
+            )
         except (ValueError, OSError) as error:  # a full disk is a ValueError of TensorStore
             reason = str(error).split(" [source")[0]
             raise UserError(
@@ -123,8 +140,8 @@ def checkpoint_step(folder: Path) -> int:
 def restore(folder: Path, abstract: Any) -> Any:
     """Restores the part of a checkpoint that `abstract` asks for.
 
-    Host memory holds one array at a time beside what is in place, and of that only the shards of
-    this process's devices.
+    Host memory holds one array at a time beside what is in place; in a run of several processes, of
+    that only the shards of this process's devices, whose checksum cannot be compared.
 
     Args:
       folder: a step folder, as `resolve_checkpoint` returns it.
@@ -144,6 +161,8 @@ def restore(folder: Path, abstract: Any) -> Any:
         dtypes=None,
         hint="use the gin files that it was trained with, or another MODEL_DIR",
     )
+    if not all(leaf.sharding.is_fully_addressable for leaf in wanted.values()):
+        _say_unchecked(folder, "is read in shards, which no checksum fits")
     arrays = [_place(stored[name], leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
@@ -164,17 +183,41 @@ def stored_arrays(folder: Path, parts: Collection[str] | None = None) -> dict[st
 
     specs = read_specs(folder / ITEM, fault)
     names = [name for name in specs if parts is None or name.split(".")[0] in parts]
-    return open_arrays(specs, names, fault)
+    checksums = read_checksums(folder)
+    if not checksums:
+        _say_unchecked(folder, "holds no checksums")
+    return open_arrays(specs, names, fault, checksums)
+
+
+@functools.lru_cache(maxsize=64)
+def _say_unchecked(folder: Path, why: str) -> None:
+    logger.info("checkpoint %s %s: damage in its arrays goes unnoticed", folder, why)
+
+
+def _checksums(arrays: Arrays) -> dict[str, int]:
+    """Returns the checksums of arrays; {} where no process of the run holds all of them."""
+    if not all(getattr(array, "is_fully_addressable", True) for array in arrays.values()):
+        return {}
+    return {name: checksum_of(_on_host(array)) for name, array in arrays.items()}
+
+
+def _on_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    """Returns an array's numbers; of a copy, since a JAX array keeps them as long as it lives."""
+    if isinstance(array, jax.Array):
+        array = jax.device_put(array, array.sharding, may_alias=False)
+    return np.asarray(array)
 
 
 def _place(stored: StoredArray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """Reads the shards of this process's devices, each once, and places them."""
+    """Reads an array whole, or the shards of this process's devices, and places them."""
     shards: dict[str, np.ndarray] = {}
+    whole = stored.read() if leaf.sharding.is_fully_addressable else None
 
     def read(index: Index | None) -> np.ndarray:
         key = str(index)  # slices have no hash
         if key not in shards:
-            shards[key] = stored.read(index or WHOLE).astype(leaf.dtype, copy=False)
+            part = stored.read(index or WHOLE) if whole is None else whole[index or WHOLE]
+            shards[key] = part.astype(leaf.dtype, copy=False)
         return shards[key]
 
     return jax.block_until_ready(jax.make_array_from_callback(leaf.shape, leaf.sharding, read))

@@ -75,6 +75,12 @@ def _shown_run(gin_file_names: Sequence[str], bindings: Sequence[str]) -> Any:
     return inspect.ShownRun(data=data, **given)
 
 
+def _verdict(verdict: Any, _: Mapping[str, Any]) -> str:
+    from instructrec_jax.stages import verify
+
+    return verify.as_text(verdict)
+
+
 FETCH = Verb(
     name="fetch",
     summary="download a public dataset into the cache folder",
@@ -174,6 +180,20 @@ INSPECT = _InspectVerb(
     function="instructrec_jax.stages.inspect:inspect",
     spelled={"task": "TASK"},
     result=_examples,
+)
+VERIFY = Verb(
+    name="verify",
+    summary="check that files and checkpoints are as they were written",
+    description=(
+        "Compares every file that a stage wrote with the sha256 in its manifest, and every array\n"
+        "of a checkpoint with its checksum, in the folder and below it. Exits with 1 where\n"
+        "something is damaged or missing."
+    ),
+    example="instructrec verify runs",
+    function="instructrec_jax.stages.verify:verify",
+    spelled={"folder": "DIR"},
+    result=_verdict,
+    exit_code=lambda verdict: FOUND_ERRORS if verdict.damaged else 0,
 )
 LINT = Verb(
     name="lint",

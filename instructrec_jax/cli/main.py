@@ -25,6 +25,7 @@ VERBS: tuple[Verb | Group, ...] = (
     data_verbs.TEMPLATES,
     data_verbs.INSPECT,
     data_verbs.LINT,
+    data_verbs.VERIFY,
     model_verbs.TRAIN,
     model_verbs.EVAL,
     model_verbs.SCORE,
@@ -45,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments after the command's name; those of the process if None.
 
     Returns:
-      The exit code: 0, 1 where `lint` finds an error, 2 for a mistake that the user can mend, 130
-      for an interruption. Errors of the program keep their traceback; those of the machine
+      The exit code: 0, 1 where `lint` or `verify` finds an error, 2 for a mistake that the user
+      can mend, 130 for an interruption. Errors of the program keep their traceback; those of the machine
       (files, memory, encodings) end in one line, and show it where INSTRUCTREC_DEBUG is set.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -29,7 +29,7 @@ from instructrec_jax.data.columnar import (
 from instructrec_jax.data.reviews import FILE_NAME as REVIEWS
 from instructrec_jax.data.reviews import Reviews
 from instructrec_jax.errors import UserError
-from instructrec_jax.manifest import read_manifest
+from instructrec_jax.manifest import check_files, read_manifest
 from instructrec_jax.records import Item
 
 STAGE = "prepare"
@@ -148,6 +148,7 @@ def read_prepared(folder: Path | str) -> PreparedData:
             f"{folder} holds format {form!r} of dataset {dataset!r}, expected format {FORMAT}; "
             "run `instructrec prepare` again into another folder"
         )
+    check_files(folder)
     items, search_splits = _read_items(folder / "items.parquet")
     histories, seen_items = _read_histories(folder / "histories.parquet")
     for ids in (histories.item_ids, seen_items.item_ids):

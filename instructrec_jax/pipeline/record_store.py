@@ -15,7 +15,7 @@ from instructrec_jax import files
 from instructrec_jax.data.columnar import SPLITS
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.instructions.coverage import num_renderable
-from instructrec_jax.manifest import read_manifest
+from instructrec_jax.manifest import check_files, read_manifest
 from instructrec_jax.records import InstructionRecord
 
 VERSION = "2.0.0"
@@ -237,8 +237,16 @@ class RecordSource(seqio.TfdsDataSource):
     def _open(self, split: str) -> tfds.core.DatasetBuilder:
         """Returns the builder of this config, having checked that it can serve the split."""
         self.check(split.split("[")[0])
+        _check_files(self._dataset, self._config, split.split("[")[0])
         folder = data_dir_in_use() / self._dataset / self._config / VERSION
         return tfds.builder_from_directory(str(folder))
+
+
+def _check_files(dataset: str, config: str, split: str) -> None:
+    """Raises UserError where files of a split, or what TFDS knows of them, are not as written."""
+    folder = f"{config}/{VERSION}"
+    files_of_split = f"{folder}/{dataset}-{split}.tfrecord-*"
+    check_files(data_dir_in_use() / dataset, f"{folder}/*.json", files_of_split)
 
 
 def check_dataset(dataset: str) -> None:
@@ -317,6 +325,7 @@ def column_batches(
       UserError: if a file is damaged.
     """
     folder = data_dir_in_use() / dataset / config / VERSION
+    _check_files(dataset, config, split)
     paths = sorted(str(path) for path in folder.glob(f"{dataset}-{split}.tfrecord-*"))
     if not paths:
         return

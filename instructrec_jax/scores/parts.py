@@ -8,6 +8,7 @@ and on what the scores come from, never on who wrote it. Its metadata name the `
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -204,7 +205,7 @@ def write_part(
     own = {_METADATA_KEY: json.dumps(dict(metadata)), _DAMAGE_KEY: json.dumps(left_out)}
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA.with_metadata(own))
     with files.atomic_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def score_rows(
@@ -280,6 +281,7 @@ def read_scores(folder: Path | str) -> Scores:
     if (folder / manifest.FILE_NAME).exists():  # it is not where someone copied parts
         found = manifest.read_manifest(folder)
         _check_complete(folder, table.num_rows, found)
+        manifest.check_files(folder, may_lack=True)
         for told in metadata.values():
             told["command"] = found.command
     return Scores(
@@ -363,7 +365,8 @@ def _told(path: Path | str, text: bytes) -> dict[str, Any]:
 
 
 def _read_part(path: Path) -> pa.Table:
-    table = _readable(path, pq.read_table)
+    read = functools.partial(pq.read_table, page_checksum_verification=True)
+    table = _readable(path, read)
     metadata = table.schema.metadata or {}
     if _METADATA_KEY not in metadata:
         raise UserError(f"{path} is not a part written by `instructrec score`")

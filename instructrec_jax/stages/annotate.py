@@ -14,7 +14,7 @@ import numpy as np
 from instructrec_jax import files
 from instructrec_jax.data.prepared import PreparedData, read_prepared
 from instructrec_jax.errors import UserError, unknown_name
-from instructrec_jax.manifest import Manifest, find_same_work, read_manifest
+from instructrec_jax.manifest import Manifest, find_finished, read_manifest
 from instructrec_jax.progress import Progress
 from instructrec_jax.records import Annotation, History
 from instructrec_jax.settings import Count, check_fields
@@ -74,7 +74,7 @@ def annotate(
     if num_workers < 1:
         raise UserError(f"num_workers={num_workers}; it must be at least 1")
     planned = _plan(dataset, Path(input_dir), settings)
-    if (earlier := find_same_work(output_dir, planned)) is not None:
+    if (earlier := find_finished(output_dir, planned)) is not None:
         logger.info("annotate: %s is up to date", output_dir)
         return earlier
     data = read_prepared(input_dir)
@@ -96,7 +96,7 @@ def annotate(
         manifest = dataclasses.replace(
             planned, counts=dict(sorted(counts.items())), drops=dict(sorted(drops.items()))
         )
-        manifest.write(folder)
+        manifest.write_finished(folder)
     for name, count in {**manifest.counts, **manifest.drops}.items():
         logger.info("annotate: %s=%d", name, count)
     logger.info("annotate: wrote %s, texts by %s", output_dir, manifest.settings["teacher"])

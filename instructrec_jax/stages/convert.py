@@ -77,11 +77,10 @@ def convert(
             "model": dataclasses.asdict(opened.config),
         },
     )
-    if manifest.find_same_work(output_dir, planned) is not None:
+    if manifest.find_finished(output_dir, planned) is not None:
         logger.info("nothing left to do: %s holds all of it", output_dir)
         return
     folder = Path(output_dir)
-    files.remove_leftover_folders(folder)
     num_parameters = sum(int(np.prod(s)) for s in neutral_shapes(opened.config).values())
     logger.info(
         "%s (%s, step %d, %s parameters) -> %s (%s)",
@@ -92,6 +91,7 @@ def convert(
         folder,
         to,
     )
+    opened.check_files()
     with files.atomic_directory(folder) as temporary:
         checked = dataclasses.replace(opened, read=_only_finite(opened))
         WRITERS[to](temporary, checked, **choices)
@@ -100,7 +100,9 @@ def convert(
             opened.ranking.write(temporary)
         if to == "hf" and opened.tokenizer is not None:
             _complete_tokenizer(opened, temporary)
-        dataclasses.replace(planned, counts={"parameters": num_parameters}).write(temporary)
+        dataclasses.replace(planned, counts={"parameters": num_parameters}).write_finished(
+            temporary
+        )
     logger.info("wrote %s in %.1f s", folder, time.monotonic() - began)
 
 

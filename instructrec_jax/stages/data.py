@@ -8,7 +8,7 @@ from instructrec_jax import files
 from instructrec_jax.data import fetch as sources
 from instructrec_jax.data.settings import SyntheticSettings
 from instructrec_jax.data.synthetic import write_log
-from instructrec_jax.manifest import Manifest, find_same_work
+from instructrec_jax.manifest import Manifest, find_finished
 
 _LOGGER = logging.getLogger(__name__)
 _STAGE = "synthesize"
@@ -44,13 +44,13 @@ def synthesize(*, output_dir: Path | str, settings: SyntheticSettings) -> Manife
       UserError: on impossible settings or an output folder of other work.
     """
     plan = Manifest(stage=_STAGE, inputs={}, settings=dataclasses.asdict(settings))
-    manifest = find_same_work(output_dir, plan)
+    manifest = find_finished(output_dir, plan)
     if manifest is not None:
         _LOGGER.info("%s already holds this log: reused", output_dir)
         return manifest
     with files.atomic_directory(output_dir) as folder:
         manifest = dataclasses.replace(plan, counts=write_log(folder, settings))
-        manifest.write(folder)
+        manifest.write_finished(folder)
     counts = ", ".join(f"{number} {name}" for name, number in manifest.counts.items())
     _LOGGER.info("wrote %s: %s", output_dir, counts)
     return manifest

@@ -134,7 +134,7 @@ def evaluate(
     validation = dataclasses.replace(validation, tasks=chosen, normaliser=normaliser)
     planned = _plan(model, data, validation, checkpoint)
     output = Path(run.output_dir)
-    if manifest.find_same_work(output, planned):
+    if manifest.find_finished(output, planned):
         logger.info("eval: %s is up to date", output)
         found = files.read_json(output / FILE_NAME, Metrics, remedy=manifest.RERUN)
     else:
@@ -169,7 +169,7 @@ def _write(found: Metrics, output: Path, planned: manifest.Manifest, config_text
         (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
         if config_text:
             (folder / "config.gin").write_text(config_text, encoding="utf-8")
-        planned.write(folder)
+        planned.write_finished(folder)
 
 
 def make_evaluate(

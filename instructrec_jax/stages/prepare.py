@@ -13,7 +13,7 @@ from instructrec_jax.data.readers import recognise
 from instructrec_jax.data.readers.raw_log import count_log
 from instructrec_jax.data.settings import FILE_TIES, PrepareSettings
 from instructrec_jax.errors import UserError
-from instructrec_jax.manifest import Manifest, find_same_work
+from instructrec_jax.manifest import Manifest, find_finished
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_LOSS = 0.05  # share of events left out, or of users with a tie, without a warning
@@ -70,7 +70,7 @@ def prepare(
             "prepared_format": prepared.FORMAT,
         },
     )
-    manifest = find_same_work(output_dir, plan)
+    manifest = find_finished(output_dir, plan)
     if manifest is not None:
         _LOGGER.info("%s already holds this preparation: reused", output_dir)
     else:
@@ -91,7 +91,7 @@ def prepare(
                 damage=damage.examples,
                 examples=result.examples,
             )
-            manifest.write(folder)
+            manifest.write_finished(folder)
         _LOGGER.info("wrote %s", output_dir)
     _report(manifest)
     return manifest

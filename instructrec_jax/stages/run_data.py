@@ -77,6 +77,8 @@ class RunData:
         if vocab_size is not None and not set(SIDES) <= self.feature_lengths.keys():
             raise refuse(self, "feature_lengths", f"a length for each of {SIDES}")
         path = self._vocabulary_path(task)
+        if self.vocabulary is None:
+            manifest.check_files(self._folder / dataset_of(task), VOCABULARY_FILE.as_posix())
         model = load_vocabulary(path, extra_ids=self.extra_ids)
         size = model.get_piece_size()
         if vocab_size is not None and size > vocab_size:

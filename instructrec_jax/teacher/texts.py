@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from instructrec_jax import files
 from instructrec_jax.data.columnar import Histories
 from instructrec_jax.errors import UserError
-from instructrec_jax.manifest import Manifest, read_manifest
+from instructrec_jax.manifest import Manifest, check_files, read_manifest
 from instructrec_jax.records import Annotation, Item
 
 STAGE = "annotate"
@@ -125,7 +125,7 @@ def read_texts_manifest(folder: Path | str, *, prepared: str) -> Manifest:
       prepared: sha256 of the manifest of the prepared data that the texts must belong to.
 
     Raises:
-      UserError: if the folder holds no such texts.
+      UserError: if the folder holds no such texts, or they are damaged.
     """
     found = read_manifest(folder)
     if found.stage != STAGE:
@@ -143,6 +143,7 @@ def read_texts_manifest(folder: Path | str, *, prepared: str) -> Manifest:
             f"{folder} holds texts on other prepared data than these; run `instructrec {STAGE}` "
             "on the folder that `build` reads"
         )
+    check_files(folder)
     return found
 
 

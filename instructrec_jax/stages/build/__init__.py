@@ -21,7 +21,13 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.builder import TRAIN_NEGATIVES, RecordSettings
 from instructrec_jax.instructions.language import Literal, Template, plain_text, plain_title
 from instructrec_jax.instructions.task_modules import templates_of
-from instructrec_jax.manifest import FILE_NAME, Manifest, find_same_work, read_manifest
+from instructrec_jax.manifest import (
+    FILE_NAME,
+    Manifest,
+    find_finished,
+    find_same_work,
+    read_manifest,
+)
 from instructrec_jax.progress import Progress
 from instructrec_jax.records import InstructionRecord
 from instructrec_jax.settings import Count, Range, check_fields
@@ -115,7 +121,7 @@ def build(
     """
     folder = Path(output_dir) / dataset
     planned = _plan(dataset, Path(input_dir), texts_dir, settings)
-    if (earlier := find_same_work(folder, planned)) is not None:
+    if (earlier := find_finished(folder, planned)) is not None:
         logger.info("build: %s is up to date", folder)
         return earlier
     if execution is not None and execution.runner is not None:  # before anything is written
@@ -161,7 +167,7 @@ def _fill(
     counts = build_shards.finish(work, shards)
     counts |= {**planned.counts, "vocabulary": pieces}
     manifest = dataclasses.replace(planned, counts=counts)
-    manifest.write(work.folder)
+    manifest.write_finished(work.folder)
     return manifest
 
 

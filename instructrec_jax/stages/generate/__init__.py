@@ -113,7 +113,7 @@ def generate(
     run = dataclasses.replace(run, tasks=registry.matching_tasks(run.tasks, split=run.split))
     planned = _plan(model, data, run, checkpoint)
     output = Path(run.output_dir)
-    if manifest.find_same_work(output, planned):
+    if manifest.find_finished(output, planned):
         logger.info("generate: %s is up to date", output)
         return files.read_json(output / FILE_NAME, Metrics, remedy=manifest.RERUN)
     data.check_tokenizer(run.tasks[0], checkpoint.tokenizer)
@@ -131,7 +131,7 @@ def generate(
         files.write_text(folder / FILE_NAME, json.dumps(found, indent=2) + "\n")
         if config_text:
             files.write_text(folder / "config.gin", config_text)
-        planned.write(folder)
+        planned.write_finished(folder)
     return found
 
 

@@ -10,7 +10,7 @@ from instructrec_jax import files, manifest, tokenizer
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.coverage import cover, coverage_findings
 from instructrec_jax.instructions.lint import lint_templates
-from instructrec_jax.manifest import Manifest, find_same_work, read_manifest
+from instructrec_jax.manifest import Manifest, find_finished, read_manifest
 from instructrec_jax.report import lint_report, tables
 from instructrec_jax.report.lint_report import LintReport
 from instructrec_jax.stages.run_data import VOCABULARY_FILE
@@ -78,7 +78,7 @@ def lint(
         "max_examples": max_examples,
     }
     planned = _plan(folder, tasks, protocol)
-    earlier = None if output_dir is None else find_same_work(output_dir, planned)
+    earlier = None if output_dir is None else find_finished(output_dir, planned)
     report = _inspect(dataset, tasks, read_manifest(folder), protocol)
     if output_dir is not None and earlier is None:
         _write(report, planned, Path(output_dir))
@@ -87,6 +87,7 @@ def lint(
 
 def _plan(folder: Path, tasks: list["InstructionTask"], protocol: Mapping[str, Any]) -> Manifest:
     """Returns the manifest of the work, without what it will count."""
+    manifest.check_files(folder, VOCABULARY_FILE.as_posix())
     wordings = repr([(task.name, task.variant, task.config) for task in tasks])
     return Manifest(
         stage="lint",
@@ -145,5 +146,5 @@ def _write(report: LintReport, planned: Manifest, output_dir: Path) -> None:
         counts = {**report.records, "errors": report.num_errors, "warnings": report.num_warnings}
         Manifest(
             stage=planned.stage, inputs=planned.inputs, settings=planned.settings, counts=counts
-        ).write(folder)
+        ).write_finished(folder)
     logger.info("lint: wrote %s", output_dir)

@@ -79,7 +79,7 @@ def report(
         texts_hash = files.sha256(Path(texts_dir) / manifest.FILE_NAME)
         planned = dataclasses.replace(planned, inputs={**planned.inputs, "texts": texts_hash})
     output = Path(output_dir)
-    if manifest.find_same_work(output, planned):
+    if manifest.find_finished(output, planned):
         _logger.info("report: %s is up to date", output)
         return _read(output)
     data = prepared_files.read_prepared(prepared_dir)
@@ -92,7 +92,7 @@ def report(
             curves.plot_training_curve(read_metrics(metrics_file), folder / CURVE)
         document = ranking_report.document(made, curve=CURVE if metrics_file else None)
         tables.write(folder, NAME, document, ranking_report.values(made))
-        planned.write(folder)
+        planned.write_finished(folder)
     _logger.info("report: wrote %s", output / f"{NAME}.json")
     return _read(output)
 

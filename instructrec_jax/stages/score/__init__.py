@@ -143,6 +143,8 @@ def score(
         planned = _plan(model, opened, run, checkpoint)
         folder = Path(run.output_dir)
         earlier = manifest.find_same_work(folder, planned)
+        if earlier is not None and earlier.files:
+            manifest.check_files(folder, may_lack=True)
         if earlier is not None and _is_finished(earlier, opened.sets, folder):
             logger.info("nothing left to do: %s holds all of it", folder)
             shutil.rmtree(folder / CLAIMS, ignore_errors=True)
@@ -288,7 +290,8 @@ def _finish(folder: Path, sets: Sequence[RequestSet]) -> None:
                 counts[own.name], left_out = parts.count_rows(folder, own.shards())
                 damage.add(left_out)
             found = dataclasses.replace(found, counts=counts, drops=damage.counts)
-            dataclasses.replace(found, damage=damage.examples).write(folder)
+            found = dataclasses.replace(found, damage=damage.examples)
+        found.write_finished(folder, "*.parquet", "config.gin")
         shutil.rmtree(folder / CLAIMS, ignore_errors=True)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from instructrec_jax import files, manifest
-from instructrec_jax.checkpoints import store
+from instructrec_jax.checkpoints import ranking_config, store
 from instructrec_jax.checkpoints.adapters import claim_base
 from instructrec_jax.checkpoints.ranking_config import DEFAULT_NORMALISER, RankingConfig
 from instructrec_jax.checkpoints.source import TOKENIZER_FILE, Source
@@ -173,6 +173,8 @@ def _describe_model(
     data.copy_vocabulary(run.mixture, Path(run.model_dir) / TOKENIZER_FILE)
     if config_text:
         files.write_text(Path(run.model_dir) / "config.gin", config_text)
+    claimed = manifest.read_manifest(run.model_dir)
+    claimed.write_finished(run.model_dir, TOKENIZER_FILE, ranking_config.FILE_NAME)
 
 
 def _train_step(learning: Learning, run: TrainSettings, abstract: TrainState) -> TrainStep:
