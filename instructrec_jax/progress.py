@@ -182,6 +182,10 @@ class Stop:
             if self.is_asked:
                 raise StopAskedError
             yield
+        except Exception:  # a library may wrap it
+            if self.is_asked:
+                raise StopAskedError from None
+            raise
         finally:
             self._may_interrupt = False
 

@@ -24,6 +24,7 @@ LEVELS = {
     "settings": (0, ""),
     "tokenizer": (0, ""),
     "progress": (0, ""),
+    "processes": (0, ""),
     "data": (1, ""),
     "instructions": (1, ""),
     "metrics": (1, ""),

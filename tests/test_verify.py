@@ -166,7 +166,7 @@ def test_a_flipped_bit_in_an_array_of_ours_is_found_at_restore(kind, tmp_path, c
     kept = path.read_bytes()
     for at in np.linspace(0.05, 0.95, 12):
         flip_a_bit(path, at=at)
-        with pytest.raises(UserError, match="checkpoint .* cannot be read"):
+        with pytest.raises(UserError, match=r"checkpoint .* cannot be read"):
             load(folder)
         assert verify(folder=folder).damaged
         path.write_bytes(kept)

@@ -5,6 +5,7 @@ that the general help answers at once. A verb's own help imports its stage and s
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
@@ -14,6 +15,7 @@ from typing import Any
 
 from instructrec_jax import __version__
 from instructrec_jax.cli import data_verbs, model_verbs
+from instructrec_jax.cli.interruption import INTERRUPTED, interruptible
 from instructrec_jax.cli.verb import Group, Verb, show
 from instructrec_jax.errors import UserError, unknown_name
 
@@ -35,7 +37,6 @@ VERBS: tuple[Verb | Group, ...] = (
     model_verbs.DEMO,
 )
 USER_ERROR = 2
-INTERRUPTED = 130
 DEBUG = "INSTRUCTREC_DEBUG"  # set to anything: errors of the machine show their traceback
 
 
@@ -47,14 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit code: 0, 1 where `lint` or `verify` finds an error, 2 for a mistake that the user
-      can mend, 130 for an interruption. Errors of the program keep their traceback; those of the machine
-      (files, memory, encodings) end in one line, and show it where INSTRUCTREC_DEBUG is set.
+      can mend, 130 for an interruption. Errors of the program keep their traceback; those of the
+      machine (files, memory, encodings) end in one line, and show it where INSTRUCTREC_DEBUG is
+      set.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _start_logging()
     _find_modules_in_the_working_folder()
+    own_process = contextlib.nullcontext() if argv is not None else interruptible(arguments)
     try:
-        return _run(arguments)
+        with own_process:
+            return _run(arguments)
     except UserError as error:
         show(f"instructrec: {error}", sys.stderr)
         return USER_ERROR
@@ -65,10 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         again = shlex.join(["instructrec", *arguments])
-        print(
-            f"interrupted; the same command goes on from what was saved:\n  {again}",
-            file=sys.stderr,
-        )
+        line = f"interrupted; the same command goes on from what was saved: {again}"
+        print(line, file=sys.stderr)
         return INTERRUPTED
 
 

@@ -1,17 +1,15 @@
 """The stage `annotate`: artefact A to the texts of a teacher (B)."""
 
 import collections
-import concurrent.futures
 import dataclasses
 import functools
 import logging
-import multiprocessing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from instructrec_jax import files
+from instructrec_jax import files, processes
 from instructrec_jax.data.prepared import PreparedData, read_prepared
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.manifest import Manifest, find_finished, read_manifest
@@ -87,8 +85,9 @@ def annotate(
     drops: _Tally = collections.Counter()
     with files.atomic_directory(output_dir) as folder:
         with texts.TextsWriter(folder) as writer:
+            blocks = processes.map_parts(work, begins, num_workers=num_workers)
             progress = Progress("annotate", total=len(begins), unit="blocks of users")
-            for block in progress.track(_blocks(work, begins, num_workers)):
+            for block in progress.track(blocks):
                 for name, table in block.tables.items():
                     writer.write(name, table)
                 counts.update(block.counts)
@@ -133,21 +132,6 @@ def _plan(dataset: str, input_dir: Path, settings: AnnotateSettings) -> Manifest
             "format": texts.FORMAT,
         },
     )
-
-
-def _blocks(
-    work: functools.partial[_Block], begins: Iterable[int], num_workers: int
-) -> Iterator[_Block]:
-    """Yields the blocks in order, made in this process or in others."""
-    if num_workers == 1:
-        yield from map(work, begins)
-        return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        try:
-            yield from pool.map(work, begins)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @functools.lru_cache(maxsize=1)

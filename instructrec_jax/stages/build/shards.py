@@ -4,18 +4,16 @@ TensorFlow and SeqIO are imported where files are written: the flags of `build` 
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import functools
 import json
 import logging
-import multiprocessing
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructrec_jax import files
+from instructrec_jax import files, processes
 from instructrec_jax.data.columnar import CONFIGS, SPLITS
 from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.errors import UserError
@@ -128,21 +126,11 @@ def write_all(work: Work, shards: Sequence[Shard], *, num_workers: int) -> Itera
       shards: what to write.
       num_workers: processes; 1 for this one alone.
     """
-    if num_workers == 1:
-        for shard in shards:
-            write_shard(work, shard)
-            yield shard
-        return
-    # Not forked: TensorFlow has threads by now.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        running = {pool.submit(write_shard, work, shard): shard for shard in shards}
-        try:
-            for future in concurrent.futures.as_completed(running):
-                future.result()
-                yield running[future]
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    written = processes.map_parts(
+        functools.partial(write_shard, work), shards, num_workers=num_workers
+    )
+    for shard, _ in zip(shards, written, strict=True):
+        yield shard
 
 
 def finish(work: Work, shards: Iterable[Shard]) -> dict[str, int]:
