@@ -1,6 +1,7 @@
-"""Kills scoring runs at random moments and compares what is left with an undisturbed run.
+"""Kills runs at random moments and compares what is left with an undisturbed run.
 
     python benchmarks/kill_storm.py --num_kills=30 --num_processes=3
+    python benchmarks/kill_storm.py --verb=train --num_kills=10 [--signal=INT]
 
 Protocol: an invented file of requests is scored with a random T5 (t5_tiny) by `instructrec score`,
 once undisturbed. Then the same command runs in another folder; it gets SIGKILL at a random moment
@@ -8,12 +9,17 @@ once undisturbed. Then the same command runs in another folder; it gets SIGKILL 
 times; then it may finish. Where it finishes earlier, the storm goes on in a new folder. At last
 several processes share one set, and one of them is killed. Every finished folder must hold the same
 files, byte for byte. The moments are drawn from a seed, what is going on then is up to the machine.
+
+With --verb=train a small model is trained on invented toys by `instructrec train`; every array of
+its checkpoints and every figure it logged must be the same. With --signal=INT the runs get what
+Ctrl-C sends, and have to end with one line and exit code 130.
 """
 
 import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,8 +68,121 @@ def make_inputs(folder: Path, num_requests: int) -> None:
     (folder / "vocab_size").write_text(str(size))
 
 
+def make_toys(folder: Path) -> None:
+    """Writes an invented log, and the records of it."""
+    logs, prepared, records = (str(folder / name) for name in ("logs", "prepared", "records"))
+    sizes = ("--num_users=200", "--num_items=120", "--num_interactions=2400")
+    for arguments in (
+        ("data", "synthesize", f"--output_dir={logs}", *sizes),
+        ("prepare", "--dataset=toys", f"--input_dir={logs}", f"--output_dir={prepared}"),
+        ("build", "--dataset=toys", f"--input_dir={prepared}", f"--output_dir={records}"),
+    ):
+        command = [sys.executable, "-m", "instructrec_jax", *arguments]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+
+class TrainStorm:
+    """Starts, kills and compares training runs on the toys."""
+
+    def __init__(self, folder: Path, seed: int, sent: signal.Signals) -> None:
+        self._folder, self._draw, self._sent = folder, random.Random(seed), sent
+        counts = json.loads((folder / "records" / "toys" / "manifest.json").read_text())["counts"]
+        macros = {
+            "VOCAB_SIZE": counts["vocabulary"],
+            "DATA_DIR": str(folder / "records"),
+            "MIXTURE_OR_TASK_NAME": "toys.A7.grouped",
+            "EVAL_TASKS": ["toys.A7"],
+            **{"TRAIN_STEPS": 40, "BATCH_SIZE": 8, "LOG_PERIOD": 1, "loop.Periods.checkpoint": 2},
+            **{"EVAL_PERIOD": 10, "EVAL_STEPS": 1, "EVALUATOR_NUM_EXAMPLES": 16},
+        }
+        names = ("models/t5_tiny", "mixtures/ml_100k", "runs/from_scratch")
+        self._command = [
+            *(sys.executable, "-m", "instructrec_jax", "train"),
+            *(f"--gin_file=gin/{name}.gin" for name in names),
+            *(f"--gin.{name}={value!r}" for name, value in macros.items()),
+        ]
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        self.finish("undisturbed")  # compiles
+        began = time.monotonic()
+        self.finish("again")
+        self.seconds = time.monotonic() - began
+        self._expected = self.contents("undisturbed")
+        self.check("again")
+
+    def run(self, number: int) -> None:
+        """Kills runs over one folder after another so many times, and compares each folder."""
+        killed, folders = 0, 0
+        while killed < number:
+            process = self._start(f"storm {folders}")
+            try:
+                process.wait(self._draw.uniform(0.0, self.seconds))
+            except subprocess.TimeoutExpired:
+                process.send_signal(self._sent)
+                self._check_end(process)
+                killed += 1
+                steps = sorted(self._folder.glob(f"storm {folders}/checkpoints/*"))
+                print(f"kill {killed}: {[step.name for step in steps]}", flush=True)
+                continue
+            self.check(f"storm {folders}")
+            folders += 1
+        self.finish(f"storm {folders}")
+        self.check(f"storm {folders}")
+        print(f"{killed} kills over {folders + 1} folders: the same arrays and figures")
+
+    def finish(self, name: str) -> None:
+        """Runs to the end."""
+        process = self._start(name)
+        _, messages = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"a run failed: {messages}")
+
+    def check(self, name: str) -> None:
+        """Raises where a finished run holds other numbers than the undisturbed one."""
+        found = self.contents(name)
+        keys = found.keys() | self._expected.keys()
+        if wrong := sorted(key for key in keys if found.get(key) != self._expected.get(key)):
+            raise SystemExit(f"{name} differs from an undisturbed run in {wrong}")
+
+    def contents(self, name: str) -> dict[str, object]:
+        """Returns the bytes of all arrays, and the figures of every step without their times."""
+        from instructrec_jax.checkpoints.store import stored_arrays
+
+        found: dict[str, object] = {}
+        for step in self._folder.glob(f"{name}/*/*/default"):
+            place = step.parent.relative_to(self._folder / name)
+            for key, array in stored_arrays(step.parent).items():
+                found[f"{place} {key}"] = array.read().tobytes()
+        lines = (self._folder / name / "metrics.jsonl").read_text().splitlines()
+        for number, line in enumerate(json.loads(line) for line in lines):
+            found[f"line {number}"] = {k: v for k, v in line.items() if k != "time"}
+        return found
+
+    def _start(self, name: str) -> subprocess.Popen:
+        command = [*self._command, f"--gin.MODEL_DIR={str(self._folder / name)!r}"]
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell's background job ignores Ctrl-C, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    def _check_end(self, process: subprocess.Popen) -> None:
+        """Raises where a run did not end as the signal asks for."""
+        _, messages = process.communicate(timeout=60)
+        if self._sent is not signal.SIGINT:
+            return
+        last = messages.splitlines()[-1:]
+        is_right = process.returncode == 130 and last and last[0].startswith("interrupted; ")
+        if not is_right or "Traceback" in messages:
+            raise SystemExit(f"Ctrl-C ended a run with {process.returncode}:\n{messages}")
+
+
 class Storm:
-    """Starts, kills and compares runs over the same inputs."""
+    """Starts, kills and compares scoring runs over the same inputs."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self._folder = folder
@@ -161,6 +280,8 @@ class Storm:
 def main() -> None:
     """Prints what was done, and ends with 1 where a byte differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--verb", choices=["score", "train"], default="score")
+    parser.add_argument("--signal", choices=["KILL", "INT"], default="KILL", help="with train")
     parser.add_argument("--num_kills", type=int, default=30)
     parser.add_argument("--num_processes", type=int, default=3)
     parser.add_argument("--num_requests", type=int, default=4000)
@@ -169,6 +290,12 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if options.verb == "train":
+            make_toys(folder)
+            train_storm = TrainStorm(folder, options.seed, signal.Signals[f"SIG{options.signal}"])
+            print(f"undisturbed: {train_storm.seconds:.0f} s", flush=True)
+            train_storm.run(options.num_kills)
+            return
         make_inputs(folder, options.num_requests)
         storm = Storm(folder, options.seed)
         num_parts = storm.num_parts("undisturbed")

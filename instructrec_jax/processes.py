@@ -1,15 +1,13 @@
 """Work of many parts in other processes of this machine, which never outlive this one."""
 
-import collections
-import concurrent.futures
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
 
 from instructrec_jax.errors import UserError
 
@@ -23,49 +21,97 @@ def map_parts(
     """Yields what a function makes of each part, in order.
 
     Ctrl-C reaches this process alone. Whatever ends it, `kill -9` too, its workers end with it.
+    They share no queue and no lock, so that nothing is left of them.
 
     Args:
       work: what is done; it and the parts must be picklable if there are several processes.
       parts: what it is done to.
       num_workers: processes; 1 for this one alone.
+
+    Raises:
+      UserError: if a worker is killed.
     """
     if num_workers == 1:
         yield from map(work, parts)
         return
-    # Not forked: TensorFlow has threads by now.
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(
-        num_workers, mp_context=context, initializer=_watch_parent
-    )
-    wait = True
+    workers = _start(work, min(num_workers, len(parts)))
     try:
-        # A new process inherits which signals are blocked, from its first instruction on.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            running = collections.deque(pool.submit(work, part) for part in parts)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        while running:
-            yield running.popleft().result()
-    except BrokenProcessPool:
+        waiting = enumerate(parts)
+        busy = set(workers)
+        for connection in workers:
+            connection.send(next(waiting))
+        done: dict[int, _Result] = {}
+        for number in range(len(parts)):
+            while number not in done:
+                wait(list(busy))
+                for connection in [ready for ready in busy if ready.poll()]:
+                    index, result = _received(connection)
+                    done[index] = result
+                    if (part := next(waiting, None)) is None:
+                        busy.remove(connection)
+                    else:
+                        connection.send(part)
+            yield done.pop(number)
+    except KeyboardInterrupt:
+        for process in workers.values():
+            process.kill()
+        raise
+    finally:
+        for connection, process in workers.items():
+            connection.close()  # no more work: it ends after what it is at
+            process.join()
+
+
+def _start(work: Callable[[Any], Any], number: int) -> dict[Connection, Any]:
+    """Starts workers; returns each by the connection to it."""
+    context = multiprocessing.get_context("spawn")  # not forked: TensorFlow has threads by now
+    workers = {}
+    # A new process inherits which signals are blocked, from its first instruction on.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for _ in range(number):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(work, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            workers[ours] = process
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    return workers
+
+
+def _received(connection: Connection) -> tuple[int, Any]:
+    """Returns the index of a part and what a worker made of it, or raises what it raised."""
+    try:
+        index, result, error = connection.recv()
+    except (EOFError, ConnectionResetError):
         raise UserError(
             "a worker process was killed, perhaps for lack of memory; run the same command again, "
             "if need be with fewer --num_workers"
         ) from None
-    except KeyboardInterrupt:
-        wait = False
-        raise
-    finally:
-        pool.shutdown(wait=wait, cancel_futures=True)
+    if error is not None:
+        raise error
+    return index, result
 
 
-def _watch_parent() -> None:
-    """Ends this worker as soon as the process that started it is gone."""
+def _serve(work: Callable[[Any], Any], connection: Connection) -> None:
+    """Does the parts that come, until no more do."""
     parent = multiprocessing.parent_process()
     assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    try:
+        while (numbered := connection.recv()) is not None:
+            index, part = numbered
+            try:
+                connection.send((index, work(part), None))
+            except Exception as error:
+                error.add_note(traceback.format_exc())
+                connection.send((index, None, error))
+    except (EOFError, BrokenPipeError):
+        return
 
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
 
-    threading.Thread(target=watch, name="parent", daemon=True).start()
+def _end_with(sentinel: int) -> None:
+    """Ends this process as soon as the one that started it is gone."""
+    wait([sentinel])
+    os._exit(1)
