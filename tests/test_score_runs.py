@@ -116,7 +116,7 @@ def test_a_part_that_was_lost_is_scored_again(toy_records, checkpoint, finished,
 
 def test_a_part_that_cannot_be_read_is_named_by_the_next_run(toy_records, checkpoint, copy):
     (copy / part_name("A7", 1)).write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"A7\.part-00001\.parquet is not a readable"):
+    with pytest.raises(UserError, match=r"A7\.part-00001\.parquet has changed"):
         score_toy(toy_records, checkpoint, copy)
 
 
