@@ -130,6 +130,8 @@ class TrainStorm:
                 saved = self._folder.glob(f"storm {folders}/checkpoints/*")
                 print(f"kill {killed}: saved {sorted(step.name for step in saved)}", flush=True)
                 continue
+            if process.returncode:
+                raise SystemExit(f"a run failed: {process.communicate()[1]}")
             self.check(f"storm {folders}")
             folders += 1
         self.finish(f"storm {folders}")
@@ -158,7 +160,7 @@ class TrainStorm:
         found = self.contents(name)
         keys = found.keys() | self._expected.keys()
         if wrong := sorted(key for key in keys if found.get(key) != self._expected.get(key)):
-            raise SystemExit(f"{name} differs from an undisturbed run in {wrong}")
+            raise SystemExit(f"{name} differs from an undisturbed run, as in {wrong[:5]}")
 
     def contents(self, name: str) -> dict[str, object]:
         """Returns the bytes of all arrays, and the figures of every step without their times."""
