@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from instructrec_jax import files, manifest
+from instructrec_jax.checkpoints.arrays import read_checksums
 from instructrec_jax.checkpoints.parameters import Read, assemble
 from instructrec_jax.checkpoints.ranking_config import FILE_NAME, RankingConfig
 from instructrec_jax.checkpoints.t5x_layout import SavedSlots
@@ -110,8 +112,11 @@ class Source:
             logger.info("%s holds no checksums: damage in it goes unnoticed", self.path)
 
     def fingerprint(self) -> str:
-        """Returns a sha256 of all its bytes."""
-        hashes = [files.sha256(member) for member in self.members]
+        """Returns a sha256 of all it holds: of its arrays' checksums, else of all its bytes.
+
+        The bytes of equal arrays differ from run to run: Orbax writes times and random names.
+        """
+        hashes = [_sha256_of(member) for member in self.members]
         return (
             hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
         )
@@ -187,6 +192,13 @@ def open_for_run(
     logger.info("%s", describe_placement(shapes))
     source.check_fits(config)
     return source, device_mesh, shapes
+
+
+def _sha256_of(member: Path) -> str:
+    if kept := read_checksums(member):
+        text = json.dumps([member.name, kept], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+    return files.sha256(member)
 
 
 def _is_ours(folder: Path) -> bool:
