@@ -55,6 +55,7 @@ class OneOf:
 MAX_CANDIDATES = 100_000  # of one list: every example holds one
 MAX_ROWS = 65_536  # of a batch
 Rows = Annotated[int, Range(1, MAX_ROWS)]
+Workers = Annotated[int, Range(1, 1024)]
 Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]

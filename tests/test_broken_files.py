@@ -4,12 +4,14 @@ import dataclasses
 import gzip
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from checkpoint_toys import change_config, golden_copy, random_arrays, write
+from train_toy import train_toy
 
 from instructrec_jax import files
 from instructrec_jax.checkpoints import adapters
@@ -17,9 +19,11 @@ from instructrec_jax.checkpoints.arrays import write_checkpoint
 from instructrec_jax.checkpoints.parameters import checked_step
 from instructrec_jax.checkpoints.ranking_config import FILE_NAME, RankingConfig
 from instructrec_jax.checkpoints.source import open_source
+from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.data.readers import rows
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, read_manifest
+from instructrec_jax.scores.parts import read_scores
 from instructrec_jax.settings import Count, Natural, Share
 from instructrec_jax.stages.convert import convert
 from instructrec_jax.training.metrics_log import read_metrics
@@ -244,3 +248,23 @@ def test_a_conversion_of_a_broken_checkpoint_leaves_nothing(tmp_path):
     with pytest.raises(UserError):
         convert(source_path=str(folder), output_dir=str(tmp_path / "out"), to="native")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "names", [{"mixture": "toy.A77.grouped"}, {"tasks": ["toy.A7.grouped", "toy.A77.grouped"]}]
+)
+def test_no_model_dir_is_claimed_for_a_task_that_is_not_there(toy_records, tmp_path, names):
+    with pytest.raises(UserError, match=r"unknown task or mixture 'toy\.A77"):
+        train_toy(toy_records, tmp_path / "run", 1, **names)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fifo_in_place_of_a_part_of_an_artefact_is_not_opened(toy_prepared, tmp_path):
+    folder = shutil.copytree(toy_prepared, tmp_path / "prepared")
+    (folder / "items.parquet").unlink()
+    os.mkfifo(folder / "items.parquet")
+    with pytest.raises(UserError, match=r"items\.parquet: it is a folder, a FIFO or a device"):
+        read_prepared(folder)
+    os.mkfifo(tmp_path / "A7.part-00000.parquet")
+    with pytest.raises(UserError, match=r"part-00000\.parquet: it is a folder, a FIFO"):
+        read_scores(tmp_path)

@@ -170,6 +170,7 @@ def test_an_interrupted_build_goes_on_with_the_next_file(
 def test_a_runner_that_beam_does_not_know_is_named(build_toy, tmp_path):
     with pytest.raises(UserError, match=r"Beam cannot start with --runner=NoRunner"):
         build_toy(tmp_path, execution=Execution(runner="NoRunner"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_beam_the_user_is_told_what_to_install(build_toy, tmp_path, monkeypatch):

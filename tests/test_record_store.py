@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -184,3 +185,29 @@ def test_without_a_data_dir_the_user_is_told_to_name_one():
     seqio.set_tfds_data_dir_override(None)
     with pytest.raises(UserError, match="--data_dir"):
         record_store.data_dir_in_use()
+
+
+@pytest.mark.parametrize("damage", ["fifo", "one is missing", "all are missing"])
+@pytest.mark.parametrize("way", ["rows", "get_dataset"])
+def test_files_of_records_that_are_not_there_are_told(folder, damage, way):
+    first, *others = sorted(folder.rglob("own-train.tfrecord-*"))
+    first.unlink()
+    if damage == "fifo":
+        os.mkfifo(first)
+    for path in others if damage == "all are missing" else ():
+        path.unlink()
+    source = record_store.RecordSource("own", "leave_one_out")
+    with pytest.raises(UserError, match=r"own-train\.tfrecord|no file of train records"):
+        next(iter(getattr(source, way)("train")))
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{}", '{"splits": 5, "featuresDict": 5}'])
+def test_descriptions_of_records_that_are_damaged_are_told(folder, name, text):
+    (damaged,) = folder.rglob(name)
+    damaged.write_text(text, encoding="utf-8")
+    source = record_store.RecordSource("own", "leave_one_out")
+    try:
+        next(iter(source.get_dataset("train")))
+    except UserError as error:
+        assert str(folder) in str(error)

@@ -80,6 +80,7 @@ def train_toy(
     dry_run=False,
     evaluation_batch_size=8,
     normaliser=None,
+    tasks=("toy.A7.grouped",),
     **run,
 ):
     """Trains on the eight fake devices, or as many as there are."""
@@ -102,7 +103,7 @@ def train_toy(
                 train_steps=train_steps, **(periods or {"log": 1, "evaluate": 3, "checkpoint": 2})
             ),
             validation=ValidationSettings(
-                tasks=["toy.A7.grouped"],
+                tasks=tasks,
                 batch_size=evaluation_batch_size,
                 num_batches=2,
                 normaliser=normaliser,

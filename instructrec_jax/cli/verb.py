@@ -79,9 +79,9 @@ class Verb:
         function = self.load()
         try:
             arguments = flags.arguments_of(function, vars(options)) | self.more_arguments(options)
+            returned = function(**arguments)
         except SettingError as error:
             raise UserError(f"--{error.name} {error.problem}") from None
-        returned = function(**arguments)
         complete = inspect.signature(function).bind(**arguments)
         complete.apply_defaults()
         print_result(self.result(returned, complete.arguments))

@@ -29,6 +29,7 @@ from instructrec_jax.data.columnar import (
 from instructrec_jax.data.reviews import FILE_NAME as REVIEWS
 from instructrec_jax.data.reviews import Reviews
 from instructrec_jax.errors import UserError
+from instructrec_jax.files import check_is_file
 from instructrec_jax.manifest import check_files, read_manifest
 from instructrec_jax.records import Item
 
@@ -327,6 +328,7 @@ def _groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Tab
 
 def _check(path: Path) -> None:
     """Raises UserError if a file is missing, damaged or has other columns."""
+    check_is_file(path)
     try:
         found = pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from instructrec_jax.data.columnar import Lazy
 from instructrec_jax.data.titles import clean_text, cut_title
 from instructrec_jax.errors import UserError
+from instructrec_jax.files import check_is_file
 
 FILE_NAME = "reviews.arrow"
 _SCHEMA = pa.schema({"text": pa.string()})
@@ -25,6 +26,7 @@ class Reviews(Lazy[str]):
         Raises:
           UserError: if it is damaged.
         """
+        check_is_file(Path(path))
         try:
             self._file = pa.ipc.open_file(pa.memory_map(str(path)))
             num_batches = self._file.num_record_batches

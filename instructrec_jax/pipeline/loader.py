@@ -379,3 +379,17 @@ def _trimmed(tokens: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
     longest = int(used[-1]) + 1 if len(used) else 0
     fitting = [bucket for bucket in buckets if longest <= bucket < tokens.shape[1]]
     return tokens[:, : min(fitting)] if fitting else tokens
+
+
+def check_records(name: str, split: str) -> None:
+    """Opens the records of a task or mixture of ours, each kind once.
+
+    Raises:
+      UserError: if it is not registered, has no examples in the split, or its records are damaged.
+    """
+    tasks = [
+        task for task in seqio.get_subtasks(registry.get_for(split, name)) if split in task.splits
+    ]
+    kinds = {task.config: task for task in tasks if isinstance(task, registry.InstructionTask)}
+    for task in kinds.values():
+        task.source.open(split)

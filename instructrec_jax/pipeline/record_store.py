@@ -10,6 +10,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 
 from instructrec_jax import files
 from instructrec_jax.data.columnar import SPLITS
@@ -173,7 +174,7 @@ class RecordSource(seqio.TfdsDataSource):
         """
         del unused
         split = split or "train"
-        builder = self._open(split)
+        builder = self.open(split)
         read_config = tfds.ReadConfig(
             try_autocache=False, skip_prefetch=True, interleave_cycle_length=1
         )
@@ -215,7 +216,7 @@ class RecordSource(seqio.TfdsDataSource):
         Raises:
           UserError: as `get_dataset`.
         """
-        self.check(split)
+        self._checked_folder(split)
         for columns in column_batches(self._dataset, self._config, split, _FIELDS):
             for values in zip(*(columns[name] for name in _FIELDS), strict=True):
                 row = dict(zip(_FIELDS, values, strict=True))
@@ -234,19 +235,23 @@ class RecordSource(seqio.TfdsDataSource):
                 f"{self._dataset} --data_dir={data_dir_in_use()}` shows what it has texts for"
             )
 
-    def _open(self, split: str) -> tfds.core.DatasetBuilder:
-        """Returns the builder of this config, having checked that it can serve the split."""
-        self.check(split.split("[")[0])
-        _check_files(self._dataset, self._config, split.split("[")[0])
+    def _checked_folder(self, split: str) -> Path:
+        """Returns the folder of this config, having checked that the split's files are there."""
+        self.check(split)
         folder = data_dir_in_use() / self._dataset / self._config / VERSION
-        return tfds.builder_from_directory(str(folder))
+        if not _record_files(self._dataset, self._config, split):
+            raise _damaged(folder, f"it holds no file of {split} records")
+        return folder
 
-
-def _check_files(dataset: str, config: str, split: str) -> None:
-    """Raises UserError where files of a split, or what TFDS knows of them, are not as written."""
-    folder = f"{config}/{VERSION}"
-    files_of_split = f"{folder}/{dataset}-{split}.tfrecord-*"
-    check_files(data_dir_in_use() / dataset, f"{folder}/*.json", files_of_split)
+    def open(self, split: str) -> tfds.core.DatasetBuilder:
+        """Returns the builder of this config, having checked that it can serve the split."""
+        folder = self._checked_folder(split.split("[")[0])
+        for name in ("dataset_info.json", "features.json"):
+            files.read_json(folder / name, dict[str, Any], remedy="run `instructrec build` again")
+        try:
+            return tfds.builder_from_directory(str(folder))
+        except (ValueError, KeyError, TypeError, AttributeError, json_format.ParseError) as error:
+            raise _damaged(folder, str(error)) from None
 
 
 def check_dataset(dataset: str) -> None:
@@ -324,10 +329,7 @@ def column_batches(
     Raises:
       UserError: if a file is damaged.
     """
-    folder = data_dir_in_use() / dataset / config / VERSION
-    _check_files(dataset, config, split)
-    paths = sorted(str(path) for path in folder.glob(f"{dataset}-{split}.tfrecord-*"))
-    if not paths:
+    if not (paths := _record_files(dataset, config, split)):
         return
     hide_accelerators()
     spec = {name: _feature(name) for name in fields}
@@ -340,10 +342,28 @@ def column_batches(
         for batch in ds.with_options(options).prefetch(1):
             yield {name: _rows(values) for name, values in batch.items()}
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
-        raise UserError(
-            f"a {split} file of records in {folder} is damaged ({error.message.splitlines()[0]}); "
-            f"remove {folder.parents[1]} and run `instructrec build` again"
-        ) from None
+        raise _damaged(Path(paths[0]).parent, error.message.splitlines()[0]) from None
+
+
+def _record_files(dataset: str, config: str, split: str) -> list[str]:
+    """Returns the files of a split, all of them as written; none where it has no records."""
+    folder, place = data_dir_in_use() / dataset, f"{config}/{VERSION}"
+    pattern = f"{place}/{dataset}-{split}.tfrecord-*"
+    paths = sorted(folder.glob(pattern))
+    for path in paths:
+        files.check_is_file(path)
+    if paths and len(paths) != int(paths[-1].name.rpartition("-")[-1]):
+        raise _damaged(folder / place, f"{paths[-1].name} is of more files than are there")
+    check_files(folder, f"{place}/*.json", pattern)
+    return [str(path) for path in paths]
+
+
+def _damaged(folder: Path, problem: str) -> UserError:
+    """Returns the error for records that cannot be read."""
+    return UserError(
+        f"the records in {folder} are damaged ({problem}); remove {folder.parents[1]} and run "
+        "`instructrec build` again"
+    )
 
 
 def hide_accelerators() -> None:

@@ -345,6 +345,7 @@ def _check_complete(folder: Path, num_found: int, found: manifest.Manifest) -> N
 
 def _readable(path: Path, read: Callable[[Path], Any]) -> Any:
     """Reads a Parquet file, or names the one that cannot be read."""
+    files.check_is_file(path)
     try:
         return read(path)
     except (pa.ArrowInvalid, OSError) as error:

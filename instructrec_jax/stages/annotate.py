@@ -15,7 +15,7 @@ from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.manifest import Manifest, find_finished, read_manifest
 from instructrec_jax.progress import Progress
 from instructrec_jax.records import Annotation, History
-from instructrec_jax.settings import Count, check_fields
+from instructrec_jax.settings import Count, Workers, check_arguments, check_fields
 from instructrec_jax.teacher import texts
 from instructrec_jax.teacher.extractive import ExtractiveTeacher
 from instructrec_jax.teacher.texts import INTENTIONS, PREFERENCES, Row, Teacher
@@ -51,7 +51,7 @@ def annotate(
     input_dir: Path | str,
     output_dir: Path | str,
     settings: AnnotateSettings | None = None,
-    num_workers: int = 1,
+    num_workers: Workers = 1,
 ) -> Manifest:
     """Writes the texts of a teacher on prepared data, whole or not at all.
 
@@ -68,9 +68,8 @@ def annotate(
     Raises:
       UserError: if an input or a setting is unusable, or the folder holds another run.
     """
+    check_arguments(annotate, locals())
     settings = settings or AnnotateSettings()
-    if num_workers < 1:
-        raise UserError(f"num_workers={num_workers}; it must be at least 1")
     planned = _plan(dataset, Path(input_dir), settings)
     if (earlier := find_finished(output_dir, planned)) is not None:
         logger.info("annotate: %s is up to date", output_dir)

@@ -13,6 +13,7 @@ from instructrec_jax.data.columnar import TRAIN
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.token_budget import TokenRenderer, arrange
 from instructrec_jax.manifest import read_manifest
+from instructrec_jax.settings import Count, check_arguments
 from instructrec_jax.stages.run_data import RunData, dataset_of
 from instructrec_jax.tokenizer import SentencePieceModel
 
@@ -67,9 +68,9 @@ def inspect(
     *,
     data_dir: Path | str | None = None,
     split: str = "train",
-    num_examples: int = 3,
-    input_tokens: int | None = None,
-    target_tokens: int | None = None,
+    num_examples: Count = 3,
+    input_tokens: Count | None = None,
+    target_tokens: Count | None = None,
     task_module: str | None = None,
     run: Callable[[], ShownRun] | None = None,
 ) -> list[RenderedExample]:
@@ -95,11 +96,8 @@ def inspect(
     Raises:
       UserError: if the task, its data or the split is missing, or a number is impossible.
     """
+    check_arguments(inspect, locals())
     limits = {"inputs": input_tokens, "targets": target_tokens}
-    for name, value in {**limits, "num_examples": num_examples}.items():
-        if value is not None and value < 1:
-            flag = name if name == "num_examples" else f"{name[:-1]}_tokens"
-            raise UserError(f"{flag}={value}; ask for at least 1")
     if run is None and data_dir is None:
         raise UserError("neither --data_dir nor --gin_file is given; name the output of `build`")
     # Only now: the flags of `inspect` do without TensorFlow and SeqIO.

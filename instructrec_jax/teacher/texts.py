@@ -240,6 +240,7 @@ def _rows_of_events(
 
 def _unpack(source: Path, path: Path, schema: pa.Schema) -> None:
     """Writes a Parquet file as an Arrow file, batch by batch."""
+    files.check_is_file(source)
     with files.atomic_file(path) as temporary, pq.ParquetFile(source) as parquet:
         if not parquet.schema_arrow.equals(schema):
             raise ValueError(f"it has the columns {', '.join(parquet.schema_arrow.names)}")

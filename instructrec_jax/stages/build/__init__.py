@@ -30,7 +30,7 @@ from instructrec_jax.manifest import (
 )
 from instructrec_jax.progress import Progress
 from instructrec_jax.records import InstructionRecord
-from instructrec_jax.settings import Count, Range, check_fields
+from instructrec_jax.settings import Count, Range, Workers, check_fields
 from instructrec_jax.stages.build import shards as build_shards
 from instructrec_jax.stages.build.shards import Shard, Work
 from instructrec_jax.stages.run_data import VOCABULARY_FILE
@@ -82,7 +82,7 @@ class Execution:
         be repeated.
     """
 
-    num_workers: Annotated[int, Range(1, 1024)] = 1
+    num_workers: Workers = 1
     runner: str | None = None
     beam_options: Sequence[str] = ()
 

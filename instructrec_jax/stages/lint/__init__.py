@@ -13,6 +13,7 @@ from instructrec_jax.instructions.lint import lint_templates
 from instructrec_jax.manifest import Manifest, find_finished, read_manifest
 from instructrec_jax.report import lint_report, tables
 from instructrec_jax.report.lint_report import LintReport
+from instructrec_jax.settings import Count, Natural, check_arguments
 from instructrec_jax.stages.run_data import VOCABULARY_FILE
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ def lint(
     dataset: str,
     data_dir: Path | str,
     task_module: str = "tasks.mixtures",
-    input_tokens: int = 512,
-    target_tokens: int = 128,
-    max_examples: int = 2000,
+    input_tokens: Count = 512,
+    target_tokens: Count = 128,
+    max_examples: Natural = 2000,
     output_dir: Path | str | None = None,
 ) -> LintReport:
     """Checks the templates of a module and a dataset's records.
@@ -52,11 +53,7 @@ def lint(
       UserError: if the dataset or the module is missing, a number is impossible, or the output
         folder holds something else.
     """
-    for name, value in (("input_tokens", input_tokens), ("target_tokens", target_tokens)):
-        if value < 1:
-            raise UserError(f"{name}={value}; it must be at least 1")
-    if max_examples < 0:
-        raise UserError(f"max_examples={max_examples}; give 0 for all examples, or more than 0")
+    check_arguments(lint, locals())
     # Only now: the flags of `lint` do without TensorFlow and SeqIO.
     from instructrec_jax.pipeline import record_store, registry
 

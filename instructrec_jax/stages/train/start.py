@@ -243,7 +243,8 @@ def placer(objective: Objective, mesh: Mesh) -> Callable[[Mapping], dict[str, ja
 def check_mixture(objective: Objective, run: TrainSettings) -> None:
     """Raises UserError if there is nothing of that name to train on."""
     name = run.mixture
-    registry.get_for(TRAIN, registry.grouped_name(name) if objective.ranks_candidates else name)
+    name = registry.grouped_name(name) if objective.ranks_candidates else name
+    loader.check_records(name, TRAIN)
 
 
 def check_processes(objective: Objective, run: TrainSettings) -> None:
