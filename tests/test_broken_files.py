@@ -218,7 +218,7 @@ def test_a_folder_that_is_no_number_is_no_step(tmp_path):
         open_source(tmp_path)
 
 
-@pytest.mark.parametrize("found", ["many", 0, None, 10**30])
+@pytest.mark.parametrize("found", ["many", 0, None, 10**9])
 def test_a_distance_that_a_manifest_claims_is_checked(tmp_path, found):
     write(tmp_path, "native", random_arrays())
     settings = {"model": {"relative_max_distance": found}}

@@ -360,10 +360,8 @@ def _record_files(dataset: str, config: str, split: str) -> list[str]:
 
 def _damaged(folder: Path, problem: str) -> UserError:
     """Returns the error for records that cannot be read."""
-    return UserError(
-        f"the records in {folder} are damaged ({problem}); remove {folder.parents[1]} and run "
-        "`instructrec build` again"
-    )
+    again = f"remove {folder.parents[1]} and run `instructrec build` again"
+    return UserError(f"the records in {folder} are damaged ({problem}); {again}")
 
 
 def hide_accelerators() -> None:
