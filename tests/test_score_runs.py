@@ -140,7 +140,7 @@ def test_the_folder_of_another_run_is_refused(toy_records, checkpoint, finished,
         ({"model": tiny_config(vocab_size=600)}, "is of another size than MODEL: there "),
         ({"model": tiny_config(vocab_size=99)}, "vocab_size is 600, not 99"),
         ({"tasks": ["toy.A7.grouped", "ml_100k.A8.grouped"]}, "expected some of one dataset"),
-        ({"tasks": []}, "expected some of one dataset"),
+        ({"tasks": []}, r"tasks is \[\]; expected a list"),
     ],
 )
 def test_a_mistake_leaves_no_folder_behind_that_would_refuse_the_next_try(
