@@ -141,7 +141,7 @@ def test_it_measures_some_examples_of_the_whole_split_the_same_ones_each_time(
                     assert found[f"validation/{name}"] == value
     with pytest.raises(UserError, match="num_examples is 0"):
         ValidationSettings(**settings, num_examples=0)
-    with pytest.raises(UserError, match="normaliser of evaluation 'pmi'"):
+    with pytest.raises(UserError, match="normaliser is 'pmi'; expected one of 'sum'"):
         ValidationSettings(**settings, normaliser="pmi")
 
 

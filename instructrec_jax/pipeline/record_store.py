@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -360,6 +361,8 @@ def _record_files(dataset: str, config: str, split: str) -> list[str]:
 
 def _damaged(folder: Path, problem: str) -> UserError:
     """Returns the error for records that cannot be read."""
+    # TensorFlow's own words, without the operation that read and without what it failed with.
+    problem = re.sub(r"^\{\{.*?\}\} |' failed with .*", "", problem)
     again = f"remove {folder.parents[1]} and run `instructrec build` again"
     return UserError(f"the records in {folder} are damaged ({problem}); {again}")
 
