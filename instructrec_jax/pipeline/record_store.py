@@ -326,9 +326,6 @@ def column_batches(
 
     Yields:
       By field, one entry a record: an int or bytes, or a list of them.
-
-    Raises:
-      UserError: if a file is damaged.
     """
     if not (paths := _record_files(dataset, config, split)):
         return
@@ -360,11 +357,10 @@ def _record_files(dataset: str, config: str, split: str) -> list[str]:
 
 
 def _damaged(folder: Path, problem: str) -> UserError:
-    """Returns the error for records that cannot be read."""
-    # TensorFlow's own words, without the operation that read and without what it failed with.
+    """Returns the error for records that cannot be read; of TensorFlow's words the telling ones."""
     problem = re.sub(r"^\{\{.*?\}\} |' failed with .*", "", problem)
-    again = f"remove {folder.parents[1]} and run `instructrec build` again"
-    return UserError(f"the records in {folder} are damaged ({problem}); {again}")
+    again = f"; remove {folder.parents[1]} and run `instructrec build` again"
+    return UserError(f"the records in {folder} are damaged ({problem}){again}")
 
 
 def hide_accelerators() -> None:
@@ -383,7 +379,7 @@ def as_record(row: Mapping[str, Any]) -> InstructionRecord:
 
 def _decoded(value: Any) -> Any:
     if isinstance(value, list):
-        return tuple(_decoded(part) for part in value)
+        return tuple(map(_decoded, value))
     return value.decode() if isinstance(value, bytes) else value
 
 
