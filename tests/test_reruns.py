@@ -14,12 +14,22 @@ pytestmark = pytest.mark.slow  # every stage, twice
 STAGES = ("logs", "prepared", "texts", "records", "converted", "validation", "test", "report")
 
 
-def start(folder, seed):
+MOVIELENS = Path(__file__).parents[2] / "shared" / "data" / "ml-100k"
+DATA_STAGES = f"""
+set -euo pipefail
+instructrec() {{ {sys.executable} -m instructrec_jax "$@"; }}
+instructrec prepare --dataset=ml_100k --input_dir={MOVIELENS} --output_dir=prepared
+instructrec annotate --dataset=ml_100k --input_dir=prepared --output_dir=texts
+instructrec build --dataset=ml_100k --input_dir=prepared --texts_dir=texts --output_dir=records \\
+  --max_train_positions=4 --title_pieces=500
+"""
+
+
+def start(folder, seed, command):
     folder.mkdir()
-    program = Path(__file__).with_name("rerun_toy.py")
     environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
     return subprocess.Popen(
-        [sys.executable, program],
+        command,
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -28,15 +38,19 @@ def start(folder, seed):
     )
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Two folders, each filled by a process of its own."""
-    root = tmp_path_factory.mktemp("reruns")
-    processes = {root / str(seed): start(root / str(seed), seed) for seed in (1, 2)}
+def filled_twice(root, command):
+    """Returns two folders, each filled by a process of its own."""
+    processes = {root / str(seed): start(root / str(seed), seed, command) for seed in (1, 2)}
     for process in processes.values():
         output, _ = process.communicate()
         assert process.returncode == 0, output
     return list(processes)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    program = Path(__file__).with_name("rerun_toy.py")
+    return filled_twice(tmp_path_factory.mktemp("reruns"), [sys.executable, program])
 
 
 def contents(folder):
@@ -51,6 +65,14 @@ def contents(folder):
 def test_two_equal_runs_of_a_stage_write_the_same_bytes(runs, stage):
     one, other = (contents(run / stage) for run in runs)
     assert one and one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name]] == []
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not MOVIELENS.exists(), reason=f"{MOVIELENS} is not there")
+def test_two_equal_runs_over_movielens_write_the_same_bytes(tmp_path):
+    one, other = (contents(run) for run in filled_twice(tmp_path, ["bash", "-c", DATA_STAGES]))
+    assert len(one) > 10 and one.keys() == other.keys()
     assert [name for name in one if one[name] != other[name]] == []
 
 
