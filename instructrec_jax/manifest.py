@@ -38,7 +38,7 @@ class Manifest:
       command: the command line as it was typed, to run it again.
       files: sha256 of each file, by its path in the folder; {} while the work goes on, and where an
         earlier version of the program wrote it.
-      checksum: sha256 of all the above, "" where an earlier version wrote it.
+      checksum: sha256 of all the above, None where an earlier version wrote it.
     """
 
     stage: str
@@ -51,7 +51,7 @@ class Manifest:
     versions: Mapping[str, str] = dataclasses.field(default_factory=lambda: _versions())
     command: str = dataclasses.field(default_factory=lambda: _command())
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    checksum: str = ""
+    checksum: str | None = None
 
     def describes_same_work(self, other: "Manifest") -> bool:
         """Returns whether both have the same stage, inputs and settings."""
@@ -98,7 +98,7 @@ class Manifest:
 
     def own_checksum(self) -> str:
         """Returns the sha256 of everything but the checksum."""
-        plain = dataclasses.asdict(dataclasses.replace(self, checksum=""))
+        plain = dataclasses.asdict(dataclasses.replace(self, checksum=None))
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
@@ -117,7 +117,7 @@ def read_manifest(folder: Path | str) -> Manifest:
             "run the stage that writes it, or name another folder"
         )
     found = files.read_json(path, Manifest, remedy=RERUN)
-    if found.checksum not in ("", found.own_checksum()):
+    if found.checksum not in (None, found.own_checksum()):
         raise UserError(f"{path} is damaged (it was changed after it was written); {RERUN}")
     return found
 

@@ -80,6 +80,17 @@ def test_a_hash_depends_on_bytes_and_names_and_not_on_times(tmp_path):
     assert files.sha256(first / "sub" / "x") == files.sha256(second / "sub" / "y")
 
 
+def test_a_manifest_of_an_earlier_version_is_read(tmp_path):
+    plan().write(tmp_path)
+    path = tmp_path / manifest.FILE_NAME
+    fields = json.loads(path.read_text())
+    for name in ("files", "checksum", "examples"):  # what earlier versions did not write
+        del fields[name]
+    path.write_text(json.dumps(fields))
+    found = manifest.read_manifest(tmp_path)
+    assert found.describes_same_work(plan()) and found.files == {}
+
+
 def test_a_manifest_comes_back_as_it_was_written(tmp_path):
     written = plan(counts={"users": 3}, drops={"no title": 1})
     written.write(tmp_path)
