@@ -98,7 +98,7 @@ class Manifest:
 
     def own_checksum(self) -> str:
         """Returns the sha256 of everything but the checksum."""
-        plain = dataclasses.asdict(dataclasses.replace(self, checksum=None))
+        plain = dataclasses.asdict(dataclasses.replace(self, checksum=""))
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
