@@ -58,7 +58,10 @@ def as_text(verdict: Verdict) -> str:
     """Returns the verdict in a line, then what it is about."""
     compared = f"{verdict.num_files} files and {verdict.num_arrays} arrays compared"
     number = len(verdict.damaged)
-    lines = [f"{number} damaged; {compared}" if number else f"ok; {compared}"]
+    what = f"{number} damaged" if number else "ok"
+    if not (number or verdict.num_files or verdict.num_arrays):
+        what = "not known"  # an earlier version or another program wrote all of it
+    lines = [f"{what}; {compared}"]
     lines += [f"  {line}" for line in verdict.damaged]
     lines += [f"  no checksums: {name}" for name in verdict.unchecked]
     return "\n".join(lines)
