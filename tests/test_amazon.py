@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from raw_logs import read_logs
 
 from instructrec_jax.damage import Damage
-from instructrec_jax.data.readers import read_logs, recognise
+from instructrec_jax.data.readers import recognise
 from instructrec_jax.data.readers.amazon import category_of_file
 from instructrec_jax.data.readers.raw_log import count_log
 from instructrec_jax.data.readers.values import parse_record

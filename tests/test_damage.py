@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from raw_logs import read_logs
 from synthetic import write_logs
 
 from instructrec_jax.damage import Damage, DamagedLineError, damaged
-from instructrec_jax.data.readers import read_logs
 from instructrec_jax.data.settings import PrepareSettings
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, read_manifest

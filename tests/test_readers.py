@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from raw_logs import read_logs
 from synthetic import write_logs
 
-from instructrec_jax.data.readers import read_logs, recognise
+from instructrec_jax.data.readers import recognise
 from instructrec_jax.data.readers.raw_log import count_log
 from instructrec_jax.data.readers.recbole import genres_path
 from instructrec_jax.errors import UserError

@@ -14,7 +14,7 @@ from instructrec_jax.manifest import Manifest, read_manifest
 from instructrec_jax.metrics import ranking
 from instructrec_jax.metrics.statistics import Interval
 from instructrec_jax.records import CandidateList, History, Item
-from instructrec_jax.report import curves, ranking_report, results, tables
+from instructrec_jax.report import ranking_report, results, tables
 from instructrec_jax.report.results import Choice
 from instructrec_jax.scores import parts
 from instructrec_jax.scores.parts import part_name
@@ -388,13 +388,3 @@ def test_every_text_of_a_page_is_escaped():
     assert "<script>" not in tables.as_html(page) and "&lt;script&gt;" in tables.as_html(page)
     assert "| <script>\\| |" in tables.as_markdown(page), "a bar does not end the cell"
     assert tables.as_text(page).count(bad) == 8, "details and facts are left out"
-
-
-def test_a_curve_takes_the_last_value_of_a_step_and_needs_losses(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(curves, "_draw_loss", lambda axes, losses: drawn.append(losses))
-    lines = [{"step": 1, "loss": 3.0, "note": "text"}, {"step": 1, "loss": 2.0}]
-    curves.plot_training_curve(lines, tmp_path / "curve.png")
-    assert drawn == [{1: 2.0}] and (tmp_path / "curve.png").exists()
-    with pytest.raises(UserError, match="no training loss"):
-        curves.plot_training_curve([{"step": 1}], tmp_path / "curve.png")

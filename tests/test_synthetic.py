@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from raw_logs import read_logs
 
 from instructrec_jax.cli import main
 from instructrec_jax.data.preparation import prepare_log
 from instructrec_jax.data.prepared import read_prepared
-from instructrec_jax.data.readers import read_logs
 from instructrec_jax.data.settings import KINDS, PrepareSettings, SyntheticSettings
 from instructrec_jax.data.synthetic import write_log
 from instructrec_jax.errors import UserError

@@ -4,9 +4,9 @@ import gzip
 import os
 
 import pytest
+from raw_logs import read_logs
 from test_readers import INTERACTIONS, ITEMS, put
 
-from instructrec_jax.data.readers import read_logs
 from instructrec_jax.errors import UserError
 
 

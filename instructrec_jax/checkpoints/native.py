@@ -130,7 +130,7 @@ class _NativeReader:
 def _moment_names(names: Iterable[str]) -> dict[tuple[str, str], str]:
     """Returns the stored names of Adafactor's arrays, by kind and parameter in the model.
 
-    Behind a gradient clip its state is a numbered part of the optimizer's.
+    After a gradient clip its state is a numbered part of the optimizer's.
     """
     return {
         (found[1], found[2] or ""): name for name in names if (found := _MOMENT.fullmatch(name))

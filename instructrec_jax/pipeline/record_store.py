@@ -5,7 +5,7 @@ import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 import seqio
@@ -298,14 +298,7 @@ def _rotated(split: str, seed: int) -> str:
 _BATCH_SIZE = 4096
 _NUM_THREADS = 2
 _LISTS = frozenset(
-    {
-        "history",
-        "preference",
-        "vague_intention",
-        "second_vague_intention",
-        "candidate_ids",
-        "candidates",
-    }
+    name for name, kind in get_type_hints(InstructionRecord).items() if get_origin(kind) is tuple
 )
 Columns = dict[str, list[Any]]
 
@@ -326,6 +319,9 @@ def column_batches(
 
     Yields:
       By field, one entry a record: an int or bytes, or a list of them.
+
+    Raises:
+      UserError: if a file is damaged.
     """
     if not (paths := _record_files(dataset, config, split)):
         return
@@ -357,7 +353,8 @@ def _record_files(dataset: str, config: str, split: str) -> list[str]:
 
 
 def _damaged(folder: Path, problem: str) -> UserError:
-    """Returns the error for records that cannot be read; of TensorFlow's words the telling ones."""
+    """Returns the error for records that cannot be read."""
+    # TensorFlow's words, without the operation that read and without what it failed with.
     problem = re.sub(r"^\{\{.*?\}\} |' failed with .*", "", problem)
     again = f"; remove {folder.parents[1]} and run `instructrec build` again"
     return UserError(f"the records in {folder} are damaged ({problem}){again}")

@@ -185,7 +185,7 @@ def compare(
 
 
 def ties(rank: NDArray[np.int64], num_tied: NDArray[np.int64], *, name: str, seed: int) -> Ties:
-    """Returns how often a system has ties with the target, and its metrics without their price.
+    """Returns how often a system has ties with the target, and its metrics in expectation.
 
     Args:
       rank: [n] ranks, ties counted against the target.

@@ -33,7 +33,7 @@ class MetricsLog:
         self._stream = self._path.open("a", encoding="utf-8")
         events = Path(model_dir) / "tensorboard"
         self._events = SummaryWriter(str(events), purge_step=first_step + 1 if first_step else None)
-        for path in events.glob(f"*.{socket.gethostname()}"):  # the host is nobody's business
+        for path in events.glob(f"*.{socket.gethostname()}"):  # nothing written names the host
             path.rename(path.with_suffix(""))
 
     def began_with(self, name: str) -> bool:

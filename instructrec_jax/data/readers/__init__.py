@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from instructrec_jax.damage import Damage
 from instructrec_jax.data.readers import amazon, plain, recbole
-from instructrec_jax.data.readers.raw_log import Format, RawLog
+from instructrec_jax.data.readers.raw_log import Format
 from instructrec_jax.errors import UserError
 
 FORMATS: tuple[Format, ...] = (recbole.FORMAT, plain.FORMAT, plain.SEQUENCES, amazon.FORMAT)
@@ -30,20 +29,6 @@ def recognise(folder: Path | str) -> tuple[Format, tuple[Path, ...]]:
         files = " and ".join(paths[0].name for _, paths in found)
         raise UserError(f"{folder} holds {files}: two logs; give each its own folder")
     return found[0]
-
-
-def read_logs(folder: Path | str, damage: Damage | None = None) -> RawLog:
-    """Returns the logs in a folder, whatever their format.
-
-    Args:
-      folder: the one that holds them.
-      damage: what happens to damaged lines; by default the first one is an error.
-
-    Raises:
-      UserError: if they are not understood or damaged.
-    """
-    form, paths = recognise(folder)
-    return form.read(paths, damage or Damage())
 
 
 def _not_understood(folder: Path) -> str:

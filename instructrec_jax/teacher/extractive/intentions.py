@@ -54,7 +54,7 @@ _UNCLEAR = re.compile(
 _CAPITALS = {word.lower(): word for word in WORDS["capitals"]}
 _CAPITAL = re.compile(rf"(?<!\w){one_of('capitals')}(?!\w)", re.IGNORECASE)
 _ADVERB = re.compile(rf"\b{one_of('adverbs')} ")
-# As a wish says it of the item: "smell good" and "smelled good" both become "smells good".
+# As an intention says it of the item: "smell good" and "smelled good" both become "smells good".
 _VERBS = {"was": "is", "were": "are", "made": "makes", "left": "leaves", "kept": "keeps"}
 _VERBS |= {v: f"{v}s" for v in ("smell", "fit", "taste", "feel", "lather", "leave", "make", "keep")}
 _COUNTED = re.compile(
