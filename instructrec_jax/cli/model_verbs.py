@@ -223,10 +223,15 @@ REPORT = _ReportVerb(
         "beside a random, a popularity and a co-occurrence scorer. Writes report.json, .md,\n"
         ".html and .txt, and training_curve.png.\n"
         "\nScores are a folder of `instructrec score`, a folder of T5X's own infer in score mode\n"
-        "for the .rank tasks (gin/t5x/score.gin), or a file of any other system with one JSON\n"
-        'line per example, such as {"example_id": "17:4", "family": "sequential",\n'
-        '"candidate_ids": [5, 2], "scores": [0.7, -1.5]}: the candidates of candidates.parquet\n'
-        'in any order, higher scores are better; "query" and "template" may be added.'
+        "for the .rank tasks (gin/t5x/score.gin), a TREC run file named after what it ranks\n"
+        "(sequential.run, product_search.specific.run) or a folder of them, or a file of any\n"
+        "other system with one JSON line per example, such as\n"
+        '{"example_id": "17:4", "family": "sequential", "candidate_ids": [5, 2],\n'
+        '"scores": [0.7, -1.5]}: the candidates of candidates.parquet in any order, higher scores\n'
+        'are better; "query" and "template" may be added.\n'
+        "\n--export trec writes runs and qrels for trec_eval, pytrec_eval and ranx; --export\n"
+        "samples one JSON line per test example with texts and log-likelihoods, named as lm-eval\n"
+        "names them. A README.md beside them tells the fields."
     ),
     example=(
         "instructrec report --dataset=ml_100k --prepared_dir=runs/prepared \\\n"

@@ -1,4 +1,4 @@
-"""Scores of other systems as artefact E: what T5X's `infer` wrote, and plain JSON lines.
+"""Scores of other systems as artefact E: T5X's `infer`, TREC run files, and plain JSON lines.
 
 T5X writes one JSON line per candidate in score mode, `{"inputs": {...}, "score": -3.2}`, into
 `<task>-score.jsonl-00000-of-00001`, and an empty file `.COMPLETED` beside it when it is whole.
@@ -24,6 +24,7 @@ import numpy as np
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
 from instructrec_jax.scores.parts import NO_QUERY, ScoredRequest, Scores, read_scores
+from instructrec_jax.scores.trec import holds_trec_runs, read_trec_scores
 
 # What T5X has to write of each row, see `pipeline.preprocessors.one_row_per_candidate`.
 T5X_FIELDS = (
@@ -51,12 +52,15 @@ def read_any_scores(path: Path | str) -> Scores:
     """Reads scores, whichever system wrote them.
 
     Args:
-      path: a folder of `instructrec score` or of T5X, or a file of JSON lines.
+      path: a folder of `instructrec score`, of T5X or of TREC run files, one such file, or a file
+        of JSON lines.
 
     Raises:
       UserError: if they cannot be used.
     """
     path = Path(path)
+    if holds_trec_runs(path):
+        return read_trec_scores(path)
     if path.is_file():
         return read_plain_scores(path)
     return read_t5x_scores(path) if holds_t5x_scores(path) else read_scores(path)

@@ -20,10 +20,13 @@ from instructrec_jax.records import CandidateList
 from instructrec_jax.report import caveats, curves, ranking_report, results, tables
 from instructrec_jax.report.results import Choice, Report, ScenarioResult, SystemResult, Ties
 from instructrec_jax.scores.importers import holds_t5x_scores
+from instructrec_jax.stages.report.exports import ExportSettings, Ranked, write_exports
 from instructrec_jax.stages.report.systems import (
     BASELINES,
     SPLITS,
     Baselines,
+    Run,
+    ScoredSplit,
     System,
     read_system,
 )
@@ -46,6 +49,7 @@ def report(
     metrics_file: Path | str | None = None,
     normalisers: Sequence[str] | None = None,
     texts_dir: Path | str | None = None,
+    export: ExportSettings | None = None,
 ) -> dict[str, Any]:
     """Writes report.json, .md, .html and .txt and the training curve; returns the JSON.
 
@@ -65,6 +69,7 @@ def report(
         differ.
       texts_dir: artefact B that the records were built with; the report then warns of test
         intentions that are also texts of training positions.
+      export: what to write for other programs beside the report.
 
     Raises:
       UserError: if scores are missing or do not belong to the candidates of A.
@@ -78,6 +83,8 @@ def report(
         )
         texts_hash = files.sha256(Path(texts_dir) / manifest.FILE_NAME)
         planned = dataclasses.replace(planned, inputs={**planned.inputs, "texts": texts_hash})
+    export = export or ExportSettings()
+    planned = export.added_to(planned, dataset)
     output = Path(output_dir)
     if manifest.find_finished(output, planned):
         _logger.info("report: %s is up to date", output)
@@ -86,12 +93,13 @@ def report(
     if data.dataset != dataset:
         raise UserError(f"{prepared_dir} holds dataset {data.dataset!r}, not {dataset!r}")
     repeated = {} if texts_dir is None else _repeated_intentions(data, Path(texts_dir))
-    made = _make_report(data, paths, names, planned, repeated)
+    made, ranked = _make_report(data, paths, names, planned, repeated)
     with files.atomic_directory(output) as folder:
         if metrics_file is not None:
             curves.plot_training_curve(read_metrics(metrics_file), folder / CURVE)
         document = ranking_report.document(made, curve=CURVE if metrics_file else None)
         tables.write(folder, NAME, document, ranking_report.values(made))
+        write_exports(folder, ranked, data, export)
         planned.write_finished(folder)
     _logger.info("report: wrote %s", output / f"{NAME}.json")
     return _read(output)
@@ -154,8 +162,8 @@ def _make_report(
     names: Sequence[str] | None,
     planned: Manifest,
     repeated: Mapping[str, str],
-) -> Report:
-    """Reads all scores and computes every scenario that was scored."""
+) -> tuple[Report, list[Ranked]]:
+    """Computes every scenario that was scored, and what each system ranked in it."""
     known = {(example.split, example.example_id): example for example in data.candidates}
     systems = [read_system(name, own_paths, known) for name, own_paths in paths.items()]
     baselines = Baselines(data, known, seed=SEED)
@@ -174,15 +182,17 @@ def _make_report(
         "seed": SEED,
         "command": planned.command,
     }
-    made = []
+    made, ranked = [], []
     for scenario, templates in scenarios.items():
         entries = [
             _choose(system, templates[system.name], names)
             for system in systems
             if system.name in templates
         ]
-        made.append(_scenario(scenario, entries, baselines, facts=facts, repeated=repeated))
-    return Report(dataset=data.dataset, scenarios=made)
+        runs = _test_runs(scenario, entries, baselines)
+        made.append(_scenario(scenario, entries, runs, data, facts=facts, repeated=repeated))
+        ranked.append(Ranked(scenario, [entry.validation_run() for entry in entries], runs))
+    return Report(dataset=data.dataset, scenarios=made), ranked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -194,13 +204,25 @@ class _Entry:
     chosen: Choice
 
     @property
-    def template(self) -> str:
-        return self.chosen.template_id
-
-    @property
     def examples(self) -> list[CandidateList]:
         """The test examples that it scored."""
-        return self.system.test.examples(self.template)
+        return self.system.test.examples(self.chosen.template_id)
+
+    def run(self, scores: ScoredSplit, rows: NDArray[np.int64]) -> Run:
+        """Returns what it ranked of some examples of a split."""
+        template, normaliser = self.chosen.template_id, self.chosen.normaliser
+        return Run(
+            name=self.system.name,
+            scores=scores,
+            template=template,
+            normaliser=normaliser,
+            rows=rows,
+        )
+
+    def validation_run(self) -> Run:
+        """Returns what it ranked of the validation split."""
+        scores = self.system.validation
+        return self.run(scores, np.arange(len(scores.examples(self.chosen.template_id))))
 
 
 def _choose(system: System, templates: Iterable[str], names: Sequence[str] | None) -> _Entry:
@@ -221,38 +243,43 @@ def _choose(system: System, templates: Iterable[str], names: Sequence[str] | Non
     return _Entry(system=system, choices=choices, chosen=results.choose(choices))
 
 
+def _test_runs(scenario: str, entries: Sequence[_Entry], baselines: Baselines) -> list[Run]:
+    """Returns what the baselines, then the systems, ranked of the examples that all scored."""
+    examples, rows = _shared_examples(scenario, entries)
+    own = [entry.run(entry.system.test, r) for entry, r in zip(entries, rows, strict=True)]
+    return [*baselines.runs(examples), *own]
+
+
 def _scenario(
     scenario: str,
     entries: Sequence[_Entry],
-    baselines: Baselines,
+    runs: Sequence[Run],
+    data: PreparedData,
     *,
     facts: Mapping[str, Any],
     repeated: Mapping[str, str],
 ) -> ScenarioResult:
     """Compares systems on the test examples that all of them scored."""
-    examples, rows = _shared_examples(scenario, entries)
-    num_left_out = max(len(entry.examples) for entry in entries) - len(examples)
+    examples = runs[-1].examples
     counts = sorted({len(example.candidate_ids) for example in examples})
-    found = dict(baselines.ranks_and_ties(examples))
-    others = list(found)
-    for entry, own in zip(entries, rows, strict=True):
-        rank, num_tied = entry.system.test.ranks_and_ties(entry.template, entry.chosen.normaliser)
-        found[entry.system.name] = rank[own], num_tied[own]
+    found = {run.name: run.ranks_and_ties() for run in runs}
     ranks = {name: rank for name, (rank, _) in found.items()}
     ties = {
         name: results.ties(rank, num_tied, name=name, seed=SEED)
         for name, (rank, num_tied) in found.items()
     }
-    made = []
-    for name in others:
+    made, names = [], list(found)
+    num_baselines = len(runs) - len(entries)
+    for name in names[:num_baselines]:
         metrics, minus = results.compare(ranks, name, others=(), seed=SEED)
         made.append(SystemResult(name=name, metrics=metrics, minus=minus, ties=ties[name]))
-    names = [entry.system.name for entry in entries]
-    for number, (entry, own) in enumerate(zip(entries, rows, strict=True), start=1):
-        made.append(_result(scenario, entry, own, ranks, ties, others=[*others, *names[number:]]))
+    for number, (entry, run) in enumerate(zip(entries, runs[num_baselines:], strict=True)):
+        later = names[num_baselines + number + 1 :]
+        others = [*names[:num_baselines], *later]
+        made.append(_result(scenario, entry, run, ranks, ties, others=others))
     details = {
         "num_examples": len(examples),
-        "num_examples_left_out": num_left_out,
+        "num_examples_left_out": max(len(entry.examples) for entry in entries) - len(examples),
         "num_candidates": counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}",
     }
     of_texts = [text for query, text in repeated.items() if scenario.endswith(f".{query}")]
@@ -260,7 +287,7 @@ def _scenario(
         scenario=scenario,
         systems=made,
         certain_hits=caveats.certain_hits(examples),
-        warnings=[*caveats.caveats(examples, baselines.data), *of_texts],
+        warnings=[*caveats.caveats(examples, data), *of_texts],
         facts={**facts, **details},
     )
 
@@ -289,20 +316,20 @@ def _shared_examples(
 def _result(
     scenario: str,
     entry: _Entry,
-    rows: NDArray[np.int64],
+    run: Run,
     ranks: Mapping[str, NDArray[np.int64]],
     ties: Mapping[str, Ties],
     *,
     others: Sequence[str],
 ) -> SystemResult:
     """Returns a system's figures on the shared examples."""
-    test, name = entry.system.test, entry.system.name
+    test, name = run.scores, run.name
     metrics, minus = results.compare(ranks, name, others=others, seed=SEED)
-    counts = {len(entry.examples[row].candidate_ids) for row in rows}
+    counts = {len(example.candidate_ids) for example in run.examples}
     bias = None
     if test.shows_all() and len(counts) == 1:
         bias = results.position_bias(
-            test.target_index(entry.template)[rows],
+            test.target_index(run.template)[run.rows],
             ranks[name],
             num_candidates=counts.pop(),
             seed=seeds.stable_seed(SEED, "position bias", scenario),
@@ -314,12 +341,12 @@ def _result(
         ties=ties[name],
         choices=entry.choices,
         chosen=entry.chosen,
-        unsure=test.unsure(entry.template),
+        unsure=test.unsure(run.template),
         position_bias=bias,
         facts={
-            "template": entry.template,
-            "normaliser": entry.chosen.normaliser,
-            "candidate_view": test.view_facts(entry.template),
+            "template": run.template,
+            "normaliser": run.normaliser,
+            "candidate_view": test.view_facts(run.template),
             **entry.system.facts,
         },
     )

@@ -106,24 +106,49 @@ class ScoredSplit:
         self, template_id: str, normaliser: str
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns the target's rank in every example of a template, and how many are equal."""
+        values = self._values(template_id, normaliser)
+        last_round = self._column("last_round", template_id)
+        assert last_round is not None
+        return ranking.ranks_and_ties(values, self.target_index(template_id), last_round)
+
+    def ranked(
+        self, template_id: str, normaliser: str, rows: NDArray[np.int64]
+    ) -> Iterator["RankedExample"]:
+        """Yields examples of a template by their numbers, with the order of their candidates."""
+        values, target_index = self._values(template_id, normaliser), self.target_index(template_id)
+        for row in rows:
+            number = self._rows[template_id][row]
+            ids = np.asarray(self._scores.candidate_ids[number])
+            own, is_target = values[row][: len(ids)], np.arange(len(ids)) == target_index[row]
+            # By the last key first; lexsort sorts upwards.
+            keys = (ids, is_target, -own, -np.asarray(self._scores.last_round[number]))
+            yield RankedExample(
+                example=self.examples(template_id)[row],
+                candidate_ids=ids,
+                log_likelihood=np.asarray(self._scores.log_likelihood[number]),
+                values=own,
+                order=np.lexsort(keys),
+                target_index=int(target_index[row]),
+            )
+
+    def _values(self, template_id: str, normaliser: str) -> NDArray[np.float32]:
+        """Returns what the candidates of a template's examples are ranked by, [n, longest]."""
         self.examples(template_id)
         log_likelihood = self._column("log_likelihood", template_id, fill=-np.inf)
-        last_round = self._column("last_round", template_id)
-        assert log_likelihood is not None and last_round is not None
+        assert log_likelihood is not None
         prior = self._column("prior_log_likelihood", template_id) if normaliser == PMI else None
         if normaliser == PMI and prior is None:
             raise UserError(
                 f"normaliser {PMI!r} needs scores WITH_PRIOR = True, which {self.what} by "
                 f"{template_id} are not; score again into another folder"
             )
-        values = ranking.normalise(
+        return ranking.normalise(
             log_likelihood,
             self._column("num_tokens", template_id),
             normaliser,
             num_chars=self._column("num_chars", template_id),
             prior_log_likelihood=prior,
         )
-        return ranking.ranks_and_ties(values, self.target_index(template_id), last_round)
 
     def target_index(self, template_id: str) -> NDArray[np.int64]:
         """Returns the target's index among the candidates in every example of a template."""
@@ -182,6 +207,67 @@ class ScoredSplit:
                 "the prepared folder lists; build and score again from that folder"
             )
         return example
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class RankedExample:
+    """The candidates of one example as a system ranks them.
+
+    Attributes:
+      example: the candidate list of A.
+      candidate_ids: int64 [c], in the order in which they were scored.
+      log_likelihood: float32 [c], as scored.
+      values: float32 [c], under the normaliser.
+      order: int64 [c], indices of the candidates, best first; of equal ones the target is the last
+        and the others are sorted by id.
+      target_index: index of the target among the candidates.
+    """
+
+    example: CandidateList
+    candidate_ids: NDArray[np.int64]
+    log_likelihood: NDArray[np.float32]
+    values: NDArray[np.float32]
+    order: NDArray[np.int64]
+    target_index: int
+
+    @property
+    def rank(self) -> int:
+        """Rank of the target, 1 = best."""
+        return int(np.flatnonzero(self.order == self.target_index)[0]) + 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """What a system ranked in one scenario and split, by the template and normaliser it chose.
+
+    Attributes:
+      name: of the system.
+      scores: of the split.
+      template: id of the template.
+      normaliser: what it ranks by.
+      rows: int64 [n], numbers of the examples among the template's.
+    """
+
+    name: str
+    scores: ScoredSplit
+    template: str
+    normaliser: str
+    rows: NDArray[np.int64]
+
+    @property
+    def examples(self) -> list[CandidateList]:
+        """The candidate lists of its examples."""
+        own = self.scores.examples(self.template)
+        return [own[row] for row in self.rows]
+
+    def ranks_and_ties(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns [n] the target's ranks, and how many other candidates are equal to it."""
+        rank, num_tied = self.scores.ranks_and_ties(self.template, self.normaliser)
+        return rank[self.rows], num_tied[self.rows]
+
+    def ranked(self) -> Iterator[RankedExample]:
+        """Yields its examples."""
+        return self.scores.ranked(self.template, self.normaliser, self.rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,13 +331,11 @@ class Baselines:
     """The systems that need nothing but A, as if their scores had been given."""
 
     def __init__(self, data: PreparedData, known: Known, *, seed: int) -> None:
-        self.data, self._known = data, known
+        self._known = known
         self._systems = [make(data, seed=seed) for make in BASELINES]
 
-    def ranks_and_ties(
-        self, examples: Sequence[CandidateList]
-    ) -> Iterator[tuple[str, tuple[NDArray[np.int64], NDArray[np.int64]]]]:
-        """Yields each baseline that can score test examples: its name, ranks and ties."""
+    def runs(self, examples: Sequence[CandidateList]) -> Iterator[Run]:
+        """Yields what each baseline that can score these test examples makes of them."""
         ids = [np.array(example.candidate_ids, np.int32) for example in examples]
         candidates = ranking.stack_rows(ids, -1)
         for system in self._systems:
@@ -268,5 +352,10 @@ class Baselines:
             ]
             told = {"system": system.name, "family": system.name, "query": NO_QUERY}
             scores = Scores.of({system.name: requests}, {system.name: told})
-            split = ScoredSplit(scores, "test", self._known, name=system.name)
-            yield system.name, split.ranks_and_ties(system.name, "sum")
+            yield Run(
+                name=system.name,
+                scores=ScoredSplit(scores, "test", self._known, name=system.name),
+                template=system.name,
+                normaliser="sum",
+                rows=np.arange(len(examples)),
+            )
