@@ -13,6 +13,7 @@ PYTEST_FLAGS ?= -n 2 --dist worksteal
 
 demo: $(INSTALLED)
 	$(BIN)/instructrec demo
+	@echo "For the command instructrec in this shell: source $(BIN)/activate"
 
 test: $(INSTALLED_TESTS)
 	$(BIN)/pytest $(PYTEST_FLAGS)
@@ -28,7 +29,7 @@ lint: $(INSTALLED_TESTS)
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs .pytest_cache
 
-$(INSTALLED): setup.py constraints.txt
+$(INSTALLED): pyproject.toml setup.py constraints.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "python3 is older than 3.11; install Python 3.11 or later"; exit 1; }
 	@python3 -m venv $(VENV) || \

@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", required=True, help="folder that `instructrec build` wrote")
     parser.add_argument("--task", required=True, help="task or mixture")
-    parser.add_argument("--module", default="tasks.mixtures")
+    parser.add_argument("--module", default="instructrec_jax.tasks.mixtures")
     parser.add_argument("--input_tokens", type=int, default=512)
     parser.add_argument("--target_tokens", type=int, default=128)
     parser.add_argument("--batch_size", type=int, default=128)

@@ -10,4 +10,4 @@ set -euo pipefail
 # An error if there is no GPU, instead of a silent run on the CPU.
 export JAX_PLATFORMS=cuda
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
-exec instructrec train "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/instructrec.sh" train "$@"

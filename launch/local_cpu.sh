@@ -12,4 +12,4 @@ export JAX_PLATFORMS=cpu
 if [[ -n "${NUM_DEVICES:-}" ]]; then
   export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=${NUM_DEVICES}"
 fi
-exec instructrec train "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/instructrec.sh" train "$@"

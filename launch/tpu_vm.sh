@@ -9,4 +9,4 @@ set -euo pipefail
 
 # An error if there is no TPU, instead of a silent run on the CPU.
 export JAX_PLATFORMS=tpu
-exec instructrec train "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/instructrec.sh" train "$@"

@@ -1,1 +1,1 @@
-"""SeqIO tasks: one file a family."""
+"""SeqIO tasks: one file a family. This folder is the package `instructrec_jax.tasks`."""

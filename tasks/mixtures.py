@@ -2,7 +2,8 @@
 
 `register` registers them with SeqIO; nothing is read until a task is opened, and tasks that a
 dataset has no texts for are left out of its mixtures then. Importing this module imports no SeqIO,
-so that templates can be listed and rendered without it; T5X's own programs name `tasks.t5x`.
+so that templates can be listed and rendered without it; T5X's own programs name
+`instructrec_jax.tasks.t5x`.
 """
 
 from instructrec_jax.instructions.language import (
@@ -14,7 +15,8 @@ from instructrec_jax.instructions.language import (
     unique_templates,
     variants,
 )
-from tasks import (
+
+from . import (
     chain_of_thought,
     personalized_search,
     product_search,

@@ -6,7 +6,8 @@ It is no part of the 39 templates nor of any shipped mixture. Name this module a
 
 from instructrec_jax.instructions.language import Template
 from instructrec_jax.records import TaskForm
-from tasks import mixtures
+
+from . import mixtures
 
 TEMPLATES = (
     *mixtures.TEMPLATES,

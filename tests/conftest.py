@@ -117,7 +117,7 @@ def toy(toy_records: Path) -> Iterator[Path]:
     """The data set "toy" ready for the pipeline: registered, found, with its vocabulary."""
     from instructrec_jax.pipeline import record_store, registry, vocabulary
 
-    registry.import_task_module("tasks.mixtures", "toy")
+    registry.import_task_module("instructrec_jax.tasks.mixtures", "toy")
     record_store.use_data_dir(toy_records)
     vocabulary.use_vocabulary(toy_records / "toy" / "vocabulary" / "sentencepiece.model")
     yield toy_records

@@ -300,7 +300,11 @@ def test_pieces_of_titles_that_cannot_be_are_refused(change, message):
         ("toys", SETTINGS, "holds dataset 'toy', not 'toys'"),
         ("toy", BuildSettings(vocabulary_path="missing.model"), r"missing\.model does not exist"),
         ("toy", BuildSettings(states_time=True, vocab_size=50), "vocab_size=50 is too small"),
-        ("toy", BuildSettings(task_module="tasks.none"), "'tasks.none' cannot be imported"),
+        (
+            "toy",
+            BuildSettings(task_module="instructrec_jax.tasks.none"),
+            "'instructrec_jax.tasks.none' cannot be imported",
+        ),
         ("toy", BuildSettings(task_module="os"), "'os' has no TEMPLATES"),
     ],
 )
@@ -348,7 +352,7 @@ def test_real_logs_become_batches(tmp_path, dataset, folder, mixture):
     prepare(dataset=dataset, input_dir=logs, output_dir=tmp_path / "prepared")
     settings = BuildSettings(max_train_positions=1)
     build(dataset=dataset, input_dir=tmp_path / "prepared", output_dir=tmp_path, settings=settings)
-    registry.import_task_module("tasks.mixtures", dataset)
+    registry.import_task_module("instructrec_jax.tasks.mixtures", dataset)
     record_store.use_data_dir(tmp_path)
     vocabulary.use_vocabulary(tmp_path / dataset / "vocabulary" / "sentencepiece.model")
     lengths = {"inputs": 256, "targets": 64}

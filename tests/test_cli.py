@@ -237,7 +237,7 @@ def test_the_shell_takes_a_result_into_a_variable(tmp_path):
 
 
 def test_a_task_module_in_the_working_folder_is_found_by_the_console_script(tmp_path):
-    (tmp_path / "my_tasks.py").write_text("from tasks.pairwise import TEMPLATES\n")
+    (tmp_path / "my_tasks.py").write_text("from instructrec_jax.tasks.pairwise import TEMPLATES\n")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     script = "import sys; sys.path[:1] = sys.argv[1:2]; from instructrec_jax.cli.main import main; "
     script += "sys.exit(main(sys.argv[2:]))"

@@ -285,15 +285,15 @@ def test_an_error_of_the_program_stays_what_it_is(write):
         run([write("run.gin", RUN)], "MODEL_DIR='d'", "STEPS=13")
 
 
-def test_files_are_found_under_the_search_roots_from_any_folder(tmp_path, monkeypatch):
+def test_shipped_files_are_found_from_any_folder(tmp_path, monkeypatch):
     root = tmp_path / "checkout"
     (root / "gin" / "runs").mkdir(parents=True)
     (root / "gin" / "runs" / "mine.gin").write_text("")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setattr(gin_files, "search_roots", lambda: [root])
+    monkeypatch.setattr(gin_files, "home", lambda: root)
     assert gin_files.find_gin_file("gin/runs/mine.gin") == root / "gin" / "runs" / "mine.gin"
-    assert gin_files.shipped_files() == ["gin/runs/mine.gin"]
+    assert gin_files.shipped_files() == [root / "gin" / "runs" / "mine.gin"]
     with pytest.raises(UserError, match=r"nearest known: gin/runs/mine\.gin"):
         gin_files.find_gin_file("gin/runs/mime.gin")
 
@@ -304,6 +304,15 @@ def test_a_file_of_the_working_folder_comes_before_a_shipped_one(tmp_path, monke
     assert gin_files.find_gin_file("mine.gin") == Path(tmp_path / "mine.gin").resolve()
 
 
+def test_what_a_shipped_file_includes_is_shipped_whatever_the_working_folder_holds(write):
+    for name in ("gin/wiring/score.gin", "gin/runs/score.gin"):
+        write(name, "mine = 1\n", head="")
+    shipped = gin_files.home() / "gin" / "runs" / "score_requests.gin"
+    texts = gin_files.read_files([shipped])
+    assert len(texts) == 3
+    assert "mine" not in {statement.key for text in texts for statement in text.statements}
+
+
 def test_a_shared_file_may_say_what_only_another_kind_of_run_uses(write, monkeypatch):
     files = [write("run.gin", RUN), write("mixture.gin", "EVAL_TASKS = ['a']\n", head="")]
     write("other.gin", "toy_stage.train.tasks = %EVAL_TASKS\n")
@@ -311,7 +320,7 @@ def test_a_shared_file_may_say_what_only_another_kind_of_run_uses(write, monkeyp
     monkeypatch.setattr(gin_files, "shipped_files", lambda: [])
     with pytest.raises(UserError, match="EVAL_TASKS"):
         run(files, *bindings)
-    monkeypatch.setattr(gin_files, "shipped_files", lambda: ["other.gin"])
+    monkeypatch.setattr(gin_files, "shipped_files", lambda: [Path("other.gin")])
     assert run(files, *bindings)[1] == 1
     with pytest.raises(UserError, match="EVAL_TASKS"):
         run(files, *bindings, "EVAL_TASKS=['b']")

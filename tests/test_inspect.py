@@ -73,7 +73,11 @@ def test_a_mixture_may_hold_a_task_from_elsewhere(toy):
         ("toy.A7", {"num_examples": 0}, "num_examples is 0"),
         ("toy.A7", {"input_tokens": 0}, "input_tokens is 0"),
         ("toy.A7", {"input_tokens": 30}, "raise it"),
-        ("toy.A7", {"task_module": "tasks.none"}, r"'tasks\.none' cannot be imported"),
+        (
+            "toy.A7",
+            {"task_module": "instructrec_jax.tasks.none"},
+            r"'instructrec_jax\.tasks\.none' cannot be imported",
+        ),
     ],
 )
 def test_it_names_what_it_cannot_show(toy_records, task, changes, message):

@@ -326,7 +326,10 @@ def test_unknown_tokens_and_lost_answers_are_shares(data_dir):
         ({"dataset": "owm"}, "unknown dataset 'owm'; the nearest known: own"),
         ({"input_tokens": 0}, "input_tokens is 0"),
         ({"max_examples": -1}, "max_examples is -1"),
-        ({"task_module": "tasks.none"}, r"'tasks\.none' cannot be imported"),
+        (
+            {"task_module": "instructrec_jax.tasks.none"},
+            r"'instructrec_jax\.tasks\.none' cannot be imported",
+        ),
         ({"task_module": "json"}, "registers no template for dataset 'own'"),
     ],
 )

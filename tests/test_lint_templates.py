@@ -8,7 +8,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Kind, Query, Template
 from instructrec_jax.instructions.lint import Severity, lint_templates, normalised
 from instructrec_jax.records import TaskForm
-from tasks import pairwise
+from instructrec_jax.tasks import pairwise
 
 PLAIN = Template(
     template_id="A1",
@@ -103,7 +103,7 @@ def test_a_fault_of_every_variant_is_told_once():
 def test_every_template_has_a_line_in_order():
     from instructrec_jax.stages.templates import as_text, templates
 
-    lines = templates(task_module="tasks.mixtures")
+    lines = templates(task_module="instructrec_jax.tasks.mixtures")
     ids = [line.template.template_id for line in lines]
     expected = [
         f"{c}{n}" for c, last in (("A", 17), ("B", 9), ("C", 13)) for n in range(1, last + 1)
@@ -123,6 +123,6 @@ def test_every_template_has_a_line_in_order():
 def test_another_module_lists_what_it_adds():
     from instructrec_jax.stages.templates import templates
 
-    assert templates(task_module="tasks.pairwise")[-1].template.family == "pairwise"
-    with pytest.raises(UserError, match=r"'tasks\.none' cannot be imported"):
-        templates(task_module="tasks.none")
+    assert templates(task_module="instructrec_jax.tasks.pairwise")[-1].template.family == "pairwise"
+    with pytest.raises(UserError, match=r"'instructrec_jax\.tasks\.none' cannot be imported"):
+        templates(task_module="instructrec_jax.tasks.none")

@@ -19,7 +19,7 @@ from instructrec_jax.instructions.render import (
 )
 from instructrec_jax.pipeline import preprocessors, rendering, vocabulary
 from instructrec_jax.records import InstructionRecord
-from tasks import mixtures
+from instructrec_jax.tasks import mixtures
 
 VARIANTS = list(variants(mixtures.TEMPLATES))
 RECORDS = st.builds(

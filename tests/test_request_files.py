@@ -13,7 +13,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.task_modules import find_variant
 from instructrec_jax.requests.request_files import INSTRUCTION, RequestFile
 
-MODULE = "tasks.mixtures"
+MODULE = "instructrec_jax.tasks.mixtures"
 ROW = {"id": "u7", "instruction": "Which one?", "candidates": ["Braid", "Doom", "Ico"]}
 
 

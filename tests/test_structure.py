@@ -2,15 +2,19 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tokenize
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "instructrec_jax"
+TASKS = f"{PACKAGE}.tasks"  # the folder tasks/, whose files alone import each other relatively
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # Level and column of every part of the package. A part may import parts of lower levels, but the
 # TensorFlow column ("tf") and the JAX column ("jax") never meet below the stages.
@@ -25,6 +29,7 @@ LEVELS = {
     "tokenizer": (0, ""),
     "progress": (0, ""),
     "processes": (0, ""),
+    "tasks": (0, ""),
     "data": (1, ""),
     "instructions": (1, ""),
     "metrics": (1, ""),
@@ -103,15 +108,15 @@ def imported_modules(tree: ast.AST) -> list[tuple[str, int]]:
         if isinstance(node, ast.Import):
             found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"relative import in line {node.lineno}"
-            found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+            module = f"{TASKS}.{node.module or ''}".rstrip(".") if node.level else node.module
+            found += [(f"{module}.{alias.name}", node.lineno) for alias in node.names]
     return found
 
 
 def violations(part: str, imported: str) -> str | None:
     """Says what is wrong with a part of the package importing a module; None if nothing is."""
     root, _, rest = imported.partition(".")
-    if root == "tasks":
+    if f"{imported}.".startswith(f"{TASKS}."):
         return "the package never imports tasks"
     if root != PACKAGE:
         homes = HOMES.get(root)
@@ -161,7 +166,7 @@ def test_imports_point_down(path):
         ("stages", "instructrec_jax.pipeline.loader", True),
         ("stages", "instructrec_jax.cli.main", False),
         ("stages", "gin", False),
-        ("pipeline", "tasks.mixtures", False),
+        ("pipeline", "instructrec_jax.tasks.mixtures", False),
         ("scoring", "tensorflow", False),
         ("files", "instructrec_jax.errors", True),
         ("files", "instructrec_jax.data.prepared", False),
@@ -174,6 +179,7 @@ def test_the_rule_itself_tells_right_from_wrong(part, module, allowed):
 def module_of(path: Path) -> str:
     """Returns the dotted name of a source file: "instructrec_jax.models.t5"."""
     parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = (PACKAGE, *parts) if parts[0] == "tasks" else parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -185,7 +191,8 @@ def imports_of_each_module() -> dict[str, set[str]]:
         tree = ast.parse(path.read_text())
         names = {name for name, _ in imported_modules(tree)}
         texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-        names |= {text.partition(":")[0] for text in texts if isinstance(text, str)} & set(modules)
+        named = {text.partition(":")[0] for text in texts if isinstance(text, str)} & set(modules)
+        names |= {name for name in named if not name.startswith(f"{TASKS}.")}  # data, as users' are
         # "a.b.c" is a module, or a name in the module "a.b".
         found[module] = {n if n in modules else n.rpartition(".")[0] for n in names} | names
     return found
@@ -199,11 +206,11 @@ def test_no_module_is_imported_by_nobody():
         for text in texts
         for package, name in re.findall(r"^from (\S+) import (\w+)", text, re.MULTILINE)
     }
-    entries = {PACKAGE, f"{PACKAGE}.__main__", f"{PACKAGE}.cli.main", "tasks"}
+    entries = {PACKAGE, f"{PACKAGE}.__main__", f"{PACKAGE}.cli.main", TASKS}
     imported = set().union(*imports.values()) | named_in_gin
     # A package with code of its own is imported where one of its modules is.
     imported |= {name.rpartition(".")[0] for name in imported}
-    task_modules = {module for module in imports if module.startswith("tasks.")}
+    task_modules = {module for module in imports if module.startswith(f"{TASKS}.")}
     assert sorted(imports.keys() - imported - entries - task_modules) == []
 
 
@@ -285,8 +292,8 @@ def test_the_folder_gin_does_not_hide_the_package_gin():
 
 def test_setup_names_its_packages_and_no_git_address():
     text = (ROOT / "setup.py").read_text()
-    assert 'include=["instructrec_jax*", "tasks*"]' in text
-    assert "git+" not in text and "github.com" not in text
+    assert 'include=["instructrec_jax*"]' in text
+    assert "git+" not in text + (ROOT / "pyproject.toml").read_text()
 
 
 def test_constraints_pin_every_version():
@@ -294,16 +301,13 @@ def test_constraints_pin_every_version():
     names = [line.split("==")[0].lower().replace("-", "_") for line in lines]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", line) for line in lines)
     assert len(set(names)) == len(names)
-    (listed,) = re.findall(
-        r"install_requires=\[(.*?)\n    \]", (ROOT / "setup.py").read_text(), re.DOTALL
-    )
-    required = re.findall(r'^ +"([A-Za-z0-9_-]+)', listed, re.MULTILINE)
-    assert required
-    assert {name.lower().replace("-", "_") for name in required} <= set(names)
+    listed = PROJECT["project"]["dependencies"]
+    required = {re.split(r"[^\w-]", line)[0].lower().replace("-", "_") for line in listed}
+    assert required and required <= set(names)
 
 
 @pytest.mark.parametrize("name", [".ci/run", *(f"launch/{n}.sh" for n in (
-    "local_cpu", "gpu", "tpu_vm", "slurm"))])  # fmt: skip
+    "local_cpu", "gpu", "tpu_vm", "slurm", "instructrec"))])  # fmt: skip
 def test_shell_scripts_are_strict_executable_and_well_formed(name):
     path = ROOT / name
     lines = path.read_text().splitlines()
@@ -337,6 +341,20 @@ def test_launch_scripts_hand_their_arguments_to_the_command(name, tmp_path):
     platform, *words = done.stdout.splitlines()
     assert words == ["train", argument]
     assert platform == {"local_cpu": "cpu", "gpu": "cuda", "tpu_vm": "tpu"}[name]
+
+
+def test_launch_scripts_find_the_command_of_the_checkout_or_say_how_to_get_it(tmp_path):
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")
+    start = [tmp_path / "launch" / "local_cpu.sh", "--dry_run"]
+    plain = {"env": {"PATH": "/usr/bin:/bin"}, "capture_output": True, "text": True}
+    done = subprocess.run(start, **plain)
+    assert done.returncode == 127 and "source .venv/bin/activate" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    command = tmp_path / ".venv" / "bin" / "instructrec"
+    command.parent.mkdir(parents=True)
+    command.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    command.chmod(0o755)
+    assert subprocess.run(start, **plain).stdout.split() == ["train", "--dry_run"]
 
 
 # Those for T5X's own programs include files of T5X: see test_t5x_gin.py.
@@ -381,8 +399,9 @@ def test_comments_hold_no_code_that_was_switched_off():
 
 
 def test_word_lists_and_rules_are_installed_with_the_package():
-    text = (ROOT / "setup.py").read_text(encoding="utf-8")
-    (globs,) = re.findall(rf'"{PACKAGE}": (\[[^\]]*\])', text)
-    declared = {path for glob in ast.literal_eval(globs) for path in (ROOT / PACKAGE).glob(glob)}
-    data = {path for path in (ROOT / PACKAGE).rglob("*.*") if path.suffix in (".txt", ".json")}
+    globs = PROJECT["tool"]["setuptools"]["package-data"][PACKAGE]
+    declared = {path for glob in globs for path in (ROOT / PACKAGE).glob(glob)}
+    data = {
+        path for path in (ROOT / PACKAGE).rglob("*.*") if path.suffix in (".txt", ".json", ".typed")
+    }
     assert data and data == declared

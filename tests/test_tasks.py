@@ -18,7 +18,7 @@ from instructrec_jax.pipeline.registry import (
 )
 from instructrec_jax.records import InstructionRecord, TaskForm
 from instructrec_jax.stages.build import BuildSettings, build
-from tasks import mixtures
+from instructrec_jax.tasks import mixtures
 
 VARIANTS = list(variants(mixtures.TEMPLATES))
 FAMILIES = {template.family for template in mixtures.TEMPLATES}
@@ -218,8 +218,8 @@ def test_an_unknown_task_is_answered_with_the_nearest_names(toy):
 
 
 def test_an_unknown_module_is_named():
-    with pytest.raises(UserError, match=r"task module 'tasks\.mixtuers'"):
-        registry.import_task_module("tasks.mixtuers", "toy")
+    with pytest.raises(UserError, match=r"task module 'instructrec_jax\.tasks\.mixtuers'"):
+        registry.import_task_module("instructrec_jax.tasks.mixtuers", "toy")
 
 
 def test_a_module_that_misses_something_itself_says_what(tmp_path, monkeypatch):
@@ -232,7 +232,7 @@ def test_a_module_that_misses_something_itself_says_what(tmp_path, monkeypatch):
 def test_a_mixture_leaves_out_what_the_records_have_no_text_for(toy_prepared, tmp_path):
     settings = BuildSettings(vocab_size=600, max_train_positions=1)
     build(dataset="toy", input_dir=toy_prepared, output_dir=tmp_path, settings=settings)
-    registry.import_task_module("tasks.mixtures", "toy")
+    registry.import_task_module("instructrec_jax.tasks.mixtures", "toy")
     record_store.use_data_dir(tmp_path)
     vocabulary.use_vocabulary(tmp_path / "toy" / "vocabulary" / "sentencepiece.model")
     mixture = seqio.get_mixture_or_task("toy.personalized_search")
@@ -270,7 +270,7 @@ def test_rates_are_numbers_of_examples_up_to_a_bound(toy):
 @pytest.mark.parametrize("dataset", ["to ys", "../records/toys", ""])
 def test_a_name_that_is_none_of_a_dataset_is_refused(dataset):
     with pytest.raises(UserError, match="is no name of a dataset"):
-        registry.import_task_module("tasks.mixtures", dataset)
+        registry.import_task_module("instructrec_jax.tasks.mixtures", dataset)
 
 
 def test_the_preference_clause_is_drawn_in_training_and_fixed_in_evaluation(toy):
@@ -308,7 +308,7 @@ def test_training_draws_one_of_several_texts_and_evaluation_takes_the_first(toy)
 
 def test_the_pairwise_extension_is_off_until_its_module_is_named(toy):
     assert "toy.X1" not in seqio.TaskRegistry.names()
-    registry.import_task_module("tasks.pairwise", "toy")
+    registry.import_task_module("instructrec_jax.tasks.pairwise", "toy")
     words = vocabulary.CorpusVocabulary()
     orders = set()
     for row in rows("toy.X1", "train", 12):

@@ -13,7 +13,7 @@ from instructrec_jax.instructions import task_modules
 from instructrec_jax.instructions.language import Kind, Query, Slot, slots_of, variants
 from instructrec_jax.instructions.render import Draw, render_record
 from instructrec_jax.records import InstructionRecord, TaskForm
-from tasks import mixtures, pairwise
+from instructrec_jax.tasks import mixtures, pairwise
 
 TEMPLATES = {template.template_id: template for template in mixtures.TEMPLATES}
 VARIANTS = list(variants(mixtures.TEMPLATES))
@@ -200,8 +200,8 @@ def test_templates_are_listed_and_found_without_seqio_or_tensorflow():
         "import sys\n"
         "from instructrec_jax.instructions.task_modules import find_variant, templates_of\n"
         "from instructrec_jax.stages.templates import templates\n"
-        "assert len(templates_of('tasks.mixtures')) == len(templates()) == 39\n"
-        "found = find_variant('tasks.mixtures', 'B7.specific')\n"
+        "assert len(templates_of('instructrec_jax.tasks.mixtures')) == len(templates()) == 39\n"
+        "found = find_variant('instructrec_jax.tasks.mixtures', 'B7.specific')\n"
         "template = found.template\n"
         "assert (template.family, template.records) == ('product_search', 'product_search')\n"
         "heavy = {'jax', 'tensorflow', 'seqio'}\n"
@@ -214,14 +214,26 @@ def test_templates_are_listed_and_found_without_seqio_or_tensorflow():
     ("module", "name", "message"),
     [
         (
-            "tasks.mixtures",
+            "instructrec_jax.tasks.mixtures",
             "B7",
             r"template B7 has a query: name one of B7\.preference, B7\.vague",
         ),
-        ("tasks.mixtures", "Z1", r"unknown template \(of task module 'tasks\.mixtures'\) 'Z1'"),
+        (
+            "instructrec_jax.tasks.mixtures",
+            "Z1",
+            r"unknown template \(of task module 'instructrec_jax\.tasks\.mixtures'\) 'Z1'",
+        ),
         ("os", "A7", r"task module 'os' has no TEMPLATES"),
-        ("tasks.nowhere", "A7", r"task module 'tasks\.nowhere' cannot be imported"),
-        ("", "A7", r"task module '' is not a dotted name; expected one such as 'tasks\.mixtures'"),
+        (
+            "instructrec_jax.tasks.nowhere",
+            "A7",
+            r"task module 'instructrec_jax\.tasks\.nowhere' cannot be imported",
+        ),
+        (
+            "",
+            "A7",
+            r"task module '' is not a dotted name; expected .* 'instructrec_jax\.tasks\.mixtures'",
+        ),
         ("..evil", "A7", "is not a dotted name"),
         ("../evil", "A7", "is not a dotted name"),
         ("tasks/mixtures.py", "A7", "is not a dotted name"),

@@ -21,7 +21,7 @@ from instructrec_jax.instructions.token_budget import MisfitError, TokenRenderer
 from instructrec_jax.pipeline import loader, preprocessors, vocabulary
 from instructrec_jax.pipeline.rendering import Fitted, TokenBudget
 from instructrec_jax.records import InstructionRecord
-from tasks import mixtures
+from instructrec_jax.tasks import mixtures
 
 VARIANTS = {variant.name: variant for variant in variants(mixtures.TEMPLATES)}
 HISTORIES = st.lists(st.one_of(TITLES, st.sampled_from(["Lamp one", "Kite " * 9])), max_size=6)

@@ -165,8 +165,7 @@ def _check(statements: Sequence[Statement], function_name: str, *, is_part: bool
     A file may say more than one kind of run uses: what any shipped file uses is no mistake there.
     On the command line it is.
     """
-    paths = [gin_files.find_gin_file(name) for name in gin_files.shipped_files()]
-    shipped = _statements(gin_files.read_files(paths))
+    shipped = _statements(gin_files.read_files(gin_files.shipped_files()))
     _check_owners(statements)
     _check_used(statements, shipped)
     if is_part:

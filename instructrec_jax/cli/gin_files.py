@@ -6,7 +6,6 @@ lets the last of two definitions win and resolves includes by a search path of i
 
 import dataclasses
 import io
-import sys
 import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,8 +20,7 @@ COMMAND_LINE = "the command line"
 FOREIGN = "t5x"  # the folder of files for T5X's own programs
 _OVERLAYS = "overlays"
 _REQUIRED = "gin.REQUIRED"
-_CHECKOUT = Path(__file__).resolve().parents[2]
-_INSTALLED = Path(sys.prefix) / "share" / "instructrec_jax"
+_PACKAGE = Path(__file__).resolve().parents[1]
 _NO_GIN = (SyntaxError, tokenize.TokenError, RecursionError, MemoryError, ValueError)
 
 
@@ -85,45 +83,44 @@ class GinText:
         return stream
 
 
-def search_roots() -> list[Path]:
-    """Returns the folders that hold our `gin` folder: the checkout's, then the installed one."""
-    return [root for root in (_CHECKOUT, _INSTALLED) if (root / "gin").is_dir()]
+def home() -> Path:
+    """Returns the folder that holds our `gin` folder: the installed package, or the checkout."""
+    return _PACKAGE if (_PACKAGE / "gin").is_dir() else _PACKAGE.parent
 
 
-def shipped_files() -> list[str]:
-    """Returns the names of all shipped gin files that the command takes, as it takes them."""
-    names = {
-        str(path.relative_to(root))
-        for root in search_roots()
-        for path in root.rglob("gin/**/*.gin")
-        if path.parent.name != FOREIGN
-    }
-    return sorted(names)
+def shipped_files() -> list[Path]:
+    """Returns the paths of all shipped gin files that the command takes."""
+    found = (home() / "gin").rglob("*.gin")
+    return sorted(path for path in found if path.parent.name != FOREIGN)
 
 
-def find_gin_file(name: str) -> Path:
+def find_gin_file(name: str, *, includer: Path | None = None) -> Path:
     """Returns the absolute path of a gin file.
 
     Args:
-      name: path as the user gave it; relative to the working folder or to a search root.
+      name: path as the user gave it; relative to the working folder, or to where ours are.
+      includer: the file that includes it. One of ours includes ours, whatever files of the same
+        name the working folder holds.
 
     Raises:
       UserError: if there is no such file, or it is one for T5X's own programs.
     """
-    for root in (Path.cwd(), *search_roots()):
+    is_ours = includer is not None and includer.is_relative_to(home() / "gin")
+    for root in [home(), Path.cwd()] if is_ours else [Path.cwd(), home()]:
         path = root / name
         try:
             is_file = path.is_file()
         except OSError as error:
             raise UserError(f"gin file {name[:80]!r} cannot be read: {error.strerror}") from None
         if is_file:
-            if path.resolve().parent in (root / "gin" / FOREIGN for root in search_roots()):
+            if path.resolve().parent == home() / "gin" / FOREIGN:
                 raise UserError(
                     f"{name} is for T5X's own programs, and its head says how they run it; "
                     "`instructrec` takes the files of gin/models, gin/mixtures and gin/runs"
                 )
             return path.resolve()
-    raise unknown_name("gin file", name, shipped_files())
+    known = [str(path.relative_to(home())) for path in shipped_files()]
+    raise unknown_name("gin file", name, known)
 
 
 def read_files(paths: Sequence[Path]) -> list[GinText]:
@@ -165,7 +162,7 @@ def _read_file(path: Path, *, seen: tuple[Path, ...]) -> list[GinText]:
     lines, found = list(text.lines), list[GinText]()
     own = {statement.key for statement in text.statements if statement.is_macro}
     for include in includes:
-        found += _read_file(find_gin_file(include.filename), seen=(*seen, path))
+        found += _read_file(find_gin_file(include.filename, includer=path), seen=(*seen, path))
         lines[include.location.line_num - 1] = ""
     included = [
         dataclasses.replace(part, statements=tuple(s for s in part.statements if s.key not in own))
@@ -256,7 +253,7 @@ def _statement(
 
 def _shown(path: Path) -> str:
     """Returns a path as short as the user could have given it."""
-    for root in (Path.cwd(), *search_roots()):
+    for root in (Path.cwd(), home()):
         if path.is_relative_to(root):
             return str(path.relative_to(root))
     return str(path)

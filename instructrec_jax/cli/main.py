@@ -161,9 +161,9 @@ class _Messages(logging.StreamHandler):
 
 
 def _find_modules_in_the_working_folder() -> None:
-    """Puts the working folder first on the path, as `python -m` does: task modules may be there."""
-    if sys.path[:1] != [""]:
-        sys.path.insert(0, "")
+    """Puts the working folder last on the path: task modules may be there, and hide nothing."""
+    if "" not in sys.path:
+        sys.path.append("")
 
 
 def _start_logging() -> None:

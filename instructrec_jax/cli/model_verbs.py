@@ -13,7 +13,7 @@ from instructrec_jax.errors import UserError
 
 _GIN_HELP = (
     "Configured by gin files: one for the model's size, one for the task mixture, one for the\n"
-    "kind of run. Files are found as named, in the checkout and where the package was installed.\n"
+    "kind of run. Files are found as named: in the working folder, else among ours.\n"
     "--gin.NAME=VALUE sets a macro (MODEL_DIR) or a binding (with a dot), over all files;\n"
     "strings need quotes that the shell leaves in place: --gin.MODEL_DIR='\"runs/a\"'."
 )

@@ -1,7 +1,7 @@
 """Task modules: where a run's templates are declared, read without SeqIO.
 
 A task module has `TEMPLATES` and a function `register(dataset)`, which registers their SeqIO tasks.
-The shipped one is "tasks.mixtures".
+The shipped one is `SHIPPED`.
 """
 
 import importlib
@@ -14,6 +14,7 @@ from types import ModuleType
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.instructions.language import Template, Variant, variants
 
+SHIPPED = "instructrec_jax.tasks.mixtures"
 _DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _LANGUAGE = Path(__file__).parent  # where templates are checked, not declared
 
@@ -22,14 +23,14 @@ def import_task_module(module: str) -> ModuleType:
     """Imports a module of tasks.
 
     Args:
-      module: dotted name, such as "tasks.mixtures" (the macro MIXTURE_OR_TASK_MODULE).
+      module: dotted name, such as `SHIPPED` (the macro MIXTURE_OR_TASK_MODULE).
 
     Raises:
       UserError: if there is no such module, or one of its templates contradicts itself.
     """
     if not _DOTTED_NAME.fullmatch(module):
         raise UserError(
-            f"task module {module!r} is not a dotted name; expected one such as 'tasks.mixtures'"
+            f"task module {module!r} is not a dotted name; expected one such as {SHIPPED!r}"
         )
     try:
         found = importlib.import_module(module)
@@ -40,7 +41,7 @@ def import_task_module(module: str) -> ModuleType:
             raise  # the module exists and misses something itself
         raise UserError(
             f"task module {module!r} cannot be imported; give a dotted name such as "
-            "'tasks.mixtures', and run from the folder that holds it"
+            f"{SHIPPED!r}, and run a module of your own from the folder that holds it"
         ) from None
     return found
 
@@ -55,7 +56,7 @@ def templates_of(module: str) -> tuple[Template, ...]:
     if not isinstance(found, tuple | list) or not all(isinstance(t, Template) for t in found):
         raise UserError(
             f"task module {module!r} has no TEMPLATES, a tuple of Template; add one, such as "
-            "TEMPLATES = mixtures.TEMPLATES with `from tasks import mixtures`"
+            "TEMPLATES = mixtures.TEMPLATES with `from instructrec_jax.tasks import mixtures`"
         )
     return tuple(found)
 

@@ -204,7 +204,7 @@ def import_task_module(module: str, dataset: str) -> ModuleType:
     """Imports a module of tasks, and has it register the dataset where it can.
 
     Args:
-      module: dotted name, such as "tasks.mixtures" (the macro MIXTURE_OR_TASK_MODULE).
+      module: dotted name, such as `task_modules.SHIPPED` (the macro MIXTURE_OR_TASK_MODULE).
       dataset: passed to the module's `register`, if it has one.
 
     Returns:

@@ -87,7 +87,7 @@ def inspect(
       num_examples: examples to show, at least 1.
       input_tokens: most tokens of an instruction; by default the run's, without one no limit.
       target_tokens: most tokens of an answer, likewise.
-      task_module: module that registers the tasks; by default the run's, else tasks.mixtures.
+      task_module: module that registers the tasks; by default the run's, else the shipped one.
       run: returns the run that reads the examples; without it they are read without limits.
 
     Returns:

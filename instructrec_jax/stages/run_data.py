@@ -9,6 +9,7 @@ from pathlib import Path
 
 from instructrec_jax import files, manifest
 from instructrec_jax.errors import UserError
+from instructrec_jax.instructions.task_modules import SHIPPED
 from instructrec_jax.settings import Count, Natural, check_fields, refuse
 from instructrec_jax.tokenizer import SentencePieceModel, copy_vocabulary, load_vocabulary, pieces
 
@@ -34,7 +35,7 @@ class RunData:
 
     data_dir: str | None
     feature_lengths: Mapping[str, int]
-    module: str = "tasks.mixtures"
+    module: str = SHIPPED
     vocabulary: str | None = None
     extra_ids: Natural = 0
     buckets: Sequence[Count] = ()

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from instructrec_jax.instructions.language import Template, Variant, variants
-from instructrec_jax.instructions.task_modules import templates_of, variant_order
+from instructrec_jax.instructions.task_modules import SHIPPED, templates_of, variant_order
 
 _HEADER = ("id", "cell", "kind", "family", "evaluated", "queries")
 
@@ -35,7 +35,7 @@ class TemplateLine:
         )
 
 
-def templates(*, task_module: str = "tasks.mixtures") -> list[TemplateLine]:
+def templates(*, task_module: str = SHIPPED) -> list[TemplateLine]:
     """Returns every template of a task module: A1 .. A17, B1 .., C1 ...
 
     Args:

@@ -20,7 +20,7 @@ from instructrec_jax.data.prepared import PreparedData, read_prepared
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.builder import TRAIN_NEGATIVES, RecordSettings
 from instructrec_jax.instructions.language import Literal, Template, plain_text, plain_title
-from instructrec_jax.instructions.task_modules import templates_of
+from instructrec_jax.instructions.task_modules import SHIPPED, templates_of
 from instructrec_jax.manifest import (
     FILE_NAME,
     Manifest,
@@ -58,7 +58,7 @@ class BuildSettings(RecordSettings):
     vocabulary_path: str | None = None
     vocab_size: Annotated[int, Range(1, 1_000_000)] = 2000
     title_pieces: Annotated[int, Range(0, 1_000_000)] = 0
-    task_module: str = "tasks.mixtures"
+    task_module: str = SHIPPED
     records_per_shard: Count = 20_000
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from instructrec_jax import files, manifest, tokenizer
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.coverage import cover, coverage_findings
 from instructrec_jax.instructions.lint import lint_templates
+from instructrec_jax.instructions.task_modules import SHIPPED
 from instructrec_jax.manifest import Manifest, find_finished, read_manifest
 from instructrec_jax.report import lint_report, tables
 from instructrec_jax.report.lint_report import LintReport
@@ -26,7 +27,7 @@ def lint(
     *,
     dataset: str,
     data_dir: Path | str,
-    task_module: str = "tasks.mixtures",
+    task_module: str = SHIPPED,
     input_tokens: Count = 512,
     target_tokens: Count = 128,
     max_examples: Natural = 2000,
