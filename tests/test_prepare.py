@@ -12,6 +12,7 @@ from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.data.settings import PrepareSettings
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, read_manifest
+from instructrec_jax.settings import SettingError
 from instructrec_jax.stages.prepare import prepare
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -278,6 +279,25 @@ def test_refusals_name_the_value_and_leave_nothing_behind(tmp_path, case):
     for part in expected:
         assert part in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+def test_names_of_columns_are_part_of_the_work_only_where_they_are_given(toy_logs, toy, tmp_path):
+    assert not {"user_field", "item_field"} & read_manifest(toy).settings.keys()
+    for path in toy_logs.iterdir():
+        text = path.read_text(encoding="utf-8").replace("item_id", "artist_id", 1)
+        (tmp_path / path.name).write_text(text, encoding="utf-8")
+    settings = PrepareSettings(item_field="artist_id")
+    other = prepare(dataset="toy", input_dir=tmp_path, output_dir=tmp_path / "o", settings=settings)
+    assert other.settings["item_field"] == "artist_id"
+    assert other.counts == read_manifest(toy).counts
+
+
+def test_a_format_without_the_column_refuses_its_name(tmp_path):
+    review = '{"reviewerID": "u", "asin": "a", "unixReviewTime": 1300000000, "reviewText": "x"}'
+    (tmp_path / "reviews_Kites.json").write_text(review + "\n")
+    settings = PrepareSettings(item_field="asin")
+    with pytest.raises(SettingError, match=r"item_field is given, .*format 'amazon'.* takes none"):
+        prepare(dataset="toy", input_dir=tmp_path, output_dir=tmp_path / "o", settings=settings)
 
 
 def test_logs_of_another_catalogue_are_refused(tmp_path):

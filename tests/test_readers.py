@@ -119,6 +119,51 @@ def test_recbole_reads_movielens_names_and_genres(tmp_path):
     assert (log.items[0].title, log.items[0].category) == ("A Film", "Drama, War")
 
 
+LAST_FM = {
+    "lastfm__inter": "session_id:token\tartist_id:token\tat:float\titem_id:token\n1\t9\t88\tx\n",
+    "lastfm__item": "artist_id:token\tname:token_seq\tlabel:token_seq\n9\tAn Act\tA Label\n",
+}
+AS_TSV = {
+    "interactions__tsv": "session_id\tartist_id\tat\n1\t9\t88\n",
+    "items__tsv": "artist_id\tname\tlabel\n9\tAn Act\tA Label\n",
+}
+AS_JSONL = {
+    "interactions__jsonl": '{"session_id": 1, "artist_id": 9, "at": 88}\n',
+    "items__jsonl": '{"artist_id": 9, "name": "An Act", "label": "A Label"}\n',
+}
+NAMED = {"user_id": "session_id", "item_id": "artist_id", "timestamp": "at", "title": "label"}
+
+
+@pytest.mark.parametrize("files", [LAST_FM, AS_TSV, AS_JSONL], ids=["recbole", "tsv", "jsonl"])
+def test_columns_of_other_names_are_read_by_the_names_that_the_user_gives(tmp_path, files):
+    log = read_logs(put(tmp_path, **files), **NAMED)
+    assert events(log) == [("1", "9", 88.0)]
+    assert (log.items[0].raw_id, log.items[0].title) == ("9", "A Label")
+
+
+@pytest.mark.parametrize("files", [LAST_FM, AS_TSV, AS_JSONL], ids=["recbole", "tsv", "jsonl"])
+def test_a_wrong_name_of_a_column_gets_those_that_are_there(tmp_path, files):
+    put(tmp_path, **files)
+    with pytest.raises(
+        UserError, match=r"line 1: no .* 'artist'; .* has 'session_id', 'artist_id'"
+    ):
+        read_logs(tmp_path, **{**NAMED, "item_id": "artist"})
+    with pytest.raises(UserError, match=r"no .* 'when'; .* 'at'"):
+        read_logs(tmp_path, **{**NAMED, "timestamp": "when"})
+    with pytest.raises(UserError, match=r"no .* 'user_id'; .*name it with --user_field"):
+        read_logs(tmp_path)
+
+
+def test_ordered_sequences_take_other_names_too(tmp_path):
+    put(
+        tmp_path,
+        sequences__tsv="session_id\titem_ids\n1\t9 8\n",
+        items__tsv="artist_id\ttitle\n9\tAn Act\n8\tAnother\n",
+    )
+    log = read_logs(tmp_path, user_id="session_id", item_id="artist_id")
+    assert [event[:2] for event in events(log)] == [("1", "9"), ("1", "8")]
+
+
 @pytest.mark.parametrize(
     ("genres", "path"),
     [

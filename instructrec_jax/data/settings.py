@@ -23,6 +23,13 @@ REFUSE, CATEGORY_ASIN = "refuse", "category_asin"
 FALLBACKS = (REFUSE, CATEGORY_ASIN)
 RANDOM_TIES, FILE_TIES = "random", "file"
 TIE_ORDERS = (RANDOM_TIES, FILE_TIES)
+# The settings that name a column, by the name it has in the plain format.
+FIELDS = {
+    "user_id": "user_field",
+    "item_id": "item_field",
+    "timestamp": "time_field",
+    "title": "title_field",
+}
 SYNTHETIC_FORMATS = ("plain", "jsonl", "recbole", "amazon_2018")
 MAX_SIZE = 10**9  # users, items or events of an invented log
 Size = Annotated[int, Range(1, MAX_SIZE)]
@@ -50,6 +57,11 @@ class PrepareSettings:
       title_fallback: what becomes of items that cannot be told apart by their titles: "refuse", or
         "category_asin" to name them by category and raw id.
       max_same_title_share: largest share of the items that may have no title or another item's.
+      user_field: column of the users' ids, where it has another name than the format's own, such as
+        session_id; RecBole's atomic files without the type.
+      item_field: likewise the items' ids, in the events and in the file of items.
+      time_field: likewise the time.
+      title_field: likewise the items' titles.
     """
 
     seed: Seed = 0
@@ -64,9 +76,19 @@ class PrepareSettings:
     max_damaged: Natural = damage.DEFAULT_MAX_DAMAGED
     title_fallback: Annotated[str, OneOf(FALLBACKS)] = REFUSE
     max_same_title_share: Share = 0.5
+    user_field: str | None = None
+    item_field: str | None = None
+    time_field: str | None = None
+    title_field: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The user's names of columns, by the names that the plain format has."""
+        named = {name: getattr(self, flag) for name, flag in FIELDS.items()}
+        return {name: given for name, given in named.items() if given is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

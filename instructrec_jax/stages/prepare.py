@@ -4,16 +4,18 @@ import dataclasses
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 from instructrec_jax import files
 from instructrec_jax.damage import Damage
 from instructrec_jax.data import prepared
 from instructrec_jax.data.preparation import prepare_log, write_preparation
 from instructrec_jax.data.readers import recognise
-from instructrec_jax.data.readers.raw_log import count_log
-from instructrec_jax.data.settings import FILE_TIES, PrepareSettings
+from instructrec_jax.data.readers.raw_log import Format, count_log
+from instructrec_jax.data.settings import FIELDS, FILE_TIES, PrepareSettings
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, find_finished
+from instructrec_jax.settings import SettingError
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_LOSS = 0.05  # share of events left out, or of users with a tie, without a warning
@@ -59,13 +61,14 @@ def prepare(
     form, paths = recognise(input_dir)
     if settings.k_core is None:
         settings = dataclasses.replace(settings, k_core=form.default_k_core)
+    _check_fields(settings, form)
     plan = Manifest(
         stage=prepared.STAGE,
         inputs={path.name: files.sha256(path) for path in paths},
         settings={
             "dataset": dataset,
             "format": form.name,
-            **dataclasses.asdict(settings),
+            **_decisions(settings),
             "protocol": _PROTOCOL,
             "prepared_format": prepared.FORMAT,
         },
@@ -75,7 +78,7 @@ def prepare(
         _LOGGER.info("%s already holds this preparation: reused", output_dir)
     else:
         damage = Damage(on_damage=settings.on_damage, max_damaged=settings.max_damaged)
-        log = form.read(paths, damage)
+        log = form.read(paths, damage, settings.fields)
         read = count_log(log)
         result = prepare_log(log, dataset, settings)
         with files.atomic_directory(output_dir) as folder:
@@ -95,6 +98,24 @@ def prepare(
         _LOGGER.info("wrote %s", output_dir)
     _report(manifest)
     return manifest
+
+
+def _check_fields(settings: PrepareSettings, form: Format) -> None:
+    """Raises where the user names a column that the format has not."""
+    for name in sorted(settings.fields.keys() - set(form.fields)):
+        flags = ", ".join(f"--{FIELDS[name]}" for name in form.fields) or "none"
+        raise SettingError(
+            type(settings).__qualname__,
+            FIELDS[name],
+            f"is given, and the log is in the format {form.name!r}, which takes {flags} of the "
+            "flags that name columns",
+        )
+
+
+def _decisions(settings: PrepareSettings) -> dict[str, Any]:
+    """Returns the settings for the manifest; of the columns those that the user named."""
+    found = dataclasses.asdict(settings)
+    return {k: v for k, v in found.items() if v is not None or k not in FIELDS.values()}
 
 
 def _report(manifest: Manifest) -> None:

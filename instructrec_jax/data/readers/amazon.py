@@ -9,7 +9,7 @@ import array
 import functools
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def _find(folder: Path) -> tuple[Path, ...]:
     return (*reviews, *metas)
 
 
-def _read(paths: Sequence[Path], damage: Damage) -> RawLog:
+def _read(paths: Sequence[Path], damage: Damage, _: Mapping[str, str]) -> RawLog:
     """Reads reviews in file order, then the metadata; without any, items have ids alone."""
     reviews, *metas = paths
     builder = LogBuilder()

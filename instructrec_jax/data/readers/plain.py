@@ -6,7 +6,7 @@ the whole log keeps, so none is applied unless asked for.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from instructrec_jax.data.readers.raw_log import (
     RowEvents,
     find_one,
 )
-from instructrec_jax.data.readers.rows import Column, read_rows, tsv_rows
+from instructrec_jax.data.readers.rows import Column, read_rows, renamed, tsv_rows
 from instructrec_jax.data.readers.values import as_id, as_path, as_text, listed
 from instructrec_jax.errors import UserError
 
@@ -62,9 +62,12 @@ def _find_items(folder: Path, beside: Path) -> tuple[Path, ...]:
     return items, *details
 
 
-def _read_items(paths: Sequence[Path], builder: LogBuilder, damage: Damage) -> None:
+def _read_items(
+    paths: Sequence[Path], builder: LogBuilder, damage: Damage, fields: Mapping[str, str]
+) -> None:
     """Adds the catalogue; the categories of a file of details are one path, joined by commas."""
     items, *details = paths
+    item_columns, detail_columns = (renamed(c, fields) for c in (_ITEM_COLUMNS, _DETAIL_COLUMNS))
 
     def parse_item(line: int, row: list[Any]) -> RawItem:
         item, title, category, brand = row
@@ -75,7 +78,7 @@ def _read_items(paths: Sequence[Path], builder: LogBuilder, damage: Damage) -> N
             brand=as_path(brand, items, line, "brand"),
         )
 
-    for item in damage.parsed(read_rows(items, _ITEM_COLUMNS, damage), parse_item):
+    for item in damage.parsed(read_rows(items, item_columns, damage), parse_item):
         builder.add_item(item)
     for path in details:
 
@@ -93,7 +96,7 @@ def _read_items(paths: Sequence[Path], builder: LogBuilder, damage: Damage) -> N
                 brand=as_path(brand, path, line, "brand"),
             )
 
-        for item in damage.parsed(tsv_rows(path, _DETAIL_COLUMNS, damage), parse_details):
+        for item in damage.parsed(tsv_rows(path, detail_columns, damage), parse_details):
             builder.add_details(item)
 
 
@@ -110,19 +113,19 @@ def _find(folder: Path) -> tuple[Path, ...]:
     return interactions, *_find_items(folder, interactions)
 
 
-def _read(paths: Sequence[Path], damage: Damage) -> RawLog:
+def _read(paths: Sequence[Path], damage: Damage, fields: Mapping[str, str]) -> RawLog:
     """Reads interactions in file order, then the catalogue."""
     interactions, *items = paths
     builder = LogBuilder()
-    again = functools.partial(_open_events, interactions)
+    again = functools.partial(_open_events, interactions, renamed(_INTERACTION_COLUMNS, fields))
     builder.add_events(again(damage), again=again, damage=damage)
-    _read_items(items, builder, damage)
+    _read_items(items, builder, damage, fields)
     return builder.build()
 
 
-def _open_events(path: Path, damage: Damage) -> RowEvents:
+def _open_events(path: Path, columns: Sequence[Column], damage: Damage) -> RowEvents:
     """Begins a pass over the interactions."""
-    rows = read_rows(path, _INTERACTION_COLUMNS, damage)
+    rows = read_rows(path, columns, damage)
     return RowEvents(path=path, rows=rows, damage=damage)
 
 
@@ -134,6 +137,7 @@ FORMAT = Format(
     ),
     find=_find,
     read=_read,
+    fields=("user_id", "item_id", "timestamp", "title"),
 )
 
 
@@ -143,7 +147,7 @@ def _find_sequences(folder: Path) -> tuple[Path, ...]:
     return () if sequences is None else (sequences, *_find_items(folder, sequences))
 
 
-def _read_sequences(paths: Sequence[Path], damage: Damage) -> RawLog:
+def _read_sequences(paths: Sequence[Path], damage: Damage, fields: Mapping[str, str]) -> RawLog:
     """Reads the sequences, then the catalogue."""
     sequences, *items = paths
     builder = LogBuilder()
@@ -160,9 +164,10 @@ def _read_sequences(paths: Sequence[Path], damage: Damage) -> RawLog:
             damaged(sequences, line, "empty_sequence", problem)
         return user, row[1].split()
 
-    for user, item_ids in damage.parsed(tsv_rows(sequences, _SEQUENCE_COLUMNS, damage), parse):
+    rows = tsv_rows(sequences, renamed(_SEQUENCE_COLUMNS, fields), damage)
+    for user, item_ids in damage.parsed(rows, parse):
         builder.add_sequence(user, item_ids)
-    _read_items(items, builder, damage)
+    _read_items(items, builder, damage, fields)
     return builder.build()
 
 
@@ -175,4 +180,5 @@ SEQUENCES = Format(
     find=_find_sequences,
     read=_read_sequences,
     default_k_core=1,
+    fields=("user_id", "item_id", "title"),
 )

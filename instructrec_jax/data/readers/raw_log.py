@@ -3,7 +3,7 @@
 import array
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -330,15 +330,18 @@ class Format:
       name: short, for the manifest.
       understood: the files it consists of, as a message lists them.
       find: returns the files of this format in a folder, () if it is another format.
-      read: reads those files; damaged lines are left to the policy that it is given.
+      read: reads those files, given the policy for damaged lines and the user's names of columns by
+        their names in `fields`.
       default_k_core: what `--k_core` is where the user gives none; 1 keeps what the files hold.
+      fields: the columns that the user may call by another name.
     """
 
     name: str
     understood: str
     find: Callable[[Path], tuple[Path, ...]]
-    read: Callable[[Sequence[Path], Damage], RawLog]
+    read: Callable[[Sequence[Path], Damage, Mapping[str, str]], RawLog]
     default_k_core: int = 5
+    fields: tuple[str, ...] = ()
 
 
 def find_one(folder: Path, names: Sequence[str]) -> Path | None:

@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from instructrec_jax.data.readers.raw_log import (
     RowEvents,
     find_one,
 )
-from instructrec_jax.data.readers.rows import Column, header_names, tsv_rows
+from instructrec_jax.data.readers.rows import Column, header_names, renamed, tsv_rows
 from instructrec_jax.data.readers.values import as_id, as_path, as_text, listed
 from instructrec_jax.data.titles import is_null
 from instructrec_jax.errors import UserError
@@ -70,28 +70,29 @@ def _find(folder: Path) -> tuple[Path, ...]:
     return tuple(path for path in found if path is not None)
 
 
-def _read(paths: Sequence[Path], damage: Damage) -> RawLog:
+def _read(paths: Sequence[Path], damage: Damage, fields: Mapping[str, str]) -> RawLog:
     """Reads both files."""
     events, items = paths
     builder = LogBuilder()
-    again = functools.partial(_open_events, events)
+    again = functools.partial(_open_events, events, renamed(_EVENT_COLUMNS, fields))
     builder.add_events(again(damage), again=again, damage=damage)
-    _read_items(items, builder, damage)
+    _read_items(items, builder, damage, fields)
     return builder.build()
 
 
-def _open_events(path: Path, damage: Damage) -> RowEvents:
+def _open_events(path: Path, columns: Sequence[Column], damage: Damage) -> RowEvents:
     """Begins a pass over the interactions."""
-    rows = tsv_rows(path, _EVENT_COLUMNS, damage, typed_header=True)
+    rows = tsv_rows(path, columns, damage, typed_header=True)
     return RowEvents(path=path, rows=rows, damage=damage)
 
 
-def _read_items(path: Path, builder: LogBuilder, damage: Damage) -> None:
+def _read_items(path: Path, builder: LogBuilder, damage: Damage, fields: Mapping[str, str]) -> None:
     """Adds the catalogue; genres become a category path."""
     has_path = any(name in _PATHS for name in header_names(path, damage))
     category_column = Column(_PATHS if has_path else _GENRES, is_required=False)
     brand_column = Column(("brand",), is_required=False)
-    columns = (Column(("item_id",)), Column(_TITLES), category_column, brand_column)
+    own = (Column(("item_id",)), Column(_TITLES), category_column, brand_column)
+    columns = renamed(own, fields)
 
     def parse(line: int, row: list[Any]) -> RawItem:
         item, title, category, brand = row
@@ -117,4 +118,5 @@ FORMAT = Format(
     ),
     find=_find,
     read=_read,
+    fields=("user_id", "item_id", "timestamp", "title"),
 )

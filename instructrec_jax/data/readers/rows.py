@@ -8,11 +8,12 @@ import gzip
 import json
 import logging
 import zlib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 from instructrec_jax.damage import Damage, DamagedLineError, damaged
+from instructrec_jax.data.settings import FIELDS
 from instructrec_jax.errors import UserError
 from instructrec_jax.files import check_is_file
 
@@ -119,6 +120,19 @@ class Column:
     is_required: bool = True
 
 
+def renamed(columns: Sequence[Column], fields: Mapping[str, str]) -> tuple[Column, ...]:
+    """Returns columns as the user calls them: what the user names must exist.
+
+    Args:
+      columns: the format's own.
+      fields: the user's name of a column, by the first of the names that it has in the format.
+    """
+    return tuple(
+        Column((fields[column.names[0]],)) if column.names[0] in fields else column
+        for column in columns
+    )
+
+
 def read_rows(
     path: Path, columns: Sequence[Column], damage: Damage
 ) -> Iterator[tuple[int, list[Any]]]:
@@ -212,7 +226,7 @@ def _value(record: dict[str, Any], column: Column, path: Path, number: int) -> A
             return record[name]
     if column.is_required:
         problem = f"no field {_either(column)}; the record has {_listed(list(record))}"
-        damaged(path, number, "missing_field", problem)
+        damaged(path, number, "missing_field", problem + _hint(column))
     return None
 
 
@@ -273,7 +287,8 @@ def _indices(path: Path, names: list[str], columns: Sequence[Column]) -> list[in
     for column in columns:
         found = next((names.index(name) for name in column.names if name in names), None)
         if found is None and column.is_required:
-            fail(path, 1, f"no column {_either(column)}; the header has {_listed(names)}")
+            problem = f"no column {_either(column)}; the header has {_listed(names)}"
+            fail(path, 1, problem + _hint(column))
         indices.append(found)
     return indices
 
@@ -281,6 +296,12 @@ def _indices(path: Path, names: list[str], columns: Sequence[Column]) -> list[in
 def _either(column: Column) -> str:
     """Names a column and its other accepted names."""
     return " or ".join(repr(name) for name in column.names)
+
+
+def _hint(column: Column) -> str:
+    """Says how to name a column that is there under another name."""
+    flag = FIELDS.get(column.names[0])
+    return f"; if one of them is meant, name it with --{flag}" if flag else ""
 
 
 def _listed(names: list[str]) -> str:
