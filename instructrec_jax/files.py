@@ -253,6 +253,8 @@ def check_is_file(path: Path) -> None:
 @contextmanager
 def named_errors(path: Path, *, verb: str = "write", only: Collection[int] = ()) -> Iterator[None]:
     """Turns an error of the operating system, of those in `only` if any, into a UserError."""
+    if problem := settings.address_problem(path):
+        raise UserError(f"a path {problem}")
     try:
         yield
     except OSError as error:

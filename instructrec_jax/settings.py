@@ -9,9 +9,11 @@ import dataclasses
 import functools
 import inspect
 import math
+import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from instructrec_jax.errors import UserError
@@ -65,6 +67,18 @@ NotNegative = Annotated[float, Range(0)]
 Names = Annotated[collections.abc.Sequence[str], Range(1)]
 
 
+# `Path` leaves one slash of two. A single letter before the colon is a drive.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+_REMEDIES = {
+    "gs": "mount the bucket (gcsfuse), or copy it (gcloud storage rsync)",
+    "s3": "mount the bucket (mount-s3), or copy it (aws s3 sync)",
+    "hdfs": "copy it (hdfs dfs -get)",
+    "http": "download it first",
+    "https": "download it first",
+    "file": "write the path without the scheme",
+}
+
+
 class SettingError(UserError):
     """A setting of a wrong type or out of range.
 
@@ -103,6 +117,18 @@ def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> N
     _check(function, {name: given[name] for name in inspect.signature(function).parameters})
 
 
+def address_problem(value: Any) -> str:
+    """Returns why a setting is not taken that is an address or holds one, "" where none is.
+
+    Nothing here reads or writes anything but files, and "gs://..." would be a folder named "gs:".
+    """
+    for text in _texts_in(value):
+        if found := _ADDRESS.match(text):
+            remedy = _REMEDIES.get(found[1].lower(), "mount it, or copy it")
+            return f"is {shown(text)}; expected a path on this machine: {remedy}"
+    return ""
+
+
 def refuse(settings: Any, name: str, expected: str) -> SettingError:
     """Returns the error for a field that its annotation cannot describe."""
     problem = f"is {shown(getattr(settings, name))}; expected {expected}"
@@ -135,7 +161,21 @@ def misfit(value: Any, hint: Any) -> str:
     return _plain_misfit(value, origin or hint)
 
 
+def _texts_in(value: Any) -> Iterator[str]:
+    """Yields the texts and paths in a value, at any depth."""
+    if isinstance(value, str | Path):
+        yield str(value)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts_in(part)
+    elif isinstance(value, Mapping):
+        yield from _texts_in([*value.values()])
+
+
 def _check(owner: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if problem := address_problem(value):
+            raise SettingError(owner.__qualname__, name, problem)
     hints = _hints(owner)
     for name, value in values.items():
         if expected := misfit(value, hints[name]) or ("a text that is not empty" * (value == "")):

@@ -15,6 +15,7 @@ from gin import config_parser
 
 from instructrec_jax import files
 from instructrec_jax.errors import UserError, unknown_name
+from instructrec_jax.settings import address_problem
 
 COMMAND_LINE = "the command line"
 FOREIGN = "t5x"  # the folder of files for T5X's own programs
@@ -105,6 +106,8 @@ def find_gin_file(name: str, *, includer: Path | None = None) -> Path:
     Raises:
       UserError: if there is no such file, or it is one for T5X's own programs.
     """
+    if problem := address_problem(name):
+        raise UserError(f"a gin file {problem}")
     is_ours = includer is not None and includer.is_relative_to(home() / "gin")
     for root in [home(), Path.cwd()] if is_ours else [Path.cwd(), home()]:
         path = root / name

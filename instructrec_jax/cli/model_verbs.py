@@ -10,6 +10,7 @@ from typing import Any
 
 from instructrec_jax.cli.verb import Verb, add_gin_flags, print_result, quiet_imports
 from instructrec_jax.errors import UserError
+from instructrec_jax.settings import address_problem
 
 _GIN_HELP = (
     "Configured by gin files: one for the model's size, one for the task mixture, one for the\n"
@@ -90,6 +91,8 @@ class _AddSystem(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         name, _, rest = values.partition("=")
+        if problem := address_problem(rest):
+            raise UserError(f"--scores of {name!r} {problem}")
         paths = rest.split(":")
         if not name or len(paths) != 2 or not all(paths):
             raise UserError(

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from instructrec_jax.cli import flags
 from instructrec_jax.errors import UserError
-from instructrec_jax.settings import SettingError
+from instructrec_jax.settings import SettingError, address_problem
 
 _NOTE = re.compile(
     r"WARNING: All log messages before absl::InitializeLog|I\d{4} |To enable the following instr"
@@ -79,9 +79,13 @@ class Verb:
         function = self.load()
         try:
             arguments = flags.arguments_of(function, vars(options)) | self.more_arguments(options)
+            for name, value in arguments.items():
+                if problem := address_problem(value):
+                    raise SettingError(function.__qualname__, name, problem)
             returned = function(**arguments)
         except SettingError as error:
-            raise UserError(f"--{error.name} {error.problem}") from None
+            typed = self.spelled.get(error.name, f"--{error.name}")
+            raise UserError(f"{typed} {error.problem}") from None
         complete = inspect.signature(function).bind(**arguments)
         complete.apply_defaults()
         print_result(self.result(returned, complete.arguments))

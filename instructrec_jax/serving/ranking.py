@@ -24,6 +24,7 @@ from instructrec_jax.parallel.mesh import (
 )
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
+from instructrec_jax.settings import check_arguments
 from instructrec_jax.tokenizer import SentencePieceModel, load_vocabulary, tokens_of
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ def open_model(
     Raises:
       UserError: if there is no checkpoint or no vocabulary, or they do not fit each other.
     """
+    check_arguments(open_model, locals())
     source = open_source(checkpoint_path)
     path = source.tokenizer if vocabulary is None else vocabulary
     if path is None:
