@@ -119,6 +119,44 @@ def test_recbole_reads_movielens_names_and_genres(tmp_path):
     assert (log.items[0].title, log.items[0].category) == ("A Film", "Drama, War")
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {
+            "ratings__dat": "1::9::5::1300000000\n2::9::3::1300000001\n",
+            "movies__dat": "9::Pok\u00e9mon (1998)::Animation|Children's\n".encode("latin-1"),
+        },
+        {
+            "ratings__csv": "userId,movieId,rating,timestamp\r\n1,9,5.0,1300000000\r\n"
+            "2,9,3.0,1300000001\r\n",
+            "movies__csv": "movieId,title,genres\n9,Pok\u00e9mon (1998),Animation|Children's\n"
+            '8,"Matrix, The ""2""",(no genres listed)\n',
+        },
+    ],
+    ids=["dat", "csv"],
+)
+def test_movielens_is_read_as_it_is_published(tmp_path, files):
+    log = read_logs(put(tmp_path, **files))
+    assert events(log) == [("1", "9", 1.3e9), ("2", "9", 1.3e9 + 1)]
+    first = log.items[0]
+    assert (first.title, first.category) == ("Pok\u00e9mon (1998)", "Animation, Children's")
+    assert [(i.title, i.category) for i in log.items[1:]] in ([], [('Matrix, The "2"', "")])
+
+
+def test_movielens_without_titles_or_with_other_fields_is_named(tmp_path):
+    put(tmp_path, ratings__csv="userId,movieId,rating,timestamp\n1,9,5.0\n")
+    with pytest.raises(
+        UserError, match=r"holds ratings\.csv; (?s:.*)ratings\.csv with movies\.csv"
+    ):
+        read_logs(tmp_path)
+    put(tmp_path, movies__csv="movieId,title,genres\n9,A,B\n")
+    with pytest.raises(UserError, match=r"line 2: 3 fields, expected 4: userId"):
+        read_logs(tmp_path)
+    put(tmp_path, ratings__csv="user,movie\n1,9\n")
+    with pytest.raises(UserError, match=r"line 1: the header is 'user,movie', expected 'userId"):
+        read_logs(tmp_path)
+
+
 LAST_FM = {
     "lastfm__inter": "session_id:token\tartist_id:token\tat:float\titem_id:token\n1\t9\t88\tx\n",
     "lastfm__item": "artist_id:token\tname:token_seq\tlabel:token_seq\n9\tAn Act\tA Label\n",

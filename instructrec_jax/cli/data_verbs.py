@@ -16,6 +16,12 @@ def _fetched(folder: Any, _: Mapping[str, Any]) -> str:
     return str(folder)
 
 
+def _source_lines(sources: Any, _: Mapping[str, Any]) -> str:
+    from instructrec_jax.stages import data
+
+    return data.as_text(sources)
+
+
 def _template_lines(lines: Any, _: Mapping[str, Any]) -> str:
     from instructrec_jax.stages import templates
 
@@ -84,11 +90,25 @@ def _verdict(verdict: Any, _: Mapping[str, Any]) -> str:
 FETCH = Verb(
     name="fetch",
     summary="download a public dataset into the cache folder",
-    description="Downloads a public dataset once, checks its sha256, and prints its folder.",
+    description=(
+        "Downloads a public dataset once, checks its sha256, and prints its folder. Where nobody\n"
+        "has published a checksum the first download is trusted, and later ones must equal it."
+    ),
     example="instructrec data fetch ml-100k",
     function="instructrec_jax.stages.data:fetch",
     spelled={"name": "NAME"},
     result=_fetched,
+)
+LIST = Verb(
+    name="list",
+    summary="show the public datasets that `data fetch` knows",
+    description=(
+        "Shows the public datasets that `data fetch` knows: their size, where they come from,\n"
+        "whether their checksum is known, and on what terms they may be used."
+    ),
+    example="instructrec data list",
+    function="instructrec_jax.stages.data:show",
+    result=_source_lines,
 )
 SYNTHESIZE = Verb(
     name="synthesize",
@@ -111,7 +131,7 @@ DATA = Group(
         "--input_dir of `prepare`."
     ),
     example="instructrec data fetch ml-100k",
-    verbs=(FETCH, SYNTHESIZE),
+    verbs=(LIST, FETCH, SYNTHESIZE),
 )
 PREPARE = Verb(
     name="prepare",

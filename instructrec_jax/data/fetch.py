@@ -1,53 +1,27 @@
-"""Public data sets that the package index serves: fetched by pip, checked, kept in a cache."""
+"""Public data sets from the package index or the web: fetched, checked, kept in a cache."""
 
-import dataclasses
+import http.client
 import logging
+import shutil
 import subprocess
 import sys
-import tempfile
+import urllib.parse
+import urllib.request
 import zipfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from instructrec_jax import files
+from instructrec_jax import files, manifest
+from instructrec_jax.data.public import SOURCES, Download, Source
 from instructrec_jax.errors import UserError, unknown_name
+from instructrec_jax.manifest import Manifest
+from instructrec_jax.progress import Progress
 
 DEFAULT_CACHE_DIR = Path("~/.cache/instructrec_jax")
 _LOGGER = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-    """A data set inside a wheel.
-
-    Attributes:
-      requirement: what pip downloads, pinned.
-      wheel_sha256: of the wheel.
-      folder: of the files in the wheel.
-      files: sha256 of each file by name.
-      terms: who owns the data and on what terms it may be used.
-    """
-
-    requirement: str
-    wheel_sha256: str
-    folder: str
-    files: Mapping[str, str]
-    terms: str
-
-
-SOURCES: Mapping[str, Source] = {
-    "ml-100k": Source(
-        requirement="recbole==1.2.1",
-        wheel_sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
-        folder="recbole/dataset_example/ml-100k",
-        files={
-            "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
-            "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
-            "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
-        },
-        terms="MovieLens-100K is GroupLens' (research use; cite Harper and Konstan, 2015)",
-    ),
-}
+_STAGE = "fetch"
+_TIMEOUT_SECONDS = 60  # without a byte
+_BLOCK = 1 << 20
 
 
 def fetch(
@@ -62,28 +36,40 @@ def fetch(
     Args:
       name: a key of `sources`; "_" counts as "-".
       cache_dir: the files go to its subfolder `name`.
-      download: puts the wheel of a requirement into a folder and returns its path; pip by default.
+      download: puts the file of an address into a folder and returns its path; by default pip's
+        wheel of a requirement, and what a URL gives.
       sources: the data sets that are known.
 
     Raises:
-      UserError: on an unknown name, no network, or files that differ from the pinned ones.
+      UserError: on an unknown name, no network, or files that differ from the pinned ones, or from
+        those that were downloaded first.
     """
     key = name.lower().replace("_", "-")
     if key not in sources:
         raise unknown_name("dataset", name, sources)
     source = sources[key]
     folder = Path(cache_dir).expanduser() / key
-    if _is_valid(folder, source):
+    earlier = _earlier(folder)
+    if _is_valid(folder, source, earlier):
         _LOGGER.info("%s is already in %s, checksums right: reused", key, folder)
         return folder
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            wheel = (download or pip_download)(source.requirement, Path(scratch))
-        except UserError as error:
-            raise UserError(f"{error}\n{_by_hand(folder, source)}") from None
-        _check(wheel, source.wheel_sha256, source.requirement)
-        _extract(wheel, source, folder)
-    _LOGGER.info("fetched %s from %s into %s; %s", key, source.requirement, folder, source.terms)
+    known = earlier.inputs if earlier else {}
+    found = {}
+    with files.atomic_directory(folder) as new:
+        for part in source.downloads:
+            expected = part.sha256 or known.get(part.address)
+            found[part.address] = _add(part, new, folder, expected, download or _download)
+        made = Manifest(stage=_STAGE, inputs=found, settings={"dataset": key})
+        made.write_finished(new)
+    addresses = " and ".join(found)
+    _LOGGER.info("fetched %s from %s into %s; %s", key, addresses, folder, source.terms)
+    for part in source.downloads:
+        if part.sha256 is None and part.address not in known:
+            _LOGGER.warning(
+                "nobody has published the checksum of %s: it is taken as it came, and its sha256 "
+                "%s kept in %s",
+                *(part.address, found[part.address], folder / manifest.FILE_NAME),
+            )
     return folder
 
 
@@ -109,40 +95,117 @@ def pip_download(requirement: str, folder: Path) -> Path:
     return wheels[0]
 
 
-def _is_valid(folder: Path, source: Source) -> bool:
-    """Returns whether all files are there with the pinned checksums."""
-    return all(
-        (folder / name).is_file() and files.sha256(folder / name) == digest
-        for name, digest in source.files.items()
-    )
+def web_download(url: str, folder: Path) -> Path:
+    """Downloads what a URL gives; proxies are those of the environment.
+
+    Args:
+      url: its last part is the file's name.
+      folder: where the file goes.
+
+    Raises:
+      UserError: if it is not there, or the connection breaks off.
+    """
+    path = folder / PurePosixPath(urllib.parse.urlsplit(url).path).name
+    try:
+        with (
+            urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer,
+            path.open("wb") as out,
+        ):
+            size = int(answer.headers.get("Content-Length") or 0)
+            with Progress(path.name, total=-(-size >> 20) or None, unit="MiB") as progress:
+                while block := answer.read(_BLOCK):
+                    out.write(block)
+                    progress.advance()
+            if size and out.tell() != size:
+                raise OSError(f"{out.tell()} of {size} bytes came")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise UserError(f"cannot download {url}: {error}") from None
+    return path
 
 
-def _check(path: Path, expected: str, what: str) -> None:
-    """Raises if the file's checksum is another."""
+def _download(address: str, folder: Path) -> Path:
+    """Downloads by pip or from the web."""
+    return (web_download if "://" in address else pip_download)(address, folder)
+
+
+def _earlier(folder: Path) -> Manifest | None:
+    """Returns what an earlier fetch wrote of its downloads; None where there is none."""
+    try:
+        found = manifest.read_manifest(folder)
+    except UserError:
+        return None
+    return found if found.stage == _STAGE else None
+
+
+def _is_valid(folder: Path, source: Source, earlier: Manifest | None) -> bool:
+    """Returns whether all files are there with the pinned checksums, or as they were fetched."""
+    inside = {name: sha for part in source.downloads for name, sha in part.files.items()}
+    if inside and all(inside.values()):
+        return files.hashes(folder, inside) == inside
+    if earlier is None:
+        return False
+    fetched = [(part.sha256, earlier.inputs.get(part.address)) for part in source.downloads]
+    is_same = all(found and pinned in (None, found) for pinned, found in fetched)
+    return is_same and not list(manifest.damage_of(folder, earlier))
+
+
+def _add(
+    part: Download,
+    new: Path,
+    folder: Path,
+    expected: str | None,
+    download: Callable[[str, Path], Path],
+) -> str:
+    """Downloads a part of a data set into a folder, checks it, and returns its sha256."""
+    try:
+        path = download(part.address, new)
+    except UserError as error:
+        raise UserError(f"{error}\n{_by_hand(part, folder)}") from None
     found = files.sha256(path)
-    if found != expected:
+    _check(path.name, found, expected, part.address)
+    if part.files:
+        _extract(path, part, new)
+        if path.parent == new:
+            path.unlink()
+    return found
+
+
+def _check(name: str, found: str, expected: str | None, what: str) -> None:
+    """Raises if the file's checksum is another."""
+    if expected not in (None, found):
         raise UserError(
-            f"{path.name} of {what} has sha256 {found}, expected {expected}; nothing was kept. "
-            "The download or the mirror is damaged: try another index (pip's --index-url setting)"
+            f"{name} of {what} has sha256 {found}, expected {expected}; nothing was kept. "
+            "The download or the mirror is damaged (try another index, pip's --index-url setting), "
+            "or its owner has changed it"
         )
 
 
-def _extract(wheel: Path, source: Source, folder: Path) -> None:
-    """Puts the source's files into `folder`, all or none."""
-    with zipfile.ZipFile(wheel) as archive, files.atomic_directory(folder) as temporary:
-        for name, digest in source.files.items():
-            try:
-                content = archive.read(f"{source.folder}/{name}")
-            except KeyError:
-                raise UserError(f"{wheel.name} holds no {source.folder}/{name}") from None
-            (temporary / name).write_bytes(content)
-            _check(temporary / name, digest, wheel.name)
+def _extract(archive_path: Path, part: Download, new: Path) -> None:
+    """Takes the files of a part out of its wheel or zip file."""
+    try:
+        with zipfile.ZipFile(archive_path) as archive:
+            for name, digest in part.files.items():
+                with (
+                    archive.open(f"{part.folder}/{name}") as content,
+                    (new / name).open("wb") as out,
+                ):
+                    shutil.copyfileobj(content, out)
+                _check(name, files.sha256(new / name), digest, archive_path.name)
+    except KeyError:
+        raise UserError(f"{archive_path.name} holds no {part.folder}/{name}") from None
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{part.address} is no zip file ({error}); nothing was kept") from None
 
 
-def _by_hand(folder: Path, source: Source) -> str:
+def _by_hand(part: Download, folder: Path) -> str:
     """Says how to go on without a network."""
+    if part.is_url:
+        return (
+            "Without a network: download it on a machine that has one, put "
+            f"{' and '.join(part.names)} into a folder, and give that to `instructrec prepare`"
+        )
     return (
-        f"Without a network: get the wheel of {source.requirement} from a machine that has one, "
-        f"unpack {', '.join(source.files)} from its {source.folder} (a wheel is a zip file) into "
+        f"Without a network: get the wheel of {part.address} from a machine that has one, "
+        f"unpack {', '.join(part.names)} from its {part.folder} (a wheel is a zip file) into "
         f"{folder}, and run this again"
     )

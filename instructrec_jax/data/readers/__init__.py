@@ -2,11 +2,17 @@
 
 from pathlib import Path
 
-from instructrec_jax.data.readers import amazon, plain, recbole
+from instructrec_jax.data.readers import amazon, movielens, plain, recbole
 from instructrec_jax.data.readers.raw_log import Format
 from instructrec_jax.errors import UserError
 
-FORMATS: tuple[Format, ...] = (recbole.FORMAT, plain.FORMAT, plain.SEQUENCES, amazon.FORMAT)
+FORMATS: tuple[Format, ...] = (
+    recbole.FORMAT,
+    plain.FORMAT,
+    plain.SEQUENCES,
+    movielens.FORMAT,
+    amazon.FORMAT,
+)
 
 
 def recognise(folder: Path | str) -> tuple[Format, tuple[Path, ...]]:

@@ -26,7 +26,9 @@ _LEAST_LINE = 64  # what an empty line counts: a file may be made of them
 _REPEATED = "item_id_list"
 
 
-def read_lines(path: Path, damage: Damage | None = None) -> Iterator[tuple[int, str]]:
+def read_lines(
+    path: Path, damage: Damage | None = None, *, fallback: str | None = None
+) -> Iterator[tuple[int, str]]:
     r"""Yields (line number from 1, line without its end) for every line that is not empty.
 
     The first bytes of the file, not its name, decide whether it is gzip. Only "\n" and "\r\n"
@@ -36,6 +38,7 @@ def read_lines(path: Path, damage: Damage | None = None) -> Iterator[tuple[int, 
     Args:
       path: the file.
       damage: what happens to lines that are not UTF-8 and to a cut; by default they are errors.
+      fallback: encoding of the lines that are not UTF-8; None where all have to be.
 
     Raises:
       UserError: if the file is missing, a folder, empty, or damaged beyond what `damage` allows.
@@ -58,7 +61,7 @@ def read_lines(path: Path, damage: Damage | None = None) -> Iterator[tuple[int, 
                         f"gzip files of {_MAX_EXPANSION} times their size are read; it is no log"
                     )
                 try:
-                    line = _decode(raw, path, number)
+                    line = _decode(raw, path, number, fallback)
                 except DamagedLineError as error:
                     damage.handle(error)
                     continue
@@ -92,11 +95,13 @@ def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path, "rb")) if is_gzip else path.open("rb")
 
 
-def _decode(raw: bytes, path: Path, number: int) -> str:
+def _decode(raw: bytes, path: Path, number: int, fallback: str | None) -> str:
     """Returns the line as text, without its end."""
     try:
         line = raw.decode("utf-8")
     except UnicodeDecodeError as error:
+        if fallback:
+            return raw.decode(fallback).removesuffix("\n").removesuffix("\r")
         problem = f"not UTF-8 ({error.reason} at byte {error.start}); convert the file"
         damaged(path, number, "not_utf8", problem)
     line = line.removesuffix("\n").removesuffix("\r")
