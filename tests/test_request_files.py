@@ -1,6 +1,11 @@
 """Requests from files: what a row may say, and what is said of one that cannot be used."""
 
+import csv
+import gzip
+import io
 import json
+import sys
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,24 +17,41 @@ from instructrec_jax.damage import Damage
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.task_modules import find_variant
 from instructrec_jax.requests.request_files import INSTRUCTION, RequestFile
+from instructrec_jax.requests.row_files import LISTS, RowFile
 
 MODULE = "instructrec_jax.tasks.mixtures"
 ROW = {"id": "u7", "instruction": "Which one?", "candidates": ["Braid", "Doom", "Ico"]}
 
 
 def write(path, rows):
-    """Rows as a JSONL file, a text as the line that it is; or as Parquet."""
+    """Rows as a JSONL file, a text as the line that it is; or as its name says."""
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    if {".csv", ".tsv"} & set(path.suffixes):
+        text = as_cells(rows, "," if ".csv" in path.suffixes else "\t")
     else:
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        text = "".join(f"{line}\n" for line in lines)
+    data = text.encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return path
+
+
+def as_cells(rows, delimiter):
+    """Rows as CSV, lists as JSON arrays."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), delimiter=delimiter)
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: json.dumps(v) if k in LISTS else v for k, v in row.items()})
+    return stream.getvalue()
 
 
 def read(path, *, template=None, on_damage="fail"):
     """The requests of a file that can be used, and what was left out."""
-    file = RequestFile(path, [INSTRUCTION if template is None else find_variant(MODULE, template)])
+    variant = INSTRUCTION if template is None else find_variant(MODULE, template)
+    file = RequestFile(RowFile(path), [variant])
     file.survey(Damage(on_damage=on_damage, switch="ON_DAMAGE"))
     damage, found = Damage(on_damage="skip"), []
     for row in file.rows():
@@ -60,6 +82,100 @@ def test_a_row_says_all_that_there_is_to_say(tmp_path, name):
     assert record.specific_intention == "a quiet one"
     assert record.candidates == ("Braid", "Ico") and record.candidate_ids == (2**40, 4)
     assert (record.target_id, record.target) == (4, "Ico")
+
+
+OTHER_FORMS = ["r.jsonl.gz", "r.csv", "r.csv.gz", "r.tsv"]
+
+
+@pytest.mark.parametrize("name", OTHER_FORMS)
+def test_requests_of_any_form_are_those_of_jsonl(tmp_path, name):
+    rows = [
+        {
+            "id": "u7",
+            "history": ['Halo, "the" first', "Myst;\tor not\n"],
+            "preference": "likes [puzzles]",
+            "intention": "12",
+            "candidates": ["Braid", "Caf\u00e9", "Ico"],
+            "candidate_ids": [2**40, 9, 4],
+            "target_index": 2,
+            "exclude": [9],
+            "note": "mine",
+        },
+        {"id": "u8", "history": ["Doom"], "intention": "3", "candidates": ["A", "B"]},
+    ]
+    expected, _ = read(write(tmp_path / "plain.jsonl", rows), template="C10.specific")
+    found, damage = read(write(tmp_path / name, rows), template="C10.specific")
+    assert found == expected and len(found) == 2 and not damage.counts
+
+
+def test_requests_come_through_a_pipe(tmp_path, monkeypatch):
+    lines = f"{json.dumps(ROW)}\n\n{json.dumps(ROW | {'id': 8})}".encode()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(lines)))
+    found, _ = read("-")
+    assert [record.example_id for record in found] == ["u7", "8"]
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b'{"id": 1')))
+    with pytest.raises(UserError, match=r"^stdin line 1: not JSON"):
+        read("-")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO()))
+    with pytest.raises(UserError, match=r"^stdin is empty; expected one request a line"):
+        read("-")
+
+
+HEADER = "id,instruction,candidates\n"
+GOOD = 'a,Which?,"[""Braid"", ""Ico""]"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            HEADER + "a,Which?,Braid|Ico\n",
+            "line 2: candidates is 'Braid|Ico'; .* a JSON array, such",
+        ),
+        (HEADER + "a,Which?,\"['Braid', 'Ico']\"\n", r"is \"\['Braid', .*pandas: column.map"),
+        (HEADER + GOOD + "b,Which\n", "line 3: 2 fields, expected 3 as in the header"),
+        (
+            HEADER + GOOD + 'b,Which?,"[""Braid',
+            "not a readable CSV file after line 2 .*half-written",
+        ),
+        (HEADER + 'a,"Which\none?",\n' + "b,,x\n", "line 2: request 'a': has no candidates"),
+        ("id,id\n", "the header names 'id' twice"),
+        ("a;b\n", "names 'a;b', none of which is a field of a request .* parted by ','"),
+        (HEADER, "is empty; expected one request a line"),
+        ("", "is empty; expected one request a line"),
+        (
+            "id,instruction,candidate\na,Which?,x\n",
+            "has no candidates: is it 'candidate'\\? Name it",
+        ),
+    ],
+)
+def test_a_mistake_in_csv_is_named(tmp_path, text, message):
+    (tmp_path / "r.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "r.csv")
+
+
+def test_bytes_that_are_no_text_are_named_in_csv(tmp_path):
+    (tmp_path / "r.csv").write_bytes(HEADER.encode() + b"a,\xff,[]\n" + GOOD.encode())
+    with pytest.raises(UserError, match="line 2: instruction is not UTF-8; convert the file"):
+        read(tmp_path / "r.csv")
+    found, damage = read(tmp_path / "r.csv", on_damage="skip")
+    assert len(found) == 1 and damage.counts == {"not_utf8": 1}
+
+
+def test_a_gzip_file_that_was_cut_is_named(tmp_path):
+    path = write(tmp_path / "r.jsonl.gz", [ROW | {"id": str(number)} for number in range(9000)])
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(
+        UserError, match=r"not a readable gzip file after line \d+ .*obtain it again"
+    ):
+        read(path)
+
+
+def test_fields_that_no_request_has_are_named(tmp_path, caplog):
+    caplog.set_level("INFO")
+    read(write(tmp_path / "r.csv", [ROW | {"prefrence": "x"}]))
+    assert "fields that no request has are ignored: 'prefrence'" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["r.jsonl", "r.parquet"])
@@ -156,17 +272,18 @@ def test_a_template_asks_for_the_texts_that_it_shows(tmp_path):
     path = write(tmp_path / "r.jsonl", [without("instruction") | {"history": []}])
     with pytest.raises(UserError, match="has no history, which a template of the run shows"):
         read(path, template="A7")
-    with pytest.raises(UserError, match="has an instruction and REQUEST_TEMPLATES says to write"):
+    with pytest.raises(UserError, match="has an instruction, and a template is named"):
         read(write(path, [ROW]), template="A7")
 
 
 def test_files_that_are_none_are_refused(tmp_path):
     for name, message in (
-        ("r.csv", r"expected a file \*\.jsonl or \*\.parquet"),
+        ("r.txt", r"expected \*\.jsonl, \*\.csv, \*\.tsv, \*\.parquet .* or - for JSONL"),
+        ("r.parquet.gz", r"all but \*\.parquet also with \.gz"),
         ("r.jsonl", "there is no such file"),
     ):
         with pytest.raises(UserError, match=message):
-            RequestFile(tmp_path / name, [INSTRUCTION])
+            RowFile(tmp_path / name)
     with pytest.raises(UserError, match="is empty; expected one request a line"):
         read(write(tmp_path / "r.jsonl", [""]))
     (tmp_path / "r.parquet").write_text("PAR1")

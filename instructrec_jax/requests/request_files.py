@@ -1,33 +1,33 @@
-"""Ranking requests from a JSONL or Parquet file, read as a stream and checked field by field.
+"""Ranking requests from a file, read as a stream and checked field by field.
 
     {"id": "u7", "history": ["Halo", "Myst"], "preference": "likes puzzles", "intention": "...",
      "candidates": ["Braid", "Doom", "Ico"], "candidate_ids": [3, 9, 4], "target_index": 0,
      "exclude": [9]}
 
 Needed are `id`, `candidates` and what the template shows; `instruction` instead of the texts is a
-prompt that is whole already. Other fields are ignored.
+prompt that is whole already. Other fields are ignored, and named in a message. `row_files` says in
+which forms a file may be.
 """
 
 import array
 import collections
-import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+import difflib
+import logging
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from instructrec_jax import files
 from instructrec_jax.damage import Damage, DamagedLineError
 from instructrec_jax.data.titles import is_seen, model_title
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Template, Variant, plain_text, plain_title
 from instructrec_jax.instructions.token_budget import MisfitError
 from instructrec_jax.records import InstructionRecord, TaskForm
+from instructrec_jax.requests.row_files import FIELDS, Row, RowFile, Values
 from instructrec_jax.seeds import stable_seed
 
+logger = logging.getLogger(__name__)
 # The field of a file that stands for each field of an instruction record.
 TEXT_FIELDS = {
     "history": "history",
@@ -37,10 +37,6 @@ TEXT_FIELDS = {
     "specific_intention": "intention",
     "context": "context",
 }
-_FIELDS = (
-    *("id", "instruction", *dict.fromkeys(TEXT_FIELDS.values())),
-    *("candidates", "candidate_ids", "target_index", "exclude"),
-)
 # What writes instructions that are whole already: they stand in a record as its context.
 INSTRUCTION = Variant(
     Template(
@@ -51,45 +47,28 @@ INSTRUCTION = Variant(
     )
 )
 _MAX_ID = 2**63 - 1
-_PARQUET_ROWS = 256  # read at once
-_PARQUET_BUFFER = 1 << 20  # bytes
-
-Values = Mapping[str, Any]
-Row = tuple[int, bytes | Values]  # number of the line or row, from 1, and its content
+_MAX_SHOWN = 12  # names of fields in a message
 
 
 class RequestFile:
     """A file of requests. Nothing of it is kept but 8 bytes a row while it is surveyed."""
 
-    def __init__(self, path: Path | str, variants: Sequence[Variant]) -> None:
-        """Names the file, and reads nothing.
+    def __init__(self, file: RowFile, variants: Sequence[Variant]) -> None:
+        """Reads nothing yet.
 
         Args:
-          path: a file `*.jsonl` or `*.parquet`.
+          file: its rows.
           variants: what the requests are rendered with; `INSTRUCTION` alone where the rows hold
             whole instructions.
-
-        Raises:
-          UserError: if there is no such file, or it has another ending.
         """
-        self.path = Path(path)
-        self._is_parquet = self.path.suffix == ".parquet"
-        if not self._is_parquet and self.path.suffix != ".jsonl":
-            raise UserError(f"REQUESTS is {path}; expected a file *.jsonl or *.parquet")
-        if not self.path.is_file():
-            raise UserError(f"REQUESTS is {path}, and there is no such file")
-        self.unit = "row" if self._is_parquet else "line"
+        self.file = file
         self.holds_instructions = list(variants) == [INSTRUCTION]
         self.needs = {TEXT_FIELDS[name] for variant in variants for name in variant.needs}
         self._repeated: dict[int, int] = {}
 
-    def fingerprint(self) -> str:
-        """Returns the sha256 of the file's bytes."""
-        return files.sha256(self.path)
-
     def rows(self) -> Iterator[Row]:
         """Yields the rows, not yet parsed; empty lines are none."""
-        return self._parquet_rows() if self._is_parquet else self._lines()
+        return self.file.rows()
 
     def survey(self, damage: Damage) -> int:
         """Parses all rows once, so that a mistake in the last one shows before the first is scored.
@@ -103,15 +82,18 @@ class RequestFile:
         Raises:
           UserError: if the file is empty or cannot be read, and as `damage` says.
         """
+        if ignored := [name for name in self.file.names if name not in FIELDS]:
+            shown = ", ".join(map(repr, ignored[:_MAX_SHOWN]))
+            logger.info("%s: fields that no request has are ignored: %s", self.file.name, shown)
         num_rows, hashes = 0, array.array("Q")
         for row in self.rows():
             num_rows += 1
             try:
-                hashes.append(stable_seed(_RowReader(self, row[0]).record(row[1]).example_id))
+                hashes.append(stable_seed(_RowReader(self, row).record().example_id))
             except DamagedLineError as error:
                 damage.handle(error)
         if not num_rows:
-            raise UserError(f"{self.path} is empty; expected one request a {self.unit}")
+            raise UserError(f"{self.file.name} is empty; expected one request a {self.file.unit}")
         values, counts = np.unique(np.frombuffer(hashes, np.uint64), return_counts=True)
         if suspects := {int(value) for value in values[counts > 1]}:
             self._find_repeated(suspects, damage)
@@ -126,80 +108,51 @@ class RequestFile:
         Raises:
           DamagedLineError: if it cannot be used.
         """
-        number, values = row
-        record = _RowReader(self, number).record(values)
-        if number in self._repeated:
-            raise self._repeats(number, record.example_id)
+        record = _RowReader(self, row).record()
+        if row[0] in self._repeated:
+            raise self._repeats(row[0], record.example_id)
         return record
 
     def misfit(self, row: Row, error: MisfitError) -> DamagedLineError:
         """Returns what rendering says of a request that cannot become tokens, with its place."""
-        return self.damaged(row[0], error.reason, str(error))
-
-    def damaged(self, number: int, reason: str, problem: str) -> DamagedLineError:
-        """Returns the error that says what is wrong with the row of that number."""
-        place = f"{self.unit} {number}"
-        return DamagedLineError(
-            f"{self.path} {place}: {problem}", reason=reason, place=f"{self.path.name} {place}"
-        )
+        return self.file.damaged(row[0], error.reason, str(error))
 
     def _find_repeated(self, suspects: Collection[int], damage: Damage) -> None:
         """Notes which rows repeat the id of an earlier one, of those whose hashes are suspect."""
         first: dict[str, int] = {}
-        for number, values in self.rows():
+        for row in self.rows():
             try:
-                name = _RowReader(self, number).record(values).example_id
+                name = _RowReader(self, row).record().example_id
             except DamagedLineError:
                 continue
-            if stable_seed(name) in suspects and first.setdefault(name, number) != number:
-                self._repeated[number] = first[name]
-                damage.handle(self._repeats(number, name))
+            if stable_seed(name) in suspects and first.setdefault(name, row[0]) != row[0]:
+                self._repeated[row[0]] = first[name]
+                damage.handle(self._repeats(row[0], name))
 
     def _repeats(self, number: int, name: str) -> DamagedLineError:
-        earlier = f"{self.unit} {self._repeated[number]}"
-        return self.damaged(
+        earlier = f"{self.file.unit} {self._repeated[number]}"
+        return self.file.damaged(
             number,
             "repeated_id",
             f"request {name!r} has the id of {earlier}; give each request an id of its own",
         )
 
-    def _lines(self) -> Iterator[Row]:
-        with self.path.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-
-    def _parquet_rows(self) -> Iterator[Row]:
-        number = 0
-        try:
-            with pq.ParquetFile(self.path, buffer_size=_PARQUET_BUFFER) as stream:
-                columns = [name for name in stream.schema_arrow.names if name in _FIELDS]
-                for batch in stream.iter_batches(_PARQUET_ROWS, columns=columns):
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield number, row
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"{self.path} is not a readable Parquet file after row {number} ({error}); "
-                "write it again"
-            ) from None
-
 
 class _RowReader:
     """One row that is being parsed."""
 
-    def __init__(self, file: RequestFile, number: int) -> None:
-        self._file, self._number = file, number
+    def __init__(self, requests: RequestFile, row: Row) -> None:
+        self._requests, self._row = requests, row
         self._id: str | None = None
 
     def fail(self, reason: str, problem: str) -> NoReturn:
         """Raises the error that says where and what."""
         request = "" if self._id is None else f"request {self._id!r}: "
-        raise self._file.damaged(self._number, reason, f"{request}{problem}")
+        raise self._requests.file.damaged(self._row[0], reason, f"{request}{problem}")
 
-    def record(self, row: bytes | Values) -> InstructionRecord:
-        """Returns the request, which is a line of JSON or values by name."""
-        values = self._json(row) if isinstance(row, bytes) else row
+    def record(self) -> InstructionRecord:
+        """Returns the request."""
+        values = self._requests.file.values(self._row)
         self._id = request_id = self._as_id(values.get("id"))
         titles = self._titles(values.get("candidates"))
         ids, target = self._ids(values, titles), self._target(values, len(titles))
@@ -215,17 +168,6 @@ class _RowReader:
             candidates=tuple(titles[index] for index in kept),
             **texts,
         )
-
-    def _json(self, line: bytes) -> Values:
-        try:
-            found = json.loads(line)
-        except UnicodeDecodeError as error:
-            self.fail("not_utf8", f"not UTF-8 ({error.reason}); convert the file")
-        except (ValueError, RecursionError) as error:
-            self.fail("not_json", f"not JSON ({error}); the line is half-written or damaged")
-        if not isinstance(found, dict):
-            self.fail("not_json", f"holds {type(found).__name__}, expected an object with names")
-        return found
 
     def _as_id(self, value: Any) -> str:
         is_whole = isinstance(value, int) and not isinstance(value, bool)
@@ -299,22 +241,23 @@ class _RowReader:
     def _texts(self, values: Values) -> dict[str, Any]:
         """Returns the texts of the record."""
         given = values.get("instruction")
-        if self._file.holds_instructions:
+        if self._requests.holds_instructions:
             if not isinstance(given, str) or not plain_text(given):
                 self.fail(
                     "no_instruction",
                     f"instruction is {given!r}, expected a text; rows that hold history, "
-                    "preference or intention need REQUEST_TEMPLATES",
+                    "preference or intention need a template (REQUEST_TEMPLATES, --template)",
                 )
             self._check_encodable("instruction", given)
             return {"history": (), "context": given}
         if given is not None:
             self.fail(
                 "no_template_needed",
-                "has an instruction and REQUEST_TEMPLATES says to write one; leave out either",
+                "has an instruction, and a template is named that writes one (REQUEST_TEMPLATES, "
+                "--template); leave out either",
             )
         found = {name: self._one_or_more(name, values.get(name)) for name in TEXT_FIELDS.values()}
-        for name in sorted(self._file.needs):
+        for name in sorted(self._requests.needs):
             if not "".join(found[name]):
                 self.fail(f"no_{name}", f"has no {name}, which a template of the run shows")
         record: dict[str, Any] = {field: found[name] for field, name in TEXT_FIELDS.items()}
@@ -331,7 +274,10 @@ class _RowReader:
     def _list(self, name: str, value: Any) -> list[str]:
         """Returns a list of texts."""
         if value is None:
-            self.fail(f"no_{name}", f"has no {name}")
+            names = self._requests.file.names
+            near = difflib.get_close_matches(name, [n for n in names if n not in FIELDS], n=1)
+            hint = f": is it {near[0]!r}? Name it {name!r}" if near else ""
+            self.fail(f"no_{name}", f"has no {name}{hint}")
         if not isinstance(value, list):
             self.fail(f"bad_{name}", f"{name} is {value!r}, expected a list of texts")
         for part in value:

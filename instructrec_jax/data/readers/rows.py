@@ -50,7 +50,7 @@ def read_lines(
     number = 0
     try:
         check_is_file(path)
-        with _open(path) as stream:
+        with open_plain_or_gzip(path) as stream:
             most = max(_MAX_EXPANSION * path.stat().st_size, _MIN_EXPANDED)
             while raw := stream.readline(MAX_LINE_BYTES + 1):
                 number += 1
@@ -88,8 +88,8 @@ def fail(path: Path, line: int, problem: str) -> NoReturn:
     raise UserError(f"{path} line {line}: {problem}")
 
 
-def _open(path: Path) -> BinaryIO:
-    """Opens the file for its decompressed bytes."""
+def open_plain_or_gzip(path: Path) -> BinaryIO:
+    """Opens a file for its decompressed bytes; its first ones, not its name, say if it is gzip."""
     with path.open("rb") as stream:
         is_gzip = stream.read(2) == _GZIP_MAGIC
     return cast(BinaryIO, gzip.open(path, "rb")) if is_gzip else path.open("rb")

@@ -26,7 +26,8 @@ from instructrec_jax.metrics.ranking import PMI, checked_normalisers
 from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, num_batch_shares
 from instructrec_jax.progress import stop_on_sigterm
-from instructrec_jax.requests.request_files import INSTRUCTION, RequestFile
+from instructrec_jax.requests.request_files import INSTRUCTION
+from instructrec_jax.requests.row_files import RowFile
 from instructrec_jax.scores import parts
 from instructrec_jax.scores.claims import STALE_SECONDS, Claims
 from instructrec_jax.scoring.candidate_views import AllAtOnce, Strategy, cost_of, described
@@ -201,7 +202,7 @@ def _open(data: RunData, run: ScoreSettings, checkpoint: Source, model: T5Config
         return _Opened(sets=sets, inputs=data.fingerprint(dataset), teacher=data.teacher(dataset))
     names = dict.fromkeys(run.request_templates)
     variants = [_ranking_variant(data.module, name) for name in names] or [INSTRUCTION]
-    file = RequestFile(run.requests, variants)
+    file = RowFile(run.requests)
     sets = file_sets(file, variants, rendering=rendering, limit=run.num_requests)
     inputs = {"requests": file.fingerprint(), "vocabulary": data.vocabulary_hash(dataset)}
     return _Opened(sets=sets, inputs=inputs, teacher="as the requests say")

@@ -22,6 +22,7 @@ from instructrec_jax.instructions.token_budget import (
 )
 from instructrec_jax.records import InstructionRecord
 from instructrec_jax.requests.request_files import INSTRUCTION, RequestFile
+from instructrec_jax.requests.row_files import RowFile
 from instructrec_jax.scores.parts import ScoredRequest, Shard, shards_of
 from instructrec_jax.scoring.candidate_views import AllAtOnce, Outcome, Strategy
 from instructrec_jax.scoring.prefix_trees import TokenRequest
@@ -183,29 +184,29 @@ class _TaskRecords:
 
 
 def file_sets(
-    file: RequestFile, variants: Sequence[Variant], *, rendering: Rendering, limit: int | None
+    file: RowFile, variants: Sequence[Variant], *, rendering: Rendering, limit: int | None
 ) -> list[RequestSet]:
     """Returns the sets of a file of requests, one a template, and checks every row.
 
     Args:
-      file: the requests.
-      variants: the templates.
+      file: the rows of the requests.
+      variants: the templates, or `INSTRUCTION` alone.
       rendering: how they become tokens.
       limit: requests of each set; None for all.
 
     Raises:
       UserError: for the first row that cannot be used, unless the policy is to skip.
     """
-    damage = rendering.damage()
-    num_rows = file.survey(damage)
+    damage, requests = rendering.damage(), RequestFile(file, variants)
+    num_rows = requests.survey(damage)
     if damage.on_damage == SKIP and damage.counts:
-        logger.info("%s: leaving out %s", file.path, damage.counts)
+        logger.info("%s: leaving out %s", file.name, damage.counts)
     return [
         RequestSet(
             name=variant.name,
             variant=variant,
             num_requests=num_rows if limit is None else min(num_rows, limit),
-            requests=file,
+            requests=requests,
             rendering=rendering,
         )
         for variant in variants
