@@ -23,6 +23,7 @@ from instructrec_jax.parallel.mesh import (
     describe_placement,
     make_mesh,
 )
+from instructrec_jax.tokenizer import SentencePieceModel, load_vocabulary
 
 logger = logging.getLogger(__name__)
 TOKENIZER_FILE = "spiece.model"  # as Hugging Face names it; we keep the name
@@ -150,6 +151,32 @@ def open_source(path: Path | str, *, above: tuple[Path, ...] = ()) -> Source:
     if (folder := t5x.resolve_t5x(path)) is not None:
         return t5x.open_t5x(folder.resolve())
     return native.open_native(path, above)
+
+
+def open_vocabulary(source: Source, path: Path | str | None = None) -> SentencePieceModel:
+    """Returns the SentencePiece model of a checkpoint.
+
+    Args:
+      source: the checkpoint.
+      path: another place of it; None: beside the checkpoint.
+
+    Raises:
+      UserError: if there is none, or the checkpoint has fewer rows than it has ids.
+    """
+    path = path or source.tokenizer
+    if path is None:
+        raise UserError(
+            f"no SentencePiece model is in {source.path}; name it with vocabulary=, for a "
+            "model of this package DATA_DIR/<dataset>/vocabulary/sentencepiece.model"
+        )
+    pieces = load_vocabulary(path, extra_ids=source.ranking.extra_ids if source.ranking else 0)
+    size, num_rows = pieces.get_piece_size(), source.config.vocab_size
+    if size > num_rows:
+        raise UserError(
+            f"vocabulary {path} has {size} ids and the model of {source.path} only {num_rows} "
+            "rows for them; name the one it was made for"
+        )
+    return pieces
 
 
 def load_model(source: Source, abstract_model: T5) -> T5:

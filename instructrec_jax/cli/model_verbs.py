@@ -4,13 +4,16 @@ import argparse
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from instructrec_jax.cli import flags
 from instructrec_jax.cli.verb import Verb, add_gin_flags, print_result, quiet_imports
 from instructrec_jax.errors import UserError
-from instructrec_jax.settings import address_problem
+from instructrec_jax.settings import SettingError, address_problem
 
 _GIN_HELP = (
     "Configured by gin files: one for the model's size, one for the task mixture, one for the\n"
@@ -64,6 +67,78 @@ class GinVerb(Verb):
         else:
             print_result(json.dumps(returned, indent=2))
         return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ScoreVerb(GinVerb):
+    """Scoring in either of two forms: gin files, or a model with a file of requests.
+
+    Attributes:
+      plain: the function of the form without gin files, "module:name"; `example` is of that form.
+      gin_example: a command of the other one.
+    """
+
+    plain: str
+    gin_example: str
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the flags of both forms; which are needed depends on the form."""
+        own: Any = parser.add_argument_group(
+            "your own requests (needed: --model, --input, --output)"
+        )
+        flags.add_flags(own, self._ranked_file(), {})
+        for flag in own._group_actions:
+            flag.required = False
+        by_gin: Any = parser.add_argument_group("gin files")
+        super().add_flags(by_gin)
+        parser.epilog = f"example:\n{self._examples}\n\n{self._columns()}"
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Runs the form whose flags are given."""
+        plain = self._ranked_file()
+        given = [flag.name for flag in flags.flags_of(plain) if flag.name in vars(options)]
+        by_gin = [f"--gin_file={name}" for name in options.gin_file]
+        by_gin += [f"--gin.{binding}" for binding in options.bindings]
+        by_gin += ["--dry_run"] * options.dry_run
+        if not given:
+            if by_gin:
+                return super().run(options)
+            raise UserError(f"`instructrec score` needs one of two forms:\n{self._examples}")
+        if by_gin:
+            raise UserError(
+                f"--{given[0]} and {by_gin[0]} are of two forms of `instructrec score`, which do "
+                f"not go together; write one of them:\n{self._examples}"
+            )
+        needed = [flag.name for flag in flags.flags_of(plain) if flag.is_required]
+        if missing := [f"--{name}" for name in needed if name not in given]:
+            raise UserError(f"{', '.join(missing)} missing; expected as in\n  {self.example}")
+        try:
+            arguments = flags.arguments_of(plain, vars(options))
+            plain(**arguments)
+        except SettingError as error:
+            raise UserError(f"--{error.name} {error.problem}") from None
+        except BrokenPipeError:  # the reader has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if options.output != "-":
+            print_result(options.output)
+        return 0
+
+    @property
+    def _examples(self) -> str:
+        return f"  {self.example}\n  {self.gin_example}"
+
+    def _ranked_file(self) -> Callable[..., Any]:
+        return dataclasses.replace(self, function=self.plain).load()
+
+    def _columns(self) -> str:
+        from instructrec_jax.scores import columns
+
+        title = (
+            "columns of OUTPUT, a row a candidate; in JSONL a line a request, and its candidates,\n"
+            'best first, in the list "candidates":'
+        )
+        return columns.as_text(title, columns.RANKED)
 
 
 class _DemoVerb(Verb):
@@ -166,16 +241,23 @@ EVAL = GinVerb(
     ),
     function="instructrec_jax.stages.evaluate:evaluate",
 )
-SCORE = GinVerb(
+SCORE = _ScoreVerb(
     name="score",
-    summary="checkpoint -> log-likelihoods of every candidate",
+    summary="checkpoint -> log-likelihoods of every candidate; requests -> ranked candidates",
     description=(
-        "Scores all candidates of every example of a task (gin/runs/score.gin), or of every\n"
-        "request of a file (gin/runs/score_requests.gin), but for the parts that are there\n"
+        "Your own requests: ranks the candidates of every request of a file, best first. All else\n"
+        "comes from the model. A row holds an id, candidates, and what they are ranked by: an\n"
+        "instruction, or a history, an intention, a preference from which a template writes one:\n"
+        '{"id": "u7", "history": ["Halo", "Myst"], "candidates": ["Braid", "Ico"]}\n'
+        "It may also hold candidate_ids, target_index, exclude (ids or titles) and a context.\n"
+        "In CSV and TSV lists (history, candidates, candidate_ids, exclude) are JSON arrays.\n\n"
+        "Gin files: scores all candidates of every example of a task (gin/runs/score.gin), or of\n"
+        "every request of a file (gin/runs/score_requests.gin), but for the parts that are there\n"
         "already. Several processes with the same command share the work.\n"
         f"Writes Parquet files to INFER_OUTPUT_DIR.\n\n{_GIN_HELP}"
     ),
-    example=(
+    example="instructrec score --model=runs/model --input=requests.jsonl --output=ranked.jsonl",
+    gin_example=(
         "instructrec score --gin_file=gin/models/t5_tiny.gin \\\n"
         "    --gin_file=gin/mixtures/ml_100k.gin --gin_file=gin/runs/score.gin \\\n"
         "    --gin.DATA_DIR='\"runs/records\"' --gin.CHECKPOINT_PATH='\"runs/model\"' \\\n"
@@ -183,6 +265,7 @@ SCORE = GinVerb(
     ),
     function="instructrec_jax.stages.score:score",
     folder="INFER_OUTPUT_DIR",
+    plain="instructrec_jax.stages.score.ranked_file:rank_file",
 )
 GENERATE = GinVerb(
     name="generate",

@@ -188,8 +188,9 @@ def too_long_message(
     feature = "inputs" if what == "inputs" else "targets"
     return (
         f"task {task}, example {example_id}: {_WHAT[what]} needs {num_tokens} tokens and the "
-        f"feature length of {feature} is {max_tokens}; raise it in TASK_FEATURE_LENGTHS, or cut "
-        f'long titles: "title" there says at how many tokens{remedy}'
+        f"feature length of {feature} is {max_tokens}; raise it in TASK_FEATURE_LENGTHS "
+        f"(--{feature.removesuffix('s')}_tokens without gin files), or cut long titles: "
+        f'"title" there says at how many tokens{remedy}'
     )
 
 

@@ -50,6 +50,34 @@ _MAX_ID = 2**63 - 1
 _MAX_SHOWN = 12  # names of fields in a message
 
 
+# Templates for texts that a file holds, the first whose texts are there.
+_FITTING = {
+    ("history", "intention"): "C10.specific",
+    ("history", "preference"): "C10.preference",
+    ("history",): "A7",
+    ("intention",): "B7.specific",
+    ("preference",): "B7.preference",
+}
+
+
+def fitting_template(file: RowFile) -> str | None:
+    """Returns the template that the first request of a file suits; None for whole instructions.
+
+    Raises:
+      UserError: if it holds nothing that candidates could be ranked by.
+    """
+    filled = file.filled()
+    if not filled or "instruction" in filled:
+        return None
+    for texts, name in _FITTING.items():
+        if filled.issuperset(texts):
+            return name
+    raise UserError(
+        f"the first request of {file.name} has no instruction, history, preference or intention to "
+        f"rank candidates by; it has {', '.join(map(repr, sorted(filled)))}"
+    )
+
+
 class RequestFile:
     """A file of requests. Nothing of it is kept but 8 bytes a row while it is surveyed."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from instructrec_jax.checkpoints.ranking_config import DEFAULT_NORMALISER, chosen_normaliser
-from instructrec_jax.checkpoints.source import load_model, open_source
+from instructrec_jax.checkpoints.source import load_model, open_source, open_vocabulary
 from instructrec_jax.errors import UserError
 from instructrec_jax.generation.catalogue_trie import build_trie
 from instructrec_jax.instructions.language import plain_text, plain_title
@@ -25,7 +25,7 @@ from instructrec_jax.parallel.mesh import (
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.settings import check_arguments
-from instructrec_jax.tokenizer import SentencePieceModel, load_vocabulary, tokens_of
+from instructrec_jax.tokenizer import SentencePieceModel, tokens_of
 
 logger = logging.getLogger(__name__)
 _GENERATED_AT_ONCE = 8  # instructions
@@ -91,20 +91,8 @@ def open_model(
     """
     check_arguments(open_model, locals())
     source = open_source(checkpoint_path)
-    path = source.tokenizer if vocabulary is None else vocabulary
-    if path is None:
-        raise UserError(
-            f"no SentencePiece model is in {source.path}; name it with vocabulary=, for a "
-            "model of this package DATA_DIR/<dataset>/vocabulary/sentencepiece.model"
-        )
-    extra_ids = 0 if source.ranking is None else source.ranking.extra_ids
-    pieces = load_vocabulary(path, extra_ids=extra_ids)
+    pieces = open_vocabulary(source, vocabulary)
     config = dataclasses.replace(source.config, dtype=dtype)
-    if pieces.get_piece_size() > config.vocab_size:
-        raise UserError(
-            f"vocabulary {path} has {pieces.get_piece_size()} ids and the model of "
-            f"{source.path} only {config.vocab_size} rows for them; name the one it was made for"
-        )
     device_mesh = make_mesh(mesh or MeshSettings())
     model = load_model(source, abstract_model(config.init, device_mesh))
     normaliser, why = chosen_normaliser(None, source.ranking)

@@ -151,8 +151,8 @@ def score(
             shutil.rmtree(folder / CLAIMS, ignore_errors=True)
             return
         readers = [SetReader(own) for own in opened.sets]
-        scorer = _make_scorer(device_mesh, readers, step_tokens=run.step_tokens)
-        _keep_compiled(run.compilation_cache_dir)
+        scorer = make_scorer(device_mesh, readers, step_tokens=run.step_tokens)
+        keep_compiled(run.compilation_cache_dir)
         restored = load_model(checkpoint, shapes)
         if earlier is None:  # only now: a mistake leaves no folder behind
             planned.write(folder)
@@ -201,14 +201,14 @@ def _open(data: RunData, run: ScoreSettings, checkpoint: Source, model: T5Config
         sets = task_sets(run.tasks, split=run.split, rendering=rendering, limit=run.num_requests)
         return _Opened(sets=sets, inputs=data.fingerprint(dataset), teacher=data.teacher(dataset))
     names = dict.fromkeys(run.request_templates)
-    variants = [_ranking_variant(data.module, name) for name in names] or [INSTRUCTION]
+    variants = [ranking_variant(data.module, name) for name in names] or [INSTRUCTION]
     file = RowFile(run.requests)
     sets = file_sets(file, variants, rendering=rendering, limit=run.num_requests)
     inputs = {"requests": file.fingerprint(), "vocabulary": data.vocabulary_hash(dataset)}
     return _Opened(sets=sets, inputs=inputs, teacher="as the requests say")
 
 
-def _ranking_variant(module: str, name: str) -> Variant:
+def ranking_variant(module: str, name: str) -> Variant:
     """Returns a variant that ranks candidates, by its name such as "A7" or "B7.specific"."""
     variant = find_variant(module, name)
     if not variant.template.names_an_item:
@@ -296,7 +296,7 @@ def _finish(folder: Path, sets: Sequence[RequestSet]) -> None:
         shutil.rmtree(folder / CLAIMS, ignore_errors=True)
 
 
-def _keep_compiled(folder: str | None) -> None:
+def keep_compiled(folder: str | None) -> None:
     """Has JAX keep what it compiles, so that the next start need not compile it again."""
     if folder is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -309,12 +309,13 @@ def _keep_compiled(folder: str | None) -> None:
     logger.info("compiled programs are kept in %s", path)
 
 
-def _make_scorer(mesh: Mesh, readers: Sequence[SetReader], *, step_tokens: int) -> Scorer:
+def make_scorer(mesh: Mesh, readers: Sequence[SetReader], *, step_tokens: int) -> Scorer:
     """Returns the scorer of a run, for shapes that every process finds alike."""
     size = max(_SAMPLE_SIZE // len(readers), 1)
     requests = [request for reader in readers for request in reader.first(size)]
     if not requests:
-        raise UserError("none of the first requests can be used; ON_DAMAGE = 'fail' says why")
+        switch = readers[0].set.rendering.switch
+        raise UserError(f"none of the first requests can be used; {switch}=fail says why")
     _log_cost(requests, readers[0].set.rendering)
     sample = [prompt for request in requests for prompt in request.prompts]
     shapes = fit_shapes(sample, max_tokens=step_tokens, num_groups=num_batch_shares(mesh))

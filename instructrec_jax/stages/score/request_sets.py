@@ -29,7 +29,6 @@ from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.tokenizer import SentencePieceModel
 
 logger = logging.getLogger(__name__)
-ON_DAMAGE = "ON_DAMAGE"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +42,7 @@ class Rendering:
       on_damage: "fail" or "skip": what happens to requests that cannot be used.
       candidate_view: which candidates a prompt shows (CANDIDATE_VIEW).
       with_prior: whether candidates are scored under the neutral prompt too (WITH_PRIOR).
+      switch: the macro or flag that sets `on_damage`, for messages.
     """
 
     vocabulary: SentencePieceModel
@@ -51,10 +51,11 @@ class Rendering:
     on_damage: str
     candidate_view: Strategy = dataclasses.field(default_factory=AllAtOnce)
     with_prior: bool = False
+    switch: str = "ON_DAMAGE"
 
     def damage(self) -> Damage:
         """Returns the policy with nothing counted; a set may have any number of bad requests."""
-        return Damage(on_damage=self.on_damage, max_damaged=2**63, switch=ON_DAMAGE)
+        return Damage(on_damage=self.on_damage, max_damaged=2**63, switch=self.switch)
 
 
 class Requests(Protocol):
@@ -223,6 +224,7 @@ class PendingRequest:
       candidates: tokens of each candidate, int32 [t].
       views: indices of the candidates in each prompt of this round.
       prompts: the tokens of this round, for each view those of every variant.
+      num_history_dropped: history items that did not fit into one of them.
       outcome: None until the last round is scored.
     """
 
@@ -239,6 +241,7 @@ class PendingRequest:
         self._rounds = strategy.rounds(len(candidates), self.record.example_id)
         self.views = next(self._rounds)
         self.prompts: list[TokenRequest] = []
+        self.num_history_dropped = 0
         self.outcome: Outcome | None = None
 
     @property
@@ -273,14 +276,15 @@ class PendingRequest:
         self.prompts = []
         for view in self.views:
             shown = with_candidates(self.record, view.tolist())
-            self.prompts += [
-                TokenRequest(
-                    request_id=shown.example_id,
-                    instruction=renderer.instruction(shown).tokens,
-                    candidates=[self.candidates[index] for index in view],
+            candidates = [self.candidates[index] for index in view]
+            for renderer in renderers:
+                tokens, num_dropped, _ = renderer.instruction(shown)
+                self.num_history_dropped = max(self.num_history_dropped, num_dropped)
+                self.prompts.append(
+                    TokenRequest(
+                        request_id=shown.example_id, instruction=tokens, candidates=candidates
+                    )
                 )
-                for renderer in renderers
-            ]
 
     def take(self, scored: Iterator[np.ndarray]) -> None:
         """Takes the log-likelihoods of its prompts, and goes on to the next round or ends."""

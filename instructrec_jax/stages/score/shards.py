@@ -67,7 +67,7 @@ def score_shards(
         "score", total=len(names), unit="parts", done=num_written(), seconds_between_lines=0.0
     )
     with progress, Claims(folder / CLAIMS, stale_seconds=stale_seconds) as claims:
-        ahead = _ReadAhead(lambda is_over: _claimed(work, folder, claims, is_over))
+        ahead = ReadAhead(lambda is_over: _claimed(work, folder, claims, is_over))
         with contextlib.closing(ahead):
             while True:
                 try:
@@ -172,7 +172,7 @@ def _write(
             raise
 
 
-class _ReadAhead(Generic[_Item]):
+class ReadAhead(Generic[_Item]):
     """Runs an iterator in a thread, one item ahead of its reader."""
 
     def __init__(self, make: Callable[[threading.Event], Iterator[_Item]]) -> None:
