@@ -188,7 +188,10 @@ def test_a_run_of_another_tool_is_read_by_its_scores(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    ["u:3 Q0 5 1 0.5", "u:3 Q0 B00X 1 0.5 t", "u:3 Q0 5 1 high t", "u:3 Q0 5 1 nan t", "a b c"],
+    [
+        *("u:3 Q0 5 1 0.5", "u:3 Q0 B00X 1 0.5 t", "u:3 Q0 5 1 high t", "u:3 Q0 5 1 nan t"),
+        *("a b c", "u:3 Q0 99999999999999999999 1 0.5 t", "u:3 Q0 5 1 1e39 t"),
+    ],
 )
 def test_lines_that_are_no_run_are_named(tmp_path, line):
     path = tmp_path / "sequential.run"

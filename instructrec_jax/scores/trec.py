@@ -21,6 +21,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.scores.parts import NO_QUERY, ScoredRequest, Scores
 
 RUN, QRELS = ".run", ".qrels"
+_LARGEST = float(np.finfo(np.float32).max)
 _LINE = "qid Q0 docid rank score tag"
 
 
@@ -86,7 +87,7 @@ def _run_files(path: Path) -> list[Path]:
 
 def _read_run(path: Path) -> tuple[list[ScoredRequest], str]:
     """Returns the queries of a file in the order in which they appear, and its first tag."""
-    found: dict[str, tuple[list[int], list[float]]] = {}
+    found: dict[str, tuple[list[np.int64], list[np.float32]]] = {}
     first_tag = ""
     for qid, item, score, tag in _lines(path):
         first_tag = first_tag or tag
@@ -106,22 +107,21 @@ def _read_run(path: Path) -> tuple[list[ScoredRequest], str]:
     return requests, urllib.parse.unquote(first_tag)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, int, float, str]]:
+def _lines(path: Path) -> Iterator[tuple[str, np.int64, np.float32, str]]:
     """Yields query, item, score and tag of every line."""
-    for number, line in enumerate(files.read_text(path).split("\n"), start=1):
-        if not (fields := line.split()):
-            continue
-        try:
-            qid, _, docid, _, score, tag = fields
-            item, value = int(docid), float(score)
-            if not np.isfinite(np.float32(value)):
-                raise ValueError(f"the score {score} is not a finite number")
-        except (ValueError, OverflowError) as error:
-            raise UserError(
-                f"{path} line {number} is {line[:80]!r} ({error}); expected `{_LINE}`, where qid "
-                "and docid are an example_id and an item_id of candidates.parquet"
-            ) from None
-        yield qid, item, value, tag
+    with files.open_input(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                if fields := line.decode("utf-8-sig").split():
+                    qid, _, docid, _, score, tag = fields
+                    if not abs(float(score)) <= _LARGEST:
+                        raise ValueError(f"the score {score} is no finite number of 32 bits")
+                    yield qid, np.int64(int(docid)), np.float32(score), tag
+            except (ValueError, OverflowError) as error:
+                raise UserError(
+                    f"{path} line {number} is {line[:80]!r} ({error}); expected `{_LINE}`, where "
+                    "qid and docid are an example_id and an item_id of candidates.parquet"
+                ) from None
 
 
 def _escaped(name: str) -> str:

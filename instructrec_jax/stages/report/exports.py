@@ -228,13 +228,12 @@ def _without_prompts(run: Run, dataset: str, settings: ExportSettings) -> str:
     told = run.scores.metadata
     if settings.data_dir is None:
         return "no --data_dir names the records that were scored"
-    if "records" not in told:
-        return "another program made the scores, or no prompts"
+    if not {"records", "vocabulary", "feature_lengths"} <= told.keys():
+        return "the scores do not say of which records they are (another program made them)"
     if not run.scores.shows_all():
         return f"its candidates are spread over several ({run.scores.view['strategy']})"
-    if _data(run, settings).fingerprint(dataset) != {
-        name: told.get(name) for name in ("records", "vocabulary")
-    }:
+    found = _data(run, settings).fingerprint(dataset)
+    if any(told[name] != sha for name, sha in found.items()):
         return f"it was scored with other records or another vocabulary than {settings.data_dir}"
     return ""
 
