@@ -117,7 +117,8 @@ def read_plain_scores(path: Path | str) -> Scores:
     path = Path(path)
     requests: _Sets = {}
     metadata: dict[str, dict[str, Any]] = {}
-    for number, found in _json_lines(path, _plain_line, "write it as the documentation shows"):
+    remedy = "write it as `instructrec report --help` shows (TREC runs are named SCENARIO.run)"
+    for number, found in _json_lines(path, _plain_line, remedy):
         told, request = found
         scenario = {name: told.get(name, NO_QUERY) for name in ("family", "query")}
         template = told.get("template", ".".join(scenario.values()).removesuffix(f".{NO_QUERY}"))

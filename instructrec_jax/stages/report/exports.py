@@ -54,8 +54,9 @@ lm-eval gives to what `--log_samples` writes:
 * `metrics`: names of the metrics, each of which is a field of its own.
 
 lm-eval has no `rank` (of the target; ties count against it) and no `order` (indices of the
-candidates, best first), and says of each response also whether it is the greedy one. Numbers that
-are not finite are null.
+candidates, best first; with a CANDIDATE_VIEW of several rounds those of later rounds come before
+the others), and says of each response also whether it is the greedy one. Numbers that are not
+finite are null.
 """
 _logger = logging.getLogger(__name__)
 
