@@ -1,7 +1,7 @@
-"""Long work: its progress, shown, and SIGTERM, by which it is asked to stop.
+"""Long work: its progress, shown, and the signals by which it is asked to stop.
 
 Progress is one live line at a terminal, and full lines where messages are piped. Preempted machines
-get SIGTERM: work stops at the next good moment.
+get SIGTERM, and a person presses Ctrl-C: work stops at the next good moment.
 """
 
 import logging
@@ -58,7 +58,7 @@ class Progress:
         self._live: Any = None
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
             self._live = _live_line(self.what, self.total, self.done)
             self._live.start()
         return self
@@ -153,7 +153,7 @@ def _live_line(what: str, total: int | None, done: int) -> Any:
 
 
 class StopAskedError(BaseException):
-    """Raised where SIGTERM arrives inside `Stop.interrupts`.
+    """Raised where a request to stop arrives inside `Stop.interrupts`.
 
     No `Exception`, so that nothing on the way takes it for a failure that can be passed over.
     """
@@ -163,19 +163,24 @@ class Stop:
     """Whether somebody asked to stop.
 
     Attributes:
-      is_asked: whether SIGTERM has arrived.
+      asked_by: the first signal that asked; None: nobody did.
     """
 
     def __init__(self) -> None:
-        self.is_asked = False
+        self.asked_by: signal.Signals | None = None
         self._may_interrupt = False
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a signal has arrived."""
+        return self.asked_by is not None
 
     @contextmanager
     def interrupts(self) -> Iterator[None]:
-        """Lets SIGTERM break off what runs inside, which can be done again at any time.
+        """Lets a request break off what runs inside, which can be done again at any time.
 
         Raises:
-          StopAskedError: if SIGTERM arrives, or has arrived.
+          StopAskedError: if one arrives, or has arrived.
         """
         self._may_interrupt = True
         try:
@@ -189,23 +194,37 @@ class Stop:
         finally:
             self._may_interrupt = False
 
-    def ask(self, _signal: int, _frame: Any) -> None:
-        """Handles the signal."""
-        self.is_asked = True
+    def ask(self, number: int, _frame: Any) -> None:
+        """Handles a signal; a second Ctrl-C waits for nothing.
+
+        Raises:
+          KeyboardInterrupt: at the second Ctrl-C.
+          StopAskedError: where the work may be broken off.
+        """
+        if number == signal.SIGINT == self.asked_by:
+            raise KeyboardInterrupt
+        self.asked_by = self.asked_by or signal.Signals(number)
         if self._may_interrupt:
             raise StopAskedError
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[Stop]:
-    """Turns SIGTERM into a request to stop, until the block ends."""
-    stop = Stop()
-    try:
-        previous = signal.signal(signal.SIGTERM, stop.ask)
-    except ValueError:  # not the main thread: whoever embeds this owns the signals
-        yield stop
-        return
+def stop_on(*numbers: signal.Signals) -> Iterator[Stop]:
+    """Turns signals into a request to stop, until the block ends.
+
+    Args:
+      *numbers: SIGTERM, and SIGINT where work is to be saved before Ctrl-C ends it; one that the
+        process ignores stays ignored.
+    """
+    stop, previous = Stop(), {}
+    for number in numbers:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            try:
+                previous[number] = signal.signal(number, stop.ask)
+            except ValueError:  # not the main thread: whoever embeds this owns the signals
+                break
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

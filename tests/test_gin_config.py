@@ -117,8 +117,7 @@ def test_a_file_found_behind_the_first_folder_is_no_error(tmp_path, monkeypatch,
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     names = ("models/t5_tiny.gin", "mixtures/ml_100k.gin", "runs/finetune.gin")
-    paths = [gin_files.find_gin_file(f"gin/{name}") for name in names]
-    texts = gin_files.read_files(paths)
+    texts = gin_files.read_files([f"gin/{name}" for name in names])
     given = ["DATA_DIR='a'", "MODEL_DIR='b'", "TRAIN_STEPS=3", "INITIAL_CHECKPOINT_PATH=None"]
     bindings = gin_files.read_bindings(given, texts)
     gin_config.configure(stage.train, [*texts, *bindings])
@@ -313,6 +312,15 @@ def test_what_a_shipped_file_includes_is_shipped_whatever_the_working_folder_hol
     assert "mine" not in {statement.key for text in texts for statement in text.statements}
 
 
+def test_search_paths_come_before_every_other_folder(write):
+    write("mine.gin", "STEPS = 1\n", head="")
+    write("a/mine.gin", "STEPS = 2\ninclude 'part.gin'\n", head="")
+    write("b/mine.gin", "STEPS = 3\n", head="")
+    write("b/part.gin", RUN)
+    found = run(["mine.gin"], "MODEL_DIR='d'", search_paths=["none", "a", "b"])
+    assert found[1] == 2
+
+
 def test_a_shared_file_may_say_what_only_another_kind_of_run_uses(write, monkeypatch):
     files = [write("run.gin", RUN), write("mixture.gin", "EVAL_TASKS = ['a']\n", head="")]
     write("other.gin", "toy_stage.train.tasks = %EVAL_TASKS\n")
@@ -335,8 +343,7 @@ def test_every_shipped_run_is_complete_but_for_what_it_requires(path, overlays):
     from instructrec_jax.stages import evaluate, generate, score, train
 
     names = ["gin/models/t5_tiny.gin", "gin/mixtures/ml_100k.gin", str(path), *overlays]
-    paths = [gin_files.find_gin_file(name) for name in names]
-    texts = gin_files.read_files(paths)
+    texts = gin_files.read_files(names)
     statements = [statement for text in texts for statement in text.statements]
     required = {s.key for s in statements if s.is_required} - {
         s.key for s in statements if not s.is_required

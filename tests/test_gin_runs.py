@@ -197,14 +197,6 @@ def test_an_unknown_macro_names_its_nearest_neighbour():
         configured("gin/models/t5_tiny.gin", MIXTURE, FINETUNE, bindings=["TRAIN_STEPS_RELATIV=3"])
 
 
-@pytest.mark.parametrize("name", gin_config.NOT_FOLLOWED)
-def test_a_macro_of_t5x_that_nothing_follows_is_refused_with_the_reason(name):
-    message = rf"{name} \(the command line\) is a macro of T5X's .* leave it out"
-    with pytest.raises(UserError, match=message):
-        configured("gin/models/t5_tiny.gin", MIXTURE, FINETUNE, bindings=[f"{name}=None"])
-    assert name in gin_files.find_gin_file(FINETUNE).read_text()
-
-
 def test_a_run_without_a_number_of_steps_names_both_macros_and_their_file(caplog):
     both = r"TRAIN_STEPS and TRAIN_STEPS_RELATIVE are both None"
     file = re.escape(FINETUNE)

@@ -57,7 +57,7 @@ def test_the_next_run_removes_what_a_killed_one_left_and_nothing_of_one_that_liv
 def test_an_error_that_a_request_to_stop_became_is_the_request():
     stop = Stop()
     with pytest.raises(StopAskedError), stop.interrupts():
-        stop.is_asked = True
+        stop.asked_by = signal.SIGTERM
         raise ValueError("a library has wrapped it")
     with pytest.raises(ValueError, match="plain"), Stop().interrupts():
         raise ValueError("plain")

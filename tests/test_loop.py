@@ -18,6 +18,10 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def press_ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 class Lossy:
     """A number that calls a function when it is read, as a device does work meanwhile."""
 
@@ -163,6 +167,39 @@ def test_sigterm_says_how_to_go_on(tmp_path, caplog):
     with caplog.at_level("INFO"):
         toy.run(train_steps=100, log=1)
     assert "stopped on SIGTERM after step 2; the same command goes on from there" in caplog.text
+
+
+@pytest.mark.parametrize(("moment", "step"), [("step", 5), ("loss", 4), ("evaluate", 6)])
+def test_ctrl_c_saves_as_sigterm_does_and_nothing_that_waits_for_the_run_goes_on(
+    tmp_path, caplog, moment, step
+):
+    toy = Toy(tmp_path)
+    pressed = iter([press_ctrl_c])  # once: a loss is read twice
+    toy.hooks[moment, step] = lambda: next(pressed, lambda: None)()
+    with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
+        toy.run(train_steps=100, log=2, evaluate=3, checkpoint=50)
+    assert toy.saved[-1] == step
+    assert f"stopped on Ctrl-C after step {step}; the same command goes on" in caplog.text
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path):
+    toy = Toy(tmp_path)
+    toy.hooks["step", 4] = press_ctrl_c
+    toy.hooks["loss", 4] = press_ctrl_c
+    with pytest.raises(KeyboardInterrupt):
+        toy.run(train_steps=100, log=4)
+    assert toy.saved == []
+
+
+def test_ctrl_c_stays_ignored_where_it_was(tmp_path):
+    toy = Toy(tmp_path)
+    toy.hooks["step", 1] = press_ctrl_c
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert toy.run(train_steps=2).step == 2
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_it_runs_where_signals_cannot_be_caught(tmp_path):

@@ -83,5 +83,13 @@ def test_a_terminal_shows_one_live_line_and_logs_none(seconds, caplog, monkeypat
     assert caplog.messages == []
 
 
+def test_a_terminal_shows_nothing_where_only_warnings_are_asked_for(caplog, monkeypatch):
+    caplog.set_level(logging.WARNING, logger="instructrec_jax")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Progress("score", total=4, unit="requests") as work:
+        work.advance()
+    assert sys.stderr.getvalue() == ""
+
+
 def test_times_read_as_people_write_them():
     assert [clock(s) for s in (0, 59.6, 125, 3723)] == ["0:00", "1:00", "2:05", "1:02:03"]

@@ -326,12 +326,16 @@ def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(
     folder = tmp_path / "killed"
     rng = np.random.default_rng()  # another moment each time the test runs
     # Step 3 is evaluated, so that much is left to do when the process is asked to stop.
-    for step, ending in ((1, signal.SIGKILL), (3, signal.SIGTERM)):
+    codes = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 0}
+    for step, ending in ((1, signal.SIGKILL), (2, signal.SIGINT), (3, signal.SIGTERM)):
         process = start_process(toy_records, folder)
         wait_for_step(process, folder, step)
         time.sleep(rng.uniform(0, 0.3))
         process.send_signal(ending)
-        assert process.wait() == (0 if ending == signal.SIGTERM else -signal.SIGKILL)
+        assert process.wait() == codes[ending]
+    messages = (tmp_path / "killed.log").read_text()
+    assert re.search(r"stopped on Ctrl-C after step [23]; the same command goes on", messages)
+    assert "\ninterrupted; the same command goes on from what was saved: " in messages
     last = max(steps_in(folder / store.LATEST))
     assert 3 <= last < 6, "the run had ended before it was stopped"
     train_toy(toy_records, folder, 6)

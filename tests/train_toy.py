@@ -5,6 +5,7 @@ As a program: `python tests/train_toy.py DATA_DIR MODEL_DIR TRAIN_STEPS`.
 
 import contextlib
 import dataclasses
+import signal
 import sys
 from unittest import mock
 
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 from tiny_model import tiny_config
 
+from instructrec_jax.cli import main
 from instructrec_jax.models.adapters import EVERYTHING
 from instructrec_jax.models.objectives import Listwise, NegativeLogLikelihood
 from instructrec_jax.stages import train as stage
@@ -113,5 +115,7 @@ def train_toy(
         )
 
 
-if __name__ == "__main__":
-    train_toy(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+if __name__ == "__main__":  # as the command runs a stage: Ctrl-C is its own matter
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+    main._run = lambda words: train_toy(*words[:2], int(words[2])) or 0
+    sys.exit(main.main())

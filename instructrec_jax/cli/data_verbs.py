@@ -3,10 +3,10 @@
 import argparse
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from instructrec_jax.cli.verb import Group, Verb, add_gin_flags, quiet_imports
+from instructrec_jax.cli.verb import Group, Verb, add_gin_flags, bindings_of, quiet_imports
 from instructrec_jax.errors import UserError
 
 FOUND_ERRORS = 1
@@ -54,31 +54,30 @@ class _InspectVerb(Verb):
         """Returns what reads the settings of the run, where gin files name one."""
         with quiet_imports():
             importlib.import_module("instructrec_jax.pipeline.loader")
-        bindings, folder = list(options.bindings), getattr(options, "data_dir", None)
+        bindings, folder = bindings_of(options), getattr(options, "data_dir", None)
         if not options.gin_file:
             if bindings:
                 raise UserError(f"--gin.{bindings[0]} needs the --gin_file of a run beside it")
             return {}
         if folder is not None:
             bindings.append(f"DATA_DIR={str(folder)!r}")
-        return {"run": functools.partial(_shown_run, options.gin_file, bindings)}
+        files = {"gin_file_names": options.gin_file, "search_paths": options.gin_search_paths}
+        return {"run": functools.partial(_shown_run, bindings=bindings, **files)}
 
 
-def _shown_run(gin_file_names: Sequence[str], bindings: Sequence[str]) -> Any:
+def _shown_run(**given: Any) -> Any:
     """Returns the run that gin files configure, as `inspect` takes it."""
     with quiet_imports():
         from instructrec_jax.cli import gin_config
         from instructrec_jax.stages import inspect, run_data, train  # noqa: F401, what files name
 
-    data = gin_config.run_with_gin(
-        run_data.RunData, gin_file_names=gin_file_names, bindings=bindings, is_part=True
-    )
+    data = gin_config.run_with_gin(run_data.RunData, is_part=True, **given)
     bound = {
         "seed": gin_config.bound_value("train.TrainSettings.seed"),
         "num_candidates": gin_config.bound_value("train.TrainSettings.num_candidates"),
     }
-    given = {name: value for name, value in bound.items() if value is not None}
-    return inspect.ShownRun(data=data, **given)
+    known = {name: value for name, value in bound.items() if value is not None}
+    return inspect.ShownRun(data=data, **known)
 
 
 def _verdict(verdict: Any, _: Mapping[str, Any]) -> str:

@@ -13,23 +13,10 @@ from typing import Any
 
 import gin
 
-from instructrec_jax.cli import gin_files
+from instructrec_jax.cli import gin_files, t5x_lines
 from instructrec_jax.cli.gin_files import COMMAND_LINE, GinText, Statement
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.settings import SettingError
-
-# Macros of T5X's run files that nothing here can follow, and why.
-# As of t5x/configs/runs/{finetune,pretrain,eval,infer}.gin; all others are ours too.
-NOT_FOLLOWED = {
-    "JSON_WRITE_N_RESULTS": (
-        "evaluation writes metrics alone, and `instructrec score` every candidate's log-likelihood"
-    ),
-    "USE_HARDWARE_RNG": (
-        "draws depend on RANDOM_SEED and the step alone, on every kind of device, so that an "
-        "interrupted run goes on as it would have"
-    ),
-    "SHUFFLE_TRAIN_EXAMPLES": "training examples are always shuffled, in an order of RANDOM_SEED",
-}
 
 
 def run_with_gin(
@@ -37,6 +24,7 @@ def run_with_gin(
     *,
     gin_file_names: Sequence[str],
     bindings: Sequence[str] = (),
+    search_paths: Sequence[str] = (),
     dry_run: bool = False,
     is_part: bool = False,
 ) -> Any:
@@ -48,6 +36,7 @@ def run_with_gin(
       function: function of a stage; gin files bind it by its module and name.
       gin_file_names: gin files; their order does not matter, but for overlays.
       bindings: "NAME=value" of the command line, which override all files.
+      search_paths: folders in which gin files are looked for first.
       dry_run: let a function with that parameter stop early.
       is_part: the function is a part of the run that the files configure; what the other parts
         require need not be there.
@@ -58,7 +47,7 @@ def run_with_gin(
     Raises:
       UserError: for a mistake in gin files or bindings, and as the function itself raises.
     """
-    texts = gin_files.read_files([gin_files.find_gin_file(name) for name in gin_file_names])
+    texts = gin_files.read_files(gin_file_names, search_paths)
     texts += gin_files.read_bindings(bindings, texts)
     configured = configure(function, texts, is_part=is_part)
     parameters = inspect.signature(function).parameters
@@ -136,6 +125,7 @@ def configure(
     Raises:
       UserError: for a mistake in them.
     """
+    _check_for_t5x(texts)
     statements = _statements(texts)
     _check(statements, f"{function.__module__}.{function.__qualname__}", is_part=is_part)
     given = {statement.key for statement in statements if not statement.is_required}
@@ -187,6 +177,27 @@ def _check(statements: Sequence[Statement], function_name: str, *, is_part: bool
             )
 
 
+def _check_for_t5x(texts: Iterable[GinText]) -> None:
+    """Raises where a file is written for T5X, with what each of its lines is here."""
+    for text in texts:
+        modules = {item.module for item in text.imports.values()}
+        theirs = sorted(module for module in modules if t5x_lines.is_theirs(module))
+        if text.source == COMMAND_LINE or not theirs:
+            continue
+        lines = []
+        for statement in text.statements:
+            line = None if statement.is_macro else t5x_lines.find(statement.scoped_key)
+            if line is not None:
+                lines.append(f"line {statement.line}, {line.theirs}: {line.remedy}")
+            elif t5x_lines.is_theirs(statement.key):
+                lines.append(f"line {statement.line}, {statement.key}: no equivalent is known")
+        raise UserError(
+            f"{text.source} is written for T5X's own programs: leave out its imports of "
+            f"{', '.join(theirs)}, and for "
+            + ("; for ".join(lines) or "the rest see `instructrec help t5x`")
+        )
+
+
 def _check_owners(statements: Sequence[Statement]) -> None:
     """Raises where two files define the same macro."""
     owners: dict[str, Statement] = {}
@@ -208,10 +219,10 @@ def _check_used(statements: Sequence[Statement], shipped: Sequence[Statement]) -
     used_elsewhere = {name for statement in shipped for name in statement.macros}
     for statement in statements:
         if statement.is_macro and statement.key not in used:
-            if statement.key in NOT_FOLLOWED:
+            if statement.key in t5x_lines.MACROS:
                 raise UserError(
-                    f"{statement.key} ({statement.place}) is a macro of T5X's that nothing "
-                    f"here follows: {NOT_FOLLOWED[statement.key]}; leave it out"
+                    f"{statement.key} ({statement.place}) is a macro of T5X's, but none of this "
+                    f"run's; {t5x_lines.MACROS[statement.key]}"
                 )
             if statement.source == COMMAND_LINE:
                 raise unknown_name(

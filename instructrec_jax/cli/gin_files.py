@@ -6,17 +6,20 @@ lets the last of two definitions win and resolves includes by a search path of i
 
 import dataclasses
 import io
+import logging
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gin import config_parser
 
 from instructrec_jax import files
+from instructrec_jax.cli import t5x_lines
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.settings import address_problem
 
+logger = logging.getLogger(__name__)
 COMMAND_LINE = "the command line"
 FOREIGN = "t5x"  # the folder of files for T5X's own programs
 _OVERLAYS = "overlays"
@@ -31,6 +34,7 @@ class Statement:
 
     Attributes:
       key: macro name, or full name of a configurable and its argument.
+      scope: of the configurable, "" for none.
       is_macro: whether the key is a macro.
       is_required: whether the value only says that someone else must give one.
       source: file, or `COMMAND_LINE`.
@@ -40,6 +44,7 @@ class Statement:
     """
 
     key: str
+    scope: str
     is_macro: bool
     is_required: bool
     source: str
@@ -51,6 +56,11 @@ class Statement:
     def place(self) -> str:
         """Where the statement stands, as a message names it."""
         return self.source if self.source == COMMAND_LINE else f"{self.source} line {self.line}"
+
+    @property
+    def scoped_key(self) -> str:
+        """The key after its scope."""
+        return f"{self.scope}/{self.key}" if self.scope else self.key
 
     @property
     def may_override(self) -> bool:
@@ -95,21 +105,26 @@ def shipped_files() -> list[Path]:
     return sorted(path for path in found if path.parent.name != FOREIGN)
 
 
-def find_gin_file(name: str, *, includer: Path | None = None) -> Path:
+def find_gin_file(
+    name: str, search_paths: Sequence[str] = (), *, includer: Path | None = None
+) -> Path:
     """Returns the absolute path of a gin file.
 
     Args:
-      name: path as the user gave it; relative to the working folder, or to where ours are.
+      name: path as the user gave it; relative to a search path, to the working folder, or to where
+        ours are.
+      search_paths: folders that come first.
       includer: the file that includes it. One of ours includes ours, whatever files of the same
-        name the working folder holds.
+        name the other folders hold.
 
     Raises:
       UserError: if there is no such file, or it is one for T5X's own programs.
     """
-    if problem := address_problem(name):
+    if problem := address_problem([name, *search_paths]):
         raise UserError(f"a gin file {problem}")
     is_ours = includer is not None and includer.is_relative_to(home() / "gin")
-    for root in [home(), Path.cwd()] if is_ours else [Path.cwd(), home()]:
+    others = [*map(Path, search_paths), Path.cwd()]
+    for root in [home(), *others] if is_ours else [*others, home()]:
         path = root / name
         try:
             is_file = path.is_file()
@@ -122,17 +137,24 @@ def find_gin_file(name: str, *, includer: Path | None = None) -> Path:
                     "`instructrec` takes the files of gin/models, gin/mixtures and gin/runs"
                 )
             return path.resolve()
+    if name in t5x_lines.FILES:
+        raise UserError(f"{name} is a file of T5X's; write {t5x_lines.FILES[name]}")
     known = [str(path.relative_to(home())) for path in shipped_files()]
     raise unknown_name("gin file", name, known)
 
 
-def read_files(paths: Sequence[Path]) -> list[GinText]:
+def read_files(names: Sequence[Path | str], search_paths: Sequence[str] = ()) -> list[GinText]:
     """Returns gin files, each after those that it includes.
+
+    Args:
+      names: as for `find_gin_file`.
+      search_paths: likewise, also for what they include.
 
     Raises:
       UserError: where a file is no UTF-8 or no gin, is missing or includes itself.
     """
-    return [text for path in paths for text in _read_file(path, seen=())]
+    paths = [find_gin_file(str(name), search_paths) for name in names]
+    return [text for path in paths for text in _read_file(path, search_paths, seen=())]
 
 
 def read_bindings(bindings: Sequence[str], texts: Sequence[GinText]) -> list[GinText]:
@@ -144,11 +166,13 @@ def read_bindings(bindings: Sequence[str], texts: Sequence[GinText]) -> list[Gin
       UserError: where one has no value or is no gin.
     """
     imports = {name: item for text in reversed(texts) for name, item in text.imports.items()}
+    used = {name for text in texts for own in text.statements for name in (own.key, *own.macros)}
     found = []
     for binding in bindings:
         name, equals, value = (part.strip() for part in binding.partition("="))
         if not equals or not name or not value or len(binding.splitlines()) > 1:
             raise UserError(f"--gin.{binding} has no value in one line; expected --gin.NAME=VALUE")
+        name = _ours(name, imports, used)
         text, _ = _parse(f"{name} = {value}", COMMAND_LINE, imports)
         head = ["from __gin__ import dynamic_registration"]
         head += [item.format() for item in imports.values()]
@@ -157,7 +181,28 @@ def read_bindings(bindings: Sequence[str], texts: Sequence[GinText]) -> list[Gin
     return found
 
 
-def _read_file(path: Path, *, seen: tuple[Path, ...]) -> list[GinText]:
+def _ours(name: str, imports: Container[str], used: Container[str]) -> str:
+    """Returns what a binding of the command line is called here, where T5X's means the same.
+
+    Args:
+      name: of the binding.
+      imports: names of modules in the run's files.
+      used: macros in them.
+
+    Raises:
+      UserError: for a line of T5X's that is something else here.
+    """
+    line = t5x_lines.find(name, imports)
+    if line is None:
+        return name
+    if not line.is_taken:
+        raise UserError(f"--gin.{name} is a line of T5X's; {line.remedy}")
+    ours = next((own for own in line.ours if own in used), line.ours[0])
+    logger.info("--gin.%s, a line of T5X's, is taken as %s", name, ours)
+    return ours
+
+
+def _read_file(path: Path, search_paths: Sequence[str], *, seen: tuple[Path, ...]) -> list[GinText]:
     """Returns a file after what it includes, without the macros there that it defines itself."""
     if path in seen:
         raise UserError(f"{path} includes itself; remove the include")
@@ -165,13 +210,14 @@ def _read_file(path: Path, *, seen: tuple[Path, ...]) -> list[GinText]:
     lines, found = list(text.lines), list[GinText]()
     own = {statement.key for statement in text.statements if statement.is_macro}
     for include in includes:
-        found += _read_file(find_gin_file(include.filename, includer=path), seen=(*seen, path))
+        included = find_gin_file(include.filename, search_paths, includer=path)
+        found += _read_file(included, search_paths, seen=(*seen, path))
         lines[include.location.line_num - 1] = ""
-    included = [
+    rest = [
         dataclasses.replace(part, statements=tuple(s for s in part.statements if s.key not in own))
         for part in found
     ]
-    return [*included, dataclasses.replace(text, lines=tuple(lines))]
+    return [*rest, dataclasses.replace(text, lines=tuple(lines))]
 
 
 class _Macro(str):
@@ -245,6 +291,7 @@ def _statement(
         key = f"{full_name(item.selector)}.{item.arg_name}"
     return Statement(
         key=key,
+        scope=item.scope or "",
         is_macro=not item.arg_name,
         is_required=isinstance(item.value, _Macro) and item.value == _REQUIRED,
         source=source,

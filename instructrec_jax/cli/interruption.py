@@ -2,7 +2,8 @@
 
 What is written is written whole, and a stage goes on from what is there, so the process may end at
 any instruction. It is given a moment to tidy up. Then it ends without Python's own end, which waits
-for the threads of other libraries or dies of them.
+for the threads of other libraries or dies of them. Work that would be lost (a training step) has
+its own handler of the first Ctrl-C, and is waited for; the second ends the process at once.
 """
 
 import logging
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 
 from instructrec_jax.progress import StopAskedError
 
+logger = logging.getLogger(__name__)
 INTERRUPTED = 130
 _SECONDS_TO_TIDY_UP = 5.0
 _SHOW_CURSOR = "\x1b[?25h"  # a live line hides it
@@ -76,14 +78,15 @@ class _Interruption:
 
     def _watch(self, reader: int) -> None:
         """Ends the process some seconds after the signal, or at the second one."""
-        while os.read(reader, 1) != bytes([signal.SIGINT]):
-            pass
-        self.is_asked = True
-        timer = threading.Timer(_SECONDS_TO_TIDY_UP, self.end)
-        timer.daemon = True
-        timer.start()
-        while os.read(reader, 1) != bytes([signal.SIGINT]):
-            pass
+        _wait_for_signal(reader)
+        if signal.getsignal(signal.SIGINT) == self._ask:
+            self.is_asked = True
+            timer = threading.Timer(_SECONDS_TO_TIDY_UP, self.end)
+            timer.daemon = True
+            timer.start()
+        else:
+            logger.warning("Ctrl-C: saving after this step; once more ends it at once")
+        _wait_for_signal(reader)
         self.end()
 
     def _pass_on(self, found: Any) -> None:
@@ -93,3 +96,9 @@ class _Interruption:
         if not self.is_asked and not issubclass(found.exc_type, StopAskedError):
             show = sys.__unraisablehook__ if hasattr(found, "err_msg") else threading.__excepthook__
             show(found)
+
+
+def _wait_for_signal(reader: int) -> None:
+    """Returns when Ctrl-C is pressed; the pipe tells of other signals too."""
+    while os.read(reader, 1) != bytes([signal.SIGINT]):
+        pass

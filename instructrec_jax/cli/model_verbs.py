@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from instructrec_jax.cli import flags
-from instructrec_jax.cli.verb import Verb, add_gin_flags, print_result, quiet_imports
+from instructrec_jax.cli.verb import Verb, add_gin_flags, bindings_of, print_result, quiet_imports
 from instructrec_jax.errors import UserError
 from instructrec_jax.settings import SettingError, address_problem
 
@@ -19,7 +19,8 @@ _GIN_HELP = (
     "Configured by gin files: one for the model's size, one for the task mixture, one for the\n"
     "kind of run. Files are found as named: in the working folder, else among ours.\n"
     "--gin.NAME=VALUE sets a macro (MODEL_DIR) or a binding (with a dot), over all files;\n"
-    "strings need quotes that the shell leaves in place: --gin.MODEL_DIR='\"runs/a\"'."
+    "strings need quotes that the shell leaves in place: --gin.MODEL_DIR='\"runs/a\"'.\n"
+    "`instructrec help t5x` shows what T5X's bindings, flags and files are here."
 )
 
 
@@ -57,7 +58,8 @@ class GinVerb(Verb):
         returned = gin_config.run_with_gin(
             function,
             gin_file_names=options.gin_file,
-            bindings=options.bindings,
+            bindings=bindings_of(options),
+            search_paths=options.gin_search_paths,
             dry_run=options.dry_run,
         )
         if options.dry_run:
@@ -98,7 +100,7 @@ class _ScoreVerb(GinVerb):
         plain = self._ranked_file()
         given = [flag.name for flag in flags.flags_of(plain) if flag.name in vars(options)]
         by_gin = [f"--gin_file={name}" for name in options.gin_file]
-        by_gin += [f"--gin.{binding}" for binding in options.bindings]
+        by_gin += [f"--gin.{binding}" for binding in bindings_of(options)]
         by_gin += ["--dry_run"] * options.dry_run
         if not given:
             if by_gin:
@@ -248,7 +250,7 @@ SCORE = _ScoreVerb(
         "Your own requests: ranks the candidates of every request of a file, best first. All else\n"
         "comes from the model. A row holds an id, candidates, and what they are ranked by: an\n"
         "instruction, or a history, an intention, a preference from which a template writes one:\n"
-        '{"id": "u7", "history": ["Halo", "Myst"], "candidates": ["Braid", "Ico"]}\n'
+        '  {"id": "u7", "history": ["Halo", "Myst"], "candidates": ["Braid", "Ico"]}\n'
         "It may also hold candidate_ids, target_index, exclude (ids or titles) and a context.\n"
         "In CSV and TSV lists (history, candidates, candidate_ids, exclude) are JSON arrays.\n\n"
         "Gin files: scores all candidates of every example of a task (gin/runs/score.gin), or of\n"
@@ -256,7 +258,7 @@ SCORE = _ScoreVerb(
         "already. Several processes with the same command share the work.\n"
         f"Writes Parquet files to INFER_OUTPUT_DIR.\n\n{_GIN_HELP}"
     ),
-    example="instructrec score --model=runs/model --input=requests.jsonl --output=ranked.jsonl",
+    example="instructrec score --model=runs/model --input=requests.jsonl \\\n    --output=ranked.jsonl",
     gin_example=(
         "instructrec score --gin_file=gin/models/t5_tiny.gin \\\n"
         "    --gin_file=gin/mixtures/ml_100k.gin --gin_file=gin/runs/score.gin \\\n"

@@ -10,12 +10,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
-from instructrec_jax.cli import flags
+from instructrec_jax.cli import flags, messages
 from instructrec_jax.errors import UserError
 from instructrec_jax.settings import SettingError, address_problem
 
+GIN_BINDINGS = "--gin_bindings"
 _NOTE = re.compile(
     r"WARNING: All log messages before absl::InitializeLog|I\d{4} |To enable the following instr"
 )
@@ -36,6 +37,31 @@ def add_gin_flags(parser: argparse.ArgumentParser) -> None:
         metavar="VALUE",
         help="value of a macro or binding; may be given for several names",
     )
+    parser.add_argument(
+        GIN_BINDINGS,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="the same in another form",
+    )
+    parser.add_argument(
+        "--gin_search_paths",
+        type=lambda text: [path for path in text.split(",") if path],
+        default=[],
+        metavar="DIR,DIR",
+        help="folders in which gin files are looked for first",
+    )
+    parser.add_argument(
+        "--tfds_data_dir",
+        metavar="DIR",
+        help="the macro DATA_DIR, as T5X's programs name it",
+    )
+
+
+def bindings_of(options: argparse.Namespace) -> list[str]:
+    """Returns the "NAME=VALUE" bindings that the flags give."""
+    folder = options.tfds_data_dir
+    return [*([] if folder is None else [f"DATA_DIR={folder!r}"]), *options.gin_bindings]
 
 
 def output_dir(_: Any, arguments: Mapping[str, Any]) -> str:
@@ -126,17 +152,7 @@ def print_result(text: str) -> None:
 
     A reader who has seen enough is no error: `instructrec lint ... | head`.
     """
-    show(text.rstrip("\n"), sys.stdout)
-
-
-def show(text: str, stream: TextIO) -> None:
-    """Writes lines to a stream in any locale, whether or not somebody still reads."""
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    try:
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-        stream.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    messages.show(text.rstrip("\n"), sys.stdout)
 
 
 @contextmanager

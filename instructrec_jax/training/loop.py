@@ -6,6 +6,7 @@ Both are generic in the model: they take any `nnx.Module` and any objective over
 import dataclasses
 import logging
 import math
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import EVERYTHING, FineTuning, join, split
 from instructrec_jax.parallel.mesh import batch_sharding
-from instructrec_jax.progress import Progress, Stop, StopAskedError, stop_on_sigterm
+from instructrec_jax.progress import Progress, Stop, StopAskedError, stop_on
 from instructrec_jax.settings import Count, check_fields
 from instructrec_jax.training.metrics_log import MetricsLog
 from instructrec_jax.training.state import TrainState
@@ -143,9 +144,11 @@ def run_loop(
     log: MetricsLog,
     is_evaluation_missing: bool = False,
 ) -> TrainState:
-    """Trains until `periods.train_steps`, or until SIGTERM asks to stop after the current step.
+    """Trains until `periods.train_steps`, or until a signal asks to stop after the current step.
 
     A state is saved before it is evaluated, so that a kill during the evaluation loses no step.
+    SIGTERM ends the run as if it were complete, for its machine is needed; after Ctrl-C nothing
+    that waits for the run may go on.
 
     Args:
       state: where to start; its buffers are donated.
@@ -161,13 +164,14 @@ def run_loop(
 
     Raises:
       UserError: if loss or gradient is not finite; the last checkpoint holds a state before it.
+      KeyboardInterrupt: after Ctrl-C, when the state is saved; at once at the second one.
     """
     first_step, step = int(state.step), int(state.step)
     unchecked: _Unchecked | None = None
     progress = Progress(
         "train", total=periods.last_step, unit="steps", done=step, seconds_between_lines=0.0
     )
-    with stop_on_sigterm() as stop, progress:
+    with stop_on(signal.SIGTERM, signal.SIGINT) as stop, progress:
         if is_evaluation_missing:
             logger.info("step %d was saved and not evaluated; evaluating it now", step)
             _evaluate(step, state, actions=actions, log=log, stop=stop)
@@ -193,15 +197,18 @@ def run_loop(
                 _check_finite(unchecked)
                 actions.save(step, state)
             logger.info(
-                "stopped on SIGTERM after step %d; the same command goes on from there", step
+                "stopped on %s after step %d; the same command goes on from there",
+                *("Ctrl-C" if stop.asked_by == signal.SIGINT else "SIGTERM", step),
             )
+    if stop.asked_by == signal.SIGINT:
+        raise KeyboardInterrupt
     return state
 
 
 def _evaluate(
     step: int, state: TrainState, *, actions: Actions, log: MetricsLog, stop: Stop
 ) -> None:
-    """Evaluates a saved state; SIGTERM breaks it off, and a later run then does it again.
+    """Evaluates a saved state; a request to stop breaks it off, and a later run then does it again.
 
     It is logged last: what the log has is complete.
     """

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ from instructrec_jax.instructions.token_budget import title_limit
 from instructrec_jax.metrics.ranking import PMI, checked_normalisers
 from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, num_batch_shares
-from instructrec_jax.progress import stop_on_sigterm
+from instructrec_jax.progress import stop_on
 from instructrec_jax.requests.request_files import INSTRUCTION
 from instructrec_jax.requests.row_files import RowFile
 from instructrec_jax.scores import parts
@@ -139,7 +140,7 @@ def score(
     normaliser, why = chosen_normaliser(run.normaliser, checkpoint.ranking)
     logger.info("candidates are ranked by %s, %s", normaliser, why)
     run = dataclasses.replace(run, normaliser=normaliser)
-    with stop_on_sigterm() as stop:
+    with stop_on(signal.SIGTERM) as stop:
         opened = _open(data, run, checkpoint, model)
         planned = _plan(model, opened, run, checkpoint)
         folder = Path(run.output_dir)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Query, Slot, Variant, slots_of
 from instructrec_jax.metrics.ranking import PMI, checked_normalisers
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
-from instructrec_jax.progress import Progress, StopAskedError, stop_on_sigterm
+from instructrec_jax.progress import Progress, StopAskedError, stop_on
 from instructrec_jax.requests.request_files import INSTRUCTION, TEXT_FIELDS, fitting_template
 from instructrec_jax.requests.row_files import ENDINGS, RowFile, ending_of
 from instructrec_jax.scores import parts
@@ -122,7 +123,7 @@ def rank_file(run: RankedFile) -> None:
     if run.output != STDOUT:
         logger.info("%s appears when all is scored; nothing is kept of less", run.output)
     counted = Counter[str]()
-    with stop_on_sigterm() as stop, ranked_writer(run.output, ending) as write:
+    with stop_on(signal.SIGTERM) as stop, ranked_writer(run.output, ending) as write:
         try:
             with stop.interrupts():
                 rank = functools.partial(_ranked, reader, normaliser)

@@ -1,5 +1,6 @@
 """`instructrec train`: artefact C -> checkpoints (artefact D) in MODEL_DIR."""
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
@@ -64,6 +65,7 @@ def train(
 
     Raises:
       UserError: for a mistake in settings or data, or a loss that is not finite.
+      KeyboardInterrupt: after Ctrl-C, when the step is saved.
     """
     mesh, tuning = make_mesh(learning.mesh), learning.fine_tuning
     abstract = abstract_state(learning.model.init, learning.optimizer, mesh, fine_tuning=tuning)
@@ -84,33 +86,34 @@ def train(
     folder = Path(run.model_dir)
     latest = store.CheckpointStore(folder / store.LATEST, keep=run.keep_checkpoints)
     best = store.CheckpointStore(folder / store.BEST, keep=1, best_metric=validation.headline)
-    state = initialise(learning, run, latest=latest, abstract=abstract, initial=initial)
-    step = int(state.step)
-    log = MetricsLog(folder, first_step=step)
-    is_due = step > first_step and periods.is_evaluated(step)
-    is_evaluation_missing = is_due and not log.began_with(validation.headline)
-    if step < periods.last_step or is_evaluation_missing:
+    with contextlib.closing(latest), contextlib.closing(best):
+        state = initialise(learning, run, latest=latest, abstract=abstract, initial=initial)
+        step = int(state.step)
+        log = MetricsLog(folder, first_step=step)
+        is_due = step > first_step and periods.is_evaluated(step)
+        is_evaluation_missing = is_due and not log.began_with(validation.headline)
+        if step >= periods.last_step and not is_evaluation_missing:
+            log.close()
+            logger.info("nothing left to do: %s is at step %d", run.model_dir, step)
+            return
         batches = open_batches(
             learning.objective, data, run, step=step, num_taken=step - first_step
         )
-        run_loop(
-            state,
-            batches,
-            train_step=_train_step(learning, run, abstract),
-            periods=periods,
-            actions=Actions(
-                place=placer(learning.objective, mesh),
-                save=_saver(latest, run, batches, tuning),
-                evaluate=evaluate,
-                keep_best=_keeper(best, tuning),
-            ),
-            log=log,
-            is_evaluation_missing=is_evaluation_missing,
-        )
-    else:
-        logger.info("nothing left to do: %s is at step %d", run.model_dir, step)
-    for closing in (log, latest, best):
-        closing.close()
+        with contextlib.closing(log):
+            run_loop(
+                state,
+                batches,
+                train_step=_train_step(learning, run, abstract),
+                periods=periods,
+                actions=Actions(
+                    place=placer(learning.objective, mesh),
+                    save=_saver(latest, run, batches, tuning),
+                    evaluate=evaluate,
+                    keep_best=_keeper(best, tuning),
+                ),
+                log=log,
+                is_evaluation_missing=is_evaluation_missing,
+            )
 
 
 def _count_steps(
