@@ -258,7 +258,9 @@ SCORE = _ScoreVerb(
         "already. Several processes with the same command share the work.\n"
         f"Writes Parquet files to INFER_OUTPUT_DIR.\n\n{_GIN_HELP}"
     ),
-    example="instructrec score --model=runs/model --input=requests.jsonl \\\n    --output=ranked.jsonl",
+    example=(
+        "instructrec score --model=runs/model --input=requests.jsonl \\\n    --output=ranked.jsonl"
+    ),
     gin_example=(
         "instructrec score --gin_file=gin/models/t5_tiny.gin \\\n"
         "    --gin_file=gin/mixtures/ml_100k.gin --gin_file=gin/runs/score.gin \\\n"
