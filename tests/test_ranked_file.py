@@ -263,7 +263,10 @@ def test_sigterm_leaves_nothing_and_says_so(model_dir, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "needs one of two forms:\n  instructrec score --model=.*\n  instructrec score --gin_"),
+        (
+            [],
+            "(?s)needs one of two forms:\n  instructrec score --model=.*\n  instructrec score --gin_",
+        ),
         (["--model=m", "--gin_file=g"], "--model and --gin_file=g are of two forms"),
         (["--model=m", "--gin.A=1"], "--model and --gin.A=1 are of two forms"),
         (["--input=r", "--dry_run"], "--input and --dry_run are of two forms"),

@@ -86,34 +86,33 @@ def train(
     folder = Path(run.model_dir)
     latest = store.CheckpointStore(folder / store.LATEST, keep=run.keep_checkpoints)
     best = store.CheckpointStore(folder / store.BEST, keep=1, best_metric=validation.headline)
-    with contextlib.closing(latest), contextlib.closing(best):
+    with contextlib.ExitStack() as opened:
+        opened.callback(latest.close)
+        opened.callback(best.close)
         state = initialise(learning, run, latest=latest, abstract=abstract, initial=initial)
         step = int(state.step)
-        log = MetricsLog(folder, first_step=step)
+        log = opened.enter_context(contextlib.closing(MetricsLog(folder, first_step=step)))
         is_due = step > first_step and periods.is_evaluated(step)
         is_evaluation_missing = is_due and not log.began_with(validation.headline)
         if step >= periods.last_step and not is_evaluation_missing:
-            log.close()
             logger.info("nothing left to do: %s is at step %d", run.model_dir, step)
             return
-        batches = open_batches(
-            learning.objective, data, run, step=step, num_taken=step - first_step
+        taken = step - first_step
+        batches = open_batches(learning.objective, data, run, step=step, num_taken=taken)
+        run_loop(
+            state,
+            batches,
+            train_step=_train_step(learning, run, abstract),
+            periods=periods,
+            actions=Actions(
+                place=placer(learning.objective, mesh),
+                save=_saver(latest, run, batches, tuning),
+                evaluate=evaluate,
+                keep_best=_keeper(best, tuning),
+            ),
+            log=log,
+            is_evaluation_missing=is_evaluation_missing,
         )
-        with contextlib.closing(log):
-            run_loop(
-                state,
-                batches,
-                train_step=_train_step(learning, run, abstract),
-                periods=periods,
-                actions=Actions(
-                    place=placer(learning.objective, mesh),
-                    save=_saver(latest, run, batches, tuning),
-                    evaluate=evaluate,
-                    keep_best=_keeper(best, tuning),
-                ),
-                log=log,
-                is_evaluation_missing=is_evaluation_missing,
-            )
 
 
 def _count_steps(
