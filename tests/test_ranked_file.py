@@ -265,7 +265,7 @@ def test_sigterm_leaves_nothing_and_says_so(model_dir, tmp_path, monkeypatch):
     [
         (
             [],
-            "(?s)needs one of two forms:\n  instructrec score --model=.*\n  instructrec score --gin_",
+            "(?s)one of two forms:\n  instructrec score --model=.*\n  instructrec score --gin_",
         ),
         (["--model=m", "--gin_file=g"], "--model and --gin_file=g are of two forms"),
         (["--model=m", "--gin.A=1"], "--model and --gin.A=1 are of two forms"),
