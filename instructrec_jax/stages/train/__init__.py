@@ -92,12 +92,13 @@ def train(
         state = initialise(learning, run, latest=latest, abstract=abstract, initial=initial)
         step = int(state.step)
         log = opened.enter_context(contextlib.closing(MetricsLog(folder, first_step=step)))
-        is_due = step > first_step and periods.is_evaluated(step)
-        is_evaluation_missing = is_due and not log.began_with(validation.headline)
-        if step >= periods.last_step and not is_evaluation_missing:
+        taken = step - first_step
+        missed = (
+            taken > 0 and periods.is_evaluated(step) and not log.began_with(validation.headline)
+        )
+        if step >= periods.last_step and not missed:
             logger.info("nothing left to do: %s is at step %d", run.model_dir, step)
             return
-        taken = step - first_step
         batches = open_batches(learning.objective, data, run, step=step, num_taken=taken)
         run_loop(
             state,
@@ -111,7 +112,7 @@ def train(
                 keep_best=_keeper(best, tuning),
             ),
             log=log,
-            is_evaluation_missing=is_evaluation_missing,
+            is_evaluation_missing=missed,
         )
 
 
