@@ -92,14 +92,12 @@ def train(
         state = initialise(learning, run, latest=latest, abstract=abstract, initial=initial)
         step = int(state.step)
         log = opened.enter_context(contextlib.closing(MetricsLog(folder, first_step=step)))
-        taken = step - first_step
-        missed = (
-            taken > 0 and periods.is_evaluated(step) and not log.began_with(validation.headline)
-        )
-        if step >= periods.last_step and not missed:
+        done = step - first_step
+        is_due = done > 0 and periods.is_evaluated(step) and not log.began_with(validation.headline)
+        if step >= periods.last_step and not is_due:
             logger.info("nothing left to do: %s is at step %d", run.model_dir, step)
             return
-        batches = open_batches(learning.objective, data, run, step=step, num_taken=taken)
+        batches = open_batches(learning.objective, data, run, step=step, num_taken=done)
         run_loop(
             state,
             batches,
@@ -112,7 +110,7 @@ def train(
                 keep_best=_keeper(best, tuning),
             ),
             log=log,
-            is_evaluation_missing=missed,
+            is_evaluation_missing=is_due,
         )
 
 
