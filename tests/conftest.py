@@ -1,7 +1,11 @@
 """Runs every test on 8 fake CPU devices, keeps what is compiled, and shares invented data."""
 
 import os
+import shutil
+import subprocess
 import sys
+import sysconfig
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +65,46 @@ def clean_seqio() -> Iterator[None]:
     for registry, names in zip(registries, before, strict=True):
         for name in set(registry.names()) - names:
             registry.remove(name)
+
+
+@pytest.fixture(scope="session")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution of this tree, unpacked; made once."""
+    root, folder = Path(__file__).parents[1], tmp_path_factory.mktemp("sdist")
+
+    def left_out(parent: str, names: list[str]) -> set[str]:
+        at_top = {".git", ".venv", ".pytest_cache", "build", "dist", "runs", "demo_output"}
+        return {"__pycache__"} | (at_top if Path(parent) == root else set())
+
+    shutil.copytree(root, folder / "tree", ignore=left_out, symlinks=True)
+    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    start = [sys.executable, "-c", code, folder]
+    subprocess.run(start, cwd=folder / "tree", check=True, capture_output=True)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as members:
+        members.extractall(folder, filter="data")
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+@pytest.fixture(scope="session")
+def installed(sdist: Path) -> Path:
+    """The programs of an environment in which a wheel of this tree is installed; made once.
+
+    Other packages are those of the tests' own environment; an editable install there is not seen.
+    """
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    wheels, environment = sdist.parent / "wheels", sdist.parent / "environment"
+    offline = ["--quiet", "--no-deps", "--no-index"]
+    made = [*pip, "wheel", *offline, "--no-build-isolation", f"--wheel-dir={wheels}", sdist]
+    subprocess.run(made, check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    variables = {"base": str(environment), "platbase": str(environment)}
+    packages = Path(sysconfig.get_path("purelib", "venv", variables))
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    python = environment / "bin" / "python"
+    put = [*pip, f"--python={python}", "install", *offline, *wheels.glob("*.whl")]
+    subprocess.run(put, check=True)
+    return python.parent
 
 
 @pytest.fixture(scope="session")

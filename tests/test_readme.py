@@ -1,10 +1,9 @@
 """Runs every fenced block of the README, so that nothing in it rots.
 
-A `bash` block runs in a folder that looks like a fresh clone; `make` and `instructrec` there are
-the ones of the environment that runs the tests. A `python` block runs in its own process. Later
-blocks see the files that earlier ones wrote. What a `python` block prints has the words of the
-`text` block after it, if that comes next; figures may differ. A block that cannot run here stands
-below a line
+A `bash` block runs in an empty folder outside the checkout; `instructrec` there is installed from a
+wheel. A `python` block runs in its own process. Later blocks see the files that earlier ones wrote.
+What a `python` block prints has the words of the `text` block after it, if that comes next; figures
+may differ. A block that cannot run here stands below a line
 
     <!-- not run: the reason -->
 
@@ -15,7 +14,6 @@ import dataclasses
 import itertools
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +21,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LINKED = ("instructrec_jax", "tasks", "gin", "launch", "tests", "setup.py", "constraints.txt")
-COPIED = ("Makefile", "pyproject.toml", "README.md")
 TIMEOUT_SECONDS = 900
 
 
@@ -63,9 +59,8 @@ BLOCKS = read_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
 CODE = [block for block in BLOCKS if block.language in ("bash", "python")]
 
 
-def run_block(block: Block, folder: Path) -> subprocess.CompletedProcess:
-    """Runs a block in a folder, its own process, with the test's environment first on PATH."""
-    tools = Path(sys.executable).parent
+def run_block(block: Block, folder: Path, tools: Path) -> subprocess.CompletedProcess:
+    """Runs a block in a folder, its own process, with the programs of another first on PATH."""
     environment = {
         **os.environ,
         "PATH": f"{tools}:{os.environ['PATH']}",
@@ -75,7 +70,9 @@ def run_block(block: Block, folder: Path) -> subprocess.CompletedProcess:
     compiling = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
     environment["XLA_FLAGS"] = " ".join(compiling)
     start = (
-        [sys.executable, "-c"] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
+        [tools / "python", "-c"]
+        if block.language == "python"
+        else ["bash", "-euo", "pipefail", "-c"]
     )
     return subprocess.run(
         [*start, block.code],
@@ -85,23 +82,6 @@ def run_block(block: Block, folder: Path) -> subprocess.CompletedProcess:
         text=True,
         timeout=TIMEOUT_SECONDS,
     )
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Path:
-    """A folder like a fresh clone whose `.venv` is there already."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in LINKED:
-        (folder / name).symlink_to(ROOT / name)
-    for name in COPIED:
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, folder / name)
-    (folder / ".venv").mkdir()
-    for part in Path(sys.prefix).iterdir():
-        if not part.name.startswith(".installed"):
-            (folder / ".venv" / part.name).symlink_to(part)
-    (folder / ".venv" / ".installed").touch()
-    return folder
 
 
 def test_blocks_that_cannot_run_here_are_well_formed_and_say_why():
@@ -119,12 +99,12 @@ def words(text: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_block_of_the_readme_runs(clone):
+def test_every_block_of_the_readme_runs_from_a_wheel(tmp_path, installed):
     num_shown = 0
     for block, following in itertools.zip_longest(BLOCKS, BLOCKS[1:]):
         if block not in CODE or block.reason:
             continue
-        done = run_block(block, clone)
+        done = run_block(block, tmp_path, installed)
         assert done.returncode == 0, (
             f"README.md line {block.line}:\n{block.code}\n{done.stdout[-3000:]}"
             f"\n{done.stderr[-3000:]}"
@@ -168,11 +148,12 @@ def test_the_mechanism_reads_languages_lines_and_reasons():
 
 def test_the_mechanism_runs_blocks_and_sees_failures(tmp_path):
     first, failing, python, _ = read_blocks(SAMPLE)
-    assert run_block(first, tmp_path).returncode == 0
-    assert run_block(failing, tmp_path).returncode != 0
-    assert run_block(python, tmp_path).stdout == "oneone\n"
+    tools = Path(sys.executable).parent
+    assert run_block(first, tmp_path, tools).returncode == 0
+    assert run_block(failing, tmp_path, tools).returncode != 0
+    assert run_block(python, tmp_path, tools).stdout == "oneone\n"
     in_the_middle = Block("bash", "false\ntrue", 1, "")
-    assert run_block(in_the_middle, tmp_path).returncode != 0
+    assert run_block(in_the_middle, tmp_path, tools).returncode != 0
 
 
 def test_a_block_that_is_not_closed_is_an_error():
