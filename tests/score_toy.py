@@ -43,7 +43,7 @@ def score_toy(
         tasks=TASKS,
         shard_size=16,
     )
-    score(
+    return score(
         model=model,
         data=toy_data(data_dir, lengths),
         run=dataclasses.replace(settings, **run),

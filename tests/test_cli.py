@@ -17,6 +17,7 @@ from instructrec_jax.cli.command_line import make_parser
 from instructrec_jax.cli.main import VERBS
 from instructrec_jax.cli.verb import Group, Verb, quiet_imports
 from instructrec_jax.errors import UserError
+from instructrec_jax.stages.dry_run import DryRun
 
 COMMANDS = [
     (verb.name, member.name) if isinstance(verb, Group) else (verb.name,)
@@ -431,11 +432,18 @@ def test_gin_bindings_reach_the_stage_in_order(monkeypatch, capsys):
 
     def note(function, **arguments):
         seen.update(arguments, name=function.__name__)
+        found = DryRun()
+        found.rows["work"] = "8 requests"
+        return found
 
     monkeypatch.setattr(gin_config, "run_with_gin", note)
     monkeypatch.setattr(gin_config, "macro_value", lambda name: f"the value of {name}")
     arguments = ["--gin_file=a.gin", "--gin.X=1", "--gin_file", "b.gin", "--gin.m.f.y='z'"]
+    monkeypatch.setattr(gin_config, "resolved_config", lambda: "X = 1")
     assert main.main(["score", *arguments, "--dry_run"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "X = 1" and shown[-1] == "# verdict     would start"
+    assert shown[-4] == "# work        8 requests"
     assert seen == {
         "name": "score",
         "gin_file_names": ["a.gin", "b.gin"],
@@ -446,6 +454,45 @@ def test_gin_bindings_reach_the_stage_in_order(monkeypatch, capsys):
     capsys.readouterr()
     assert main.main(["score", "--gin_file=a.gin"]) == 0
     assert capsys.readouterr().out == "the value of INFER_OUTPUT_DIR\n"
+
+
+def test_a_dry_run_looks_at_devices_that_are_not_here_and_ends_with_its_verdict(tmp_path):
+    kinds = ("models/flan_t5_small", "mixtures/ml_100k", "runs/from_scratch")
+    given = ["--dry_run", "--gin.DATA_DIR='nowhere'", "--gin.MODEL_DIR='model'"]
+    start = [sys.executable, "-m", "instructrec_jax", "train", *given]
+    start += [f"--gin_file=gin/{kind}.gin" for kind in kinds]
+    plain = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    plain["PYTHONPATH"] = str(Path(main.__file__).parents[2])
+    options = {"cwd": tmp_path, "env": plain, "capture_output": True, "text": True}
+    done = subprocess.run(
+        [*start, "--num_devices=6", "--gin.NUM_PARTITIONS=2", "--gin.BATCH_SIZE=12"], **options
+    )
+    assert done.returncode == 1, done.stderr
+    model, work, data, checkpoint, verdict = done.stdout.splitlines()[-5:]
+    assert re.fullmatch(
+        r"# model       76,961,152 parameters, [\d.]+ MiB on each of 6 devices "
+        r"\(data=3, tensor=2\)",
+        model,
+    )
+    assert re.fullmatch(r"# work        \d+ steps of 12 rows, into model", work)
+    assert data.startswith("# data        nowhere/ml_100k holds no manifest.json")
+    assert checkpoint == "# checkpoint  none: random weights"
+    assert verdict == "# verdict     would stop because of data"
+    done = subprocess.run([*start, "--num_devices=6", "--gin.NUM_PARTITIONS=4"], **options)
+    assert done.returncode == 2 and "(NUM_PARTITIONS) does not fit 6 devices" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--num_devices=8"], "--num_devices belongs to --dry_run"),
+        (["--num_devices=0", "--dry_run"], "--num_devices is 0; expected 1 to 1024"),
+    ],
+)
+def test_devices_are_pretended_for_dry_runs_alone(given, message, capsys):
+    assert main.main(["train", "--gin_file=gin/runs/finetune.gin", *given]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_other_verbs_take_no_gin_bindings(capsys):

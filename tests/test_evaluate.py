@@ -1,6 +1,7 @@
 """`instructrec eval`: the metrics of a checkpoint, and what it refuses."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -151,11 +152,16 @@ def test_the_folder_of_another_evaluation_is_refused(toy_records, checkpoint, tm
         evaluate_toy(toy_records, checkpoint, tmp_path / "eval", normaliser="mean")
 
 
-def test_a_dry_run_says_what_would_be_measured_and_writes_nothing(checkpoint, tmp_path, caplog):
-    with caplog.at_level("INFO"):
-        assert evaluate_toy("no such folder", checkpoint, tmp_path / "eval", dry_run=True) is None
-    assert "toy.A7, split validation, by" in caplog.text
-    assert "parameters, mesh data=8, fsdp=1, tensor=1" in caplog.text
+def test_a_dry_run_says_what_would_be_measured_and_writes_nothing(
+    toy_records, checkpoint, tmp_path
+):
+    found = evaluate_toy("no such folder", checkpoint, tmp_path / "eval", dry_run=True)
+    assert found.stops == ["data"] and "no such folder" in found.rows["data"]
+    assert found.rows["work"] == f"toy.A7, split validation, into {tmp_path / 'eval'}"
+    assert found.rows["model"].endswith("on each of 8 devices (data=8)")
+    found = evaluate_toy(toy_records, checkpoint, tmp_path / "eval", dry_run=True)
+    assert found.would_start and found.rows["work"].startswith("16 examples: toy.A7")
+    assert re.search(r"^found: \d+ validation examples of 1 tasks in", found.rows["data"])
     assert list(tmp_path.iterdir()) == []
 
 

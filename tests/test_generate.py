@@ -121,10 +121,17 @@ def test_a_mixture_stands_for_its_templates_that_ask_for_any_item():
             registry.matching_tasks([name], split="test")
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(checkpoint, tmp_path, caplog):
-    with caplog.at_level("INFO"):
-        generate_toy("nowhere", "nowhere", checkpoint, tmp_path / "out", dry_run=True)
-    assert "toy.A1, split test, by" in caplog.text and "parameters, mesh data=8" in caplog.text
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    toy_records, toy_prepared, checkpoint, tmp_path
+):
+    found = generate_toy("nowhere", "nowhere", checkpoint, tmp_path / "out", dry_run=True)
+    assert found.stops == ["data"]
+    assert found.rows["work"] == f"toy.A1, split test, into {tmp_path / 'out'}"
+    found = generate_toy(toy_records, "nowhere", checkpoint, tmp_path / "out", dry_run=True)
+    assert found.stops == ["data"] and "nowhere" in found.rows["data"]
+    found = generate_toy(toy_records, toy_prepared, checkpoint, tmp_path / "out", dry_run=True)
+    assert found.would_start, found.as_text()
+    assert found.rows["data"].endswith(f"test examples in {toy_records}, 48 titles")
     assert list(tmp_path.iterdir()) == []
 
 

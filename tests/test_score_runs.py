@@ -156,15 +156,32 @@ def test_a_task_named_twice_is_scored_once(toy_records, checkpoint, tmp_path):
     assert len(read_scores(tmp_path).example_id) == 8
 
 
-def test_a_dry_run_writes_nothing(checkpoint, tmp_path, caplog):
-    with caplog.at_level("INFO"):
-        score_toy("no such folder", checkpoint, tmp_path / "run", dry_run=True)
-    assert "toy.A7.grouped" in caplog.text
-    assert re.search(
-        r"[\d,]+ parameters, mesh data=8, fsdp=1, tensor=1, [\d.]+ MiB of parameters per device",
-        caplog.text,
-    )
+def test_a_dry_run_writes_nothing(checkpoint, tmp_path):
+    found = score_toy("no such folder", checkpoint, tmp_path / "run", dry_run=True)
+    model, work, data, of_checkpoint, verdict = found.as_text().splitlines()
+    assert re.search(r"[\d,]+ parameters, [\d.]+ MiB on each of 8 devices \(data=8\)$", model)
+    assert "toy.A7.grouped, toy.C10.specific.grouped, split test, into" in work
+    assert "no such folder" in data
+    assert f"found: {checkpoint}" in of_checkpoint and of_checkpoint.endswith("(native), step 5")
+    assert verdict.split(maxsplit=2)[2] == "would stop because of data"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_counts_requests_and_sees_what_the_output_folder_holds(
+    toy_records, checkpoint, tmp_path
+):
+    settings = {"num_requests": 8, "dry_run": True}
+    found = score_toy(toy_records, checkpoint, tmp_path / "run", **settings)
+    assert found.would_start and found.as_text().endswith("verdict     would start")
+    assert found.rows["work"].startswith("16 requests: toy.A7.grouped")
+    assert found.rows["data"] == f"found: 16 requests in {toy_records}"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("")
+    found = score_toy(toy_records, checkpoint, tmp_path / "run", **settings)
+    assert found.stops == ["work"] and "is not empty" in found.rows["work"]
+    found = score_toy(toy_records, tmp_path / "none", tmp_path / "run", **settings)
+    assert found.stops == ["checkpoint"]
+    assert "no finished checkpoint in" in found.rows["checkpoint"]
 
 
 def test_a_limit_of_requests_holds_across_a_restart(toy_records, checkpoint, tmp_path):

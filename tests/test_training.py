@@ -279,7 +279,9 @@ def test_a_mistake_leaves_no_folder_behind_that_would_refuse_the_next_try(
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, caplog):
     with caplog.at_level("INFO"):
-        train_toy("no such folder", tmp_path / "run", 3, dry_run=True)
+        found = train_toy("no such folder", tmp_path / "run", 3, dry_run=True)
+    assert found.stops == ["data"] and found.rows["checkpoint"] == "none: random weights"
+    assert found.rows["work"] == f"3 steps of 8 rows, into {tmp_path / 'run'}"
     assert re.search(
         r"toy\.A7\.grouped: [\d,]+ parameters, mesh data=8, fsdp=1, tensor=1, "
         r"[\d.]+ MiB of state per device \([\d.]+ MiB of parameters, "

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("benchmarks", "gin", "instructrec_jax", "launch", "tasks", "tests")
 FILES = (".ci/run", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "constraints.txt")
@@ -17,6 +19,7 @@ def run(words, folder):
     return subprocess.run(words, cwd=folder, env=plain, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_source_distribution_holds_every_file_and_its_tests_run(sdist):
     wanted = {Path(name) for name in FILES}
     for folder in FOLDERS:
@@ -34,6 +37,7 @@ def test_the_source_distribution_holds_every_file_and_its_tests_run(sdist):
     assert done.returncode == 0, done.stdout[-3000:]
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_finds_its_parts_whatever_the_working_folder_holds(installed, tmp_path):
     for name, text in {
         "gin/__init__.py": "raise ImportError('the package gin of the user')",

@@ -92,7 +92,7 @@ def train_toy(
         rate = optimizers.constant(learning_rate=learning_rate)
     settings = TrainSettings(model_dir=str(model_dir), mixture=mixture, batch_size=8, seed=1)
     with shared_programs(model):
-        train(
+        return train(
             learning=Learning(
                 model=model,
                 objective=loss,

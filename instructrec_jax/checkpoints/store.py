@@ -124,7 +124,7 @@ def resolve_checkpoint(path: Path | str) -> Path:
     if (path / ITEM).is_dir():
         return path.resolve()
     for folder in (path / BEST, path / LATEST, path):
-        if steps := _finished_steps(folder):
+        if steps := finished_steps(folder):
             return (folder / str(max(steps))).resolve()
     raise UserError(
         f"no finished checkpoint in {path}; expected a MODEL_DIR, or a folder named by a step "
@@ -232,7 +232,7 @@ def named_arrays(tree: Any) -> Arrays:
     }
 
 
-def _finished_steps(folder: Path) -> list[int]:
+def finished_steps(folder: Path) -> list[int]:
     """Returns the steps whose folder Orbax has renamed from its temporary name."""
     if not folder.is_dir():
         return []

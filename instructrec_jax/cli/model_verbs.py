@@ -15,6 +15,8 @@ from instructrec_jax.cli.verb import Verb, add_gin_flags, bindings_of, print_res
 from instructrec_jax.errors import UserError
 from instructrec_jax.settings import SettingError, address_problem
 
+WOULD_STOP = 1  # a dry run's exit code
+_MAX_DEVICES = 1024
 _GIN_HELP = (
     "Configured by gin files: one for the model's size, one for the task mixture, one for the\n"
     "kind of run. Files are found as named: in the working folder, else among ours.\n"
@@ -42,7 +44,14 @@ class GinVerb(Verb):
         parser.add_argument(
             "--dry_run",
             action="store_true",
-            help="print the resolved config, say what would be done, and stop",
+            help="print the resolved config, and in five lines what would be done and what is "
+            "missing; exit with 0 if the run would start, else with 1",
+        )
+        parser.add_argument(
+            "--num_devices",
+            type=int,
+            metavar="N",
+            help="with --dry_run: as if there were N devices, whatever this machine has",
         )
 
     def run(self, options: argparse.Namespace) -> int:
@@ -52,6 +61,8 @@ class GinVerb(Verb):
                 f"`instructrec {self.name}` needs at least one --gin_file; "
                 f"see `instructrec {self.name} --help`"
             )
+        if options.num_devices is not None:
+            _pretend_devices(options.num_devices, is_dry=options.dry_run)
         function = self.load()
         with quiet_imports():
             from instructrec_jax.cli import gin_config
@@ -63,12 +74,24 @@ class GinVerb(Verb):
             dry_run=options.dry_run,
         )
         if options.dry_run:
-            print_result(gin_config.resolved_config())
+            print_result(f"{gin_config.resolved_config()}\n{returned.as_text()}")
+            return 0 if returned.would_start else WOULD_STOP
         elif self.folder:
             print_result(gin_config.macro_value(self.folder))
         else:
             print_result(json.dumps(returned, indent=2))
         return 0
+
+
+def _pretend_devices(number: int, *, is_dry: bool) -> None:
+    """Has JAX, which is not imported yet, take the CPU for as many devices."""
+    if not is_dry:
+        raise UserError("--num_devices belongs to --dry_run: a run takes the devices that it finds")
+    if not 1 <= number <= _MAX_DEVICES:
+        raise UserError(f"--num_devices is {number}; expected 1 to {_MAX_DEVICES}")
+    flags_before = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags_before} --xla_force_host_platform_device_count={number}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +125,7 @@ class _ScoreVerb(GinVerb):
         by_gin = [f"--gin_file={name}" for name in options.gin_file]
         by_gin += [f"--gin.{binding}" for binding in bindings_of(options)]
         by_gin += ["--dry_run"] * options.dry_run
+        by_gin += ["--num_devices"] * (options.num_devices is not None)
         if not given:
             if by_gin:
                 return super().run(options)

@@ -381,8 +381,11 @@ def _trimmed(tokens: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
     return tokens[:, : min(fitting)] if fitting else tokens
 
 
-def check_records(name: str, split: str) -> None:
+def check_records(name: str, split: str) -> int:
     """Opens the records of a task or mixture of ours, each kind once.
+
+    Returns:
+      The number of its examples, those of tasks from elsewhere as far as they say it.
 
     Raises:
       UserError: if it is not registered, has no examples in the split, or its records are damaged.
@@ -393,3 +396,4 @@ def check_records(name: str, split: str) -> None:
     kinds = {task.config: task for task in tasks if isinstance(task, registry.InstructionTask)}
     for task in kinds.values():
         task.source.open(split)
+    return sum(task.source.num_input_examples(split) or 0 for task in tasks)

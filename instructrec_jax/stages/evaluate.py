@@ -21,11 +21,12 @@ from instructrec_jax.instructions.token_budget import TokenRenderer, arrange, ti
 from instructrec_jax.metrics import ranking
 from instructrec_jax.models.t5 import T5, T5Config
 from instructrec_jax.parallel.mesh import MeshSettings
-from instructrec_jax.pipeline import registry
+from instructrec_jax.pipeline import loader, registry
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.seeds import stable_seed
 from instructrec_jax.settings import Count, Names, OneOf, Rows, check_fields
+from instructrec_jax.stages.dry_run import DryRun, open_dry
 from instructrec_jax.stages.run_data import RunData
 from instructrec_jax.tokenizer import SentencePieceModel
 
@@ -103,7 +104,7 @@ def evaluate(
     mesh: MeshSettings,
     config_text: str = "",
     dry_run: bool = False,
-) -> Metrics | None:
+) -> Metrics | DryRun:
     """Measures a checkpoint and writes metrics.json.
 
     Args:
@@ -113,20 +114,20 @@ def evaluate(
       validation: what is measured; a mixture stands for its tasks of the evaluation pool.
       mesh: how devices are shared.
       config_text: the resolved gin config, written to the output folder.
-      dry_run: say what would be done, and stop before anything is read or written.
+      dry_run: say what would be done, and stop before anything is written.
 
     Returns:
-      HR@K and NDCG@K, the mean over tasks and of each; None after a dry run.
+      HR@K and NDCG@K, the mean over tasks and of each; what was found after a dry run.
 
     Raises:
       UserError: for a mistake in settings, data or checkpoint.
     """
     work = f"{', '.join(validation.tasks)}, split {validation.split}"
-    checkpoint, device_mesh, shapes = open_for_run(
-        run.checkpoint_path, model, mesh, work=work, output_dir=run.output_dir
-    )
+    words = {"work": work, "output_dir": run.output_dir}
     if dry_run:
-        return None
+        dry = open_dry(run.checkpoint_path, model, mesh, **words)
+        return _dry_run(dry, model, data, run, validation=validation)
+    checkpoint, device_mesh, shapes = open_for_run(run.checkpoint_path, model, mesh, **words)
     vocabulary = data.open(*validation.tasks, vocab_size=model.vocab_size)
     chosen = registry.evaluated_tasks(validation.tasks, split=validation.split)
     normaliser, why = chosen_normaliser(validation.normaliser, checkpoint.ranking)
@@ -147,6 +148,31 @@ def evaluate(
     for name, value in found.items():
         logger.info("%s %s", name, value if name == "step" else f"{value:.4f}")
     return found
+
+
+def _dry_run(
+    dry: DryRun,
+    model: T5Config,
+    data: RunData,
+    run: EvaluateSettings,
+    *,
+    validation: ValidationSettings,
+) -> DryRun:
+    """Adds what is said of the data to a dry run."""
+    split = validation.split
+    with dry.row("data") as say:
+        data.open(*validation.tasks, vocab_size=model.vocab_size)
+        chosen = registry.evaluated_tasks(validation.tasks, split=split)
+        data.check_tokenizer(chosen[0], dry.tokenizer)
+        numbers = [loader.check_records(task, split) for task in chosen]
+        say(f"found: {sum(numbers):,} {split} examples of {len(chosen)} tasks in {data.data_dir}")
+        drawn = sum(min(number, validation.num_drawn or number) for number in numbers)
+        dry.rows["work"] = f"{drawn:,} examples: {dry.rows['work']}"
+    if dry.checkpoint is not None and dry.would_start:
+        normaliser, _ = chosen_normaliser(validation.normaliser, dry.checkpoint.ranking)
+        validation = dataclasses.replace(validation, tasks=chosen, normaliser=normaliser)
+        dry.look_at_output(run.output_dir, _plan(model, data, validation, dry.checkpoint))
+    return dry
 
 
 def _plan(

@@ -25,10 +25,11 @@ from instructrec_jax.generation.beam_search import (
 from instructrec_jax.generation.catalogue_trie import CatalogueTrie
 from instructrec_jax.metrics import ranking
 from instructrec_jax.models.t5 import T5, T5Config
-from instructrec_jax.parallel.mesh import MeshSettings, check_rows
-from instructrec_jax.pipeline import registry
+from instructrec_jax.parallel.mesh import MeshSettings, check_rows, make_mesh
+from instructrec_jax.pipeline import loader, registry
 from instructrec_jax.progress import Progress
 from instructrec_jax.settings import Count, Names, OneOf, Range, Rows, check_fields, refuse
+from instructrec_jax.stages.dry_run import DryRun, open_dry
 from instructrec_jax.stages.generate import catalogue
 from instructrec_jax.stages.generate.catalogue import CatalogueRequest
 from instructrec_jax.stages.run_data import RunData, dataset_of
@@ -83,7 +84,7 @@ def generate(
     mesh: MeshSettings,
     config_text: str = "",
     dry_run: bool = False,
-) -> Metrics | None:
+) -> Metrics | DryRun:
     """Finds the likeliest titles of every example and writes them with their metrics.
 
     The folder is written whole or not at all.
@@ -94,21 +95,21 @@ def generate(
       run: this run.
       mesh: how many devices each mesh axis has.
       config_text: the resolved gin config, written to the output folder.
-      dry_run: say what would be done, and stop before anything is read or written.
+      dry_run: say what would be done, and stop before anything is written.
 
     Returns:
-      HR@K and NDCG@K over the whole catalogue, of each task; None after a dry run.
+      HR@K and NDCG@K over the whole catalogue, of each task; what was found after a dry run.
 
     Raises:
       UserError: for a mistake in settings, data or checkpoint.
     """
     work = f"{', '.join(run.tasks)}, split {run.split}"
-    checkpoint, device_mesh, shapes = open_for_run(
-        run.checkpoint_path, model, mesh, work=work, output_dir=run.output_dir
-    )
-    check_rows(run.batch_size, device_mesh, name="BATCH_SIZE")
+    words = {"work": work, "output_dir": run.output_dir}
+    check_rows(run.batch_size, make_mesh(mesh), name="BATCH_SIZE")
     if dry_run:
-        return None
+        dry = open_dry(run.checkpoint_path, model, mesh, **words)
+        return _dry_run(dry, model, data, run)
+    checkpoint, device_mesh, shapes = open_for_run(run.checkpoint_path, model, mesh, **words)
     vocabulary = data.open(*run.tasks, vocab_size=model.vocab_size)
     run = dataclasses.replace(run, tasks=registry.matching_tasks(run.tasks, split=run.split))
     planned = _plan(model, data, run, checkpoint)
@@ -133,6 +134,28 @@ def generate(
             files.write_text(folder / "config.gin", config_text)
         planned.write_finished(folder)
     return found
+
+
+def _dry_run(
+    dry: DryRun,
+    model: T5Config,
+    data: RunData,
+    run: GenerateSettings,
+) -> DryRun:
+    """Adds what is said of the data to a dry run."""
+    with dry.row("data") as say:
+        data.open(*run.tasks, vocab_size=model.vocab_size)
+        tasks = registry.matching_tasks(run.tasks, split=run.split)
+        data.check_tokenizer(tasks[0], dry.tokenizer)
+        numbers = [loader.check_records(task, run.split) for task in tasks]
+        items = len(catalogue.open_catalogue(run.prepared_dir, tasks[0]).items)
+        say(f"found: {sum(numbers):,} {run.split} examples in {data.data_dir}, {items:,} titles")
+        taken = sum(min(number, run.num_examples or number) for number in numbers)
+        dry.rows["work"] = f"{taken:,} examples: {dry.rows['work']}"
+    if dry.checkpoint is not None and dry.would_start:
+        run = dataclasses.replace(run, tasks=tasks)
+        dry.look_at_output(run.output_dir, _plan(model, data, run, dry.checkpoint))
+    return dry
 
 
 def _plan(

@@ -35,6 +35,7 @@ from instructrec_jax.scoring.candidate_views import AllAtOnce, Strategy, cost_of
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.scoring.shapes import fit_shapes
 from instructrec_jax.settings import Count, Names, OneOf, Positive, Range, check_fields, refuse
+from instructrec_jax.stages.dry_run import DryRun, open_dry
 from instructrec_jax.stages.run_data import RunData, dataset_of
 from instructrec_jax.stages.score.request_sets import (
     PendingRequest,
@@ -113,7 +114,7 @@ def score(
     mesh: MeshSettings,
     config_text: str = "",
     dry_run: bool = False,
-) -> None:
+) -> DryRun | None:
     """Scores every candidate of every request, but for the parts that are there already.
 
     The same command may run in several processes, on several hosts that see the same folder; they
@@ -128,20 +129,23 @@ def score(
       config_text: the resolved gin config, written to the output folder.
       dry_run: say what would be done, and stop before anything is written.
 
+    Returns:
+      What a dry run found.
+
     Raises:
       UserError: for a mistake in settings, data or checkpoint.
     """
     work = run.requests or f"{', '.join(run.tasks)}, split {run.split}"
-    checkpoint, device_mesh, shapes = open_for_run(
-        run.checkpoint_path, model, mesh, work=work, output_dir=run.output_dir
-    )
+    words = {"work": work, "output_dir": run.output_dir}
     if dry_run:
-        return
+        dry = open_dry(run.checkpoint_path, model, mesh, **words)
+        return _dry_run(dry, model, data, run)
+    checkpoint, device_mesh, shapes = open_for_run(run.checkpoint_path, model, mesh, **words)
     normaliser, why = chosen_normaliser(run.normaliser, checkpoint.ranking)
     logger.info("candidates are ranked by %s, %s", normaliser, why)
     run = dataclasses.replace(run, normaliser=normaliser)
     with stop_on(signal.SIGTERM) as stop:
-        opened = _open(data, run, checkpoint, model)
+        opened = _open(data, run, checkpoint.tokenizer, model)
         planned = _plan(model, opened, run, checkpoint)
         folder = Path(run.output_dir)
         earlier = manifest.find_same_work(folder, planned)
@@ -150,7 +154,7 @@ def score(
         if earlier is not None and _is_finished(earlier, opened.sets, folder):
             logger.info("nothing left to do: %s holds all of it", folder)
             shutil.rmtree(folder / CLAIMS, ignore_errors=True)
-            return
+            return None
         readers = [SetReader(own) for own in opened.sets]
         scorer = make_scorer(device_mesh, readers, step_tokens=run.step_tokens)
         keep_compiled(run.compilation_cache_dir)
@@ -171,6 +175,26 @@ def score(
         logger.info("steps of %d shapes were compiled", scorer.num_compiled)
         if is_finished:
             _finish(folder, opened.sets)
+    return None
+
+
+def _dry_run(
+    dry: DryRun,
+    model: T5Config,
+    data: RunData,
+    run: ScoreSettings,
+) -> DryRun:
+    """Adds what is said of the data to a dry run."""
+    with dry.row("data") as say:
+        opened = _open(data, run, dry.tokenizer, model)
+        number = sum(own.num_requests for own in opened.sets)
+        say(f"found: {number:,} requests in {run.requests or data.data_dir}")
+        dry.rows["work"] = f"{number:,} requests: {dry.rows['work']}"
+    if dry.checkpoint is not None and dry.would_start:
+        normaliser, _ = chosen_normaliser(run.normaliser, dry.checkpoint.ranking)
+        run = dataclasses.replace(run, normaliser=normaliser)
+        dry.look_at_output(run.output_dir, _plan(model, opened, run, dry.checkpoint))
+    return dry
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,11 +206,11 @@ class _Opened:
     teacher: str
 
 
-def _open(data: RunData, run: ScoreSettings, checkpoint: Source, model: T5Config) -> _Opened:
-    """Opens what is scored."""
+def _open(data: RunData, run: ScoreSettings, tokenizer: Path | None, model: T5Config) -> _Opened:
+    """Opens what is scored; the tokenizer is the checkpoint's, if there is one beside it."""
     dataset = dataset_of(*run.tasks)
-    if run.requests and checkpoint.tokenizer and data.data_dir is data.vocabulary is None:
-        data = dataclasses.replace(data, vocabulary=str(checkpoint.tokenizer))
+    if run.requests and tokenizer and data.data_dir is data.vocabulary is None:
+        data = dataclasses.replace(data, vocabulary=str(tokenizer))
     rendering = Rendering(
         vocabulary=data.open_vocabulary(dataset, vocab_size=model.vocab_size),
         feature_lengths=data.feature_lengths,
@@ -195,7 +219,7 @@ def _open(data: RunData, run: ScoreSettings, checkpoint: Source, model: T5Config
         candidate_view=run.candidate_view,
         with_prior=run.with_prior,
     )
-    data.check_tokenizer(dataset, checkpoint.tokenizer)
+    data.check_tokenizer(dataset, tokenizer)
     if run.requests is None:
         assert run.split is not None
         data.open(*run.tasks, vocab_size=model.vocab_size)

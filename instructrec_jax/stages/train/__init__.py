@@ -14,26 +14,27 @@ from instructrec_jax.checkpoints.source import TOKENIZER_FILE, Source
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning, split
 from instructrec_jax.parallel.mesh import (
-    check_rows,
     describe_placement,
     make_mesh,
     num_parameters,
 )
 from instructrec_jax.pipeline import loader
 from instructrec_jax.scoring.scorer import Scorer
+from instructrec_jax.stages.dry_run import DryRun
 from instructrec_jax.stages.evaluate import ValidationSettings, make_evaluate
 from instructrec_jax.stages.run_data import RunData
 from instructrec_jax.stages.train.start import (
     Learning,
     TrainSettings,
+    check_batch,
     check_mixture,
-    check_processes,
     initialise,
     note_position,
     open_batches,
     open_initial,
     placer,
 )
+from instructrec_jax.tokenizer import SentencePieceModel
 from instructrec_jax.training.loop import Actions, Periods, TrainStep, make_train_step, run_loop
 from instructrec_jax.training.metrics_log import MetricsLog
 from instructrec_jax.training.optimizers import describe
@@ -51,7 +52,7 @@ def train(
     validation: ValidationSettings,
     config_text: str = "",
     dry_run: bool = False,
-) -> None:
+) -> DryRun | None:
     """Trains, or goes on training, until `periods.train_steps`.
 
     Args:
@@ -61,25 +62,24 @@ def train(
       periods: how long, and when to log, evaluate and save.
       validation: what is measured on the way.
       config_text: the resolved gin config, written to MODEL_DIR.
-      dry_run: say what would be done, and stop before anything is read or written.
+      dry_run: say what would be done, and stop before anything is written.
+
+    Returns:
+      What a dry run found.
 
     Raises:
       UserError: for a mistake in settings or data, or a loss that is not finite.
       KeyboardInterrupt: after Ctrl-C, when the step is saved.
     """
-    mesh, tuning = make_mesh(learning.mesh), learning.fine_tuning
+    mesh, tuning, objective = make_mesh(learning.mesh), learning.fine_tuning, learning.objective
     abstract = abstract_state(learning.model.init, learning.optimizer, mesh, fine_tuning=tuning)
-    # Mistakes are found before MODEL_DIR is claimed.
-    check_rows(run.batch_size, mesh, name="BATCH_SIZE")
-    check_processes(learning.objective, run)
+    check_batch(objective, run, mesh)  # mistakes are found before MODEL_DIR is claimed
+    if dry_run:
+        return _dry_run(learning, data, run, periods, abstract=abstract)
     initial = open_initial(learning, run)
     first_step, periods = _count_steps(run, periods, initial)
     logger.info(_describe(abstract, learning, run, periods, first_step=first_step))
-    if dry_run:
-        return
-    vocabulary = data.open(run.mixture, vocab_size=learning.model.vocab_size)
-    data.check_tokenizer(run.mixture, None if initial is None else initial.tokenizer)
-    check_mixture(learning.objective, run)
+    vocabulary, _ = _open_data(learning, data, run, initial)
     evaluate = make_evaluate(validation, data, Scorer(mesh), vocabulary=vocabulary)
     _claim(learning, data, run, initial)
     _describe_model(data, run, validation, config_text)
@@ -96,15 +96,15 @@ def train(
         is_due = done > 0 and periods.is_evaluated(step) and not log.began_with(validation.headline)
         if step >= periods.last_step and not is_due:
             logger.info("nothing left to do: %s is at step %d", run.model_dir, step)
-            return
-        batches = open_batches(learning.objective, data, run, step=step, num_taken=done)
+            return None
+        batches = open_batches(objective, data, run, step=step, num_taken=done)
         run_loop(
             state,
             batches,
             train_step=_train_step(learning, run, abstract),
             periods=periods,
             actions=Actions(
-                place=placer(learning.objective, mesh),
+                place=placer(objective, mesh),
                 save=_saver(latest, run, batches, tuning),
                 evaluate=evaluate,
                 keep_best=_keeper(best, tuning),
@@ -112,6 +112,46 @@ def train(
             log=log,
             is_evaluation_missing=is_due,
         )
+    return None
+
+
+def _dry_run(
+    learning: Learning,
+    data: RunData,
+    run: TrainSettings,
+    periods: Periods,
+    *,
+    abstract: TrainState,
+) -> DryRun:
+    """Returns what the run would do, and what stops it."""
+    dry, initial = DryRun(), None
+    dry.look_at_memory(abstract.model, abstract.optimizer_state)
+    with dry.row("checkpoint") as say:
+        initial = open_initial(learning, run)
+        say("none: random weights")
+        if initial is not None:
+            dry.open_checkpoint(initial)
+        if steps := store.finished_steps(Path(run.model_dir) / store.LATEST):
+            say(f"found: {run.model_dir}, step {max(steps)}, from which it goes on")
+    first_step, periods = _count_steps(run, periods, initial)
+    logger.info(_describe(abstract, learning, run, periods, first_step=first_step))
+    number = periods.last_step - first_step
+    dry.rows["work"] = f"{number:,} steps of {run.batch_size} rows, into {run.model_dir}"
+    with dry.row("data") as say:
+        _, num_examples = _open_data(learning, data, run, initial)
+        say(f"found: {num_examples:,} examples of {run.mixture} in {data.data_dir}")
+    if dry.would_start:
+        dry.look_at_output(run.model_dir, _planned(learning, data, run, initial))
+    return dry
+
+
+def _open_data(
+    learning: Learning, data: RunData, run: TrainSettings, initial: Source | None
+) -> tuple[SentencePieceModel, int]:
+    """Returns the vocabulary and the number of examples, having checked that they fit the model."""
+    vocabulary = data.open(run.mixture, vocab_size=learning.model.vocab_size)
+    data.check_tokenizer(run.mixture, None if initial is None else initial.tokenizer)
+    return vocabulary, check_mixture(learning.objective, run)
 
 
 def _count_steps(
@@ -139,6 +179,15 @@ def _count_steps(
 
 def _claim(learning: Learning, data: RunData, run: TrainSettings, initial: Source | None) -> None:
     """Refuses a MODEL_DIR that holds a run of another model, mixture or seed."""
+    manifest.claim(run.model_dir, _planned(learning, data, run, initial))
+    if learning.fine_tuning.lora is not None and initial is not None:
+        claim_base(run.model_dir, initial, learning.fine_tuning.lora)
+
+
+def _planned(
+    learning: Learning, data: RunData, run: TrainSettings, initial: Source | None
+) -> manifest.Manifest:
+    """Returns the manifest of the run, its counts still empty."""
     settings = {
         "model": dataclasses.asdict(learning.model),
         "objective": repr(learning.objective),
@@ -154,12 +203,8 @@ def _claim(learning: Learning, data: RunData, run: TrainSettings, initial: Sourc
         "warm_start": run.warm_start,
         "fine_tuning": dataclasses.asdict(learning.fine_tuning),
     }
-    planned = manifest.Manifest(
-        stage="train", inputs=data.fingerprint(run.mixture), settings=settings
-    )
-    manifest.claim(run.model_dir, planned)
-    if learning.fine_tuning.lora is not None and initial is not None:
-        claim_base(run.model_dir, initial, learning.fine_tuning.lora)
+    inputs = data.fingerprint(run.mixture)
+    return manifest.Manifest(stage="train", inputs=inputs, settings=settings)
 
 
 def _describe_model(

@@ -26,7 +26,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning
 from instructrec_jax.models.objectives import Objective, pack_candidates
 from instructrec_jax.models.t5 import T5Config
-from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, place_batch
+from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, check_rows, place_batch
 from instructrec_jax.pipeline import loader, registry
 from instructrec_jax.settings import MAX_CANDIDATES, Count, Natural, Range, Rows, Seed, check_fields
 from instructrec_jax.stages.run_data import RunData, dataset_of
@@ -240,15 +240,16 @@ def placer(objective: Objective, mesh: Mesh) -> Callable[[Mapping], dict[str, ja
     return functools.partial(place_batch, mesh=mesh)
 
 
-def check_mixture(objective: Objective, run: TrainSettings) -> None:
-    """Raises UserError if there is nothing of that name to train on."""
+def check_mixture(objective: Objective, run: TrainSettings) -> int:
+    """Returns the number of examples; raises UserError if there is nothing of that name."""
     name = run.mixture
     name = registry.grouped_name(name) if objective.ranks_candidates else name
-    loader.check_records(name, TRAIN)
+    return loader.check_records(name, TRAIN)
 
 
-def check_processes(objective: Objective, run: TrainSettings) -> None:
-    """Raises UserError if the rows of a batch cannot be shared by the processes."""
+def check_batch(objective: Objective, run: TrainSettings, mesh: Mesh) -> None:
+    """Raises UserError if the rows of a batch cannot be shared by the devices and processes."""
+    check_rows(run.batch_size, mesh, name="BATCH_SIZE")
     num_processes = jax.process_count()
     if run.batch_size % num_processes:
         raise UserError(
