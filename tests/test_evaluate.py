@@ -118,7 +118,9 @@ def test_it_measures_what_score_scores(toy_records, checkpoint, ranks_by_example
         assert found[f"validation/toy.A7.grouped/{name}"] == found[f"validation/{name}"] == value
     with caplog.at_level("INFO"):
         assert evaluate_toy(toy_records, checkpoint, tmp_path / "eval", num_batches=None) == found
-    assert "is up to date" in caplog.text and "validation/hr@1 0." in caplog.text
+    assert "is up to date" in caplog.text
+    assert caplog.messages[-1].splitlines()[0].split() == ["step", "7", *ranking.METRIC_NAMES]
+    assert "\nvalidation/toy.A7.grouped  ." in caplog.messages[-1]
 
 
 def test_it_measures_some_examples_of_the_whole_split_the_same_ones_each_time(

@@ -10,7 +10,7 @@ import pytest
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.training.loop import Actions, Periods, run_loop
-from instructrec_jax.training.metrics_log import FILE_NAME, MetricsLog, read_metrics
+from instructrec_jax.training.metrics_log import FILE_NAME, MetricsLog, as_table, read_metrics
 from instructrec_jax.training.state import TrainState
 
 
@@ -112,6 +112,17 @@ def test_it_logs_evaluates_and_saves_by_its_periods_and_at_the_end(tmp_path):
     assert toy.logged == [
         (1, True), (5, True), (6, False), (10, True), (11, True), (11, False)
     ]  # fmt: skip
+
+
+def test_what_an_evaluation_measured_is_shown_in_a_table():
+    values = {"validation/hr@1": 0.25, "validation/ndcg@5": 1.0}
+    values |= {"validation/toys.A7/hr@1": 0.5, "validation/toys.B7/ndcg@5": 12.5}
+    assert as_table("step 20", values).splitlines() == [
+        "step 20              hr@1   ndcg@5",
+        "validation          .2500   1.0000",
+        "validation/toys.A7  .5000         ",
+        "validation/toys.B7         12.5000",
+    ]
 
 
 def test_it_goes_on_from_the_step_of_its_state(tmp_path):

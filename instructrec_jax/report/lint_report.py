@@ -160,12 +160,13 @@ def document(report: LintReport) -> Document:
 
 
 def summary_line(report: LintReport) -> str:
-    """Returns the verdict in one line."""
+    """Returns the verdict in one line: whether all is well, then what was counted."""
     templates = {row.template_id for row in report.coverage}
+    errors = _number(report.num_errors, "error") if report.num_errors else "ok"
     return (
-        f"{report.dataset}: {len(templates)} templates, {len(report.coverage)} tasks, "
-        f"{report.records['records']} records: "
-        f"{_number(report.num_errors, 'error')}, {_number(report.num_warnings, 'warning')}"
+        f"{report.dataset}: {errors}, {_number(report.num_warnings, 'warning')} "
+        f"({len(templates)} templates, {len(report.coverage)} tasks, "
+        f"{report.records['records']} records)"
     )
 
 

@@ -65,7 +65,7 @@ class Document:
       title: of the report.
       sections: in order.
       messages: (kind, message) pairs, such as ("error", "A7: ...").
-      summary: the verdict in one line; "" for none.
+      summary: the verdict in one line, "" for none; it comes first, and the messages with it.
       facts: as for a section.
       pictures: file names beside the report, by title.
     """
@@ -87,6 +87,10 @@ def as_text(document: Document) -> str:
         for line in filter(None, lines):
             console.print(line, highlight=False, markup=False)
 
+    messages = [f"{kind} {message}" for kind, message in document.messages]
+    if document.summary:
+        show(document.summary, *messages)
+        console.print()
     for section in document.sections:
         show(section.title)
         for table in section.tables:
@@ -95,7 +99,8 @@ def as_text(document: Document) -> str:
             show(*table.footnotes)
         show(*section.lines)
         console.print()
-    show(*(f"{kind} {message}" for kind, message in document.messages), document.summary)
+    if not document.summary:
+        show(*messages)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).rstrip() + "\n"
 
 

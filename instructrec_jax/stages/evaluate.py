@@ -29,6 +29,7 @@ from instructrec_jax.settings import Count, Names, OneOf, Rows, check_fields
 from instructrec_jax.stages.dry_run import DryRun, open_dry
 from instructrec_jax.stages.run_data import RunData
 from instructrec_jax.tokenizer import SentencePieceModel
+from instructrec_jax.training.metrics_log import as_table
 
 logger = logging.getLogger(__name__)
 FILE_NAME = "metrics.json"
@@ -145,8 +146,8 @@ def evaluate(
         measure = make_evaluate(validation, data, Scorer(device_mesh), vocabulary=vocabulary)
         found |= measure(restored)
         _write(found, output, planned, config_text)
-    for name, value in found.items():
-        logger.info("%s %s", name, value if name == "step" else f"{value:.4f}")
+    measured = {name: value for name, value in found.items() if name != "step"}
+    logger.info("%s", as_table(f"step {found['step']:.0f}", measured))
     return found
 
 

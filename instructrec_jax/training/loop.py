@@ -20,7 +20,7 @@ from instructrec_jax.models.adapters import EVERYTHING, FineTuning, join, split
 from instructrec_jax.parallel.mesh import batch_sharding
 from instructrec_jax.progress import Progress, Stop, StopAskedError, stop_on
 from instructrec_jax.settings import Count, check_fields
-from instructrec_jax.training.metrics_log import MetricsLog
+from instructrec_jax.training.metrics_log import MetricsLog, as_table
 from instructrec_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ def _evaluate(
         return
     actions.keep_best(step, state, measured)
     log.write(step, measured)
-    logger.info("step %d  %s", step, _spell(measured))
+    logger.info("%s", as_table(f"step {step}", measured))
 
 
 @dataclasses.dataclass(frozen=True)

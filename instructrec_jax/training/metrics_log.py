@@ -54,6 +54,35 @@ class MetricsLog:
         self._events.close()
 
 
+def as_table(title: str, values: Mapping[str, float]) -> str:
+    """Returns measured values in aligned lines, a line for each group of names.
+
+    Args:
+      title: stands before the names of the metrics, such as "step 200".
+      values: by name, "<group>/<metric>".
+
+    Example:
+      >>> print(as_table("step 20", {"validation/hr@1": 0.5, "validation/toys.A7/hr@1": 0.5}))
+      step 20              hr@1
+      validation          .5000
+      validation/toys.A7  .5000
+    """
+    rows: dict[str, dict[str, float]] = {}
+    for name, value in values.items():
+        group, _, metric = name.rpartition("/")
+        rows.setdefault(group, {})[metric] = value
+    metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+    texts = [[title, *metrics]]
+    for group, row in rows.items():
+        cells = [f"{row[name]:.4f}" if name in row else "" for name in metrics]
+        texts.append([group, *(cell.removeprefix("0") for cell in cells)])
+    first, *others = (max(map(len, column)) for column in zip(*texts, strict=True))
+    widths = [width + 2 for width in others]
+    return "\n".join(
+        head.ljust(first) + "".join(map(str.rjust, cells, widths)) for head, *cells in texts
+    )
+
+
 def read_metrics(path: Path | str) -> list[dict[str, float]]:
     """Reads a metrics.jsonl; a last line cut short by a kill, and a missing file, are no error.
 

@@ -33,6 +33,7 @@ from instructrec_jax.stages.dry_run import DryRun, open_dry
 from instructrec_jax.stages.generate import catalogue
 from instructrec_jax.stages.generate.catalogue import CatalogueRequest
 from instructrec_jax.stages.run_data import RunData, dataset_of
+from instructrec_jax.training.metrics_log import as_table
 
 logger = logging.getLogger(__name__)
 FILE_NAME = "metrics.json"
@@ -133,6 +134,8 @@ def generate(
         if config_text:
             files.write_text(folder / "config.gin", config_text)
         planned.write_finished(folder)
+    measured = {name: value for name, value in found.items() if "@" in name}
+    logger.info("%s", as_table(f"step {checkpoint.step}", measured))
     return found
 
 
@@ -220,8 +223,6 @@ def _generate_task(
     for cutoff in (k for k in CUTOFFS if k <= run.num_titles):
         metrics[f"{run.split}/{task}/hr@{cutoff}"] = ranking.hit_rate(ranks, cutoff)
         metrics[f"{run.split}/{task}/ndcg@{cutoff}"] = ranking.ndcg(ranks, cutoff)
-    for name, value in metrics.items():
-        logger.info("%s %.4f", name, value)
     return {**metrics, f"{run.split}/{task}/num_examples": len(ranks)}
 
 
