@@ -29,6 +29,7 @@ VERBS: tuple[Verb | Group, ...] = (
     model_verbs.EVAL,
     model_verbs.SCORE,
     model_verbs.GENERATE,
+    model_verbs.SHOW,
     model_verbs.CONVERT,
     model_verbs.REPORT,
     model_verbs.DEMO,

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from instructrec_jax.cli import flags
-from instructrec_jax.cli.verb import Verb, add_gin_flags, bindings_of, print_result, quiet_imports
+from instructrec_jax.cli.verb import (
+    Group,
+    Verb,
+    add_gin_flags,
+    bindings_of,
+    print_result,
+    quiet_imports,
+)
 from instructrec_jax.errors import UserError
 from instructrec_jax.settings import SettingError, address_problem
 
@@ -223,6 +230,30 @@ class _ReportVerb(Verb):
         )
 
 
+class _ShowScoresVerb(Verb):
+    """Shows scores; its help says what the columns of their files mean."""
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the flags of the stage, and the columns."""
+        super().add_flags(parser)
+        from instructrec_jax.scores import columns
+
+        parser.epilog = "\n\n".join(
+            [
+                str(parser.epilog),
+                columns.as_text(
+                    "columns of `score` (artefact E), a row an example:", columns.SCORED
+                ),
+                columns.as_text("columns of `generate`, a row an example:", columns.GENERATED),
+                "those of `score --output` are in `instructrec score --help`",
+            ]
+        )
+
+
+def _shown_lines(lines: Any, _: Mapping[str, Any]) -> str:
+    return "\n".join(lines)
+
+
 def _report_text(_: Any, arguments: Mapping[str, Any]) -> str:
     return _shown(Path(arguments["output_dir"]))
 
@@ -311,6 +342,27 @@ GENERATE = GinVerb(
         "    --gin.INFER_OUTPUT_DIR='\"runs/generated\"'"
     ),
     function="instructrec_jax.stages.generate:generate",
+)
+SHOW = Group(
+    name="show",
+    summary="rows of score files with their titles",
+    description="Shows what files of this package hold, in words.",
+    example="instructrec show scores runs/scores/test --prepared_dir=runs/prepared",
+    verbs=(
+        _ShowScoresVerb(
+            name="scores",
+            summary="candidates best first, with ranks, log-likelihoods and titles",
+            description=(
+                "Shows examples of a folder that `score` or `generate` wrote, or of a file of\n"
+                "`score --output`: the target (*) and the candidates, best first. The folders\n"
+                "hold item ids; --prepared_dir looks up titles, users and histories."
+            ),
+            example="instructrec show scores runs/scores/test --prepared_dir=runs/prepared",
+            function="instructrec_jax.stages.show:scores",
+            spelled={"path": "PATH"},
+            result=_shown_lines,
+        ),
+    ),
 )
 CONVERT = Verb(
     name="convert",
