@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from instructrec_jax.cli import command_line, data_verbs, messages, model_verbs
+from instructrec_jax.cli import command_line, data_verbs, messages, model_verbs, score_verbs
 from instructrec_jax.cli.interruption import INTERRUPTED, interruptible
 from instructrec_jax.cli.verb import Group, Verb
 from instructrec_jax.errors import UserError
@@ -27,9 +27,9 @@ VERBS: tuple[Verb | Group, ...] = (
     data_verbs.VERIFY,
     model_verbs.TRAIN,
     model_verbs.EVAL,
-    model_verbs.SCORE,
+    score_verbs.SCORE,
     model_verbs.GENERATE,
-    model_verbs.SHOW,
+    score_verbs.SHOW,
     model_verbs.CONVERT,
     model_verbs.REPORT,
     model_verbs.DEMO,

@@ -6,25 +6,17 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from instructrec_jax.cli import flags
-from instructrec_jax.cli.verb import (
-    Group,
-    Verb,
-    add_gin_flags,
-    bindings_of,
-    print_result,
-    quiet_imports,
-)
+from instructrec_jax.cli.verb import Verb, add_gin_flags, bindings_of, print_result, quiet_imports
 from instructrec_jax.errors import UserError
-from instructrec_jax.settings import SettingError, address_problem
+from instructrec_jax.settings import address_problem
 
 WOULD_STOP = 1  # a dry run's exit code
 _MAX_DEVICES = 1024
-_GIN_HELP = (
+GIN_HELP = (
     "Configured by gin files: one for the model's size, one for the task mixture, one for the\n"
     "kind of run. Files are found as named: in the working folder, else among ours.\n"
     "--gin.NAME=VALUE sets a macro (MODEL_DIR) or a binding (with a dot), over all files;\n"
@@ -91,7 +83,7 @@ class GinVerb(Verb):
 
 
 def _pretend_devices(number: int, *, is_dry: bool) -> None:
-    """Has JAX, which is not imported yet, take the CPU for as many devices."""
+    """Has JAX, which has looked for no device yet, take the CPU for as many."""
     if not is_dry:
         raise UserError("--num_devices belongs to --dry_run: a run takes the devices that it finds")
     if not 1 <= number <= _MAX_DEVICES:
@@ -99,79 +91,8 @@ def _pretend_devices(number: int, *, is_dry: bool) -> None:
     flags_before = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags_before} --xla_force_host_platform_device_count={number}"
     os.environ["JAX_PLATFORMS"] = "cpu"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _ScoreVerb(GinVerb):
-    """Scoring in either of two forms: gin files, or a model with a file of requests.
-
-    Attributes:
-      plain: the function of the form without gin files, "module:name"; `example` is of that form.
-      gin_example: a command of the other one.
-    """
-
-    plain: str
-    gin_example: str
-
-    def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Adds the flags of both forms; which are needed depends on the form."""
-        own: Any = parser.add_argument_group(
-            "your own requests (needed: --model, --input, --output)"
-        )
-        flags.add_flags(own, self._ranked_file(), {})
-        for flag in own._group_actions:
-            flag.required = False
-        by_gin: Any = parser.add_argument_group("gin files")
-        super().add_flags(by_gin)
-        parser.epilog = f"example:\n{self._examples}\n\n{self._columns()}"
-
-    def run(self, options: argparse.Namespace) -> int:
-        """Runs the form whose flags are given."""
-        plain = self._ranked_file()
-        given = [flag.name for flag in flags.flags_of(plain) if flag.name in vars(options)]
-        by_gin = [f"--gin_file={name}" for name in options.gin_file]
-        by_gin += [f"--gin.{binding}" for binding in bindings_of(options)]
-        by_gin += ["--dry_run"] * options.dry_run
-        by_gin += ["--num_devices"] * (options.num_devices is not None)
-        if not given:
-            if by_gin:
-                return super().run(options)
-            raise UserError(f"`instructrec score` needs one of two forms:\n{self._examples}")
-        if by_gin:
-            raise UserError(
-                f"--{given[0]} and {by_gin[0]} are of two forms of `instructrec score`, which do "
-                f"not go together; write one of them:\n{self._examples}"
-            )
-        needed = [flag.name for flag in flags.flags_of(plain) if flag.is_required]
-        if missing := [f"--{name}" for name in needed if name not in given]:
-            raise UserError(f"{', '.join(missing)} missing; expected as in\n  {self.example}")
-        try:
-            arguments = flags.arguments_of(plain, vars(options))
-            plain(**arguments)
-        except SettingError as error:
-            raise UserError(f"--{error.name} {error.problem}") from None
-        except BrokenPipeError:  # the reader has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        if options.output != "-":
-            print_result(options.output)
-        return 0
-
-    @property
-    def _examples(self) -> str:
-        return f"  {self.example}\n  {self.gin_example}"
-
-    def _ranked_file(self) -> Callable[..., Any]:
-        return dataclasses.replace(self, function=self.plain).load()
-
-    def _columns(self) -> str:
-        from instructrec_jax.scores import columns
-
-        title = (
-            "columns of OUTPUT, a row a candidate; in JSONL a line a request, and its candidates,\n"
-            'best first, in the list "candidates":'
-        )
-        return columns.as_text(title, columns.RANKED)
+    if jax := sys.modules.get("jax"):  # the flags of `score` import it, which reads this once
+        jax.config.update("jax_platforms", "cpu")
 
 
 class _DemoVerb(Verb):
@@ -230,30 +151,6 @@ class _ReportVerb(Verb):
         )
 
 
-class _ShowScoresVerb(Verb):
-    """Shows scores; its help says what the columns of their files mean."""
-
-    def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Adds the flags of the stage, and the columns."""
-        super().add_flags(parser)
-        from instructrec_jax.scores import columns
-
-        parser.epilog = "\n\n".join(
-            [
-                str(parser.epilog),
-                columns.as_text(
-                    "columns of `score` (artefact E), a row an example:", columns.SCORED
-                ),
-                columns.as_text("columns of `generate`, a row an example:", columns.GENERATED),
-                "those of `score --output` are in `instructrec score --help`",
-            ]
-        )
-
-
-def _shown_lines(lines: Any, _: Mapping[str, Any]) -> str:
-    return "\n".join(lines)
-
-
 def _report_text(_: Any, arguments: Mapping[str, Any]) -> str:
     return _shown(Path(arguments["output_dir"]))
 
@@ -273,7 +170,7 @@ TRAIN = GinVerb(
     summary="instruction records -> checkpoints",
     description=(
         "Fine-tunes a model, or goes on where an interrupted run of the same MODEL_DIR stopped.\n"
-        f"Writes checkpoints, metrics and the resolved config to MODEL_DIR.\n\n{_GIN_HELP}"
+        f"Writes checkpoints, metrics and the resolved config to MODEL_DIR.\n\n{GIN_HELP}"
     ),
     example=(
         "instructrec train --gin_file=gin/models/t5_tiny.gin \\\n"
@@ -288,7 +185,7 @@ EVAL = GinVerb(
     summary="checkpoint -> HR and NDCG on validation",
     description=(
         "Measures a checkpoint on the ranking tasks of a task or mixture, as training does.\n"
-        f"Writes metrics.json to EVAL_OUTPUT_DIR.\n\n{_GIN_HELP}"
+        f"Writes metrics.json to EVAL_OUTPUT_DIR.\n\n{GIN_HELP}"
     ),
     example=(
         "instructrec eval --gin_file=gin/models/t5_tiny.gin \\\n"
@@ -298,41 +195,13 @@ EVAL = GinVerb(
     ),
     function="instructrec_jax.stages.evaluate:evaluate",
 )
-SCORE = _ScoreVerb(
-    name="score",
-    summary="checkpoint -> log-likelihoods of every candidate; requests -> ranked candidates",
-    description=(
-        "Your own requests: ranks the candidates of every request of a file, best first. All else\n"
-        "comes from the model. A row holds an id, candidates, and what they are ranked by: an\n"
-        "instruction, or a history, an intention, a preference from which a template writes one:\n"
-        '  {"id": "u7", "history": ["Halo", "Myst"], "candidates": ["Braid", "Ico"]}\n'
-        "It may also hold candidate_ids, target_index, exclude (ids or titles) and a context.\n"
-        "In CSV and TSV lists (history, candidates, candidate_ids, exclude) are JSON arrays.\n\n"
-        "Gin files: scores all candidates of every example of a task (gin/runs/score.gin), or of\n"
-        "every request of a file (gin/runs/score_requests.gin), but for the parts that are there\n"
-        "already. Several processes with the same command share the work.\n"
-        f"Writes Parquet files to INFER_OUTPUT_DIR.\n\n{_GIN_HELP}"
-    ),
-    example=(
-        "instructrec score --model=runs/model --input=requests.jsonl \\\n    --output=ranked.jsonl"
-    ),
-    gin_example=(
-        "instructrec score --gin_file=gin/models/t5_tiny.gin \\\n"
-        "    --gin_file=gin/mixtures/ml_100k.gin --gin_file=gin/runs/score.gin \\\n"
-        "    --gin.DATA_DIR='\"runs/records\"' --gin.CHECKPOINT_PATH='\"runs/model\"' \\\n"
-        "    --gin.INFER_OUTPUT_DIR='\"runs/scores\"'"
-    ),
-    function="instructrec_jax.stages.score:score",
-    folder="INFER_OUTPUT_DIR",
-    plain="instructrec_jax.stages.score.ranked_file:rank_file",
-)
 GENERATE = GinVerb(
     name="generate",
     summary="checkpoint -> the likeliest titles of the whole catalogue",
     description=(
         "Finds the likeliest titles of the catalogue under each instruction that asks for an item\n"
         "without candidates, by beam search, and measures HR and NDCG over the whole catalogue.\n"
-        f"Writes Parquet files and metrics.json to INFER_OUTPUT_DIR.\n\n{_GIN_HELP}"
+        f"Writes Parquet files and metrics.json to INFER_OUTPUT_DIR.\n\n{GIN_HELP}"
     ),
     example=(
         "instructrec generate --gin_file=gin/models/t5_tiny.gin \\\n"
@@ -342,27 +211,6 @@ GENERATE = GinVerb(
         "    --gin.INFER_OUTPUT_DIR='\"runs/generated\"'"
     ),
     function="instructrec_jax.stages.generate:generate",
-)
-SHOW = Group(
-    name="show",
-    summary="rows of score files with their titles",
-    description="Shows what files of this package hold, in words.",
-    example="instructrec show scores runs/scores/test --prepared_dir=runs/prepared",
-    verbs=(
-        _ShowScoresVerb(
-            name="scores",
-            summary="candidates best first, with ranks, log-likelihoods and titles",
-            description=(
-                "Shows examples of a folder that `score` or `generate` wrote, or of a file of\n"
-                "`score --output`: the target (*) and the candidates, best first. The folders\n"
-                "hold item ids; --prepared_dir looks up titles, users and histories."
-            ),
-            example="instructrec show scores runs/scores/test --prepared_dir=runs/prepared",
-            function="instructrec_jax.stages.show:scores",
-            spelled={"path": "PATH"},
-            result=_shown_lines,
-        ),
-    ),
 )
 CONVERT = Verb(
     name="convert",
