@@ -15,7 +15,7 @@ import pytest
 from instructrec_jax.cli import flags, gin_config, main
 from instructrec_jax.cli.command_line import make_parser
 from instructrec_jax.cli.main import VERBS
-from instructrec_jax.cli.verb import Group, Verb, quiet_imports
+from instructrec_jax.cli.verb import Group, Verb
 from instructrec_jax.errors import UserError
 from instructrec_jax.stages.dry_run import DryRun
 
@@ -253,7 +253,7 @@ def test_a_task_module_in_the_working_folder_is_found_by_the_console_script(tmp_
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("X1 ")
+    assert re.search(r"^X1 .*\| pairwise ", done.stdout, re.MULTILINE)
 
 
 def test_a_flag_has_the_name_type_default_and_text_of_its_field():
@@ -513,13 +513,6 @@ def test_verbs_of_gin_document_gin_flags_in_their_help():
         takes_gin = not isinstance(verb, Group) and verb.takes_gin
         assert takes_gin == (verb.name in WITH_GIN)
         assert ("--gin.NAME=VALUE" in verb.description) == takes_gin
-
-
-def test_start_up_notes_are_held_back_and_real_messages_are_not(capfd):
-    with pytest.raises(ImportError), quiet_imports():
-        os.write(2, b"I0000 00:00:17.1 12 port.cc:153] note\nE0000 00:00 broken\nplain\n")
-        raise ImportError
-    assert capfd.readouterr().err == "E0000 00:00 broken\nplain\n"
 
 
 def test_a_reader_that_leaves_early_is_no_error():

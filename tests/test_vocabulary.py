@@ -1,6 +1,7 @@
 """The shared vocabulary: found at first use, trained the same each time, refused when unfit."""
 
 import itertools
+import os
 
 import pytest
 import sentencepiece
@@ -10,7 +11,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from instructrec_jax import tokenizer
 from instructrec_jax.errors import UserError
-from instructrec_jax.pipeline import vocabulary
+from instructrec_jax.pipeline import quiet_imports, vocabulary
 from instructrec_jax.pipeline.vocabulary import CorpusVocabulary
 
 SYLLABLES = ("ba", "ko", "li", "mu", "re", "sta", "ti", "vo", "zu", "dra")
@@ -166,3 +167,10 @@ def test_seqio_takes_it_for_a_vocabulary(model):
     vocabulary.use_vocabulary(model)
     feature = seqio.Feature(CorpusVocabulary())
     assert feature.vocabulary == seqio.Feature(CorpusVocabulary()).vocabulary
+
+
+def test_start_up_notes_are_held_back_and_real_messages_are_not(capfd):
+    with pytest.raises(ImportError), quiet_imports():
+        os.write(2, b"I0000 00:00:17.1 12 port.cc:153] note\nE0000 00:00 broken\nplain\n")
+        raise ImportError
+    assert capfd.readouterr().err == "E0000 00:00 broken\nplain\n"

@@ -2,11 +2,10 @@
 
 import argparse
 import functools
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from instructrec_jax.cli.verb import Group, Verb, add_gin_flags, bindings_of, quiet_imports
+from instructrec_jax.cli.verb import Group, Verb, add_gin_flags, bindings_of
 from instructrec_jax.errors import UserError
 
 FOUND_ERRORS = 1
@@ -52,8 +51,6 @@ class _InspectVerb(Verb):
 
     def more_arguments(self, options: argparse.Namespace) -> dict[str, Any]:
         """Returns what reads the settings of the run, where gin files name one."""
-        with quiet_imports():
-            importlib.import_module("instructrec_jax.pipeline.loader")
         bindings, folder = bindings_of(options), getattr(options, "data_dir", None)
         if not options.gin_file:
             if bindings:
@@ -67,9 +64,8 @@ class _InspectVerb(Verb):
 
 def _shown_run(**given: Any) -> Any:
     """Returns the run that gin files configure, as `inspect` takes it."""
-    with quiet_imports():
-        from instructrec_jax.cli import gin_config
-        from instructrec_jax.stages import inspect, run_data, train  # noqa: F401, what files name
+    from instructrec_jax.cli import gin_config
+    from instructrec_jax.stages import inspect, run_data, train  # noqa: F401, what files name
 
     data = gin_config.run_with_gin(run_data.RunData, is_part=True, **given)
     bound = {
@@ -178,7 +174,7 @@ BUILD = Verb(
 )
 TEMPLATES = Verb(
     name="templates",
-    summary="list the templates, one line each",
+    summary="list the templates",
     description=(
         "Lists every template: its cell of the paper, its kind and family, whether rankings are\n"
         "evaluated with it, and what may fill its query."

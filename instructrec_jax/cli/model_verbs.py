@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from instructrec_jax.cli.verb import Verb, add_gin_flags, bindings_of, print_result, quiet_imports
+from instructrec_jax.cli.verb import Verb, add_gin_flags, bindings_of, print_result
 from instructrec_jax.errors import UserError
 from instructrec_jax.settings import address_problem
 
@@ -63,8 +63,8 @@ class GinVerb(Verb):
         if options.num_devices is not None:
             _pretend_devices(options.num_devices, is_dry=options.dry_run)
         function = self.load()
-        with quiet_imports():
-            from instructrec_jax.cli import gin_config
+        from instructrec_jax.cli import gin_config
+
         returned = gin_config.run_with_gin(
             function,
             gin_file_names=options.gin_file,
@@ -100,9 +100,9 @@ class _DemoVerb(Verb):
 
     def more_arguments(self, options: argparse.Namespace) -> dict[str, Any]:
         """Returns the two stages."""
-        with quiet_imports():
-            from instructrec_jax.cli import gin_config
-            from instructrec_jax.stages import score, train
+        from instructrec_jax.cli import gin_config
+        from instructrec_jax.stages import score, train
+
         return {
             "train": functools.partial(gin_config.run_with_macros, train.train),
             "score": functools.partial(gin_config.run_with_macros, score.score),

@@ -4,12 +4,8 @@ import argparse
 import dataclasses
 import importlib
 import inspect
-import os
-import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from instructrec_jax.cli import flags, messages
@@ -17,9 +13,6 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.settings import SettingError, address_problem
 
 GIN_BINDINGS = "--gin_bindings"
-_NOTE = re.compile(
-    r"WARNING: All log messages before absl::InitializeLog|I\d{4} |To enable the following instr"
-)
 
 
 def add_gin_flags(parser: argparse.ArgumentParser) -> None:
@@ -120,8 +113,7 @@ class Verb:
     def load(self) -> Callable[..., Any]:
         """Returns the stage's function."""
         module, name = self.function.split(":")
-        with quiet_imports():
-            return getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)
 
     def more_arguments(self, options: argparse.Namespace) -> dict[str, Any]:
         """Returns arguments of the function that no flag gives."""
@@ -153,26 +145,3 @@ def print_result(text: str) -> None:
     A reader who has seen enough is no error: `instructrec lint ... | head`.
     """
     messages.show(text.rstrip("\n"), sys.stdout)
-
-
-@contextmanager
-def quiet_imports() -> Iterator[None]:
-    """Keeps start-up notes of TensorFlow's C++ code, which no setting turns off, out of stderr.
-
-    What is written to stderr in the block is held back, and passed on afterwards but for the notes.
-    The file descriptor is redirected, since C++ code does not write through `sys.stderr`.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
-            held.seek(0)
-            for line in held.read().decode(errors="replace").splitlines(keepends=True):
-                if not _NOTE.match(line):
-                    os.write(2, line.encode())

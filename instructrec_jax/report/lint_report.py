@@ -150,10 +150,11 @@ def values(report: LintReport) -> dict[str, Any]:
 
 def document(report: LintReport) -> Document:
     """Returns the tables of a report."""
+    errors_first = sorted(report.findings, key=lambda found: found.severity is not Severity.ERROR)
     return Document(
         title=f"lint of {report.dataset}",
         summary=summary_line(report),
-        messages=[(str(f.severity), f"{f.subject}: {f.message}") for f in report.findings],
+        messages=[(str(f.severity), f"{f.subject}: {f.message}") for f in errors_first],
         sections=list(_sections(report)),
         facts=report.protocol,
     )

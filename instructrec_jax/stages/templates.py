@@ -1,10 +1,11 @@
-"""The stage `templates`: the templates of a task module, one line each."""
+"""The stage `templates`: the templates of a task module, in a table."""
 
 import dataclasses
 from collections.abc import Iterable
 
 from instructrec_jax.instructions.language import Template, Variant, variants
 from instructrec_jax.instructions.task_modules import SHIPPED, templates_of, variant_order
+from instructrec_jax.report import tables
 
 _HEADER = ("id", "cell", "kind", "family", "evaluated", "queries")
 
@@ -55,13 +56,9 @@ def templates(*, task_module: str = SHIPPED) -> list[TemplateLine]:
 
 def as_text(lines: Iterable[TemplateLine]) -> str:
     """Returns the lines as a table."""
-    rows = [_HEADER, *(line.columns for line in lines)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = (
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in padded)
+    table = tables.Table(header=_HEADER, rows=[line.columns for line in lines])
+    section = tables.Section(title="", tables=[table])
+    return tables.as_text(tables.Document(title="", sections=[section]))
 
 
 def joined_cells(members: list[Variant]) -> tuple[str, ...]:
