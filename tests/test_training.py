@@ -291,6 +291,18 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, caplog):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_counts_examples_and_sees_the_run_that_model_dir_holds(
+    toy_records, straight, tmp_path
+):
+    found = train_toy(toy_records, tmp_path / "run", 3, dry_run=True)
+    assert found.would_start and list(tmp_path.iterdir()) == []
+    assert re.match(r"found: [\d,]+ examples of toy.A7.grouped in ", found.rows["data"])
+    found = train_toy(toy_records, straight("listwise"), 9, dry_run=True)
+    assert found.would_start and found.rows["checkpoint"].endswith("step 6, from which it goes on")
+    found = train_toy(toy_records, straight("listwise"), 9, dry_run=True, seed=2)
+    assert found.stops == ["work"] and "settings['seed'] was 1 there" in found.rows["work"]
+
+
 def test_a_run_without_a_number_of_steps_is_refused_before_it_begins(tmp_path):
     with pytest.raises(UserError, match="TRAIN_STEPS and TRAIN_STEPS_RELATIVE are both None"):
         train_toy("no such folder", tmp_path / "run", None)

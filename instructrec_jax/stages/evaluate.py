@@ -166,7 +166,7 @@ def _dry_run(
         chosen = registry.evaluated_tasks(validation.tasks, split=split)
         data.check_tokenizer(chosen[0], dry.tokenizer)
         numbers = [loader.check_records(task, split) for task in chosen]
-        say(f"found: {sum(numbers):,} {split} examples of {len(chosen)} tasks in {data.data_dir}")
+        say(f"found: {sum(numbers):,} {split} examples in {data.data_dir}")
         drawn = sum(min(number, validation.num_drawn or number) for number in numbers)
         dry.rows["work"] = f"{drawn:,} examples: {dry.rows['work']}"
     if dry.checkpoint is not None and dry.would_start:
