@@ -248,6 +248,15 @@ def test_what_cannot_be_used_is_left_out_on_request_and_counted(model_dir, tmp_p
     assert "2 requests were left out, because they cannot be used" in caplog.text
 
 
+def test_any_number_of_candidates_is_ranked_by_a_template_that_shows_none(model_dir, tmp_path):
+    row = {"id": "a", "history": ["Halo"], "candidates": [f"Game {n}" for n in range(300)]}
+    path = write(tmp_path / "r.jsonl", [row])
+    with pytest.raises(UserError, match="a template that shows none, such as A1, takes any number"):
+        ranked(model_dir, path, tmp_path / "out.jsonl")
+    (found,) = ranked(model_dir, path, tmp_path / "out.jsonl", template="A1")
+    assert len(found["candidates"]) == 300
+
+
 def test_sigterm_leaves_nothing_and_says_so(model_dir, tmp_path, monkeypatch):
     path = write(tmp_path / "r.jsonl", ROWS["instruction"])
 

@@ -46,7 +46,7 @@ CUT_TEXTS = {"inputs": (), "targets": (Slot.PREFERENCE, Slot.QUERY)}
 _FEWER_CANDIDATES = (
     ', or show fewer candidates: "candidates" there says how many, and scoring with '
     "CANDIDATE_VIEW = @candidate_views.Groups() shows only candidate_views.Groups.size of them "
-    "at a time"
+    "at a time; a template that shows none, such as A1, takes any number"
 )
 
 

@@ -23,6 +23,7 @@ from instructrec_jax.data.titles import is_seen, model_title
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Template, Variant, plain_text, plain_title
 from instructrec_jax.instructions.token_budget import MisfitError
+from instructrec_jax.progress import Progress
 from instructrec_jax.records import InstructionRecord, TaskForm
 from instructrec_jax.requests.row_files import FIELDS, Row, RowFile, Values
 from instructrec_jax.seeds import stable_seed
@@ -47,6 +48,7 @@ INSTRUCTION = Variant(
     )
 )
 _MAX_ID = 2**63 - 1
+_ROWS_SHOWN = 1000  # between two lines of progress at least
 _MAX_SHOWN = 12  # names of fields in a message
 
 
@@ -114,7 +116,8 @@ class RequestFile:
             shown = ", ".join(map(repr, ignored[:_MAX_SHOWN]))
             logger.info("%s: fields that no request has are ignored: %s", self.file.name, shown)
         num_rows, hashes = 0, array.array("Q")
-        for row in self.rows():
+        progress = Progress(f"check {self.file.name}", total=None, unit="requests")
+        for row in progress.track(self.rows(), every=_ROWS_SHOWN):
             num_rows += 1
             try:
                 hashes.append(stable_seed(_RowReader(self, row).record().example_id))

@@ -23,7 +23,7 @@ GENERATED = {
     "rank": "of the target's title; one more than there are titles if it is none of them",
 }
 RANKED = {
-    "id": "of the request",
+    "id": "of the request, as text",
     "rank": "1 the best; equal ones share the worse rank",
     "candidate": "its text, as the request gives it",
     "score": "what it is ranked by: its log-likelihood under the normaliser",
