@@ -1,8 +1,10 @@
-"""Work of many parts in other processes of this machine, which never outlive this one."""
+"""Work of many parts in other processes of this machine, and which of them live."""
 
+import hashlib
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -115,3 +117,19 @@ def _end_with(sentinel: int) -> None:
     """Ends this process as soon as the one that started it is gone."""
     wait([sentinel])
     os._exit(1)
+
+
+def host_id() -> str:
+    """Returns what tells this host from others, without its name."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:16]
+
+
+def is_alive(pid: object) -> bool:
+    """Returns whether there is a process of this number on this host."""
+    try:
+        os.kill(int(str(pid)), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -58,6 +58,8 @@ HOMES = {
     "gin": {"cli"},
     "argparse": {"cli"},
     "openai": {"teacher"},
+    "tenacity": {"teacher"},
+    "sqlite3": {"teacher"},
     "tensorflow": {"pipeline"},
     "tensorflow_datasets": {"pipeline"},
     "tensorflow_text": {"pipeline"},

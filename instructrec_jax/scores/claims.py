@@ -7,16 +7,14 @@ under the same name: work is done twice, and nothing else happens.
 """
 
 import contextlib
-import hashlib
 import json
 import os
-import socket
 import threading
 import time
 from pathlib import Path
 from typing import Self
 
-from instructrec_jax import files
+from instructrec_jax import files, processes
 
 STALE_SECONDS = 120.0
 _RENEWALS = 6  # in the time after which a claim is stale
@@ -34,7 +32,7 @@ class Claims:
             of the hosts differ.
         """
         self._folder, self._stale_seconds = Path(folder), stale_seconds
-        self._owner = {"host": _host(), "pid": os.getpid()}
+        self._owner = {"host": processes.host_id(), "pid": os.getpid()}
         self._held: set[str] = set()
         self._is_over = threading.Event()
         self._renewal = threading.Thread(target=self._renew, name="claims", daemon=True)
@@ -96,7 +94,9 @@ class Claims:
         if owner.get("host") == self._owner["host"]:
             pid = owner["pid"]
             # Our own number: of an earlier process, as containers count from 1 each time.
-            if not _is_alive(pid) or (pid == self._owner["pid"] and name not in self._held):
+            if not processes.is_alive(pid) or (
+                pid == self._owner["pid"] and name not in self._held
+            ):
                 return True
         return age > self._stale_seconds
 
@@ -115,19 +115,3 @@ def _read_owner(path: Path) -> dict[str, object]:
         return {"host": str(found["host"]), "pid": int(found["pid"])}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
-
-
-def _host() -> str:
-    """Returns what tells this host from others, without its name."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:16]
-
-
-def _is_alive(pid: object) -> bool:
-    """Returns whether there is a process of this number on this host."""
-    try:
-        os.kill(int(str(pid)), 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
