@@ -85,7 +85,7 @@ class Ledger:
         self._database = Database(Path(path), fingerprint=fingerprint, tables=_TABLES)
         self._path = Path(path).resolve()
         self._renewed = time.time()
-        self._run = self.write(self._enter)
+        self._run = self.write(lambda: self._enter(None))
         _OPEN.add((self._path, self._run))
         self.write(self._close_dead_runs)
 
@@ -225,8 +225,7 @@ class Ledger:
         """Says that this run lives; to be called every few seconds, takes no time."""
         if time.time() - self._renewed > STALE_SECONDS / _RENEWALS:
             self._renewed = time.time()
-            statement = "UPDATE runs SET renewed = ? WHERE run = ?"
-            self.write(lambda: self._database.run(statement, self._renewed, self._run))
+            self.write(lambda: self._enter(self._run))
 
     def check_room(self) -> None:
         """Raises UserError if the disk was full."""
@@ -269,8 +268,10 @@ class Ledger:
             "SELECT request, state, usd, value FROM requests "
             f"WHERE key = ? AND {owner} = ? ORDER BY request DESC LIMIT 1"
         )
-        row = self._database.run(statement, key, name).fetchone()
-        return row and _Request(*row[:3], json.loads(row[3]))
+        if (row := self._database.run(statement, key, name).fetchone()) is None:
+            return None
+        request, state, usd, value = row
+        return _Request(request, state, usd, json.loads(value))
 
     def _close(self, row: "_Request", *, state: str, usd: float, answer: Any) -> None:
         """Gives a request its last state."""
@@ -283,11 +284,11 @@ class Ledger:
         if usd:
             self._database.run("UPDATE spend SET usd = usd + ?", usd)
 
-    def _enter(self) -> int:
-        """Returns the number of this run."""
-        statement = "INSERT INTO runs (host, pid, renewed) VALUES (?, ?, ?)"
-        mine = (processes.host_id(), os.getpid(), self._renewed)
-        return int(self._database.run(statement, *mine).lastrowid or 0)
+    def _enter(self, run: int | None) -> int:
+        """Enters that this run lives, and returns its number."""
+        mine = (run, processes.host_id(), os.getpid(), self._renewed)
+        entered = self._database.run("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", *mine)
+        return int(entered.lastrowid or 0)
 
     def _lives(self, run: int) -> bool:
         """Returns whether a run is going on."""
