@@ -83,7 +83,7 @@ class Progress:
         if now - self._last_line < (_SECONDS_LIVE if is_live else self._seconds_between_lines):
             return
         self._last_line = now
-        line = self._line(now, note)
+        line = self._line(now, note, note_last=is_live)  # its end may not fit
         if is_live:
             (task,) = self._live.task_ids
             self._live.update(task, completed=self.done, line=line)
@@ -115,14 +115,15 @@ class Progress:
         number, since = self.done - self._first[0], now - self._first[1]
         return number / since if number and since else 0.0
 
-    def _line(self, now: float, note: str) -> str:
+    def _line(self, now: float, note: str, *, note_last: bool) -> str:
         """Returns "20/300 steps  loss 1.2345  12.30 steps/s  0:23 left"."""
         counted = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
-        parts = [f"{counted} {self.unit}", note]
+        parts = [f"{counted} {self.unit}"]
         if rate := self._rate(now):
             parts.append(f"{rate:,.2f} {self.unit}/s")
             if self.total is not None:
                 parts.append(f"{clock((self.total - self.done) / rate)} left")
+        parts.insert(len(parts) if note_last else 1, note)
         return "  ".join(part for part in parts if part)
 
 
@@ -138,9 +139,10 @@ def _live_line(what: str, total: int | None, done: int) -> Any:
     """Returns rich's display of one line on stderr; messages logged meanwhile appear above it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
 
     live = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=len(what))),
         BarColumn(bar_width=20),
         TextColumn("{task.fields[line]}", markup=False),
         console=Console(stderr=True),

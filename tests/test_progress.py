@@ -83,6 +83,20 @@ def test_a_terminal_shows_one_live_line_and_logs_none(seconds, caplog, monkeypat
     assert caplog.messages == []
 
 
+def test_a_narrow_terminal_shows_how_far_the_work_is_first(seconds, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    with Progress("train", total=4, unit="steps") as work:
+        for _ in range(3):
+            seconds[0] += 60.0
+            work.advance(note="loss 4.3499  gradient_norm 14.9502  hr@1 0.1250  listwise 3.7767")
+        work._live.refresh()
+    shown = sys.stderr.getvalue()
+    assert "train" in shown and "3/4 steps  0.02 steps/s  1:00 left  loss" in shown
+
+
 def test_a_terminal_shows_nothing_where_only_warnings_are_asked_for(caplog, monkeypatch):
     caplog.set_level(logging.WARNING, logger="instructrec_jax")
     monkeypatch.setattr(sys, "stderr", Terminal())

@@ -186,7 +186,8 @@ def run_loop(
                 _check_finite(unchecked)
                 values = {name: float(value) for name, value in metrics.items()}
                 log.write(step, values)
-                progress.advance(step - progress.done, note=_spell(values))
+                note = _spell({"loss": values["loss"], **values})  # what is watched comes first
+                progress.advance(step - progress.done, note)
             if periods.is_saved(step):
                 _check_finite(unchecked)
                 actions.save(step, state)
