@@ -49,6 +49,8 @@ def parse(verbs: Sequence[Verb | Group], arguments: Sequence[str]) -> argparse.N
             messages.show(t5x_lines.as_text(), sys.stdout)
             raise SystemExit(0)
         words = named = [*named[1:], "--help"]
+    elif default := _default(verbs, named):
+        words = [*words[: -len(named)], *(named := [named[0], default, *named[1:]])]
     verb, takes_gin = _chosen(verbs, named), True
     if isinstance(verb, Verb):
         takes_gin = verb.takes_gin
@@ -143,6 +145,13 @@ def _spelled(word: str) -> str:
         return word
     flag, equals, value = word.partition("=")
     return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def _default(verbs: Sequence[Verb | Group], words: Sequence[str]) -> str:
+    """Returns the verb that is meant where a flag stands in its place, "" for none."""
+    names = {verb.name: verb.default for verb in verbs if isinstance(verb, Group)}
+    has_flag = len(words) > 1 and words[1].startswith("-") and words[1] not in ("-h", "--help")
+    return names.get(words[0], "") if has_flag else ""
 
 
 def _chosen(verbs: Sequence[Verb | Group], words: Sequence[str]) -> Verb | Group | None:

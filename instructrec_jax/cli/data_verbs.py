@@ -142,20 +142,6 @@ PREPARE = Verb(
     ),
     function="instructrec_jax.stages.prepare:prepare",
 )
-ANNOTATE = Verb(
-    name="annotate",
-    summary="prepared data -> texts on preferences and intentions",
-    description=(
-        "Has a teacher write what the items before each position show of the user's preference,\n"
-        "and what a review tells of the intention behind the choice. Writes Parquet files with a\n"
-        "manifest, whole or not at all."
-    ),
-    example=(
-        "instructrec annotate --dataset=ml_100k --input_dir=runs/prepared \\\n"
-        "    --output_dir=runs/texts"
-    ),
-    function="instructrec_jax.stages.annotate:annotate",
-)
 BUILD = Verb(
     name="build",
     summary="prepared data, texts -> instruction records and a vocabulary",

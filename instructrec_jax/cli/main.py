@@ -11,7 +11,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from instructrec_jax.cli import command_line, data_verbs, messages, model_verbs, score_verbs
+from instructrec_jax.cli import (
+    command_line,
+    data_verbs,
+    messages,
+    model_verbs,
+    score_verbs,
+    teacher_verbs,
+)
 from instructrec_jax.cli.interruption import INTERRUPTED, interruptible
 from instructrec_jax.cli.verb import Group, Verb
 from instructrec_jax.errors import UserError
@@ -19,7 +26,7 @@ from instructrec_jax.errors import UserError
 VERBS: tuple[Verb | Group, ...] = (
     data_verbs.DATA,
     data_verbs.PREPARE,
-    data_verbs.ANNOTATE,
+    teacher_verbs.ANNOTATE,
     data_verbs.BUILD,
     data_verbs.TEMPLATES,
     data_verbs.INSPECT,

@@ -130,6 +130,7 @@ class Group:
       description: what the verbs are for.
       example: a command that can be copied.
       verbs: its verbs.
+      default: the one that is meant where a flag follows the common word; "" for none.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Group:
     description: str
     example: str
     verbs: tuple[Verb, ...]
+    default: str = ""
 
 
 def print_result(text: str) -> None:

@@ -101,6 +101,19 @@ def quotes_title(text: str, title: str) -> bool:
     return any(_holds(spoken, phrase) for phrase in phrases)
 
 
+def gives_away(text: str, title: str, brand: str) -> bool:
+    """Returns whether a text says which item was chosen, or who makes it.
+
+    Args:
+      text: an intention.
+      title: of the item.
+      brand: its maker, "" where unknown; a telling word of it is enough.
+    """
+    if any(name and quotes_title(text, name) for name in (title, brand)):
+        return True
+    return not (set(content_words(brand)) - GENERIC_WORDS).isdisjoint(content_words(text))
+
+
 def quoting(texts: Iterable[str], title: str) -> list[str]:
     """Returns those texts that give a title away."""
     texts = list(texts)

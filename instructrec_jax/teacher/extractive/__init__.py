@@ -14,7 +14,7 @@ place.
 import collections
 from collections.abc import Sequence
 
-from instructrec_jax.instructions.leaks import GENERIC_WORDS, content_words, quotes_title
+from instructrec_jax.instructions.leaks import content_words, gives_away
 from instructrec_jax.records import Item
 from instructrec_jax.teacher.extractive.intentions import (
     Intention,
@@ -67,7 +67,7 @@ class ExtractiveTeacher:
         best: dict[str, Intention] = {}
         for sentence in read:
             for found in intentions_in(sentence):
-                if not _gives_away(found.first, target):
+                if not gives_away(found.first, target.title, target.brand):
                     best.setdefault(found.first, found)
                     break
                 rejected["quotes_title"] += 1
@@ -79,13 +79,6 @@ class ExtractiveTeacher:
             second_vague=tuple(found.third for found in kept),
             rejected=dict(rejected),
         )
-
-
-def _gives_away(text: str, target: Item) -> bool:
-    """Returns whether a text says which item was chosen, or who makes it."""
-    if any(name and quotes_title(text, name) for name in (target.title, target.brand)):
-        return True
-    return not (set(content_words(target.brand)) - GENERIC_WORDS).isdisjoint(content_words(text))
 
 
 def _reason(read: Sequence[str]) -> str:
