@@ -27,6 +27,7 @@ VERBS: tuple[Verb | Group, ...] = (
     data_verbs.DATA,
     data_verbs.PREPARE,
     teacher_verbs.ANNOTATE,
+    teacher_verbs.AUDIT,
     data_verbs.BUILD,
     data_verbs.TEMPLATES,
     data_verbs.INSPECT,

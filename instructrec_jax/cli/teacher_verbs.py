@@ -1,6 +1,20 @@
-"""The verbs by which a teacher writes texts: rules offline, or a language model for money."""
+"""The verbs by which a teacher writes texts and people audit them."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from instructrec_jax.cli.verb import Group, Verb
+
+
+def _as_text(document: Any, _: Mapping[str, Any]) -> str:
+    from instructrec_jax.report import tables
+
+    return tables.as_text(document)
+
+
+def _version(version: str, _: Mapping[str, Any]) -> str:
+    return version
+
 
 EXTRACT = Verb(
     name="extract",
@@ -16,30 +30,65 @@ EXTRACT = Verb(
     ),
     function="instructrec_jax.stages.annotate:annotate",
 )
-EXPORT = Verb(
-    name="export",
-    summary="write the texts that the ledger has answers for",
-    description=(
-        "Judges every answer in the ledger, and writes the texts that are kept as Parquet files\n"
-        "with a manifest that counts the others by reason. Sends nothing; the same ledger and\n"
-        "settings give the same files. `annotate run` ends with it."
-    ),
-    example=(
-        "instructrec annotate export --dataset=amazon_games --input_dir=runs/games \\\n"
-        "    --ledger_path=runs/teacher.sqlite --output_dir=runs/texts --model=gpt-4o-mini"
-    ),
-    function="instructrec_jax.stages.annotate.export:export",
-)
 ANNOTATE = Group(
     name="annotate",
     summary="prepared data -> texts on preferences and intentions",
     description=(
         "Has a teacher write what the items before a position show of the user's preference, and\n"
-        "what a review tells of the intention behind the choice. Without an ACTION, or with\n"
-        "`extract`, rules take the texts from the user's own data, offline and for nothing; the\n"
-        "other actions have a language model write them."
+        "what a review tells of the intention behind the choice. Without an ACTION, as\n"
+        "with `extract`, rules take the texts from the user's own data, offline and for nothing."
     ),
     example=EXTRACT.example,
-    verbs=(EXTRACT, EXPORT),
+    verbs=(EXTRACT,),
     default=EXTRACT.name,
+)
+SAMPLE = Verb(
+    name="sample",
+    summary="draw texts at random, and write a sheet for people to judge them",
+    description=(
+        "Draws preferences and intentions at random and writes sheet.csv, with an empty column\n"
+        "for each of the paper's four yes/no questions, and sheet.html to read them by. One or\n"
+        "two people write yes or no into copies of the sheet."
+    ),
+    example=(
+        "instructrec audit sample --dataset=ml_100k --input_dir=runs/prepared \\\n"
+        "    --texts_dir=runs/texts --output_dir=runs/audit"
+    ),
+    function="instructrec_jax.stages.audit:sample",
+)
+REPORT = Verb(
+    name="report",
+    summary="count the answers of one or two people, beside the paper's",
+    description=(
+        "Shows for each question the share of yes with its interval, how far two people agree\n"
+        "(kappa), the paper's figure, and what can be measured without people."
+    ),
+    example=(
+        "instructrec audit report --sample_dir=runs/audit --sheet ada.csv bob.csv \\\n"
+        "    --output_dir=runs/audit_report"
+    ),
+    function="instructrec_jax.stages.audit:report",
+    spelled={"sheets": "--sheet"},
+    result=_as_text,
+)
+PUBLISH = Verb(
+    name="publish",
+    summary="mark audited texts as fit for training",
+    description=(
+        "Writes into the folder of the texts that an audit found them fit for training. `build`\n"
+        "says whether the texts that it reads are. Prints the version."
+    ),
+    example="instructrec audit publish --texts_dir=runs/texts --report_dir=runs/audit_report",
+    function="instructrec_jax.stages.audit:publish",
+    result=_version,
+)
+AUDIT = Group(
+    name="audit",
+    summary="have people judge a teacher's texts, and publish them",
+    description=(
+        "Has people judge a random sample of a teacher's texts by the four questions of the\n"
+        "paper, and marks the texts as fit for training."
+    ),
+    example=SAMPLE.example,
+    verbs=(SAMPLE, REPORT, PUBLISH),
 )

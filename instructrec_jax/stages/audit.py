@@ -98,7 +98,7 @@ def sample(
         (folder / "sample.json").write_text(text + "\n", encoding="utf-8")
         manifest.write_finished(folder, "sample.json", "sheet.html")  # people fill in the CSV
     logger.info(
-        "audit: %d texts in %s; let one or two people write yes or no into copies of it, reading %s",
+        "audit: %d texts in %s; one or two people write yes or no into copies of it, reading %s",
         len(examples),
         Path(output_dir) / SHEET,
         Path(output_dir) / "sheet.html",

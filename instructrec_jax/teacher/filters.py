@@ -37,8 +37,8 @@ FINAL = frozenset({"", SILENT, QUOTES_TITLE})  # verdicts after which nothing is
 _MIN_LATIN_SHARE = 0.9
 _REFUSAL = re.compile(
     r"\b(?:as an ai|language model|i(?: am|'m) (?:not able|unable|sorry)"
-    r"|unable to (?:assist|comply)|can(?:not|'t| not) (?:assist|comply|fulfil|help with|provide|determine"
-    r"|infer|identify))"
+    r"|unable to (?:assist|comply)|can(?:not|'t| not) (?:assist|comply|fulfil|help with|provide"
+    r"|determine|infer|identify))"
     r"|^(?:sure|certainly|of course|okay|sorry|here(?:'s| is| are))\b[,!: ]",
     re.IGNORECASE,
 )

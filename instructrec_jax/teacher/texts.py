@@ -25,12 +25,13 @@ import pyarrow.parquet as pq
 from instructrec_jax import files
 from instructrec_jax.data.columnar import Histories
 from instructrec_jax.errors import UserError
-from instructrec_jax.manifest import Manifest, check_files, read_manifest
+from instructrec_jax.manifest import FILE_NAME, Manifest, check_files, read_manifest
 from instructrec_jax.records import Annotation, Item
 
 STAGE = "annotate"
 FORMAT = 1  # of the files below; part of the manifest
 PREFERENCES, INTENTIONS = "preferences", "intentions"
+PUBLISHED = "published.json"  # says by which audit the texts were found fit for training
 Table: TypeAlias = pa.Table
 _TEXTS = pa.list_(pa.string())
 _ROW = {"user_id": pa.string(), "position": pa.int32(), "texts": _TEXTS}
@@ -145,6 +146,19 @@ def read_texts_manifest(folder: Path | str, *, prepared: str) -> Manifest:
         )
     check_files(folder)
     return found
+
+
+def published(folder: Path | str) -> dict[str, Any] | None:
+    """Returns what `audit publish` noted on the texts of a folder, None where it did not.
+
+    Raises:
+      UserError: if the note is damaged.
+    """
+    path = Path(folder) / PUBLISHED
+    if not path.exists():
+        return None
+    note = files.read_json(path, dict, remedy="run `instructrec audit publish` again")
+    return note if note.get("texts") == files.sha256(Path(folder) / FILE_NAME) else None
 
 
 class Texts:

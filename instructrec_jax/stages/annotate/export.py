@@ -93,7 +93,7 @@ def write_texts(
         manifest = _manifest(data, settings, wanted, collected, Path(input_dir))
         if not collected.written_by:
             raise UserError(
-                f"{ledger.path} answers no question of these settings; `instructrec annotate run` "
+                "the ledger answers no question of these settings; `instructrec annotate run` "
                 "asks them"
             )
         if find_same_work(output_dir, manifest) is not None:

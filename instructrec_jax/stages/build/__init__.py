@@ -34,7 +34,7 @@ from instructrec_jax.settings import Count, Range, Workers, check_fields
 from instructrec_jax.stages.build import shards as build_shards
 from instructrec_jax.stages.build.shards import Shard, Work
 from instructrec_jax.stages.run_data import VOCABULARY_FILE
-from instructrec_jax.teacher.texts import read_texts_manifest
+from instructrec_jax.teacher.texts import published, read_texts_manifest
 
 logger = logging.getLogger(__name__)
 _NUM_SAMPLE_RECORDS = 3000  # whose teacher texts the vocabulary learns from
@@ -141,7 +141,7 @@ def build(
         find_same_work(folder, planned)  # another build may have put its work there meanwhile
         work.folder.rename(folder)
     _remove_other_partial_folders(folder)
-    _report(manifest, folder)
+    _report(manifest, folder, texts_dir)
     return manifest
 
 
@@ -259,8 +259,8 @@ def _write_vocabulary(work: Work, data: PreparedData, wording: Sequence[Template
     )
 
 
-def _report(manifest: Manifest, folder: Path) -> None:
-    """Logs what was written."""
+def _report(manifest: Manifest, folder: Path, texts_dir: Path | str | None) -> None:
+    """Logs what was written, and by whom the texts are."""
     for name, count in manifest.counts.items():
         logger.info("build: %s=%d", name, count)
     teacher = manifest.settings["teacher"]
@@ -270,6 +270,14 @@ def _report(manifest: Manifest, folder: Path) -> None:
             "`instructrec annotate` writes them, --texts_dir names them"
         )
     logger.info("build: wrote %s, texts by the teacher %s", folder, teacher)
+    if texts_dir is not None:
+        note = published(texts_dir)
+        logger.info(
+            "build: these texts are %s",
+            "not published: nobody has audited them (`instructrec audit sample`)"
+            if note is None
+            else f"published: audited on {note['num_texts']} texts, {note['date']}",
+        )
 
 
 def vocabulary_lines(data: PreparedData, templates: Iterable[Template]) -> Iterator[str]:
