@@ -54,6 +54,7 @@ def said(text):
         (said(f"{GOOD}."), GOOD),
         (f"```json\n{said(GOOD)}\n```", GOOD),
         (f' "{GOOD}." ', GOOD),
+        (f"Here is the text: {said(GOOD)} - good luck", GOOD),
         (said("I want\x07 a &amp; b  for &lt;three&gt;"), "I want a & b for <three>"),
     ],
 )
@@ -61,7 +62,7 @@ def test_json_plain_text_and_fenced_answers_give_the_same_text(raw, text):
     assert judge(wanted(), answer(raw)).text == text
 
 
-@pytest.mark.parametrize("raw", ['{"text": "I wan', "[1, 2]", '{"other": "x"}', '{"text": 3}'])
+@pytest.mark.parametrize("raw", ['{"text": "I wan', "{}", "{1}", '{"other": "x"}', '{"text": 3}'])
 def test_half_json_and_other_shapes_are_malformed(raw):
     assert text_in(raw) is None
     assert judge(wanted(), answer(raw)).reason == "malformed"

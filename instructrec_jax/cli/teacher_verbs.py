@@ -25,7 +25,7 @@ EXTRACT = Verb(
         "Writes Parquet files with a manifest, whole or not at all."
     ),
     example=(
-        "instructrec annotate --dataset=ml_100k --input_dir=runs/prepared \\\n"
+        "instructrec annotate extract --dataset=ml_100k --input_dir=runs/prepared \\\n"
         "    --output_dir=runs/texts"
     ),
     function="instructrec_jax.stages.annotate:annotate",
@@ -38,7 +38,7 @@ ANNOTATE = Group(
         "what a review tells of the intention behind the choice. Without an ACTION, as\n"
         "with `extract`, rules take the texts from the user's own data, offline and for nothing."
     ),
-    example=EXTRACT.example,
+    example=EXTRACT.example.replace(" extract", ""),
     verbs=(EXTRACT,),
     default=EXTRACT.name,
 )

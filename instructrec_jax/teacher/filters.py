@@ -42,7 +42,6 @@ _REFUSAL = re.compile(
     r"|^(?:sure|certainly|of course|okay|sorry|here(?:'s| is| are))\b[,!: ]",
     re.IGNORECASE,
 )
-_FENCE = re.compile(r"^```\w*\s*|\s*```$")
 _QUOTES = "\"'\u201c\u201d\u2018\u2019` "
 
 
@@ -92,19 +91,19 @@ def judge(wanted: Wanted, answer: Answer) -> Verdict:
 def text_in(raw: str) -> tuple[str, bool] | None:
     """Returns the text that an answer holds and whether it came as JSON; None for half JSON.
 
-    Servers without structured output answer in plain text, which is taken as it is.
+    Servers without structured output may put JSON between other words, or answer in plain text,
+    which is taken as it is.
     """
-    plain = _FENCE.sub("", raw.strip())
-    is_json = plain.startswith(("{", "["))
+    plain = raw.strip()
+    is_json = (begin := plain.find("{")) >= 0
     if is_json:
         try:
-            found = files.parse_json(plain)
+            found = files.parse_json(plain[begin : plain.rfind("}") + 1])
         except ValueError:
             return None
-        text = found.get("text") if isinstance(found, dict) else None
-        if not isinstance(text, str):
+        plain = found.get("text")
+        if not isinstance(plain, str):
             return None
-        plain = text
     text = clean_text(plain).strip(_QUOTES)
     return text.rstrip(".").rstrip() if text.count(".") <= 1 else text, is_json
 
