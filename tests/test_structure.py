@@ -404,6 +404,8 @@ def test_word_lists_and_rules_are_installed_with_the_package():
     globs = PROJECT["tool"]["setuptools"]["package-data"][PACKAGE]
     declared = {path for glob in globs for path in (ROOT / PACKAGE).glob(glob)}
     data = {
-        path for path in (ROOT / PACKAGE).rglob("*.*") if path.suffix in (".txt", ".json", ".typed")
+        path
+        for path in (ROOT / PACKAGE).rglob("*.*")
+        if path.suffix in (".txt", ".json", ".toml", ".typed")
     }
     assert data and data == declared
