@@ -308,6 +308,14 @@ def test_constraints_pin_every_version():
     assert required and required <= set(names)
 
 
+def test_task_modules_have_one_name():
+    """A plain "tasks.NAME" is found in a checkout alone, and a user's own folder would hide it."""
+    plain = re.compile(r"(?<![\w.\\])tasks\.(?:mixtures|pairwise|t5x)\b|from tasks import")
+    written = [*sources(), *(ROOT / "gin").rglob("*.gin"), ROOT / "README.md"]
+    found = [name_of(path) for path in written if plain.search(path.read_text(encoding="utf-8"))]
+    assert found == []
+
+
 @pytest.mark.parametrize("name", [".ci/run", *(f"launch/{n}.sh" for n in (
     "local_cpu", "gpu", "tpu_vm", "slurm", "instructrec"))])  # fmt: skip
 def test_shell_scripts_are_strict_executable_and_well_formed(name):

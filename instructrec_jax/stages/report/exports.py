@@ -17,6 +17,7 @@ from instructrec_jax import files, manifest
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import plain_title
+from instructrec_jax.instructions.task_modules import SHIPPED
 from instructrec_jax.instructions.token_budget import TokenRenderer, arrange
 from instructrec_jax.manifest import Manifest
 from instructrec_jax.metrics import ranking
@@ -77,7 +78,7 @@ class ExportSettings:
     export: Sequence[Annotated[str, OneOf((TREC, SAMPLES))]] = ()
     max_samples: Count | None = None
     data_dir: str | None = None
-    task_module: str = "tasks.mixtures"
+    task_module: str = SHIPPED
 
     def __post_init__(self) -> None:
         check_fields(self)

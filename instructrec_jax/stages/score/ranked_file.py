@@ -19,6 +19,7 @@ from instructrec_jax.checkpoints.source import Source, load_model, open_source, 
 from instructrec_jax.damage import FAIL, POLICIES, Damage
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Query, Slot, Variant, slots_of
+from instructrec_jax.instructions.task_modules import SHIPPED
 from instructrec_jax.metrics.ranking import PMI, checked_normalisers
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 from instructrec_jax.progress import Progress, StopAskedError, stop_on
@@ -85,7 +86,7 @@ class RankedFile:
     input_tokens: Count | None = None
     target_tokens: Count | None = None
     vocabulary: str | None = None
-    task_module: str = "tasks.mixtures"
+    task_module: str = SHIPPED
 
     def __post_init__(self) -> None:
         check_fields(self)
