@@ -54,6 +54,14 @@ class OneOf:
         return "one of " + ", ".join(map(repr, self.names))
 
 
+@dataclasses.dataclass(frozen=True)
+class Web:
+    """Marks the setting that is the address of a server; others are paths on this machine."""
+
+    def __str__(self) -> str:
+        return 'the address of a server, such as "http://127.0.0.1:8000/v1"'
+
+
 MAX_CANDIDATES = 100_000  # of one list: every example holds one
 MAX_ROWS = 65_536  # of a batch
 Rows = Annotated[int, Range(1, MAX_ROWS)]
@@ -65,6 +73,7 @@ Share = Annotated[float, Range(0, 1)]
 Positive = Annotated[float, Range(0, is_open=True)]
 NotNegative = Annotated[float, Range(0)]
 Names = Annotated[collections.abc.Sequence[str], Range(1)]
+WebAddress = Annotated[str, Web()]
 
 
 # `Path` leaves one slash of two. A single letter before the colon is a drive.
@@ -173,10 +182,10 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 def _check(owner: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    for name, value in values.items():
-        if problem := address_problem(value):
-            raise SettingError(owner.__qualname__, name, problem)
     hints = _hints(owner)
+    for name, value in values.items():
+        if hints[name] != WebAddress and (problem := address_problem(value)):
+            raise SettingError(owner.__qualname__, name, problem)
     for name, value in values.items():
         if expected := misfit(value, hints[name]) or ("a text that is not empty" * (value == "")):
             problem = f"is {shown(value)}; expected {expected}"
@@ -195,6 +204,8 @@ def _annotated_misfit(value: Any, hint: Any, limits: tuple[Any, ...]) -> str:
         return f"{expected}, {words}"
     for limit in limits:
         if isinstance(limit, OneOf) and value not in limit.names:
+            return words
+        if isinstance(limit, Web) and not re.match(r"https?://[^/@?#]+(/[^@?#]*)?$", value):
             return words
         is_sized = isinstance(value, collections.abc.Sized)
         if isinstance(limit, Range) and not limit.holds(len(value) if is_sized else value):

@@ -17,7 +17,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -102,24 +102,23 @@ class Ledger:
         _OPEN.discard((self._path, self._run))
         self._database.close()
 
+    @property
+    def path(self) -> Path:
+        """The SQLite file."""
+        return self._database.path
+
     def answer(self, key: str) -> Answer | None:
         """Returns the answer to the question of a key; None where there is none."""
         return self.answers([key]).get(key)
 
     def answers(self, keys: Iterable[str]) -> dict[str, Answer]:
         """Returns the answers to those questions that have one, by key."""
-        found, wanted = {}, list(keys)
-        for begin in range(0, len(wanted), _KEYS_AT_A_TIME):
-            some = wanted[begin : begin + _KEYS_AT_A_TIME]
-            places = ", ".join("?" * len(some))
-            statement = (
-                "SELECT key, value FROM requests "
-                f"WHERE state IN ('in_flight', 'answered') AND state = 'answered' "
-                f"AND key IN ({places})"  # the index is of both states
-            )
-            for key, value in self._database.rows(statement, some):
-                found[key] = Answer(key=key, **json.loads(value)["answer"])
-        return found
+        found = self._answered("key, value", keys)
+        return {key: Answer(key=key, **json.loads(value)["answer"]) for key, value in found}
+
+    def answered(self, keys: Iterable[str]) -> set[str]:
+        """Returns the keys of those questions that have an answer."""
+        return {key for (key,) in self._answered("key", keys)}
 
     def counts(self) -> dict[str, int]:
         """Returns how many requests there are in each state."""
@@ -227,10 +226,9 @@ class Ledger:
             self._renewed = time.time()
             self.write(lambda: self._enter(self._run))
 
-    def check_room(self) -> None:
-        """Raises UserError if the disk was full."""
-        if self._database.is_full:
-            raise self._database.full()
+    def disk_full(self) -> UserError:
+        """Returns the error for a disk without room."""
+        return self._database.full()
 
     # Batches: their rows are written before anything is sent, so that no paid one is forgotten.
 
@@ -254,12 +252,26 @@ class Ledger:
                 self.put_batch(part, found[part])
         return found
 
-    def keys_in_flight(self, part: str) -> list[str]:
-        """Returns the keys of the questions whose answers a batch still owes."""
-        statement = "SELECT key FROM requests WHERE part = ? AND state = 'in_flight'"
-        return [key for (key,) in self._database.rows(statement, [part])]
+    def in_flight(self, part: str) -> dict[str, str]:
+        """Returns the keys of the questions whose answers a batch still owes, with their models."""
+        statement = "SELECT key, value FROM requests WHERE part = ? AND state = 'in_flight'"
+        rows = self._database.rows(statement, [part])
+        return {key: json.loads(value)["model"] for key, value in rows}
 
     # Rows
+
+    def _answered(self, columns: str, keys: Iterable[str]) -> Iterator[Any]:
+        """Yields the rows of those questions that have an answer."""
+        wanted = list(keys)
+        for begin in range(0, len(wanted), _KEYS_AT_A_TIME):
+            some = wanted[begin : begin + _KEYS_AT_A_TIME]
+            places = ", ".join("?" * len(some))
+            yield from self._database.rows(
+                f"SELECT {columns} FROM requests "
+                f"WHERE state IN ('in_flight', 'answered') AND state = 'answered' "
+                f"AND key IN ({places})",  # the index is of both states
+                some,
+            )
 
     def _newest(self, key: str, part: str | None) -> "_Request | None":
         """Returns the last request of a key that this run or a batch sent."""
