@@ -31,20 +31,6 @@ from typing import Any
 from instructrec_jax.seeds import stable_seed
 
 WORDS = ("calm", "bright", "puzzle", "evening", "garden", "river", "story", "warm", "quiet")
-    "calm",
-    "bright",
-    "puzzle",
-    "evening",
-    "garden",
-    "river",
-    "story",
-    "warm",
-    "quiet",
-    "brass",
-    "summer",
-    "paper",
-    "gentle",
-]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

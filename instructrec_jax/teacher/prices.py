@@ -74,6 +74,21 @@ def price_of(model: str, path: Path | str | None = None) -> Price | None:
     return None
 
 
+def known_models(path: Path | str | None = None) -> list[str]:
+    """Returns the names of the models with a price, in the user's table and in the package's."""
+    return sorted({name for table in _tables(path) for name in table})
+
+
+def _tables(path: Path | str | None) -> list[dict[str, Any]]:
+    tables: list[dict[str, Any]] = [json.loads(TABLE.read_text(encoding="utf-8"))["models"]]
+    if path is not None:
+        remedy = (
+            'expected {"model": {"input_usd": 0.15, "output_usd": 0.6}}, USD per million tokens'
+        )
+        tables.insert(0, files.read_json(path, dict[str, Any], remedy=remedy))
+    return tables
+
+
 def _price(entry: Any, where: str) -> Price:
     try:
         return Price(**entry)
