@@ -125,6 +125,7 @@ def test_a_question_on_a_preference_shows_the_titles_before_its_position_alone(t
             assert text.lines == (scrub(review),)
     lengths = [len(history.item_ids) for history in data.histories]
     assert num_texts == sum(length - 1 + 2 * length for length in lengths)
+    assert num_texts == WantedTexts(data, settings).total()
 
 
 def test_no_user_id_and_on_request_no_review_reaches_a_question(toy_prepared):

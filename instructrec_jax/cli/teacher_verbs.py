@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from instructrec_jax.cli.verb import Group, Verb
+from instructrec_jax.cli.verb import Group, Verb, output_dir
 
 
 def _as_text(document: Any, _: Mapping[str, Any]) -> str:
     from instructrec_jax.report import tables
 
     return tables.as_text(document)
+
+
+def _if_finished(manifest: Any, arguments: Mapping[str, Any]) -> str:
+    return output_dir(manifest, arguments) if manifest is not None else ""
 
 
 def _version(version: str, _: Mapping[str, Any]) -> str:
@@ -30,16 +34,63 @@ EXTRACT = Verb(
     ),
     function="instructrec_jax.stages.annotate:annotate",
 )
+PLAN = Verb(
+    name="plan",
+    summary="count the requests, tokens, USD and hours of `annotate run`; nothing is sent",
+    description=(
+        "Takes the flags of `annotate run` and shows what it would ask: requests and tokens by\n"
+        "kind of text, the price with every model of a small table, hours online and through the\n"
+        "Batch API. Nothing is sent, and no key is needed."
+    ),
+    example=(
+        "instructrec annotate plan --dataset=amazon_games --input_dir=runs/games \\\n"
+        "    --model=gpt-4o-mini"
+    ),
+    function="instructrec_jax.stages.annotate.plan:plan",
+    result=_as_text,
+)
+RUN = Verb(
+    name="run",
+    summary="have a language model write the texts",
+    description=(
+        "Asks a language model on any OpenAI-compatible server for the texts that the ledger has\n"
+        "no answer for, once more where an answer cannot be used, and writes the texts as Parquet\n"
+        "files with a manifest. The key is read from the environment. Stopped or out of money, it\n"
+        "loses no answer: the same command goes on."
+    ),
+    example=(
+        "instructrec annotate run --dataset=amazon_games --input_dir=runs/games \\\n"
+        "    --ledger_path=runs/teacher.sqlite --output_dir=runs/texts --model=gpt-4o-mini \\\n"
+        "    --max_usd=50"
+    ),
+    function="instructrec_jax.stages.annotate.run:run",
+    result=_if_finished,
+)
+EXPORT = Verb(
+    name="export",
+    summary="write the texts that the ledger has answers for",
+    description=(
+        "Judges every answer in the ledger, and writes the texts that are kept as Parquet files\n"
+        "with a manifest that counts the others by reason. Sends nothing; the same ledger and\n"
+        "settings give the same files. `annotate run` ends with it."
+    ),
+    example=(
+        "instructrec annotate export --dataset=amazon_games --input_dir=runs/games \\\n"
+        "    --ledger_path=runs/teacher.sqlite --output_dir=runs/texts --model=gpt-4o-mini"
+    ),
+    function="instructrec_jax.stages.annotate.export:export",
+)
 ANNOTATE = Group(
     name="annotate",
     summary="prepared data -> texts on preferences and intentions",
     description=(
         "Has a teacher write what the items before a position show of the user's preference, and\n"
         "what a review tells of the intention behind the choice. Without an ACTION, as\n"
-        "with `extract`, rules take the texts from the user's own data, offline and for nothing."
+        "with `extract`, rules take the texts from the user's own data, offline and for nothing;\n"
+        "the other actions have a language model write them."
     ),
     example=EXTRACT.example.replace(" extract", ""),
-    verbs=(EXTRACT,),
+    verbs=(EXTRACT, PLAN, RUN, EXPORT),
     default=EXTRACT.name,
 )
 SAMPLE = Verb(

@@ -108,6 +108,17 @@ class WantedTexts:
         """The number of blocks."""
         return -(-len(self._users()) // USERS_A_BLOCK)
 
+    def total(self) -> int:
+        """Returns how many texts are asked for, without their questions being made."""
+        number, kinds = 0, len(self._settings.prompts) - 1
+        for user in self._users().tolist():
+            history = self._data.histories[user]
+            number += len(self._preference_positions(len(history.item_ids)))
+            if kinds:
+                rows = (history.review_rows[at] for at in self._intention_positions(history))
+                number += kinds * sum(row >= 0 for row in rows)
+        return number
+
     def __iter__(self) -> Iterator[list[Wanted]]:
         """Yields the texts of the users of each block."""
         self.counts, self._scrubbed = Counter(), Counter()
@@ -132,18 +143,16 @@ class WantedTexts:
 
     def _of_user(self, history: History) -> Iterator[Wanted]:
         """Yields the texts of a user: preferences, then the intentions of each review."""
-        about, *others = self._settings.prompts
+        about, *behind = self._settings.prompts
         for position in self._preference_positions(len(history.item_ids)):
             titles = tuple(map(self._title, history.item_ids[:position]))
             yield self._wanted(about, history, position, titles)
-        if not others or not history.review_rows:
-            return
-        for position in self._intention_positions(history):
-            if (row := history.review_rows[position]) < 0:
+        for position in self._intention_positions(history) if behind else ():
+            if history.review_rows[position] < 0:
                 self.counts["positions_without_review"] += 1
                 continue
-            review = scrub(self._data.reviews[row], self._scrubbed)
-            for prompt in others if review else ():
+            review = scrub(self._data.reviews[history.review_rows[position]], self._scrubbed)
+            for prompt in behind:
                 yield self._wanted(prompt, history, position, (review,))
 
     def _wanted(
@@ -165,8 +174,10 @@ class WantedTexts:
         return list(range(first, length))
 
     def _intention_positions(self, history: History) -> list[int]:
-        """Returns positions whose review is read."""
-        length = len(history.item_ids)
+        """Returns positions whose review is read, if there is one."""
+        length = len(history.review_rows)
+        if not length:
+            return []
         if self._settings.positions == ALL:
             return list(range(length))
         draw = stable_seed(self._settings.seed, self._data.dataset, "intention", history.user_id)
