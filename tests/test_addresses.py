@@ -16,6 +16,7 @@ from instructrec_jax.settings import SettingError
 
 ADDRESS = "gs://bucket/folder"
 REFUSAL = "is 'gs://bucket/folder'; expected a path on this machine: mount the bucket (gcsfuse), "
+SERVER_REFUSAL = "is 'gs://bucket/folder'; expected the address of a server, such as "
 VERBS = [v for verb in main.VERBS for v in (verb.verbs if isinstance(verb, Group) else [verb])]
 PLAIN = [v for v in VERBS if not isinstance(v, GinVerb) or v.name == "score"]
 
@@ -27,6 +28,11 @@ def _train():
 def function_of(verb):
     """What takes the verb's flags; `score` has a form whose flags are not gin's."""
     return verb._ranked_file() if verb.name == "score" else verb.load()
+
+
+def refusal_of(name):
+    """What is said of an address; a server has one, of the web."""
+    return SERVER_REFUSAL if name == "base_url" else REFUSAL
 
 
 def typed(verb, flag, value):
@@ -51,7 +57,7 @@ def test_every_flag_that_takes_a_text_refuses_an_address(verb, capsys, tmp_path,
         assert main.main(words) == main.USER_ERROR, chosen.name
         name = verb.spelled.get(chosen.name, f"--{chosen.name}")
         shown = " ".join(capsys.readouterr().err.split())  # lines are folded
-        assert f"instructrec: {name} {REFUSAL}" in shown
+        assert f"instructrec: {name} {refusal_of(chosen.name)}" in shown
     assert not list(tmp_path.iterdir())
 
 
@@ -73,7 +79,8 @@ def test_every_setting_that_may_hold_a_text_refuses_an_address(verb):
                 made = object.__new__(kind)
                 for name in names:
                     object.__setattr__(made, name, ADDRESS if name == flag.name else None)
-                with pytest.raises(SettingError, match=f"(?i){re.escape(REFUSAL)}") as caught:
+                refusal = re.escape(refusal_of(flag.name))
+                with pytest.raises(SettingError, match=f"(?i){refusal}") as caught:
                     made.__post_init__()
                 assert caught.value.name == flag.name
 

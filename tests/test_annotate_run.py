@@ -133,7 +133,7 @@ def test_a_plan_counts_what_a_run_sends(written, toy_prepared, ledger, capsys):
     assert main.main(["annotate", "plan", *flags, "--second_intentions"]) == 0
     shown = capsys.readouterr().out
     assert "gpt-4o-mini" in shown and f"No table has a price of {MODEL}" in shown
-    assert "Batch API: 1 batches, each within 24 hours" in shown
+    assert "1 in all, one after the other within 24 hours" in " ".join(shown.split())
     assert (
         main.main(["annotate", "plan", *flags, "--second_intentions", f"--ledger_path={ledger}"])
         == 0

@@ -28,9 +28,10 @@ class ClientSettings:
       key_variable: the environment variable that holds the API key.
       mode: "online", or "batch": the Batch API, slower and cheaper.
       max_in_flight: requests under way at a time; at most so many are lost where the run is killed.
-      requests_per_minute: None for no limit.
-      tokens_per_minute: read and written, estimated before they are sent; None for no limit.
-      max_usd: what the whole ledger may cost, requests in flight at their most; None for no limit.
+      requests_per_minute: that the server allows; without it any number.
+      tokens_per_minute: likewise, read and written, estimated before they are sent.
+      max_usd: what the whole ledger may cost, requests in flight at their most; without it no
+        limit.
       timeout_seconds: after which a request counts as lost.
       max_tries: of one question.
       prices: a JSON file of prices, which comes before the table of the package.

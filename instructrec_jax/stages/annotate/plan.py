@@ -109,7 +109,8 @@ def _request_table(volumes: Mapping[str, Volume], whole: Volume) -> Table:
             f"Tokens are estimated: {estimate.CHARS_PER_TOKEN:g} characters are one, "
             f"{estimate.REQUEST_TOKENS} a request.",
             "answered: by the ledger already; equal: to another question, asked once for both.",
-            "An answer that cannot be used is asked for once more, which comes on top.",
+            "An answer that cannot be used is asked for once more, which comes on top; so do the "
+            "hidden tokens of a model that reasons before it answers.",
         ],
     )
 
@@ -140,14 +141,19 @@ def _time_lines(whole: Volume, client: ClientSettings) -> list[str]:
         )
         if number is not None
     ]
-    batches = whole.batches(client)
+    hours = estimate.BATCH_HOURS * whole.batches(client)
     return [
-        f"online: {whole.online_hours(client):.1f} hours, with {client.max_in_flight} requests in "
+        f"online: {_duration(whole.online_hours(client))}, with {client.max_in_flight} requests in "
         f"flight, {estimate.SECONDS_AN_ANSWER:g} seconds an answer, "
         + (f"at most {' and '.join(limits)}." if limits else "and no limit of the server's."),
-        f"Batch API: {batches} batches, each within {estimate.BATCH_HOURS} hours: up to "
-        f"{estimate.BATCH_HOURS * batches} hours one after the other.",
+        f"Batch API: batches of up to {client.batch_size:,} requests, each answered within "
+        f"{estimate.BATCH_HOURS} hours; {whole.batches(client):,} in all, one after the other "
+        f"within {hours:,} hours.",
     ]
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
 
 
 def _data_lines(wanted: WantedTexts) -> list[str]:
