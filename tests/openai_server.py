@@ -80,6 +80,7 @@ class OpenAIServer:
         self.billed: collections.Counter[str] = collections.Counter()
         self.wasted: collections.Counter[str] = collections.Counter()
         self.visits: collections.Counter[str] = collections.Counter()
+        self.refused: set[str] = set()  # user messages that get 400
         self.seen: list[str] = []  # method and path of every request
         self.in_flight = self.most_in_flight = 0
         self.input_tokens = self.output_tokens = 0
@@ -186,6 +187,8 @@ class OpenAIServer:
             return _error(404, f"The model `{name}` does not exist", "model_not_found")
         if self.faults.refuses_schemas and "response_format" in request:
             return _error(400, "Unknown field: response_format", "invalid_request_error")
+        if request.get("messages", [{}])[-1].get("content") in self.refused:
+            return _error(400, "This question is too long", "context_length_exceeded")
         question = question_of(request)
         draw = self._draw(question)
         kind = self._fault(draw)

@@ -111,13 +111,14 @@ class BatchApi:
                     some = await self._in_thread(self._claiming.take, room)
                     fitting = self._fitting(some, BATCH_BYTES - num_bytes)
                     self._claiming.put_back(some[len(fitting) :])
-                    claimed = await self._claim(part, fitting) if fitting else []
+                    claimed = await self._claim(part, fitting, number) if fitting else []
                     for question in claimed:
                         out.write(json.dumps(dataclasses.asdict(question)) + "\n")
                         num_bytes += self._num_bytes(question)
                     number += len(claimed)
                     has_moved = some or self._claiming.counts["answered_before"] > skipped
-                    if len(fitting) < len(some) or not has_moved or self._claiming.problem:
+                    is_short = len(claimed) < len(some)  # no room, or no money
+                    if is_short or not has_moved or self._claiming.problem:
                         break
                 out.flush()
                 os.fsync(out.fileno())
@@ -127,14 +128,16 @@ class BatchApi:
         await self._enter(part, {"state": READY, "created": time.time(), "number": number})
         await self._send(part)
 
-    async def _claim(self, part: str, wanted: list[Question]) -> list[Question]:
+    async def _claim(self, part: str, wanted: list[Question], number: int) -> list[Question]:
+        """Claims questions for a part that holds `number` so far."""
+
         def enter() -> None:  # with the first claims: they never stand alone
             self._ledger.put_batch(part, {"state": PREPARING})
 
         def work() -> list[Question]:
-            others = len(self._open)
-            claimed = self._claiming.exchange(enter, wanted, in_flight=others, part=part)
-            if not claimed and not self._ledger.in_flight(part):
+            under_way = len(self._open) + number
+            claimed = self._claiming.exchange(enter, wanted, in_flight=under_way, part=part)
+            if not claimed and not number:
                 self._ledger.write(lambda: self._ledger.put_batch(part, {}, is_done=True))
             return claimed
 

@@ -21,6 +21,7 @@ from instructrec_jax.teacher.settings import ClientSettings
 
 _TICK_SECONDS = 0.25  # between two looks for a signal
 _FIRST_TRIES = 3  # to reach a server that has not answered yet
+_FIRST_WAIT_SECONDS = 0.5  # at most, before the second try; doubles with each
 _STATES = {"perhaps": "lost", "yes": "broken"}
 
 
@@ -58,7 +59,7 @@ class Online:
         self._tenacity = tenacity
         self._claiming, self._settings, self._stop = claiming, settings, stop
         self._pace = _Pace(settings.requests_per_minute, settings.tokens_per_minute)
-        self._backoff = tenacity.wait_random_exponential(multiplier=0.5, max=60)
+        self._backoff = tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=60)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._done: list[_Outcome] = []
         self._in_flight = 0
