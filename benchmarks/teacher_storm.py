@@ -24,6 +24,7 @@ import json
 import logging
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -96,7 +97,12 @@ def ask(options: argparse.Namespace) -> None:
     used = os.times()
     rate = counts["answered"] / (time.monotonic() - began)
     cpu = 1000 * (used.user + used.system) / max(counts["answered"], 1)
-    print(f"{dict(counts)}: {rate:.0f} requests/s, {cpu:.2f} ms of processor time each", flush=True)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(
+        f"{dict(counts)}: {rate:.0f} requests/s, {cpu:.2f} ms of processor time each, at most "
+        f"{memory} MiB",
+        flush=True,
+    )
 
 
 class Storm:

@@ -43,7 +43,7 @@ class Faults:
     dropped_after: float = 0.0  # billed, then the connection ends
     rate_limited: float = 0.0  # 429, every second one with Retry-After
     retry_after_seconds: float = 0.1
-    server_errors: float = 0.0  # 500
+    server_errors: float = 0.0  # 500, and 502 with a web page
     half_json: float = 0.0  # billed; a body that ends in the middle
     wrong_schema: float = 0.0  # billed; JSON of another shape, or no JSON
     refusals: float = 0.0  # billed; a `refusal` in place of content
@@ -201,6 +201,8 @@ class OpenAIServer:
             headers = wait if draw.random() < 0.5 else ()
             return _error(429, "Rate limit reached", "rate_limit_exceeded", headers)
         if kind == "server_errors":
+            if draw.random() < 0.5:  # what stands before a server says so as a page
+                return Reply(502, b"<html>Bad Gateway</html>", (("content-type", "text/html"),))
             return _error(500, "The server had an error", "server_error")
         body = self._bill(path, question, request, kind)
         if kind in ("dropped_after", "half_json"):

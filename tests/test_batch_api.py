@@ -164,6 +164,24 @@ def test_a_batch_that_the_server_will_not_begin_says_why(path, monkeypatch):
     assert state_of(path, 20)[1:] == ({}, pytest.approx(0.0))
 
 
+@pytest.mark.parametrize(
+    ("faults", "changes", "message"),
+    [
+        ({"is_html": True}, {}, r"answers with a web page, no JSON"),
+        ({}, {"key": "sk-another-key"}, r"refuses the API key .401"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_one_message(path, faults, changes, message):
+    with (
+        OpenAIServer(faults=Faults(**faults), **changes) as server,
+        pytest.raises(UserError, match=message),
+    ):
+        ask(path, 20, server)
+    with OpenAIServer() as server:
+        ask(path, 20, server)
+    assert len(state_of(path, 20)[0]) == 20
+
+
 def test_questions_that_fail_in_every_batch_are_given_up(path):
     with OpenAIServer(faults=Faults(server_errors=1.0)) as server:
         counts = ask(path, 10, server, max_tries=3)

@@ -73,15 +73,12 @@ class BatchApi:
                 await self._advance(part)
             if self._claiming.problem:
                 return
-            if len(self._open) < self._most_open and not self._claiming.is_over:
-                await self._add_part()
-                continue_now = len(self._open) < self._most_open
-            else:
-                continue_now = False
+            has_room = len(self._open) < self._most_open and not self._claiming.is_over
+            was_added = has_room and await self._add_part()
             if self._claiming.problem or (self._claiming.is_over and not self._open):
                 return
             await self._in_thread(self._ledger.renew)
-            await self._sleep(_TICK_SECONDS if continue_now else self._settings.poll_seconds)
+            await self._sleep(0.0 if was_added else self._settings.poll_seconds)
 
     async def _advance(self, part: str) -> None:
         """Takes one step with a batch: sends it, or collects it once it has ended."""
@@ -98,8 +95,8 @@ class BatchApi:
 
     # Sending
 
-    async def _add_part(self) -> None:
-        """Claims as many questions as one batch takes, and sends them."""
+    async def _add_part(self) -> bool:
+        """Claims as many questions as one batch takes and sends them; returns if there were any."""
         part = secrets.token_hex(8)
         path, num_bytes, number = self._file(part), 0, 0
         with files.named_errors(path):
@@ -124,9 +121,10 @@ class BatchApi:
                 os.fsync(out.fileno())
         if not number:
             path.unlink()
-            return
+            return False
         await self._enter(part, {"state": READY, "created": time.time(), "number": number})
         await self._send(part)
+        return True
 
     async def _claim(self, part: str, wanted: list[Question], number: int) -> list[Question]:
         """Claims questions for a part that holds `number` so far."""

@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import logging
 import time
 from typing import Any
 
@@ -19,9 +20,11 @@ from instructrec_jax.teacher.questions import Answer, Question
 from instructrec_jax.teacher.server import RefusedError, Server, TryAgainError
 from instructrec_jax.teacher.settings import ClientSettings
 
+logger = logging.getLogger(__name__)
 _TICK_SECONDS = 0.25  # between two looks for a signal
 _FIRST_TRIES = 3  # to reach a server that has not answered yet
 _FIRST_WAIT_SECONDS = 0.5  # at most, before the second try; doubles with each
+_LONG_SECONDS = 60.0  # a pause that a person wants to know of
 _STATES = {"perhaps": "lost", "yes": "broken"}
 
 
@@ -187,6 +190,8 @@ class Online:
         asked = state.outcome.exception().wait_seconds
         if asked is not None:
             self._pace.pause(asked)
+            if asked > _LONG_SECONDS:
+                logger.warning("the server asks to wait %.0f seconds", asked)
         return (asked or 0.0) + self._backoff(state)
 
     async def _charge_again(self, question: Question, state: Any) -> None:

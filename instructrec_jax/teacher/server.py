@@ -11,7 +11,7 @@ from typing import Any
 
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
-from instructrec_jax.teacher.api_key import ApiKey
+from instructrec_jax.teacher.api_key import ApiKey, is_local
 from instructrec_jax.teacher.prices import Price
 from instructrec_jax.teacher.questions import Answer, Question
 
@@ -146,8 +146,12 @@ class Server:
         self.client = openai.AsyncOpenAI(
             api_key=key.for_header(),
             base_url=base_url,
-            timeout=timeout_seconds,
             max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(
+                timeout=timeout_seconds,
+                trust_env=not is_local(base_url),  # no proxy leads back to this machine
+                event_hooks={"response": [self._check_no_page]},
+            ),
         )
 
     async def __aenter__(self) -> "Server":
@@ -174,7 +178,6 @@ class Server:
                 return await self.ask(question, price)
             raise
         text = reply.text
-        self.check_no_page(text)
         try:
             found = files.parse_json(text)
             return answer_of(question.key, found, price=price, is_batch=False, key=self.key)
@@ -204,9 +207,10 @@ class Server:
             said = self.key.hidden_in(str(error))
             raise UserError(f"OpenAI's client cannot ask {self.base_url}: {said}") from None
 
-    def check_no_page(self, text: str) -> None:
-        """Raises UserError if a server replied with a web page."""
-        if text.lstrip()[:15].lower().startswith(("<!doctype", "<html")):
+    async def _check_no_page(self, response: Any) -> None:
+        """Raises UserError if a server replies with a web page; one that is down may do so."""
+        is_down = response.status_code >= 500 or response.status_code == 429
+        if "text/html" in response.headers.get("content-type", "") and not is_down:
             raise UserError(
                 f"{self.base_url} answers with a web page, no JSON; expected the address of an "
                 "OpenAI-compatible server, which mostly ends in /v1"
@@ -221,7 +225,6 @@ class Server:
     def _status_problem(self, error: Any) -> Exception:
         """Returns what a reply other than 200 means."""
         status, text = error.status_code, error.response.text
-        self.check_no_page(text)
         said = self.key.hidden_in(_message(text))[:_SHOWN]
         if status == 429 and _NO_MONEY.search(text):
             return UserError(f"{self.base_url} says that the account has no money left: {said}")
