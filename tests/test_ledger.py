@@ -64,7 +64,7 @@ def test_a_key_depends_on_every_field_and_on_nothing_else():
 
 def test_a_question_is_claimed_once_and_answered_once(ledger):
     assert claim(ledger, 0) is Verdict.CLAIMED
-    assert claim(ledger, 0) is Verdict.ELSEWHERE
+    assert claim(ledger, 0) is Verdict.REPEATED
     record(ledger, 0)
     assert claim(ledger, 0) is Verdict.ANSWERED
     assert ledger.answer(question(0).key) == answer(0)

@@ -80,6 +80,15 @@ def test_asking_again_asks_nothing(ledger, tmp_path):
     assert server.billed.total() == 32
 
 
+def test_a_question_that_comes_twice_is_asked_once(ledger, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    with OpenAIServer(faults=Faults(delay_seconds=0.01)) as server:
+        stream = [asked for asked in questions(40) for _ in range(3)]
+        counts = ask_all(stream, ledger, settings(server, tmp_path))
+    assert (counts["answered"], counts["answered_before"]) == (40, 80)
+    assert server.billed.total() == 40 and "another run" not in caplog.text
+
+
 @pytest.mark.slow
 def test_two_kills_lose_no_more_than_what_is_in_flight(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "teacher_storm.py")]

@@ -101,7 +101,7 @@ class Claiming:
         for (question, _), verdict in zip(priced, verdicts, strict=True):
             by_verdict[verdict].append(question)
         claimed = by_verdict[Verdict.CLAIMED]
-        self._skip(len(by_verdict[Verdict.ANSWERED]))
+        self._skip(len(by_verdict[Verdict.ANSWERED]) + len(by_verdict[Verdict.REPEATED]))
         self._set_aside(by_verdict[Verdict.ELSEWHERE])
         self.counts["in_batches"] += len(by_verdict[Verdict.IN_BATCH])
         if too_dear := by_verdict[Verdict.TOO_DEAR]:
@@ -162,7 +162,7 @@ class Claiming:
         return 0.0 if price is None else price.worst_usd(question, is_batch=is_batch)
 
     def _skip(self, number: int) -> None:
-        """Counts questions that have an answer; they are no work, and say nothing of its rate."""
+        """Counts questions that are no work: answered or asked already."""
         self.counts["answered_before"] += number
         self._progress.done += number
 

@@ -62,6 +62,7 @@ class Verdict(Enum):
 
     CLAIMED = "claimed"  # ask it
     ANSWERED = "answered"  # by an earlier run, or another one
+    REPEATED = "repeated"  # this run is asking it: it comes twice
     ELSEWHERE = "elsewhere"  # another run that lives is asking it
     IN_BATCH = "in_batch"  # a batch holds it
     TOO_DEAR = "too_dear"  # it could cost more than is left
@@ -167,6 +168,8 @@ class Ledger:
                 return Verdict.ANSWERED
             if held_by is not None:
                 return Verdict.IN_BATCH
+            if run == self._run:
+                return Verdict.REPEATED
             if self._lives(run):
                 return Verdict.ELSEWHERE
             self._leave(run)
