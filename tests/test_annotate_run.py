@@ -1,5 +1,6 @@
 """A language model on a faulty server writes artefact B: plan, run, export, and what follows."""
 
+import collections
 import json
 import logging
 import random
@@ -59,7 +60,7 @@ def written(toy_prepared, ledger):
             input_dir=toy_prepared,
             output_dir=folder,
             ledger_path=ledger,
-            settings=WantedSettings(model=MODEL, second_intentions=True),
+            settings=WantedSettings(model=MODEL),
             client=client,
         )
         assert manifest is not None
@@ -87,13 +88,13 @@ def test_rows_stand_where_the_papers_budget_has_them(written, toy_prepared):
     assert {ends[row["user_id"]] - row["position"] for row in about} == {0, 1, 2}
     assert all(len(row["texts"]) == 1 for row in about)
     behind = pq.read_table(folder / f"{INTENTIONS}.parquet").to_pylist()
-    assert {len(row["texts"]) for row in behind} <= {0, 1}
+    assert {(len(row["texts"]), len(row["second_texts"])) for row in behind} >= {(0, 1), (1, 0)}
     assert all(text.startswith("The user needs") for row in behind for text in row["second_texts"])
 
 
 def test_an_export_writes_the_same_files_without_a_server(written, toy_prepared, ledger, tmp_path):
     folder, _ = written
-    settings = WantedSettings(model=MODEL, second_intentions=True)
+    settings = WantedSettings(model=MODEL)
     work = {"dataset": "toy", "input_dir": toy_prepared, "ledger_path": ledger}
     again = export(**work, output_dir=tmp_path / "b", settings=settings)
     assert again.settings == read_manifest(folder).settings
@@ -130,14 +131,11 @@ def test_what_is_unanswered_is_counted_and_has_no_row(written, toy_prepared, led
 
 def test_a_plan_counts_what_a_run_sends(written, toy_prepared, ledger, capsys):
     flags = ["--dataset=toy", f"--input_dir={toy_prepared}", f"--model={MODEL}"]
-    assert main.main(["annotate", "plan", *flags, "--second_intentions"]) == 0
+    assert main.main(["annotate", "plan", *flags]) == 0
     shown = capsys.readouterr().out
     assert "gpt-4o-mini" in shown and f"No table has a price of {MODEL}" in shown
     assert "1 in all, one after the other within 24 hours" in " ".join(shown.split())
-    assert (
-        main.main(["annotate", "plan", *flags, "--second_intentions", f"--ledger_path={ledger}"])
-        == 0
-    )
+    assert main.main(["annotate", "plan", *flags, f"--ledger_path={ledger}"]) == 0
     assert "0 requests on 60 users; none was sent." in capsys.readouterr().out
 
 
@@ -179,3 +177,39 @@ def test_texts_of_a_language_model_go_on_to_records_that_lint_finds_whole(
         max_examples=20,
     )
     assert report.num_errors == 0, report.findings
+
+
+def test_where_the_money_ends_what_was_answered_can_be_exported(toy_prepared, tmp_path):
+    prices = tmp_path / "prices.json"
+    prices.write_text(json.dumps({MODEL: {"input_usd": 100.0, "output_usd": 100.0}}))
+    work = {
+        "dataset": "toy",
+        "input_dir": toy_prepared,
+        "output_dir": tmp_path / "b",
+        "ledger_path": tmp_path / "teacher.sqlite",
+        "settings": WantedSettings(model=MODEL),
+    }
+    with OpenAIServer(answer=answer) as server:
+        client = ClientSettings(
+            base_url=server.base_url, prices=str(prices), max_usd=2.0, max_in_flight=2
+        )
+        with pytest.raises(UserError, match="max_usd"):
+            run(**work, client=client)
+    assert not (tmp_path / "b").exists()
+    found = export(**work)
+    assert found.counts["preferences"] > 0
+    assert found.drops["preferences_unanswered"] > 0
+
+
+def test_a_run_that_is_stopped_writes_nothing_and_says_how_to_go_on(
+    toy_prepared, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        "instructrec_jax.stages.annotate.run.ask_all",
+        lambda questions, ledger, client, total=None: collections.Counter(stopped=1),
+    )
+    line = ["annotate", "run", "--dataset=toy", f"--input_dir={toy_prepared}", "--model=m"]
+    places = [f"--output_dir={tmp_path / 'b'}", f"--ledger_path={tmp_path / 'l.sqlite'}"]
+    assert main.main([*line, *places]) == 0
+    assert capsys.readouterr().out.strip() == ""
+    assert not (tmp_path / "b").exists()

@@ -101,13 +101,18 @@ def test_the_papers_budget_is_three_preferences_and_two_intentions_a_user(toy_pr
     for user_id, end in last.items():
         mine = [text for text in texts if text.user_id == user_id]
         about = [text.position for text in mine if text.prompt.kind == PREFERENCE]
-        behind = [text.position for text in mine if text.prompt.kind == INTENTION]
+        behind = [text.position for text in mine if text.prompt.kind != PREFERENCE]
         assert about == [end - 2, end - 1, end]
         assert behind in ([end - 2, end], [end - 1, end])
+        (second,) = [text.position for text in mine if text.prompt.kind == SECOND_INTENTION] or [-1]
+        assert second in (-1, end - 2), "the second rendering is for training alone"
     on_validation = sum(text.position == last[text.user_id] - 1 for text in texts) - len(last)
     assert 0 < on_validation < len(last) / 3
     assert wanted.counts["preferences_asked"] == 3 * len(last)
-    assert wanted.counts["intentions_asked"] == 2 * len(last)
+    seconds = wanted.counts["second_intentions_asked"]
+    assert 0 < seconds < len(last) / 2
+    assert wanted.counts["intentions_asked"] + seconds == 2 * len(last)
+    assert wanted.total() == len(texts) == 5 * len(last)
 
 
 def test_a_question_on_a_preference_shows_the_titles_before_its_position_alone(toy_prepared):

@@ -1,11 +1,14 @@
 """Which texts are asked of a language model: positions of each user, and the question on each.
 
 The paper has three preferences and two intentions a user (its Table 2: 151,638 and 101,092 texts
-on 50,546 users) and does not say on which positions. The setting "paper" asks for the preferences
-that the items before the last training target, the validation target and the test target show, and
-for the intentions behind the test target and one more: the last training target, or the validation
-target for one user in `VALIDATION_EVERY`. A template is chosen on few validation examples as well
-as on many, and training needs the rest.
+on 50,546 users) and does not say on which positions. The setting "paper" asks for
+
+* the preferences that the items before the last training target, the validation target and the
+  test target show;
+* the intention behind the test target (I1);
+* one more intention: behind the validation target for `VALIDATION_TENTHS` of the users, since a
+  template is chosen on few examples as well as on many; behind the last training target for the
+  others, `SECOND_TENTHS` of all users in the second rendering (I1*), which the paper trains on.
 """
 
 import dataclasses
@@ -30,7 +33,7 @@ from instructrec_jax.teacher.questions import Question
 from instructrec_jax.teacher.scrubbing import scrub
 
 PAPER, ALL = "paper", "all"
-VALIDATION_EVERY = 10
+VALIDATION_TENTHS, SECOND_TENTHS = 1, 3  # of 10 users
 USERS_A_BLOCK = 512  # whose questions are made at a time
 
 
@@ -42,7 +45,8 @@ class WantedSettings:
       model: of the server, as it names it.
       positions: "paper" asks for three preferences and two intentions a user, "all" for a text on
         every position.
-      second_intentions: ask for a second rendering of each intention too (I1*).
+      second_intentions: ask for a second rendering (I1*) of each intention too; without it "paper"
+        has it for three users in ten in place of the first, "all" not at all.
       no_review_text: send no review, and so ask for no intention.
       max_users: users that get texts, drawn by the seed; without it all.
       temperature: of sampling.
@@ -65,7 +69,8 @@ class WantedSettings:
         """The prompts of the kinds of text that are asked for."""
         kinds = [PREFERENCE]
         if not self.no_review_text:
-            kinds += [INTENTION, *([SECOND_INTENTION] * self.second_intentions)]
+            has_second = self.second_intentions or self.positions == PAPER
+            kinds += [INTENTION, *([SECOND_INTENTION] * has_second)]
         return tuple(map(read_prompt, kinds))
 
 
@@ -110,13 +115,12 @@ class WantedTexts:
 
     def total(self) -> int:
         """Returns how many texts are asked for, without their questions being made."""
-        number, kinds = 0, len(self._settings.prompts) - 1
+        number = 0
         for user in self._users().tolist():
             history = self._data.histories[user]
             number += len(self._preference_positions(len(history.item_ids)))
-            if kinds:
-                rows = (history.review_rows[at] for at in self._intention_positions(history))
-                number += kinds * sum(row >= 0 for row in rows)
+            for position, kinds in self._intention_places(history):
+                number += len(kinds) * (history.review_rows[position] >= 0)
         return number
 
     def __iter__(self) -> Iterator[list[Wanted]]:
@@ -143,22 +147,19 @@ class WantedTexts:
 
     def _of_user(self, history: History) -> Iterator[Wanted]:
         """Yields the texts of a user: preferences, then the intentions of each review."""
-        about, *behind = self._settings.prompts
         for position in self._preference_positions(len(history.item_ids)):
             titles = tuple(map(self._title, history.item_ids[:position]))
-            yield self._wanted(about, history, position, titles)
-        for position in self._intention_positions(history) if behind else ():
+            yield self._wanted(PREFERENCE, history, position, titles)
+        for position, kinds in self._intention_places(history):
             if history.review_rows[position] < 0:
                 self.counts["positions_without_review"] += 1
                 continue
             review = scrub(self._data.reviews[history.review_rows[position]], self._scrubbed)
-            for prompt in behind:
-                yield self._wanted(prompt, history, position, (review,))
+            for kind in kinds:
+                yield self._wanted(kind, history, position, (review,))
 
-    def _wanted(
-        self, prompt: Prompt, history: History, position: int, lines: tuple[str, ...]
-    ) -> Wanted:
-        settings = self._settings
+    def _wanted(self, kind: str, history: History, position: int, lines: tuple[str, ...]) -> Wanted:
+        settings, prompt = self._settings, read_prompt(kind)
         return Wanted(
             prompt=prompt,
             user_id=history.user_id,
@@ -173,15 +174,21 @@ class WantedTexts:
         first = 1 if self._settings.positions == ALL else max(1, length - 3)
         return list(range(first, length))
 
-    def _intention_positions(self, history: History) -> list[int]:
-        """Returns positions whose review is read, if there is one."""
-        length = len(history.review_rows)
-        if not length:
+    def _intention_places(self, history: History) -> list[tuple[int, tuple[str, ...]]]:
+        """Returns positions whose review is read, if there is one, with the kinds of text."""
+        settings, length = self._settings, len(history.review_rows)
+        if not length or settings.no_review_text:
             return []
-        if self._settings.positions == ALL:
-            return list(range(length))
-        draw = stable_seed(self._settings.seed, self._data.dataset, "intention", history.user_id)
-        return [length - (2 if draw % VALIDATION_EVERY == 0 else 3), length - 1]
+        both = (INTENTION, SECOND_INTENTION)
+        kinds = both if settings.second_intentions else (INTENTION,)
+        if settings.positions == ALL:
+            return [(position, kinds) for position in range(length)]
+        about = (settings.seed, self._data.dataset, "intention", history.user_id)
+        tenth = stable_seed(*about) % 10
+        if tenth < VALIDATION_TENTHS:
+            return [(length - 2, kinds), (length - 1, kinds)]
+        is_second = tenth < VALIDATION_TENTHS + SECOND_TENTHS and not settings.second_intentions
+        return [(length - 3, (SECOND_INTENTION,) if is_second else kinds), (length - 1, kinds)]
 
     def _title(self, item_id: int) -> str:
         """Returns the title of an item, scrubbed; each is counted once."""

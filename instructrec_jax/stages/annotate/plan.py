@@ -7,13 +7,12 @@ from instructrec_jax.progress import Progress
 from instructrec_jax.report.tables import Document, Section, Table
 from instructrec_jax.settings import check_arguments
 from instructrec_jax.stages.annotate.export import open_ledger, open_prepared
+from instructrec_jax.stages.annotate.run import KEY_DIGITS
 from instructrec_jax.teacher import estimate
 from instructrec_jax.teacher.estimate import Volume
 from instructrec_jax.teacher.prices import known_models, price_of
 from instructrec_jax.teacher.settings import ClientSettings
 from instructrec_jax.teacher.wanted import WantedSettings, WantedTexts
-
-_KEY_CHARS = 16  # of a question's sha256, by which it is known again
 
 
 def plan(
@@ -50,17 +49,17 @@ def plan(
 def _volumes(wanted: WantedTexts, answered: Callable[[list[str]], set[str]]) -> dict[str, Volume]:
     """Returns what would be asked, by the kind of text; a question that comes twice counts once."""
     volumes: dict[str, Volume] = {}
-    seen: set[str] = set()
+    seen: set[int] = set()
     progress = Progress("plan", total=wanted.num_blocks, unit="blocks of users")
     for block in progress.track(wanted):
         known = answered([text.question.key for text in block])
         for text in block:
             volume = volumes.setdefault(text.prompt.kind, Volume())
             key = text.question.key
-            if key[:_KEY_CHARS] in seen:
+            if (number := int(key[:KEY_DIGITS], 16)) in seen:
                 volume.repeated += 1
                 continue
-            seen.add(key[:_KEY_CHARS])
+            seen.add(number)
             if key in known:
                 volume.answered += 1
             else:
