@@ -53,7 +53,7 @@ def ask_all(
         mode = BatchApi if settings.mode == BATCH else Online
         work = mode(claiming, settings, stop)
         asyncio.run(_run(work, settings, key))
-    for name, count in sorted(claiming.counts.items()):
+    for name, count in sorted((+claiming.counts).items()):
         logger.info("ask: %s=%d", name, count)
     logger.info("ask: what the ledger holds cost %.4f USD", ledger.spent())
     if claiming.problem is not None:

@@ -96,7 +96,7 @@ class Database:
             return self.run(statement, *values).fetchall()
 
     def full(self) -> UserError:
-        """Returns the error for a disk without room."""
+        """Returns the error for a disk that was full, where all in flight found room."""
         return UserError(
             f"cannot write {self.path}: the disk is full; make room and run the same command "
             "again: what was paid for is safe in it"
@@ -156,7 +156,11 @@ class Database:
                 problem = "another program holds it; end that one"
                 raise UserError(f"cannot write {self.path}: {problem}") from None
             if _says_full(error):
-                raise self.full() from None
+                raise UserError(
+                    f"cannot write {self.path}: the disk is full; make room and run the same "
+                    "command again: what was entered is safe in it, and answers that found no "
+                    "room count as lost"
+                ) from None
             raise UserError(f"cannot use {self.path}: {error}") from None
         except sqlite3.DatabaseError as error:
             raise self._damaged(str(error)) from None
