@@ -1,6 +1,7 @@
 """A language model on a faulty server writes artefact B: plan, run, export, and what follows."""
 
 import collections
+import dataclasses
 import json
 import logging
 import random
@@ -115,6 +116,14 @@ def test_an_export_writes_the_same_files_without_a_server(written, toy_prepared,
     assert not (tmp_path / "c").exists()
 
 
+def test_no_user_id_and_no_review_is_in_the_ledger(written, toy_prepared, ledger):
+    data = read_prepared(toy_prepared)
+    kept = b"".join(path.read_bytes() for path in ledger.parent.glob(f"{ledger.name}*"))
+    assert len(kept) > 10_000
+    assert not [user for user in data.histories.user_ids.to_pylist() if user.encode() in kept]
+    assert not [text for text in data.reviews[:50] if len(text) > 20 and text.encode() in kept]
+
+
 def test_what_is_unanswered_is_counted_and_has_no_row(written, toy_prepared, ledger, tmp_path):
     manifest = export(
         dataset="toy",
@@ -195,10 +204,16 @@ def test_where_the_money_ends_what_was_answered_can_be_exported(toy_prepared, tm
         )
         with pytest.raises(UserError, match="max_usd"):
             run(**work, client=client)
-    assert not (tmp_path / "b").exists()
-    found = export(**work)
-    assert found.counts["preferences"] > 0
-    assert found.drops["preferences_unanswered"] > 0
+        assert not (tmp_path / "b").exists()
+        found = export(**work)
+        assert found.counts["preferences"] > 0
+        assert found.drops["preferences_unanswered"] > 0
+        whole = run(**work, client=dataclasses.replace(client, max_usd=None, max_in_flight=64))
+    assert whole is not None and not any("unanswered" in name for name in whole.drops)
+    assert read_manifest(tmp_path / "b").counts == whole.counts
+    settings = WantedSettings(model="other")
+    with pytest.raises(UserError, match=r"settings\['model'\] was 'tiny-teacher' there"):
+        run(**{**work, "settings": settings}, client=client)  # before anything is asked
 
 
 def test_a_run_that_is_stopped_writes_nothing_and_says_how_to_go_on(

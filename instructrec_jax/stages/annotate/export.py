@@ -17,6 +17,7 @@ from instructrec_jax.teacher.outcomes import UNANSWERED, Collected, outcomes
 from instructrec_jax.teacher.wanted import WantedSettings, WantedTexts
 
 logger = logging.getLogger(__name__)
+_EMPTY = Manifest(stage=texts.STAGE, inputs={}, settings={})
 
 
 class _UpToDateError(Exception):
@@ -80,7 +81,11 @@ def write_texts(
     input_dir: Path | str,
     output_dir: Path | str,
 ) -> Manifest:
-    """Writes artefact B from a ledger; returns its manifest."""
+    """Writes artefact B from a ledger; returns its manifest.
+
+    An earlier export of the same questions is replaced where some were unanswered then.
+    """
+    earlier = check_output(data.dataset, settings, input_dir=input_dir, output_dir=output_dir)
     wanted, collected = WantedTexts(data, settings), Collected()
     manifest = None
     with contextlib.suppress(_UpToDateError), files.atomic_directory(output_dir) as folder:
@@ -96,12 +101,37 @@ def write_texts(
                 "the ledger answers no question of these settings; `instructrec annotate run` "
                 "asks them"
             )
-        if find_same_work(output_dir, manifest) is not None:
+        if not _unanswered(earlier) and find_same_work(output_dir, manifest) is not None:
             raise _UpToDateError
         manifest.write_finished(folder)
     assert manifest is not None
     _report(manifest, output_dir)
     return manifest
+
+
+def check_output(
+    dataset: str, settings: WantedSettings, *, input_dir: Path | str, output_dir: Path | str
+) -> Manifest | None:
+    """Returns the manifest of an earlier export of the same questions, None for an empty folder.
+
+    Raises:
+      UserError: if the folder holds something else, which is never overwritten.
+    """
+    path = Path(output_dir) / FILE_NAME
+    earlier = read_manifest(output_dir) if path.exists() else _EMPTY
+    planned = dataclasses.replace(
+        earlier,
+        stage=texts.STAGE,
+        inputs={**earlier.inputs, "prepared": files.sha256(Path(input_dir) / FILE_NAME)},
+        settings={**earlier.settings, "dataset": dataset, **dataclasses.asdict(settings)},
+    )
+    return find_same_work(output_dir, planned)
+
+
+def _unanswered(manifest: Manifest | None) -> int:
+    """Returns how many texts of an export were unanswered; later answers may complete it."""
+    drops = {} if manifest is None else manifest.drops
+    return sum(n for name, n in drops.items() if name.endswith(UNANSWERED))
 
 
 def _manifest(
@@ -132,8 +162,7 @@ def _report(manifest: Manifest, output_dir: Path | str) -> None:
     """Logs what was written and what is missing."""
     for name, count in {**manifest.counts, **manifest.drops}.items():
         logger.info("annotate: %s=%d", name, count)
-    missing = sum(n for name, n in manifest.drops.items() if name.endswith(UNANSWERED))
-    if missing:
+    if missing := _unanswered(manifest):
         logger.warning(
             "annotate: %d texts are unanswered and not in %s; `instructrec annotate run` with the "
             "same settings asks for them",

@@ -7,12 +7,13 @@ from instructrec_jax.progress import Progress
 from instructrec_jax.report.tables import Document, Section, Table
 from instructrec_jax.settings import check_arguments
 from instructrec_jax.stages.annotate.export import open_ledger, open_prepared
-from instructrec_jax.stages.annotate.run import KEY_DIGITS
 from instructrec_jax.teacher import estimate
 from instructrec_jax.teacher.estimate import Volume
 from instructrec_jax.teacher.prices import known_models, price_of
 from instructrec_jax.teacher.settings import ClientSettings
 from instructrec_jax.teacher.wanted import WantedSettings, WantedTexts
+
+_KEY_DIGITS = 15  # of a question's sha256, by which it is known again
 
 
 def plan(
@@ -56,7 +57,7 @@ def _volumes(wanted: WantedTexts, answered: Callable[[list[str]], set[str]]) -> 
         for text in block:
             volume = volumes.setdefault(text.prompt.kind, Volume())
             key = text.question.key
-            if (number := int(key[:KEY_DIGITS], 16)) in seen:
+            if (number := int(key[:_KEY_DIGITS], 16)) in seen:
                 volume.repeated += 1
                 continue
             seen.add(number)

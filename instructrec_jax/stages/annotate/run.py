@@ -1,12 +1,17 @@
 """The stage `annotate run`: a language model is asked for texts, and its answers become B."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from instructrec_jax.manifest import Manifest
 from instructrec_jax.settings import check_arguments
-from instructrec_jax.stages.annotate.export import open_ledger, open_prepared, write_texts
+from instructrec_jax.stages.annotate.export import (
+    check_output,
+    open_ledger,
+    open_prepared,
+    write_texts,
+)
 from instructrec_jax.teacher.client import ask_all
 from instructrec_jax.teacher.outcomes import Answers, outcomes
 from instructrec_jax.teacher.questions import Question
@@ -14,7 +19,6 @@ from instructrec_jax.teacher.settings import ClientSettings
 from instructrec_jax.teacher.wanted import WantedSettings, WantedTexts
 
 logger = logging.getLogger(__name__)
-KEY_DIGITS = 15  # of a question's sha256, by which one run knows it again
 
 
 def run(
@@ -46,12 +50,13 @@ def run(
     """
     check_arguments(run, locals())
     data = open_prepared(dataset, input_dir)
+    check_output(data.dataset, settings, input_dir=input_dir, output_dir=output_dir)
     wanted = WantedTexts(data, settings)
     with open_ledger(ledger_path, input_dir) as ledger:
-        asked = ask_all(_once(_first(wanted)), ledger, client, total=wanted.total())
+        asked = ask_all(_first(wanted), ledger, client, total=wanted.total())
         if not asked["stopped"]:
             logger.info("annotate: answers that cannot be used are asked for once more")
-            asked = ask_all(_once(_retries(wanted, ledger)), ledger, client)
+            asked = ask_all(_retries(wanted, ledger), ledger, client)
         if asked["stopped"]:
             return None
         return write_texts(data, ledger, settings, input_dir=input_dir, output_dir=output_dir)
@@ -62,16 +67,6 @@ def _first(wanted: WantedTexts) -> Iterator[Question]:
     for block in wanted:
         for text in block:
             yield text.question
-
-
-def _once(questions: Iterable[Question]) -> Iterator[Question]:
-    """Yields each question once: users may have chosen the same items, or copied a review."""
-    seen: set[int] = set()
-    for question in questions:
-        key = int(question.key[:KEY_DIGITS], 16)
-        if key not in seen:
-            seen.add(key)
-            yield question
 
 
 def _retries(wanted: WantedTexts, ledger: Answers) -> Iterator[Question]:
