@@ -161,10 +161,12 @@ def test_a_server_without_schemas_is_asked_in_words(ledger, tmp_path):
     assert '"properties": {"text"' in seen[0]["messages"][0]["content"]
 
 
-def test_a_model_that_knows_max_completion_tokens_alone_gets_them():
+def test_a_model_gets_the_names_that_it_knows():
     dialect = Dialect()
     assert dialect.learn(dialect.body(question(0)), "use 'max_completion_tokens' instead")
     assert dialect.body(question(0))["max_completion_tokens"] == 50
+    assert dialect.learn(dialect.body(question(0)), "'temperature' does not support 0.0")
+    assert "temperature" not in dialect.body(question(0))
     assert not dialect.learn(dialect.body(question(0)), "context is too long")
 
 

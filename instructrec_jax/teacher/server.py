@@ -57,10 +57,12 @@ class Dialect:
     Attributes:
       has_schemas: whether it takes `response_format`; else the schema goes into the prompt.
       limit_name: what it calls the longest answer.
+      has_temperature: whether it takes another than its own.
     """
 
     has_schemas: bool = True
     limit_name: str = "max_tokens"
+    has_temperature: bool = True
 
     def body(self, question: Question) -> dict[str, Any]:
         """Returns the body of a request."""
@@ -75,13 +77,19 @@ class Dialect:
         messages = [{"role": "system", "content": system.strip()}] if system else []
         body["messages"] = [*messages, {"role": "user", "content": question.user}]
         body[self.limit_name] = question.max_tokens
-        body["temperature"] = question.temperature
+        if self.has_temperature:
+            body["temperature"] = question.temperature
         return body
 
     def learn(self, body: dict[str, Any], said: str) -> bool:
         """Returns whether a refused request is worth another form, which is used from now on."""
         if "max_tokens" in body and "max_completion_tokens" in said:
             self.limit_name = "max_completion_tokens"
+            return True
+        if "temperature" in body and "temperature" in said:
+            if self.has_temperature:
+                logger.warning("the model takes its own temperature alone: %s", said[:_SHOWN])
+            self.has_temperature = False
             return True
         if "response_format" in body and _SCHEMA_REFUSED.search(said):
             if self.has_schemas:
