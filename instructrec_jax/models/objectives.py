@@ -17,7 +17,7 @@ from instructrec_jax.models.t5 import T5, einsum, example_segments, same_segment
 from instructrec_jax.settings import NotNegative, OneOf, Positive, Range, check_fields
 
 Batch = Mapping[str, Array]
-ROW_LENGTHS = (128, 256)  # of packed candidates
+ROW_LENGTHS = (32, 64, 128, 256)  # of packed candidates
 
 
 def training_logits(

@@ -103,7 +103,7 @@ def register_templates(dataset: str, templates: Iterable[Template]) -> None:
 
 
 def register_mixture(name: str, tasks: Iterable[str | tuple[str, Rate]]) -> None:
-    """Registers a mixture, and one of its reranking templates' grouped forms, "<name>.grouped".
+    """Registers a mixture, and one of the grouped forms that its tasks have, "<name>.grouped".
 
     A task without a rate is mixed by its number of training examples, see `mixing_rate`. SeqIO
     tasks from elsewhere may be among them, if they have the features of `pair_features` and, when
@@ -125,7 +125,7 @@ def register_mixture(name: str, tasks: Iterable[str | tuple[str, Rate]]) -> None
             raise unknown_name(f"task of mixture {name!r}", task, known)
         check_features(seqio.TaskRegistry.get(task))
     seqio.MixtureRegistry.add(name, rated)
-    if grouped := [(f"{task}.{GROUPED}", rate) for task, rate in rated if _is_reranking(task)]:
+    if grouped := [(f"{task}.{GROUPED}", rate) for task, rate in rated if _names_an_item(task)]:
         seqio.MixtureRegistry.add(f"{name}.{GROUPED}", grouped)
 
 
@@ -139,10 +139,10 @@ def mixing_rate(task: seqio.Task, *, maximum: int = MAX_RATE) -> float:
     return float(min(task.num_input_examples("train"), maximum))
 
 
-def _is_reranking(task: str) -> bool:
-    """Returns whether a task of ours chooses among candidates."""
+def _names_an_item(task: str) -> bool:
+    """Returns whether a task of ours answers with an item, so that candidates can be ranked."""
     variant = getattr(seqio.TaskRegistry.get(task), "variant", None)
-    return variant is not None and variant.template.task_form is TaskForm.RERANKING
+    return variant is not None and variant.template.names_an_item
 
 
 def _register_variant(dataset: str, variant: Variant) -> str:
@@ -303,32 +303,33 @@ def get_for(split: str, name: str) -> seqio.Task | seqio.Mixture:
 
 
 def evaluated_tasks(names: Iterable[str], *, split: str) -> tuple[str, ...]:
-    """Returns the grouped ranking tasks that tasks and mixtures stand for, each once.
+    """Returns the grouped tasks that tasks and mixtures stand for, each once.
 
     Args:
-      names: a ranking task stands for itself, with or without ".grouped"; a mixture for those of
-        its tasks that are in the evaluation pool and have examples in the split.
+      names: a task whose answer is an item stands for itself, with or without ".grouped"; a mixture
+        for those of its tasks that are in the evaluation pool and have examples in the split.
       split: "validation" or "test".
 
     Raises:
-      UserError: if a name is not registered, or stands for no ranking task.
+      UserError: if a name is not registered, or stands for no such task.
 
     Example:
-      `["ml_100k.product_search"]` stands for B7, B8 and B9 with a specific query.
+      `["ml_100k.product_search"]` stands for B7, B8 and B9 with a specific query;
+      `["ml_100k.A1"]`, which shows no candidates, for itself.
     """
     found: dict[str, None] = {}
     for name in names:
         provider = get(name)
+        form = GROUPED
         members = seqio.get_subtasks(provider)
         if isinstance(provider, seqio.Mixture):
-            members = [task for task in members if split in task.splits]
-        tasks = [task.name for task in members]
-        plain = [task.removesuffix(f".{GROUPED}") for task in tasks]
-        ranked = [task for task in plain if f"{task}.{RANK}" in seqio.TaskRegistry.names()]
+            members, form = [task for task in members if split in task.splits], RANK
+        plain = [task.name.removesuffix(f".{GROUPED}") for task in members]
+        ranked = [task for task in plain if f"{task}.{form}" in seqio.TaskRegistry.names()]
         if not ranked:
             raise UserError(
-                f"{name} holds no task of the evaluation pool; expected a template that chooses "
-                "among candidates, such as A7, or a mixture of such"
+                f"{name} holds no task to rank candidates by; expected a mixture with templates of "
+                "the evaluation pool, or a template whose answer is an item, such as A7 or A1"
             )
         found |= dict.fromkeys(f"{task}.{GROUPED}" for task in ranked)
     return tuple(found)

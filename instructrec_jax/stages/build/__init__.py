@@ -1,5 +1,6 @@
 """The stage `build`: artefacts A and B to instruction records (C) and a vocabulary for SeqIO."""
 
+import bisect
 import contextlib
 import dataclasses
 import hashlib
@@ -255,7 +256,7 @@ def _write_vocabulary(work: Work, data: PreparedData, wording: Sequence[Template
         lines,
         path,
         vocab_size=settings.vocab_size,
-        whole=frequent_titles(data, settings.title_pieces),
+        whole=frequent_titles(data, wording, settings.title_pieces),
     )
 
 
@@ -295,15 +296,35 @@ def vocabulary_lines(data: PreparedData, templates: Iterable[Template]) -> Itera
             yield plain_text(item.category)
 
 
-def frequent_titles(data: PreparedData, number: int) -> list[str]:
-    """Returns titles of several words, those most often in training first, ties by item id."""
+def frequent_titles(data: PreparedData, templates: Iterable[Template], number: int) -> list[str]:
+    """Returns titles that may be pieces, those most often in training first, ties by item id.
+
+    A title of one word may be one if it begins no other word: pieces are found at the beginning of
+    any word, and "It" would cut the "Item" of a prompt in two.
+    """
     counts = count_items(
         training_histories(history.item_ids for history in data.histories if number),
         num_items=len(data.items),
     )
     order = [item for item in np.argsort(-counts, kind="stable") if counts[item]]
-    titles = dict.fromkeys(plain_title(data.items[item].title) for item in order)
-    return [title for title in titles if len(title.split()) > 1][:number]
+    titles = [plain_title(data.items[item].title) for item in order]
+    categories = sorted({plain_text(item.category) for item in data.items})
+    names = [name for category in categories for name in category.split(", ") if name]
+    wording = " ".join(text for template in templates for text in _literals(template))
+    other = " ".join(plain_title(item.title) for item in data.items)
+    words = sorted(
+        {*wording.split(), *other.split(), *" ".join(categories).replace(",", "").split()}
+    )
+    spoken = set(wording.split())
+
+    def begins_another(text: str) -> bool:
+        first = bisect.bisect_left(words, text)
+        own = words[first : first + 1] == [text] and text not in spoken
+        return any(word.startswith(text) for word in words[first + own : first + own + 1])
+
+    whole = dict.fromkeys([*names[:number], *titles])
+    fitting = (text for text in whole if len(text.split()) > 1 or not begins_another(text))
+    return list(itertools.islice(fitting, number))
 
 
 def teacher_lines(records: Iterable[InstructionRecord]) -> Iterator[str]:
