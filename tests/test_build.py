@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from seqio_groups import seqio_groups
@@ -19,9 +20,11 @@ from instructrec_jax.data.columnar import CONFIGS, SPLITS
 from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.coverage import num_renderable
+from instructrec_jax.instructions.language import Template
 from instructrec_jax.manifest import read_manifest
 from instructrec_jax.pipeline import record_store, registry, vocabulary
-from instructrec_jax.stages.build import BuildSettings, Execution, build
+from instructrec_jax.records import Item, TaskForm
+from instructrec_jax.stages.build import BuildSettings, Execution, build, whole_pieces
 from instructrec_jax.stages.prepare import prepare
 from instructrec_jax.teacher.extractive import ExtractiveTeacher
 from instructrec_jax.tokenizer import load_vocabulary
@@ -280,6 +283,24 @@ def test_titles_that_training_has_most_often_become_pieces(toy_prepared, tmp_pat
     assert len(number) == 10
     others = set(range(len(data.items))) - set(number)
     assert min(number.values()) >= max(chosen[item] for item in others) > 0
+
+
+def test_a_title_of_one_word_is_a_piece_only_where_it_begins_no_other_word():
+    titles = ["It", "Kites", "Red Kite", "Which", "Zebra", "Zebra Moon", "Fantasy"]
+    items = [
+        Item(item_id=i, raw_id=str(i), title=title, category="Fantasy, Drama")
+        for i, title in enumerate(titles)
+    ]
+    template = Template(
+        template_id="A1",
+        inputs="Which Item after {history}?",
+        targets="{target}",
+        task_form=TaskForm.MATCHING,
+    )
+    data = mock.Mock(items=items, histories=[mock.Mock(item_ids=[*range(7), 0, 0])])
+    templates = [template]
+    found = whole_pieces(data, templates, 10)
+    assert set(found) == {"Kites", "Red Kite", "Zebra", "Zebra Moon", "Fantasy", "Drama"}
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_model import tiny_config, tiny_model
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, shardings
-from instructrec_jax.stages.train import warm_start
 from instructrec_jax.training import optimizers
 
 
@@ -138,40 +135,3 @@ def test_adafactor_keeps_rows_and_columns_of_large_matrices_only():
     large, small = jnp.ones((128, 256)), jnp.ones((4, 4))
     kept = [sum(a.size for a in jax.tree.leaves(optimizer.init(p))) for p in (large, small)]
     assert kept[0] < 128 + 256 + 10 and kept[1] >= 16
-
-
-def placed(mesh, **changes):
-    model = jax.tree.map(np.array, tiny_model(**changes))
-    chosen = shardings(model, mesh)
-    return jax.device_put(model, chosen), chosen
-
-
-def test_known_tokens_begin_with_their_vectors_and_others_as_they_were():
-    mesh = make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
-    model, chosen = placed(mesh)
-    vectors = np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
-    vectors[7] = 0
-    warm = warm_start.with_token_embeddings(model, vectors)
-    old = tiny_model()
-    embedding, kernel = warm.token_embedder.embedding[...], warm.logits_dense.kernel[...]
-    known = np.arange(64) != 7
-    np.testing.assert_allclose(embedding[known], 4 * vectors[known], rtol=1e-6)
-    np.testing.assert_allclose(kernel[:, known], vectors[known].T, rtol=1e-6)
-    np.testing.assert_array_equal(embedding[7], old.token_embedder.embedding[7])
-    np.testing.assert_array_equal(kernel[:, 7], old.logits_dense.kernel[:, 7])
-    same = jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, warm, chosen)
-    assert all(jax.tree.leaves(same))
-
-
-def test_attention_that_begins_as_averaging_gives_back_what_it_attends_to():
-    mesh = make_mesh(MeshSettings(data=2, fsdp=2, tensor=2))
-    model, chosen = placed(mesh)
-    warm = warm_start.with_averaging_attention(model, seed=0)
-    width = tiny_config().emb_dim
-    for attention in (warm.encoder.layers.attention, warm.decoder.layers.encoder_decoder_attention):
-        value = np.asarray(attention.value.kernel[...]).reshape(2, width, -1)
-        out = np.asarray(attention.out.kernel[...]).reshape(2, -1, width)
-        np.testing.assert_allclose(value @ out, [np.eye(width)] * 2, atol=1e-5)
-        assert np.abs(value[0] - value[1]).max() > 0.1, "layers differ"
-    same = jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, warm, chosen)
-    assert all(jax.tree.leaves(same))

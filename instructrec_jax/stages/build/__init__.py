@@ -18,6 +18,7 @@ from instructrec_jax import files, tokenizer
 from instructrec_jax.baselines.popularity import count_items, training_histories
 from instructrec_jax.data.columnar import LEAVE_ONE_OUT, TRAIN
 from instructrec_jax.data.prepared import PreparedData, read_prepared
+from instructrec_jax.data.titles import path_labels
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.builder import TRAIN_NEGATIVES, RecordSettings
 from instructrec_jax.instructions.language import Literal, Template, plain_text, plain_title
@@ -50,8 +51,8 @@ class BuildSettings(RecordSettings):
       vocab_size: most pieces of the vocabulary that is trained; few texts give fewer.
       title_pieces: whole titles, those most often in training histories, that become pieces of the
         vocabulary beside `vocab_size`, for models without pretraining: a title is then one token,
-        which starts from what it was chosen with. Titles of one word stay apart: other words may
-        begin with them.
+        which starts from what it was chosen with. As many categories at most become pieces too.
+        A single word that other words begin with does not.
       task_module: the module whose templates the vocabulary should know.
       records_per_shard: most records in a file.
     """
@@ -256,7 +257,7 @@ def _write_vocabulary(work: Work, data: PreparedData, wording: Sequence[Template
         lines,
         path,
         vocab_size=settings.vocab_size,
-        whole=frequent_titles(data, wording, settings.title_pieces),
+        whole=whole_pieces(data, wording, settings.title_pieces),
     )
 
 
@@ -296,35 +297,41 @@ def vocabulary_lines(data: PreparedData, templates: Iterable[Template]) -> Itera
             yield plain_text(item.category)
 
 
-def frequent_titles(data: PreparedData, templates: Iterable[Template], number: int) -> list[str]:
-    """Returns titles that may be pieces, those most often in training first, ties by item id.
+def whole_pieces(data: PreparedData, templates: Iterable[Template], number: int) -> list[str]:
+    """Returns names of categories and titles that are to be one piece each.
 
-    A title of one word may be one if it begins no other word: pieces are found at the beginning of
-    any word, and "It" would cut the "Item" of a prompt in two.
+    A text of one word may be one if it begins no other word: pieces are found at the beginning of
+    any word, and a title "It" would cut the "Item" of a prompt in two.
+
+    Args:
+      data: its titles, those most often in training first, ties by item id.
+      templates: whose wording stays as it is.
+      number: most titles, and most categories.
     """
     counts = count_items(
         training_histories(history.item_ids for history in data.histories if number),
         num_items=len(data.items),
     )
     order = [item for item in np.argsort(-counts, kind="stable") if counts[item]]
-    titles = [plain_title(data.items[item].title) for item in order]
-    categories = sorted({plain_text(item.category) for item in data.items})
-    names = [name for category in categories for name in category.split(", ") if name]
-    wording = " ".join(text for template in templates for text in _literals(template))
-    other = " ".join(plain_title(item.title) for item in data.items)
-    words = sorted(
-        {*wording.split(), *other.split(), *" ".join(categories).replace(",", "").split()}
-    )
-    spoken = set(wording.split())
+    frequent = [plain_title(data.items[item].title) for item in order]
+    names = [plain_text(name) for item in data.items for name in path_labels(item.category)]
+    wording = {word for t in templates for text in _literals(t) for word in text.split()}
+    said = {word for item in data.items for word in plain_title(item.title).split()}
+    words = sorted(wording | said | {word for name in names for word in name.split()})
 
-    def begins_another(text: str) -> bool:
+    def begins_another_word(text: str) -> bool:
         first = bisect.bisect_left(words, text)
-        own = words[first : first + 1] == [text] and text not in spoken
-        return any(word.startswith(text) for word in words[first + own : first + own + 1])
+        if words[first : first + 1] == [text]:
+            first += 1
+        return text in wording or any(word.startswith(text) for word in words[first : first + 1])
 
-    whole = dict.fromkeys([*names[:number], *titles])
-    fitting = (text for text in whole if len(text.split()) > 1 or not begins_another(text))
-    return list(itertools.islice(fitting, number))
+    def fitting(texts: Iterable[str]) -> Iterator[str]:
+        for text in filter(None, dict.fromkeys(texts)):
+            if len(text.split()) > 1 or not begins_another_word(text):
+                yield text
+
+    chosen = (itertools.islice(fitting(texts), number) for texts in (sorted(names), frequent))
+    return list(dict.fromkeys(itertools.chain.from_iterable(chosen)))
 
 
 def teacher_lines(records: Iterable[InstructionRecord]) -> Iterator[str]:

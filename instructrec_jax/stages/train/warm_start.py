@@ -1,13 +1,10 @@
-"""A start for models without pretraining: they rank as the co-occurrence baseline does.
+"""A start for models without pretraining: what goes together is known, attention passes it on.
 
 Not in the paper, whose model is pretrained. Attention begins as plain averaging and everything
-else as silence, so that an untrained model scores a title by its likeness to the titles and the
-words of the query in the instruction, and by how often training histories have it. Training
-refines that.
-
-Two directions of the stream are kept apart. BEGIN is what words that are no titles share, the
-decoder's first token among them: where an answer begins, it stands for nothing but popularity. END
-is in the tokens that end a title: after one, EOS follows.
+else as silence, so that an untrained model scores a candidate by the likeness of its tokens to the
+instruction's. Where titles are one token each (`build --title_pieces`) it ranks as the
+co-occurrence baseline does, by likeness to the titles and the words of the query in the
+instruction, and by popularity. Training refines that.
 """
 
 import dataclasses
@@ -30,18 +27,21 @@ from instructrec_jax.tokenizer import EOS_ID
 logger = logging.getLogger(__name__)
 Tokens = NDArray[np.int32]
 
-# Few directions: more of them remember which titles stood together in training histories, which
-# all seem right in training (rank 62 of 64: HR@1 .524 on MovieLens' validation after as many steps
-# as give .559 with 20).
+# Where titles are one token each. Few directions: with more, what stood together in training
+# histories is remembered, all of which seems right in training (MovieLens, validation, A1, after
+# equally many steps: HR@1 .524 with 62 directions of 64, .559 with 20).
 _RANK_SHARE = 4  # of the width, as its inverse
-_OTHERS = 2  # directions: BEGIN and END
+# Two directions of the stream are kept apart. BEGIN is what tokens that are no titles share, the
+# decoder's first among them: where an answer begins, it stands for popularity. END is in titles:
+# after one, EOS follows.
+_OTHERS = 2
 _KNOWN = 0.2  # of a title's typical vector: words with less are mixed with BEGIN
-_END_SHARE = 0.5  # of a title's embedding, that is END
+_END = 0.5  # part of a title's embedding that is END
 _NOISE = 0.02  # of the random start that words keep, to be told apart
 # Weights of the logits. In an instruction of which a fifth of the tokens are titles they give
 # about the baseline's scores, likeness x 10 + log(1 + count); EOS is likelier than any title after
 # the end of one, and less likely anywhere else.
-_LIKENESS, _POPULARITY, _IS_TITLE, _EOS = 15.0, 0.13, 6.0, 20.0
+_LIKENESS, _POPULARITY, _TITLE, _EOS = 15.0, 0.13, 6.0, 20.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,21 +65,28 @@ def warm(model: T5, dataset: str, *, seed: int) -> T5:
       dataset: name of a dataset in the data_dir in use.
       seed: of what is drawn.
     """
-    texts = _of_whole_titles(training_texts(dataset))
-    flat = [title for of_user in texts.titles for title in of_user]
-    size, width = model.config.vocab_size, model.config.emb_dim
+    texts, config = training_texts(dataset), model.config
+    model = with_averaging_attention(model, seed=seed)
+    whole = [[title for title in of_user if len(title) == 1] for of_user in texts.titles]
+    if 2 * sum(map(len, whole)) <= sum(map(len, texts.titles)):
+        sequences = [np.concatenate(of_user) for of_user in texts.titles]
+        logger.info("token embeddings start from co-occurrence in %d histories", len(sequences))
+        vectors = cooccurrence_embeddings(sequences, config.vocab_size, config.emb_dim, seed)
+        return with_token_embeddings(model, vectors)
+    # The pieces of the few other titles mean little.
+    queries = [pair for pair in texts.queries if len(pair[0]) == 1]
     logger.info(
-        "token embeddings start from co-occurrence in %d histories and %d queries",
-        len(texts.titles),
-        len(texts.queries),
+        "titles, %d of them whole tokens, and words start from co-occurrence in %d histories and "
+        "%d queries",
+        len({int(title[0]) for of_user in whole for title in of_user}),
+        len(whole),
+        len(queries),
     )
-    sequences = [np.concatenate(of_user) for of_user in texts.titles if of_user]
-    sequences += [np.concatenate(pair) for pair in texts.queries]
-    rank = max(width // _RANK_SHARE, 1)
-    vectors = cooccurrence_embeddings(sequences, size, rank, seed)
-    counts = np.bincount(np.concatenate([*flat, []]).astype(np.int64), minlength=size)
-    ends = np.bincount([title[-1] for title in flat], minlength=size)
-    return with_averaging_attention(with_tokens(model, vectors, counts, ends), seed=seed)
+    sequences = [np.concatenate(together) for together in (*filter(None, whole), *queries)]
+    rank = min(config.emb_dim // _RANK_SHARE, config.emb_dim - _OTHERS)
+    vectors = cooccurrence_embeddings(sequences, config.vocab_size, max(rank, 1), seed)
+    titles = np.concatenate([title for of_user in whole for title in of_user])
+    return with_whole_titles(model, vectors, np.bincount(titles, minlength=config.vocab_size))
 
 
 def training_texts(dataset: str) -> TrainingTexts:
@@ -101,8 +108,8 @@ def training_texts(dataset: str) -> TrainingTexts:
                 last[user], titles[user] = position, [*history, target]
             if query:
                 queries.append((target, query))
-    distinct = {*(t for of_user in titles.values() for t in of_user), *(q for _, q in queries)}
-    distinct |= {title for title, _ in queries}
+    distinct = {title for of_user in titles.values() for title in of_user}
+    distinct.update(*queries)
     encode = CorpusVocabulary().encode
     tokens = {text: np.array(encode(text.decode()), np.int32) for text in distinct}
     return TrainingTexts(
@@ -111,47 +118,51 @@ def training_texts(dataset: str) -> TrainingTexts:
     )
 
 
-def _of_whole_titles(texts: TrainingTexts) -> TrainingTexts:
-    """Returns the texts on titles of one token, if most are: pieces of the others mean little."""
-    whole = [[title for title in of_user if len(title) == 1] for of_user in texts.titles]
-    if 2 * sum(map(len, whole)) <= sum(map(len, texts.titles)):
-        return texts
-    queries = [(title, query) for title, query in texts.queries if len(title) == 1]
-    return TrainingTexts(titles=whole, queries=queries)
+def with_token_embeddings(model: T5, vectors: NDArray[np.float32]) -> T5:
+    """Returns the model with these vectors as token embeddings and, scaled, as logit weights.
 
-
-def with_tokens(
-    model: T5, vectors: NDArray[np.float32], counts: NDArray[np.int64], ends: NDArray[np.int64]
-) -> T5:
-    """Returns the model with token embeddings and logit weights made of these vectors.
+    Logits then begin as likeness between what was read and what is to be said.
 
     Args:
       model: the model; its arrays keep their shardings.
-      vectors: float32 [vocab_size, rank], zero for tokens of which nothing is known.
-      counts: [vocab_size] how often training histories have the token in a title.
-      ends: [vocab_size] how often it ends one.
+      vectors: float32 [vocab_size, emb_dim], rows of norm 1 on average; zero rows keep their
+        random start.
+    """
+    known = np.linalg.norm(vectors, axis=1, keepdims=True) > 0
+    embedding, kernel = model.token_embedder.embedding, model.logits_dense.kernel
+    # Rows of norm sqrt(width) have the unit variance of the random start; the logit weights'
+    # random start has variance 1 / width.
+    scaled = vectors * vectors.shape[1] ** 0.5
+    embedding[...] = _as(embedding[...], jnp.where(known, scaled, embedding[...]))
+    kernel[...] = _as(kernel[...], jnp.where(known.T, vectors.T, kernel[...]))
+    return model
+
+
+def with_whole_titles(model: T5, vectors: NDArray[np.float32], counts: NDArray[np.int64]) -> T5:
+    """Returns the model with embeddings and logit weights of titles of one token each.
+
+    Args:
+      model: the model; its arrays keep their shardings.
+      vectors: float32 [vocab_size, rank], of titles and of words; zero where nothing is known.
+      counts: [vocab_size] how often training histories have a title; 0 for other tokens.
     """
     width = model.config.emb_dim
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    is_title = (counts > 0)[:, None] & (norms > 0)
-    typical = np.median(norms[is_title]) if is_title.any() else 1.0
-    known = np.where(is_title, 1.0, np.minimum(norms / (_KNOWN * typical), 1.0))
+    is_title = (counts > 0)[:, None]
+    known = np.where(is_title, 1.0, np.minimum(norms / (_KNOWN * np.median(norms[is_title])), 1.0))
     direction = vectors / np.maximum(norms, 1e-9) * known
-    direction = np.pad(direction, ((0, 0), (0, max(width - _OTHERS - vectors.shape[1], 0))))
-    end = _END_SHARE * (ends / np.maximum(counts, 1))[:, None]
+    direction = np.pad(direction, ((0, 0), (0, width - _OTHERS - vectors.shape[1])))
+    begin, end = np.sqrt(1 - known**2), _END * is_title
     embedding, kernel = model.token_embedder.embedding, model.logits_dense.kernel
     # Rows of norm sqrt(width) have the unit variance of the random start.
-    rows = width**0.5 * np.hstack(
-        [direction * np.sqrt(1 - end**2), np.sqrt(1 - known**2), end * is_title]
-    )
-    rows += np.where(is_title, 0.0, _NOISE) * np.asarray(embedding[...])
-    popularity = _IS_TITLE + _POPULARITY * np.log1p(counts)[:, None]
+    rows = width**0.5 * np.hstack([direction * np.sqrt(1 - end**2), begin, end])
+    popularity = _TITLE + _POPULARITY * np.log1p(counts)[:, None]
     columns = np.hstack([_LIKENESS * direction, popularity, np.full_like(end, -_EOS)])
-    columns = np.where(is_title, columns, _NOISE * np.asarray(kernel[...]).T)
-    columns[EOS_ID] = 0.0
-    columns[EOS_ID, -1] = _EOS
-    embedding[...] = _as(embedding[...], rows)
-    kernel[...] = _as(kernel[...], columns.T)
+    columns[EOS_ID] = np.append(np.zeros(width - 1), _EOS)
+    is_set = is_title | (np.arange(len(counts)) == EOS_ID)[:, None]
+    random = np.where(is_title, 0.0, _NOISE) * embedding[...]
+    embedding[...] = _as(embedding[...], rows + random)
+    kernel[...] = _as(kernel[...], jnp.where(is_set.T, columns.T, _NOISE * kernel[...]))
     return model
 
 
