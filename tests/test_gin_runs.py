@@ -126,8 +126,8 @@ def test_the_recipe_of_the_demo_stays_what_its_figures_were_measured_with():
         "name": "adamw",
         "learning_rate": {
             "name": "linear_decay",
-            "learning_rate": 4e-3,
-            "total_steps": 800,
+            "learning_rate": 1e-3,
+            "total_steps": 2000,
             "warmup_steps": 40,
         },
         "b1": 0.9,
@@ -136,14 +136,14 @@ def test_the_recipe_of_the_demo_stays_what_its_figures_were_measured_with():
         "clip_norm": 1.0,
     }
     assert repr(found["learning"].objective) == (
-        "Listwise(scale=10.0, nll_weight=0.1, normaliser='mean')"
+        "Listwise(scale=2.0, nll_weight=0.5, normaliser='mean')"
     )
     run = found["run"]
     assert (run.batch_size, run.seed, run.warm_start, found["periods"].train_steps) == (
         32,
         0,
         True,
-        800,
+        2000,
     )
 
 

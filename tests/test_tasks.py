@@ -71,12 +71,13 @@ def test_registration_again_changes_nothing(toy):
     assert {f"toy.{kind}" for kind in mixtures.KINDS} <= mixes
 
 
-def test_mixtures_hold_their_family_and_grouped_ones_the_reranking_templates(toy):
+def test_mixtures_hold_their_family_and_grouped_ones_what_answers_with_an_item(toy):
     found = {task.name for task in seqio.get_mixture_or_task("toy.sequential").tasks}
     assert found == {f"toy.A{n}" for n in range(1, 18)}
     grouped = {task.name for task in seqio.get_mixture_or_task("toy.all.grouped").tasks}
-    reranking = [v for v in VARIANTS if v.template.task_form is TaskForm.RERANKING]
-    assert grouped == {f"toy.{variant.name}.grouped" for variant in reranking}
+    naming = [variant for variant in VARIANTS if variant.template.names_an_item]
+    assert grouped == {f"toy.{variant.name}.grouped" for variant in naming}
+    assert {"toy.A1.grouped", "toy.A7.grouped"} < grouped
     assert len(seqio.get_mixture_or_task("toy.all").tasks) == len(VARIANTS) == 76
 
 
