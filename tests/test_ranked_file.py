@@ -176,11 +176,12 @@ def test_every_column_is_documented(model_dir, tmp_path, capsys):
 
 def test_the_messages_say_what_was_chosen_and_what_is_not_shown(model_dir, tmp_path, caplog):
     caplog.set_level("INFO")
-    rows = [row | {"preference": "quiet ones"} for row in ROWS["C10.specific"]]
+    first, second = ROWS["C10.specific"]
+    rows = [first, second | {"preference": "quiet ones"}]
     ranked(model_dir, write(tmp_path / "r.jsonl", rows), tmp_path / "out.jsonl")
     for text in (
         "r.jsonl: 2 requests, template C10.specific, which suits the first one",
-        "C10.specific does not show what the requests hold as preference; --template names",
+        "C10.specific does not show the preference of 1 of 2 requests; --template names another",
         "ranks by mean, as the checkpoint says",
         "out.jsonl appears when all is scored; nothing is kept of less",
         "8 candidates of 2 requests are ranked in",

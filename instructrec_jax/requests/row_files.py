@@ -16,7 +16,8 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -90,6 +91,13 @@ class RowFile:
     def filled(self) -> set[str]:
         """Returns the names of the fields that have a value in the first row that can be read."""
         return {name for name, value in next(self._readable(), {}).items() if value}
+
+    def num_filled(self, names: Collection[str]) -> Counter[str]:
+        """Returns in how many rows each of these fields has a value, of those that have any."""
+        found = Counter[str]()
+        for values in self._readable():
+            found.update(name for name in names if values.get(name))
+        return found
 
     def rows(self) -> Iterator[Row]:
         """Yields the rows, not yet parsed; empty lines are none.

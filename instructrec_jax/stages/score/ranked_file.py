@@ -161,12 +161,14 @@ def _open_requests(run: RankedFile, source: Source) -> RequestSet:
     logger.info("%s: %d requests, %s", file.name, requests.num_requests, says)
     shown = ", ".join(f"{name} {number}" for name, number in lengths.items())
     logger.info("lengths in tokens or items: %s", shown or "no limit, as the model names none")
-    hidden = (file.filled() & {*TEXT_FIELDS.values()}) - _shown_fields(variant, lengths)
-    if name and hidden:
+    hidden = {*TEXT_FIELDS.values()} - _shown_fields(variant, lengths)
+    for field, count in sorted(file.num_filled(hidden if name else ()).items()):
         logger.warning(
-            "template %s does not show what the requests hold as %s; --template names another",
+            "template %s does not show the %s of %d of %d requests; --template names another",
             name,
-            ", ".join(sorted(hidden)),
+            field,
+            count,
+            requests.num_requests,
         )
     return requests
 
