@@ -474,7 +474,7 @@ def test_a_dry_run_looks_at_devices_that_are_not_here_and_ends_with_its_verdict(
         r"\(data=3, tensor=2\)",
         model,
     )
-    assert re.fullmatch(r"# work        \d+ steps of 12 rows, into model", work)
+    assert re.fullmatch(r"# work        [\d,]+ steps of 12 rows, into model", work)
     assert data.startswith("# data        nowhere/ml_100k holds no manifest.json")
     assert checkpoint == "# checkpoint  none: random weights"
     assert verdict == "# verdict     would stop because of data"

@@ -200,4 +200,4 @@ def test_the_command_gives_its_verdict_first_and_needs_no_tensorflow(tmp_path, s
 
 def test_a_folder_of_nothing_is_a_mistake(tmp_path, capsys):
     assert main.main(["verify", str(tmp_path)]) == main.USER_ERROR
-    assert "no manifest.json and no checkpoint" in capsys.readouterr().err
+    assert "no manifest.json and no checkpoint" in " ".join(capsys.readouterr().err.split())
