@@ -286,7 +286,7 @@ def test_sigterm_leaves_nothing_and_says_so(model_dir, tmp_path, monkeypatch):
 )
 def test_the_two_forms_of_the_verb_are_not_mixed(arguments, message, capsys):
     assert main(["score", *arguments]) == 2
-    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_a_pipe_is_read_and_written_without_tensorflow_and_seqio(model_dir, tmp_path):
