@@ -28,6 +28,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from http_replies import JSON_HEADERS, Reply, as_error, as_json, file_of_form, head_of
+
 from instructrec_jax.seeds import stable_seed
 
 WORDS = ("calm", "bright", "puzzle", "evening", "garden", "river", "story", "warm", "quiet")
@@ -51,16 +53,6 @@ class Faults:
     is_html: bool = False  # every reply is a web page
     echoes_key: bool = False  # error messages quote the key
     duplicated: float = 0.0  # lines of a batch's output that come twice
-
-
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """One reply; `ends` closes the connection instead, after `body`."""
-
-    status: int
-    body: bytes
-    headers: tuple[tuple[str, str], ...] = ()
-    ends: bool = False
 
 
 class OpenAIServer:
@@ -149,7 +141,7 @@ class OpenAIServer:
                 finally:
                     self.in_flight -= 1
                 if not reply.ends or reply.body:
-                    writer.write(_head(reply) + reply.body)
+                    writer.write(head_of(reply) + reply.body)
                     await writer.drain()
                 if reply.ends:
                     break
@@ -158,7 +150,7 @@ class OpenAIServer:
     async def _reply(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Reply:
         path, _, query = path.partition("?")
         if path == "/counts":
-            return _json(self.counts())
+            return as_json(self.counts())
         if self.faults.is_html:
             page = b"<!DOCTYPE html><html><body>Welcome to the router</body></html>"
             return Reply(200, page, (("content-type", "text/html"),))
@@ -166,7 +158,7 @@ class OpenAIServer:
         if self.key is not None and given != self.key:
             encoded = base64.b64encode(given.encode()).decode()
             said = f": {given}, {encoded}" if self.faults.echoes_key else ""
-            return _error(401, f"Incorrect API key provided{said}", "invalid_api_key")
+            return as_error(401, f"Incorrect API key provided{said}", "invalid_api_key")
         if path in ("/v1/chat/completions", "/v1/completions") and method == "POST":
             return await self._completion(path, json.loads(body))
         for prefix, handle in {
@@ -177,18 +169,18 @@ class OpenAIServer:
             if path == prefix or path.startswith(f"{prefix}/"):
                 rest = path.removeprefix(prefix).strip("/")
                 return handle(method, rest, query, headers, body)
-        return _error(404, f"Invalid URL ({method} {path})", "not_found")
+        return as_error(404, f"Invalid URL ({method} {path})", "not_found")
 
     # Completions
 
     async def _completion(self, path: str, request: dict[str, Any]) -> Reply:
         if request["model"] not in self.models:
             name = request["model"]
-            return _error(404, f"The model `{name}` does not exist", "model_not_found")
+            return as_error(404, f"The model `{name}` does not exist", "model_not_found")
         if self.faults.refuses_schemas and "response_format" in request:
-            return _error(400, "Unknown field: response_format", "invalid_request_error")
+            return as_error(400, "Unknown field: response_format", "invalid_request_error")
         if request.get("messages", [{}])[-1].get("content") in self.refused:
-            return _error(400, "This question is too long", "context_length_exceeded")
+            return as_error(400, "This question is too long", "context_length_exceeded")
         question = question_of(request)
         draw = self._draw(question)
         kind = self._fault(draw)
@@ -199,11 +191,11 @@ class OpenAIServer:
         if kind == "rate_limited":
             wait = (("retry-after", str(self.faults.retry_after_seconds)),)
             headers = wait if draw.random() < 0.5 else ()
-            return _error(429, "Rate limit reached", "rate_limit_exceeded", headers)
+            return as_error(429, "Rate limit reached", "rate_limit_exceeded", headers)
         if kind == "server_errors":
             if draw.random() < 0.5:  # what stands before a server says so as a page
                 return Reply(502, b"<html>Bad Gateway</html>", (("content-type", "text/html"),))
-            return _error(500, "The server had an error", "server_error")
+            return as_error(500, "The server had an error", "server_error")
         body = self._bill(path, question, request, kind)
         if kind in ("dropped_after", "half_json"):
             self.wasted[question] += 1
@@ -211,8 +203,8 @@ class OpenAIServer:
             return Reply(0, b"", ends=True)
         if kind == "half_json":
             text = json.dumps(body).encode()
-            return Reply(200, text[: len(text) // 2], _JSON_HEADERS)
-        return _json(body)
+            return Reply(200, text[: len(text) // 2], JSON_HEADERS)
+        return as_json(body)
 
     def _draw(self, question: str) -> random.Random:
         self.visits[question] += 1
@@ -291,22 +283,22 @@ class OpenAIServer:
             {"id": name, "object": "model", "created": 1, "owned_by": "me"} for name in self.models
         ]
         if not rest:
-            return _json({"object": "list", "data": found})
+            return as_json({"object": "list", "data": found})
         chosen = [model for model in found if model["id"] == rest]
-        return _json(chosen[0]) if chosen else _error(404, "no such model", "model_not_found")
+        return as_json(chosen[0]) if chosen else as_error(404, "no such model", "model_not_found")
 
     def _files(self, method: str, rest: str, _: str, headers: dict[str, str], body: bytes) -> Reply:
         if method == "POST":
-            return _json(self._file(_uploaded(headers["content-type"], body), "batch"))
+            return as_json(self._file(file_of_form(headers["content-type"], body), "batch"))
         name, _, tail = rest.partition("/")
         if name not in self.files:
-            return _error(404, f"No such File object: {name}", "not_found")
+            return as_error(404, f"No such File object: {name}", "not_found")
         if method == "DELETE":
             del self.files[name]
-            return _json({"id": name, "object": "file", "deleted": True})
+            return as_json({"id": name, "object": "file", "deleted": True})
         if tail == "content":
             return Reply(200, self.files[name], (("content-type", "application/octet-stream"),))
-        return _json({"id": name, "object": "file", "bytes": len(self.files[name])})
+        return as_json({"id": name, "object": "file", "bytes": len(self.files[name])})
 
     def _file(self, content: bytes, purpose: str) -> dict[str, Any]:
         name = f"file-{len(self.files) + 1}-{hashlib.sha256(content).hexdigest()[:8]}"
@@ -318,7 +310,7 @@ class OpenAIServer:
         if method == "POST" and not rest:
             asked = json.loads(body)
             if asked["input_file_id"] not in self.files:
-                return _error(400, "no such input file", "invalid_request_error")
+                return as_error(400, "no such input file", "invalid_request_error")
             name = f"batch_{len(self.batches) + 1}"
             self.batches[name] = {
                 "id": name,
@@ -332,16 +324,16 @@ class OpenAIServer:
         if rest:
             name = rest.split("/")[0]
             if name not in self.batches:
-                return _error(404, f"No batch found with id {name!r}", "not_found")
-            return _json(self._shown(self.batches[name]))
+                return as_error(404, f"No batch found with id {name!r}", "not_found")
+            return as_json(self._shown(self.batches[name]))
         if method == "POST":
-            return _json(self._shown(self.batches[name]))
+            return as_json(self._shown(self.batches[name]))
         after = re.search(r"after=([^&]+)", query)
         names = sorted(self.batches, key=lambda n: -int(n.split("_")[1]))
         names = names[names.index(after[1]) + 1 :] if after else names
         page = [self._shown(self.batches[name]) for name in names[:20]]
         ends = {"first_id": names[0], "last_id": page[-1]["id"]} if page else {}
-        return _json({"object": "list", "data": page, "has_more": len(names) > 20, **ends})
+        return as_json({"object": "list", "data": page, "has_more": len(names) > 20, **ends})
 
     def _shown(self, batch: dict[str, Any]) -> dict[str, Any]:
         hidden = {"ready", "later"}
@@ -404,36 +396,6 @@ def _example(schema: dict[str, Any], draw: random.Random) -> Any:
 
 def _num_tokens(text: str | None) -> int:
     return len(text or "") // 4 + 1
-
-
-def _uploaded(content_type: str, body: bytes) -> bytes:
-    """Returns the file of a multipart form."""
-    boundary = content_type.partition("boundary=")[2].strip('"').encode()
-    for part in body.split(b"--" + boundary):
-        head, _, content = part.partition(b"\r\n\r\n")
-        if b'name="file"' in head:
-            return content.removesuffix(b"\r\n")
-    raise ValueError("the form holds no file")
-
-
-_JSON_HEADERS = (("content-type", "application/json"),)
-
-
-def _json(value: Any) -> Reply:
-    return Reply(200, json.dumps(value).encode(), _JSON_HEADERS)
-
-
-def _error(
-    status: int, message: str, code: str, headers: tuple[tuple[str, str], ...] = ()
-) -> Reply:
-    error = {"message": message, "type": code, "code": code, "param": None}
-    return Reply(status, json.dumps({"error": error}).encode(), (*_JSON_HEADERS, *headers))
-
-
-def _head(reply: Reply) -> bytes:
-    length = ("content-length", str(len(reply.body)))
-    lines = "".join(f"{name}: {value}\r\n" for name, value in (*reply.headers, length))
-    return f"HTTP/1.1 {reply.status} -\r\n{lines}\r\n".encode()
 
 
 def main() -> None:

@@ -61,13 +61,7 @@ def price_of(model: str, path: Path | str | None = None) -> Price | None:
     Raises:
       UserError: if the file is not so.
     """
-    tables: list[dict[str, Any]] = [json.loads(TABLE.read_text(encoding="utf-8"))["models"]]
-    if path is not None:
-        remedy = (
-            'expected {"model": {"input_usd": 0.15, "output_usd": 0.6}}, USD per million tokens'
-        )
-        tables.insert(0, files.read_json(path, dict[str, Any], remedy=remedy))
-    for table in tables:
+    for table in _tables(path):
         for name in (model, _DAY.sub("", model)):
             if name in table:
                 return _price(table[name], f"{path or TABLE}: {name}")
