@@ -77,7 +77,8 @@ class CandidateList:
     """The frozen candidates of one evaluation example, shared by every model.
 
     Attributes:
-      example_id: "<user_id>:<position>" or "item:<item_id>".
+      example_id: "<user_id>:<position>" or "item:<item_id>"; "#2" follows where it is the second
+        list of the same event, and so on.
       protocol: "leave_one_out" or "product_search".
       split: "validation" or "test".
       user_id: "" in product search.

@@ -115,6 +115,25 @@ def test_evaluation_draws_each_example_by_its_own_seed():
         )
 
 
+def test_more_draws_of_the_test_events_leave_the_first_as_it_was():
+    rows = [History(user_id=f"u{n}", item_ids=(n, n + 1, n + 2)) for n in range(4)]
+    splits = ["train", "test", "validation", *[""] * 29]
+    seen = columns.item_sets(row.item_ids for row in rows)
+    draw = {"title_ids": range(32), "num_candidates": 6, "dataset": "toy", "seed": 3}
+    once = draw_evaluation(evaluation_targets(columns.histories(rows), splits), seen, **draw)
+    targets = evaluation_targets(columns.histories(rows), splits, test_draws=3)
+    drawn = draw_evaluation(targets, seen, **draw)
+    assert [row for row, number in zip(drawn, drawn.draws, strict=True) if number == 1] == [*once]
+    ids = [row.example_id for row in drawn]
+    assert ids[:5] == ["u0:1", "u0:2", "u0:2#2", "u0:2#3", "u1:1"] and len(set(ids)) == len(ids)
+    assert ids[-4:] == ["item:1", "item:1#2", "item:1#3", "item:2"]
+    assert drawn.example_ids(3, 7) == ids[3:7]
+    lists = {row.candidate_ids for row in drawn if (row.user_id, row.split) == ("u0", "test")}
+    assert len(lists) == 3
+    selected = drawn.select(protocol="leave_one_out", split="test")
+    assert selected.example_ids() == ids[1:4] + ids[5:8] + ids[9:12] + ids[13:16]
+
+
 def test_drawn_candidates_are_those_of_earlier_releases():
     rng = example_rng("u1:4", dataset="toy", split="test", seed=0)
     drawn = draw_candidates(range(1000), excluded={7}, target=7, num_candidates=10, rng=rng)

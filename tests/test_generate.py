@@ -10,11 +10,16 @@ from train_toy import LENGTHS, MODEL
 
 from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.data.prepared import read_prepared
+from instructrec_jax.data.settings import PrepareSettings
 from instructrec_jax.errors import UserError
 from instructrec_jax.parallel.mesh import MeshSettings
-from instructrec_jax.pipeline import registry
+from instructrec_jax.pipeline import record_store, registry
+from instructrec_jax.stages.build import BuildSettings, build
 from instructrec_jax.stages.generate import FILE_NAME, GenerateSettings, generate
+from instructrec_jax.stages.generate.catalogue import requests
+from instructrec_jax.stages.prepare import prepare
 from instructrec_jax.stages.run_data import RunData
+from instructrec_jax.tokenizer import load_vocabulary
 
 NUM_EXAMPLES = 12
 
@@ -109,6 +114,29 @@ def test_without_exclusion_the_history_may_be_said_and_products_have_none(
     assert tables[True][1].equals(tables[False][1]), "product search has no history"
     assert not tables[True][0].equals(tables[False][0])
     assert runs[True]["test/toy.A1/hr@20"] >= runs[False]["test/toy.A1/hr@20"]
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.usefixtures("toy")
+def test_an_event_of_several_draws_is_generated_for_once(toy_prepared, tmp_path):
+    logs, output = toy_prepared.parent / "logs", tmp_path / "prepared"
+    prepare(
+        dataset="toy", input_dir=logs, output_dir=output, settings=PrepareSettings(test_draws=2)
+    )
+    build(
+        dataset="toy",
+        input_dir=output,
+        output_dir=tmp_path / "records",
+        settings=BuildSettings(vocab_size=600),
+    )
+    record_store.use_data_dir(tmp_path / "records")
+    words = load_vocabulary(tmp_path / "records" / "toy" / "vocabulary" / "sentencepiece.model")
+    found = requests(
+        "toy.A1", read_prepared(output), words, LENGTHS, split="test", exclude_history=True
+    )
+    once = read_prepared(toy_prepared).evaluation("leave_one_out", "test")
+    assert [request.example_id for request in found] == once.example_ids()
+    assert len(read_prepared(output).evaluation("leave_one_out", "test")) == 2 * len(once)
 
 
 @pytest.mark.usefixtures("toy")

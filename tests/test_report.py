@@ -185,6 +185,12 @@ def test_validation_chooses_the_template_even_where_test_would_choose_another(fo
     assert {choice["template_id"] for choice in found["validation"]["model"]} == {"A7", "A9"}
 
 
+def test_what_the_report_will_choose_is_known_before_the_test_split_is_scored(folders, tmp_path):
+    chosen = stage.chosen_templates(folders / "prepared", folders / "validation")
+    found = run(folders, tmp_path / "out", normalisers=None)["scenarios"]
+    assert chosen == {name: own["chosen"]["model"]["template_id"] for name, own in found.items()}
+
+
 def test_every_scenario_has_its_systems_and_their_intervals(folders, tmp_path):
     found = run(folders, tmp_path / "out")["scenarios"]
     assert list(found) == ["sequential", "product_search.specific", "personalized_search.specific"]
@@ -219,6 +225,44 @@ def test_every_number_carries_its_protocol(folders, tmp_path):
         assert own["written_by"] == "instructrec" and own["normaliser"] in ("sum", "mean")
         assert len(protocol["candidates_sha256"]) == 64
         assert protocol["command"] and protocol["interval"]
+
+
+def test_draws_of_an_event_are_averaged_and_do_not_count_as_examples(tmp_path):
+    data = make_data()
+    again = [
+        dataclasses.replace(
+            example,
+            example_id=f"{example.example_id}#2",
+            candidate_ids=tuple(
+                sorted(example.candidate_ids, key=lambda item: (item * 7) % NUM_ITEMS)
+            ),
+        )
+        for example in data.candidates
+        if example.split == "test"
+    ]
+    both = sorted([*data.candidates, *again], key=lambda e: (e.position < 0, e.example_id))
+    data = dataclasses.replace(data, candidates=columns.candidates(both, data.histories))
+    (tmp_path / "prepared").mkdir()
+    prepared.write_prepared(tmp_path / "prepared", data)
+    Manifest(stage="prepare", inputs={}, settings={"dataset": "toy"}).write(tmp_path / "prepared")
+    data = prepared.read_prepared(tmp_path / "prepared")
+    for split in ("validation", "test"):
+        write_scores(tmp_path / split, data, split, {"A9": 2.5})
+    folders = {"model": [tmp_path / split for split in ("validation", "test")]}
+    arguments = {"scores": folders, "prepared_dir": tmp_path / "prepared", "metrics_file": None}
+    found = run(tmp_path, tmp_path / "out", **arguments)["scenarios"]["sequential"]
+    assert found["protocol"]["num_examples"] == NUM_USERS and found["protocol"]["num_draws"] == "2"
+    rows = parts.read_scores(tmp_path / "test")
+    rank = [
+        1 + sum(value >= values[target] for value in values) - 1
+        for values, target in zip(rows.log_likelihood, rows.target_index, strict=True)
+    ]
+    assert len(rank) == 2 * NUM_USERS
+    estimate = found["test"]["model"]["hr@1"]["estimate"]
+    assert estimate == pytest.approx(np.mean([r == 1 for r in rank]))
+    bias = found["position_bias"]["model"]["rows"]
+    assert sum(row["num_examples"] for row in bias) == NUM_USERS
+    assert "60, 10 candidates in 2 draws" in (tmp_path / "out" / "report.txt").read_text()
 
 
 def test_the_folder_holds_json_markdown_text_and_curve(folders, tmp_path):

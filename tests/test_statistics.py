@@ -67,6 +67,33 @@ def test_chance_lies_inside_the_interval_of_a_random_scorer():
     assert interval.low <= 0.1 <= interval.high
 
 
+def test_examples_of_an_event_are_averaged_and_drawn_together():
+    event = np.arange(300) % 60
+    values = ranking.per_example(RANKS)["ndcg@5"].reshape(5, 60).mean(axis=0)
+    difference = values - ranking.per_example(OTHER)["ndcg@5"].reshape(5, 60).mean(axis=0)
+    draws = np.random.default_rng(1).integers(0, 60, size=(10_000, 60))
+    single = statistics.bootstrap_intervals(RANKS, event=event, seed=2)["ndcg@5"]
+    paired = statistics.paired_difference_intervals(RANKS, OTHER, event=event, seed=2)["ndcg@5"]
+    for found, expected in ((single, values), (paired, difference)):
+        low, high = np.percentile(expected[draws].mean(axis=1), [2.5, 97.5])
+        assert (found.low, found.high) == pytest.approx((low, high), abs=0.006)
+        assert found.estimate == pytest.approx(expected.mean())
+
+
+def test_copies_of_an_example_tell_nothing_new():
+    once = statistics.bootstrap_intervals(RANKS, seed=2)["hr@1"]
+    event = np.tile(np.arange(300), 4)
+    copied = statistics.bootstrap_intervals(np.tile(RANKS, 4), event=event, seed=2)["hr@1"]
+    assert copied.estimate == pytest.approx(once.estimate)
+    assert copied.high - copied.low == pytest.approx(once.high - once.low, rel=0.05)
+
+
+def test_many_events_take_bounded_memory(monkeypatch):
+    whole = statistics.bootstrap_intervals(RANKS, event=np.arange(300) // 2, seed=2)
+    monkeypatch.setattr(statistics, "_MAX_DRAWN", 1000)
+    assert statistics.bootstrap_intervals(RANKS, event=np.arange(300) // 2, seed=2) == whole
+
+
 def test_the_nominal_coverage_is_reached():
     generator = np.random.default_rng(3)
     intervals = [

@@ -115,7 +115,9 @@ def draw_candidates(
     return tuple(candidates)
 
 
-def evaluation_targets(histories: Histories, search_splits: Sequence[str]) -> Candidates:
+def evaluation_targets(
+    histories: Histories, search_splits: Sequence[str], *, test_draws: int = 1
+) -> Candidates:
     """Returns the evaluation examples, still with the target as their only candidate.
 
     In leave-one-out the last item is the test target and the one before the validation target, of
@@ -124,6 +126,7 @@ def evaluation_targets(histories: Histories, search_splits: Sequence[str]) -> Ca
     Args:
       histories: [users], each of at least 2 items.
       search_splits: [items], see `catalogue.search_splits`.
+      test_draws: examples of each test event, one after the other, each to have its own negatives.
 
     Returns:
       Leave-one-out user by user, validation before test; then product search by item.
@@ -135,17 +138,19 @@ def evaluation_targets(histories: Histories, search_splits: Sequence[str]) -> Ca
     items = [item for item, split in enumerate(search_splits) if split in (VALIDATION, TEST)]
     none = np.full(len(items), -1)
     of_users = histories.item_ids[histories.starts[rows] + positions]
-    targets = np.concatenate([of_users, items]).astype(np.int32)
+    is_test = np.concatenate(
+        [
+            np.tile(np.array([False, True]), num_users),
+            np.array([search_splits[item] == TEST for item in items], dtype=np.bool_),
+        ]
+    )
+    repeats = np.where(is_test, test_draws, 1)
+    targets = np.concatenate([of_users, items]).astype(np.int32).repeat(repeats)
     columns = CandidateColumns(
-        history_rows=np.concatenate([rows, none]).astype(np.int32),
-        positions=np.concatenate([positions, none]).astype(np.int32),
+        history_rows=np.concatenate([rows, none]).astype(np.int32).repeat(repeats),
+        positions=np.concatenate([positions, none]).astype(np.int32).repeat(repeats),
         target_ids=targets,
-        is_test=np.concatenate(
-            [
-                np.tile(np.array([False, True]), num_users),
-                np.array([search_splits[item] == TEST for item in items], dtype=np.bool_),
-            ]
-        ),
+        is_test=is_test.repeat(repeats),
         starts=np.arange(len(targets) + 1, dtype=np.int64),
         candidate_ids=targets,
     )

@@ -6,6 +6,7 @@ columns are public for work on all records at once.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Generic, TypeVar, overload
@@ -213,15 +214,30 @@ class Candidates(Lazy[CandidateList]):
         return len(self.columns.target_ids)
 
     def example_ids(self, begin: int = 0, end: int | None = None) -> list[str]:
-        """Returns the ids of the lists `begin` .. `end` - 1, made from user and position."""
+        """Returns the ids of the lists `begin` .. `end` - 1, made from user, position and draw."""
         columns = self.columns
         targets, positions = columns.target_ids[begin:end], columns.positions[begin:end]
         return [
-            f"{user}:{position}" if position >= 0 else f"item:{target}"
-            for user, target, position in zip(
-                self.user_ids(begin, end), targets.tolist(), positions.tolist(), strict=True
+            (f"{user}:{position}" if position >= 0 else f"item:{target}")
+            + (f"#{draw}" if draw > 1 else "")
+            for user, target, position, draw in zip(
+                self.user_ids(begin, end),
+                targets.tolist(),
+                positions.tolist(),
+                self.draws[begin:end].tolist(),
+                strict=True,
             )
         ]
+
+    @functools.cached_property
+    def draws(self) -> npt.NDArray[np.int64]:
+        """[lists] 1 for the first list of an event, 2 for its next one, and so on."""
+        columns = self.columns
+        event = (columns.history_rows, columns.positions, columns.target_ids)
+        numbers = np.arange(len(self))
+        begins = np.ones(len(self), dtype=np.bool_)
+        begins[1:] = np.any([column[1:] != column[:-1] for column in event], axis=0)
+        return numbers - np.maximum.accumulate(np.where(begins, numbers, 0)) + 1
 
     def user_ids(self, begin: int = 0, end: int | None = None) -> list[str]:
         """Returns the users of the lists `begin` .. `end` - 1, "" in product search."""

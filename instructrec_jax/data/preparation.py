@@ -130,7 +130,7 @@ def prepare_log(log: RawLog, dataset: str, settings: PrepareSettings) -> Prepara
         histories=histories,
         seen_items=seen,
         candidates=candidates.draw_evaluation(
-            candidates.evaluation_targets(histories, items_splits),
+            candidates.evaluation_targets(histories, items_splits, test_draws=settings.test_draws),
             seen,
             title_ids=ids,
             num_candidates=settings.num_candidates,

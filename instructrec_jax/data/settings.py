@@ -32,6 +32,7 @@ FIELDS = {
 }
 SYNTHETIC_FORMATS = ("plain", "jsonl", "recbole", "amazon_2018")
 MAX_SIZE = 10**9  # users, items or events of an invented log
+MAX_DRAWS = 100
 Size = Annotated[int, Range(1, MAX_SIZE)]
 KINDS = ("Lamps", "Kettles", "Kites", "Drums", "Boots", "Tents")  # of invented items
 
@@ -48,6 +49,9 @@ class PrepareSettings:
         were ordered and filtered before.
       max_history: most recent items kept of each user.
       num_candidates: candidates of an evaluation example, the target among them.
+      test_draws: candidate lists of each test event, each with its own negatives. Where users are
+        few, the luck of one draw shows: on MovieLens co-occurrence has HR@1 .559 in the first draw
+        and .531 on average over all.
       max_title_chars: longer titles are cut between words.
       max_review_chars: longer reviews are cut between words.
       allow_fewer_candidates: a small catalogue gives smaller candidate sets instead of an error.
@@ -69,6 +73,7 @@ class PrepareSettings:
     k_core: Count | None = None
     max_history: Annotated[int, Range(MIN_HISTORY)] = 20
     num_candidates: Annotated[int, Range(2, MAX_CANDIDATES)] = 10
+    test_draws: Annotated[int, Range(1, MAX_DRAWS)] = 1
     max_title_chars: Count = 200
     max_review_chars: Count = 2000
     allow_fewer_candidates: bool = False

@@ -6,6 +6,9 @@ An example enters every metric through its rank, and ranks take few values (at m
 candidates). Drawing n examples with replacement is therefore the same as drawing how often each
 distinct rank comes, which is one multinomial draw: 10,000 resamples of 50,000 examples take
 10,000 x 10 numbers, not 10,000 x 50,000.
+
+Where an event has several examples, each with other negatives, they are averaged first and drawn
+together: what is resampled is the event, such as a user's last choice.
 """
 
 import dataclasses
@@ -18,6 +21,7 @@ from instructrec_jax.metrics import ranking
 
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95
+_MAX_DRAWN = 1 << 22  # numbers held at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,7 @@ def bootstrap_intervals(
     *,
     seed: int,
     num_tied: ArrayLike | None = None,
+    event: ArrayLike | None = None,
     num_resamples: int = NUM_RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Interval]:
@@ -44,6 +49,7 @@ def bootstrap_intervals(
       num_tied: [n] int, candidates that are equal to the positive: the metrics are then in
         expectation over their order, see `ranking.expected_per_example`; None counts ties against
         the positive.
+      event: [n] int, which event an example belongs to; None: each is an event of its own.
       seed: seed of the resamples.
       num_resamples: number of bootstrap resamples.
       confidence: coverage asked for, such as 0.95.
@@ -53,14 +59,14 @@ def bootstrap_intervals(
     """
     found = np.asarray(rank, dtype=np.int64)
     if num_tied is None:
-        distinct, counts = np.unique(found, return_counts=True)
+        distinct, row_of = np.unique(found, return_inverse=True)
         table = _metric_table(distinct)
     else:
         places = np.stack([found, np.asarray(num_tied, dtype=np.int64)], axis=1)
-        distinct, counts = np.unique(places, axis=0, return_counts=True)
+        distinct, row_of = np.unique(places, axis=0, return_inverse=True)
         expected = ranking.expected_per_example(distinct[:, 0], distinct[:, 1])
         table = np.stack(list(expected.values()), axis=1)
-    return _intervals(table, counts, seed, num_resamples, confidence)
+    return _intervals(*_by_event(table, row_of, event), seed, num_resamples, confidence)
 
 
 def paired_difference_intervals(
@@ -68,6 +74,7 @@ def paired_difference_intervals(
     other_rank: ArrayLike,
     *,
     seed: int,
+    event: ArrayLike | None = None,
     num_resamples: int = NUM_RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Interval]:
@@ -78,6 +85,7 @@ def paired_difference_intervals(
     Args:
       rank: [n] int, ranks of the system.
       other_rank: [n] int, ranks of the other system on the same examples in the same order.
+      event: [n] int, which event an example belongs to; None: each is an event of its own.
       seed: seed of the resamples.
       num_resamples: number of bootstrap resamples.
       confidence: coverage asked for, such as 0.95.
@@ -92,9 +100,9 @@ def paired_difference_intervals(
     ours, theirs = np.asarray(rank, dtype=np.int64), np.asarray(other_rank, dtype=np.int64)
     if ours.shape != theirs.shape:
         raise ValueError(f"paired systems need equal shapes, got {ours.shape} and {theirs.shape}")
-    pairs, counts = np.unique(np.stack([ours, theirs], axis=1), axis=0, return_counts=True)
+    pairs, row_of = np.unique(np.stack([ours, theirs], axis=1), axis=0, return_inverse=True)
     table = _metric_table(pairs[:, 0]) - _metric_table(pairs[:, 1])
-    return _intervals(table, counts, seed, num_resamples, confidence)
+    return _intervals(*_by_event(table, row_of, event), seed, num_resamples, confidence)
 
 
 def homogeneity_p_value(
@@ -136,6 +144,24 @@ def _metric_table(rank: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.stack(list(ranking.per_example(rank).values()), axis=1)
 
 
+def _by_event(
+    table: NDArray[np.float64], row_of: NDArray[np.int64], event: ArrayLike | None
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Returns the metrics of every kind of event, [kinds, metrics], and how many there are of it.
+
+    Args:
+      table: [rows, metrics] the metrics of every kind of example.
+      row_of: [n] the row of each example.
+      event: [n] the event of each example; None where each is an event of its own.
+    """
+    if event is None:
+        return table, np.bincount(row_of, minlength=len(table))
+    _, event_of, sizes = np.unique(event, return_inverse=True, return_counts=True)
+    totals = [np.bincount(event_of, weights=column[row_of]) for column in table.T]
+    means = np.stack(totals, axis=1) / sizes[:, None]
+    return np.unique(means, axis=0, return_counts=True)
+
+
 def _intervals(
     table: NDArray[np.float64],
     counts: NDArray[np.int64],
@@ -148,8 +174,15 @@ def _intervals(
     if num_examples == 0:
         raise UserError("there are no examples to evaluate; check the split and the input folder")
     generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(num_examples, counts / num_examples, size=num_resamples)
-    means = drawn @ table / num_examples
+    shares, block = counts / num_examples, max(_MAX_DRAWN // len(counts), 1)
+    means = np.concatenate(
+        [
+            generator.multinomial(num_examples, shares, size=min(block, num_resamples - begin))
+            @ table
+            / num_examples
+            for begin in range(0, num_resamples, block)
+        ]
+    )
     tail = 100.0 * (1.0 - confidence) / 2.0
     low, high = np.percentile(means, [tail, 100.0 - tail], axis=0)
     estimate = counts @ table / num_examples

@@ -62,7 +62,8 @@ def _section(dataset: str, result: ScenarioResult) -> Section:
     named = [system for system in result.systems if system.chosen]
     return Section(
         title=f"{dataset} {result.scenario}: n={facts['num_examples']}, "
-        f"{facts['num_candidates']} candidates",
+        f"{facts['num_candidates']} candidates"
+        + (f" in {facts['num_draws']} draws" if facts["num_draws"] != "1" else ""),
         tables=[_results_table(result)],
         lines=[line for system in named for line in _system_lines(system)],
         details=[

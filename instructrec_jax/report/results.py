@@ -163,6 +163,7 @@ def compare(
     name: str,
     *,
     others: Sequence[str],
+    event: NDArray[np.int64] | None,
     seed: int,
 ) -> tuple[dict[str, Interval], dict[str, dict[str, Interval]]]:
     """Returns a system's metrics with intervals, and its paired differences to others.
@@ -171,33 +172,47 @@ def compare(
       ranks_by_system: by system [n] ranks on the same examples in the same order.
       name: the system.
       others: systems to subtract.
+      event: [n] which event an example belongs to; None: each is an event of its own.
       seed: of the bootstrap.
     """
     own = ranks_by_system[name]
-    metrics = statistics.bootstrap_intervals(own, seed=stable_seed(seed, "bootstrap", name))
+    metrics = statistics.bootstrap_intervals(
+        own, event=event, seed=stable_seed(seed, "bootstrap", name)
+    )
     minus = {
         other: statistics.paired_difference_intervals(
-            own, ranks_by_system[other], seed=stable_seed(seed, "paired bootstrap", other)
+            own,
+            ranks_by_system[other],
+            event=event,
+            seed=stable_seed(seed, "paired bootstrap", other),
         )
         for other in others
     }
     return metrics, minus
 
 
-def ties(rank: NDArray[np.int64], num_tied: NDArray[np.int64], *, name: str, seed: int) -> Ties:
+def ties(
+    rank: NDArray[np.int64],
+    num_tied: NDArray[np.int64],
+    *,
+    name: str,
+    event: NDArray[np.int64] | None,
+    seed: int,
+) -> Ties:
     """Returns how often a system has ties with the target, and its metrics in expectation.
 
     Args:
       rank: [n] ranks, ties counted against the target.
       num_tied: [n] other candidates that are equal to the target.
       name: of the system.
+      event: [n] which event an example belongs to; None: each is an event of its own.
       seed: of the bootstrap.
     """
     share = float((num_tied > 0).mean())
     if share <= MAX_TIED_SHARE:
         return Ties(share=share, expected=None)
     seed = stable_seed(seed, "bootstrap of expected ranks", name)
-    expected = statistics.bootstrap_intervals(rank, num_tied=num_tied, seed=seed)
+    expected = statistics.bootstrap_intervals(rank, num_tied=num_tied, event=event, seed=seed)
     return Ties(share=share, expected=expected)
 
 

@@ -123,10 +123,12 @@ def requests(
     )
     evaluated = prepared.evaluation(own.config, split)
     columns, histories = evaluated.columns, evaluated.histories
-    index_of = {request.example_id: index for index, request in enumerate(evaluated)}
+    index_of = {name: index for index, name in enumerate(evaluated.example_ids())}
     for record in own.records(split):
-        record, _ = arrange(record, feature_lengths, vocabulary)
         index = index_of[record.example_id]
+        if evaluated.draws[index] > 1:  # other negatives, which no instruction of T2 shows
+            continue
+        record, _ = arrange(record, feature_lengths, vocabulary)
         target, excluded = int(columns.target_ids[index]), np.zeros(0, np.int32)
         if exclude_history and own.config == LEAVE_ONE_OUT:
             begin = histories.starts[columns.history_rows[index]]

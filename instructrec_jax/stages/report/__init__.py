@@ -18,8 +18,8 @@ from instructrec_jax.manifest import RERUN, Manifest
 from instructrec_jax.metrics import ranking, statistics
 from instructrec_jax.records import CandidateList
 from instructrec_jax.report import caveats, curves, ranking_report, results, tables
-from instructrec_jax.report.results import Choice, Report, ScenarioResult, SystemResult, Ties
-from instructrec_jax.scores.importers import holds_t5x_scores
+from instructrec_jax.report.results import Choice, Report, ScenarioResult, SystemResult
+from instructrec_jax.scores.importers import holds_t5x_scores, read_any_scores
 from instructrec_jax.stages.report.exports import ExportSettings, Ranked, write_exports
 from instructrec_jax.stages.report.systems import (
     BASELINES,
@@ -28,6 +28,7 @@ from instructrec_jax.stages.report.systems import (
     Run,
     ScoredSplit,
     System,
+    known_lists,
     read_system,
 )
 from instructrec_jax.teacher.texts import Texts, read_texts_manifest
@@ -164,7 +165,7 @@ def _make_report(
     repeated: Mapping[str, str],
 ) -> tuple[Report, list[Ranked]]:
     """Computes every scenario that was scored, and what each system ranked in it."""
-    known = {(example.split, example.example_id): example for example in data.candidates}
+    known = known_lists(data)
     systems = [read_system(name, own_paths, known) for name, own_paths in paths.items()]
     baselines = Baselines(data, known, seed=SEED)
     scenarios: dict[str, dict[str, list[str]]] = {}
@@ -178,17 +179,18 @@ def _make_report(
         "ties": "against the target; expected: every order of equal candidates alike",
         "choice": "best validation NDCG@5, ties by HR@1, then lower id",
         "interval": f"percentile bootstrap, {statistics.CONFIDENCE:.0%}, "
-        f"{statistics.NUM_RESAMPLES} resamples of examples",
+        f"{statistics.NUM_RESAMPLES} resamples of events",
         "seed": SEED,
         "command": planned.command,
     }
     made, ranked = [], []
     for scenario, templates in scenarios.items():
-        entries = [
-            _choose(system, templates[system.name], names)
-            for system in systems
-            if system.name in templates
-        ]
+        entries = []
+        for system in systems:
+            if system.name in templates:
+                choices = _choices(system.validation, templates[system.name], names)
+                chosen = results.choose(choices)
+                entries.append(_Entry(system=system, choices=choices, chosen=chosen))
         runs = _test_runs(scenario, entries, baselines)
         made.append(_scenario(scenario, entries, runs, data, facts=facts, repeated=repeated))
         ranked.append(Ranked(scenario, [entry.validation_run() for entry in entries], runs))
@@ -225,9 +227,29 @@ class _Entry:
         return self.run(scores, np.arange(len(scores.examples(self.chosen.template_id))))
 
 
-def _choose(system: System, templates: Iterable[str], names: Sequence[str] | None) -> _Entry:
-    """Has a system choose its template and normaliser on validation."""
-    validation = system.validation
+def chosen_templates(prepared_dir: Path | str, scores: Path | str) -> dict[str, str]:
+    """Returns by scenario the template that a report chooses, which the test split then needs.
+
+    Args:
+      prepared_dir: artefact A.
+      scores: of the validation split, see `scores.importers`.
+
+    Raises:
+      UserError: if they cannot be read, or are not of the candidates of A.
+    """
+    data = prepared_files.read_prepared(prepared_dir)
+    found = read_any_scores(Path(scores))
+    validation = ScoredSplit(found, "validation", known_lists(data), name=str(scores))
+    return {
+        scenario: results.choose(_choices(validation, templates, None)).template_id
+        for scenario, templates in validation.templates().items()
+    }
+
+
+def _choices(
+    validation: ScoredSplit, templates: Iterable[str], names: Sequence[str] | None
+) -> list[Choice]:
+    """Returns how each template did on validation under each normaliser."""
     choices = []
     for template in templates:
         for name in validation.normalisers(template, names):
@@ -240,7 +262,7 @@ def _choose(system: System, templates: Iterable[str], names: Sequence[str] | Non
                     metrics=ranking.evaluate(rank),
                 )
             )
-    return _Entry(system=system, choices=choices, chosen=results.choose(choices))
+    return choices
 
 
 def _test_runs(scenario: str, entries: Sequence[_Entry], baselines: Baselines) -> list[Run]:
@@ -261,24 +283,40 @@ def _scenario(
 ) -> ScenarioResult:
     """Compares systems on the test examples that all of them scored."""
     examples = runs[-1].examples
+    event, firsts = _events(examples)
     counts = sorted({len(example.candidate_ids) for example in examples})
     found = {run.name: run.ranks_and_ties() for run in runs}
     ranks = {name: rank for name, (rank, _) in found.items()}
     ties = {
-        name: results.ties(rank, num_tied, name=name, seed=SEED)
+        name: results.ties(rank, num_tied, name=name, event=event, seed=SEED)
         for name, (rank, num_tied) in found.items()
     }
     made, names = [], list(found)
     num_baselines = len(runs) - len(entries)
     for name in names[:num_baselines]:
-        metrics, minus = results.compare(ranks, name, others=(), seed=SEED)
+        metrics, minus = results.compare(ranks, name, others=(), event=event, seed=SEED)
         made.append(SystemResult(name=name, metrics=metrics, minus=minus, ties=ties[name]))
     for number, (entry, run) in enumerate(zip(entries, runs[num_baselines:], strict=True)):
         later = names[num_baselines + number + 1 :]
         others = [*names[:num_baselines], *later]
-        made.append(_result(scenario, entry, run, ranks, ties, others=others))
+        metrics, minus = results.compare(ranks, run.name, others=others, event=event, seed=SEED)
+        made.append(
+            SystemResult(
+                name=run.name,
+                metrics=metrics,
+                minus=minus,
+                ties=ties[run.name],
+                choices=entry.choices,
+                chosen=entry.chosen,
+                unsure=run.scores.unsure(run.template),
+                position_bias=_position_bias(scenario, run, firsts),
+                facts=_facts(entry, run),
+            )
+        )
+    first_examples = [examples[row] for row in firsts]
     details = {
-        "num_examples": len(examples),
+        "num_examples": len(firsts),
+        "num_draws": f"{len(examples) / len(firsts):g}",
         "num_examples_left_out": max(len(entry.examples) for entry in entries) - len(examples),
         "num_candidates": counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}",
     }
@@ -286,8 +324,8 @@ def _scenario(
     return ScenarioResult(
         scenario=scenario,
         systems=made,
-        certain_hits=caveats.certain_hits(examples),
-        warnings=[*caveats.caveats(examples, data), *of_texts],
+        certain_hits=caveats.certain_hits(first_examples),
+        warnings=[*caveats.caveats(first_examples, data), *of_texts],
         facts={**facts, **details},
     )
 
@@ -313,43 +351,47 @@ def _shared_examples(
     return shared, rows
 
 
-def _result(
-    scenario: str,
-    entry: _Entry,
-    run: Run,
-    ranks: Mapping[str, NDArray[np.int64]],
-    ties: Mapping[str, Ties],
-    *,
-    others: Sequence[str],
-) -> SystemResult:
-    """Returns a system's figures on the shared examples."""
-    test, name = run.scores, run.name
-    metrics, minus = results.compare(ranks, name, others=others, seed=SEED)
+def _events(
+    examples: Sequence[CandidateList],
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+    """Returns which event each example belongs to, and the row of each event's first example.
+
+    The examples of an event differ in their negatives alone (`prepare --test_draws`). Where each
+    event has one example, there is no need to tell: None.
+    """
+    number_of: dict[tuple[str, int, int], int] = {}
+    event = np.zeros(len(examples), dtype=np.int64)
+    for row, example in enumerate(examples):
+        key = (example.user_id, example.position, example.target_id)
+        event[row] = number_of.setdefault(key, len(number_of))
+    firsts = np.unique(event, return_index=True)[1]
+    return event if len(firsts) < len(examples) else None, firsts
+
+
+def _position_bias(
+    scenario: str, run: Run, firsts: NDArray[np.int64]
+) -> results.PositionBias | None:
+    """Returns HR@1 by the target's index, of one example an event: they must be independent."""
     counts = {len(example.candidate_ids) for example in run.examples}
-    bias = None
-    if test.shows_all() and len(counts) == 1:
-        bias = results.position_bias(
-            test.target_index(run.template)[run.rows],
-            ranks[name],
-            num_candidates=counts.pop(),
-            seed=seeds.stable_seed(SEED, "position bias", scenario),
-        )
-    return SystemResult(
-        name=name,
-        metrics=metrics,
-        minus=minus,
-        ties=ties[name],
-        choices=entry.choices,
-        chosen=entry.chosen,
-        unsure=test.unsure(run.template),
-        position_bias=bias,
-        facts={
-            "template": run.template,
-            "normaliser": run.normaliser,
-            "candidate_view": test.view_facts(run.template),
-            **entry.system.facts,
-        },
+    if not run.scores.shows_all() or len(counts) > 1:
+        return None
+    rank, _ = run.ranks_and_ties()
+    return results.position_bias(
+        run.scores.target_index(run.template)[run.rows][firsts],
+        rank[firsts],
+        num_candidates=counts.pop(),
+        seed=seeds.stable_seed(SEED, "position bias", scenario),
     )
+
+
+def _facts(entry: _Entry, run: Run) -> dict[str, Any]:
+    """Returns what a system's numbers depend on."""
+    return {
+        "template": run.template,
+        "normaliser": run.normaliser,
+        "candidate_view": run.scores.view_facts(run.template),
+        **entry.system.facts,
+    }
 
 
 def _read(output: Path) -> dict[str, Any]:

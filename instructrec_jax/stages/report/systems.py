@@ -34,10 +34,13 @@ _FACTS = {
     "TASK_FEATURE_LENGTHS": "feature_lengths",
     "score_command": "command",
 }
+_NEEDS = {"mean": "num_tokens", "char": "num_chars", PMI: "prior_log_likelihood"}
 Known = Mapping[tuple[str, str], CandidateList]  # by split and example id
 
 
-_NEEDS = {"mean": "num_tokens", "char": "num_chars", PMI: "prior_log_likelihood"}
+def known_lists(data: PreparedData) -> Known:
+    """Returns the candidate lists of A by split and example id."""
+    return {(example.split, example.example_id): example for example in data.candidates}
 
 
 class ScoredSplit:
