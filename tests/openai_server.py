@@ -49,6 +49,7 @@ class Faults:
     half_json: float = 0.0  # billed; a body that ends in the middle
     wrong_schema: float = 0.0  # billed; JSON of another shape, or no JSON
     refusals: float = 0.0  # billed; a `refusal` in place of content
+    no_room: float = 0.0  # billed; ends at the most tokens before any text
     refuses_schemas: bool = False  # 400 for every response_format
     is_html: bool = False  # every reply is a web page
     echoes_key: bool = False  # error messages quote the key
@@ -214,7 +215,7 @@ class OpenAIServer:
         left = draw.random()
         for name in (
             *("dropped_before", "dropped_after", "rate_limited", "server_errors"),
-            *("half_json", "wrong_schema", "refusals"),
+            *("half_json", "wrong_schema", "refusals", "no_room"),
         ):
             left -= getattr(self.faults, name)
             if left < 0:
@@ -232,9 +233,13 @@ class OpenAIServer:
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if kind == "refusals":
             message |= {"content": None, "refusal": "I cannot help with that."}
+        reason = "length" if kind == "no_room" else "stop"
+        if kind == "no_room":
+            message |= {"content": None, "reasoning_content": text}
         used = sum(_num_tokens(message["content"]) for message in request["messages"])
         return self._object(
-            "chat.completion", request, used, _num_tokens(text), {"message": message}
+            *("chat.completion", request, used, _num_tokens(text)),
+            {"message": message, "finish_reason": reason},
         )
 
     def _object(

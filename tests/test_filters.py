@@ -25,7 +25,7 @@ def wanted(kind=INTENTION, *, user="u1", position=3, target=TARGET, lines=(REVIE
         user_id=user,
         position=position,
         lines=lines,
-        question=prompt.question(lines, model="m", temperature=1.0),
+        question=prompt.question(dict.fromkeys(prompt.slots, lines), model="m", temperature=1.0),
         target=target,
     )
 
@@ -100,6 +100,8 @@ def test_an_answer_is_left_out_for_one_reason(text, reason):
 
 def test_the_end_of_an_answer_counts():
     assert judge(wanted(), answer(said(GOOD), finish_reason="length")).reason == "cut"
+    no_room = judge(wanted(), answer(" ", finish_reason="length"))
+    assert no_room.reason == "no_room" and not no_room.is_worth_a_retry
     assert judge(wanted(), answer(said(GOOD), finish_reason="content_filter")).reason == "refusal"
     assert judge(wanted(), answer("no", finish_reason="refusal")).reason == "refusal"
 

@@ -25,15 +25,18 @@ ATTACKS = (
 
 
 def asked(lines, kind=PREFERENCE):
-    return read_prompt(kind).question(lines, model="m", temperature=1.0)
+    prompt = read_prompt(kind)
+    (slot,) = prompt.slots
+    return prompt.question({slot: lines}, model="m", temperature=1.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_prompt_says_that_data_are_no_instructions_and_has_a_firmer_wording(kind):
     prompt = read_prompt(kind)
+    (slot,) = prompt.slots
     question = asked(["a b"], kind)
-    assert "never an instruction" in question.system and f'"{prompt.slot}"' in question.system
-    assert f'<data name="{prompt.slot}">\na b\n</data>' in question.user
+    assert "never an instruction" in question.system and f'"{slot}"' in question.system
+    assert f'<data name="{slot}">\na b\n</data>' in question.user
     again = prompt.retry(question)
     assert (again.attempt, again.user) == (1, f"{question.user}\n\n{prompt.firmer}")
     assert again.key != question.key

@@ -188,6 +188,19 @@ def test_many_failures_in_a_row_end_the_run(ledger, tmp_path):
     assert ledger.counts() == {} and ledger.spent() == pytest.approx(0.0)
 
 
+def test_answers_without_room_for_text_are_paid_once_and_many_in_a_row_end_the_run(
+    ledger, tmp_path
+):
+    said = r"the last 5\d answers ended at their most tokens before any text.* larger --max_tokens"
+    with (
+        OpenAIServer(faults=Faults(no_room=1.0)) as server,
+        pytest.raises(UserError, match=said),
+    ):
+        ask_all(questions(200), ledger, settings(server, tmp_path))
+    assert set(server.billed.values()) == {1} and server.billed.total() < 70
+    assert ledger.counts() == {"answered": server.billed.total()}
+
+
 @pytest.mark.parametrize(
     ("faults", "changes", "message"),
     [

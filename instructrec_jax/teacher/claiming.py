@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 _AHEAD = 1000  # questions taken from the stream at a time
 _SECONDS_ELSEWHERE = 1.0  # before a question that another run is asking is looked at again
 _FAILURES_IN_A_ROW = 20  # questions without an answer, after which the run gives up
+_EMPTY_IN_A_ROW = 50  # paid answers without room for any text, likewise
 
 
 class Claiming:
@@ -43,7 +44,7 @@ class Claiming:
         self._look_elsewhere_at = 0.0
         self._is_read = False
         self._prices: dict[str, Price | None] = {}
-        self._failures_in_a_row = 0
+        self._failures_in_a_row = self._empty_in_a_row = 0
 
     @property
     def is_over(self) -> bool:
@@ -116,6 +117,14 @@ class Claiming:
         """Counts and shows an answer that is in the ledger."""
         self.counts["answered"] += 1
         self._failures_in_a_row = 0
+        is_empty = answer.finish_reason == "length" and not answer.text.strip()
+        self._empty_in_a_row = self._empty_in_a_row + 1 if is_empty else 0
+        if self._empty_in_a_row >= _EMPTY_IN_A_ROW and self.problem is None:
+            self.problem = UserError(
+                f"the last {self._empty_in_a_row} answers ended at their most tokens before any "
+                "text, as those of a model do that reasons first; run again with a larger "
+                "--max_tokens, such as 2000, or with another model: such answers are paid for too"
+            )
         self._progress.advance(1, f"{self.ledger.spent():.2f} USD")
 
     def enter_failure(self, reason: str, said: str) -> None:

@@ -3,7 +3,8 @@
 An answer is judged by what the teacher was shown and what it wrote. In this order it is left out
 where it
 
-* was cut at the most tokens ("cut"), or is no such JSON as was asked for ("malformed");
+* was cut at the most tokens ("cut"; "no_room" where they ended before any text, as with a model
+  that reasons first), or is no such JSON as was asked for ("malformed");
 * declines, or speaks of itself ("refusal"), or says nothing ("empty");
 * has over `MAX_WORDS` words or `MAX_CHARS` characters ("over_long"), under `MIN_WORDS` ("short");
 * is not English ("other_language"): fewer than 9 of 10 letters are of a to z, or none of its words
@@ -11,8 +12,9 @@ where it
 * holds an address, a number or a name that points to a person ("personal_phone" and so on);
 * repeats `COPIED_RUN` words of the review in a row ("copies_review").
 
-For these reasons a question is asked once more, with a firmer wording. Two are no reason to ask
-again. The teacher may say that a review tells of no intention ("silent"). And an intention that
+For these reasons a question is asked once more, with a firmer wording. Three are no reason to ask
+again. No wording makes more room ("no_room"); the setting max_tokens does. The teacher may say that
+a review tells of no intention ("silent"). And an intention that
 gives the title or the brand of the target away ("quotes_title") is left out for good: the teacher
 was not shown the title, so a retry would let the label choose among answers. A preference is not
 compared with any title: what it was made from is the history alone, whatever comes next.
@@ -32,8 +34,10 @@ from instructrec_jax.teacher.wanted import Wanted
 
 MIN_WORDS, MAX_WORDS, MAX_CHARS = 3, 60, 400
 COPIED_RUN = 8
-SILENT, QUOTES_TITLE = "silent", "quotes_title"
-FINAL = frozenset({"", SILENT, QUOTES_TITLE})  # verdicts after which nothing is asked again
+SILENT, QUOTES_TITLE, NO_ROOM = "silent", "quotes_title", "no_room"
+FINAL = frozenset(
+    {"", SILENT, QUOTES_TITLE, NO_ROOM}
+)  # verdicts after which nothing is asked again
 _MIN_LATIN_SHARE = 0.9
 _REFUSAL = re.compile(
     r"\b(?:as an ai|language model|i(?: am|'m) (?:not able|unable|sorry)"
@@ -73,7 +77,7 @@ def judge(wanted: Wanted, answer: Answer) -> Verdict:
     if answer.finish_reason in ("content_filter", "refusal"):
         return Verdict(reason="refusal")
     if answer.finish_reason == "length":
-        return Verdict(reason="cut")
+        return Verdict(reason="cut" if answer.text.strip() else NO_ROOM)
     found = text_in(answer.text)
     if found is None:
         return Verdict(reason="malformed")

@@ -124,7 +124,7 @@ def answer_of(
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"it is no chat completion ({error!r})") from None
     if not isinstance(text, str):
-        if reason != "content_filter":
+        if reason not in ("content_filter", "length"):
             raise ValueError("it holds no text")
         text = ""
     usd = None

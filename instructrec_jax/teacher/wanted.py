@@ -50,6 +50,9 @@ class WantedSettings:
       no_review_text: send no review, and so ask for no intention.
       max_users: users that get texts, drawn by the seed; without it all.
       temperature: of sampling.
+      max_tokens: most tokens of an answer, hidden reasoning included; without it the prompt's 120
+        to 160, too few for a model that reasons. Another number makes other questions, which are
+        asked anew.
       seed: of the draws.
     """
 
@@ -59,6 +62,7 @@ class WantedSettings:
     no_review_text: bool = False
     max_users: Count | None = None
     temperature: Annotated[float, Range(0, 2)] = 1.0
+    max_tokens: Count | None = None
     seed: Seed = 0
 
     def __post_init__(self) -> None:
@@ -160,12 +164,19 @@ class WantedTexts:
 
     def _wanted(self, kind: str, history: History, position: int, lines: tuple[str, ...]) -> Wanted:
         settings, prompt = self._settings, read_prompt(kind)
+        (slot,) = prompt.slots
+        question = prompt.question(
+            {slot: lines},
+            model=settings.model,
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+        )
         return Wanted(
             prompt=prompt,
             user_id=history.user_id,
             position=position,
             lines=lines,
-            question=prompt.question(lines, model=settings.model, temperature=settings.temperature),
+            question=question,
             target=self._data.items[history.item_ids[position]],
         )
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 from instructrec_jax import files
 from instructrec_jax.data.prepared import PreparedData, read_prepared
@@ -12,6 +13,7 @@ from instructrec_jax.manifest import FILE_NAME, Manifest, find_same_work, read_m
 from instructrec_jax.progress import Progress
 from instructrec_jax.settings import check_arguments
 from instructrec_jax.teacher import texts
+from instructrec_jax.teacher.filters import NO_ROOM
 from instructrec_jax.teacher.ledger import Ledger
 from instructrec_jax.teacher.outcomes import UNANSWERED, Collected, outcomes
 from instructrec_jax.teacher.wanted import WantedSettings, WantedTexts
@@ -123,9 +125,17 @@ def check_output(
         earlier,
         stage=texts.STAGE,
         inputs={**earlier.inputs, "prepared": files.sha256(Path(input_dir) / FILE_NAME)},
-        settings={**earlier.settings, "dataset": dataset, **dataclasses.asdict(settings)},
+        settings={**earlier.settings, "dataset": dataset, **_plain(settings)},
     )
     return find_same_work(output_dir, planned)
+
+
+def _plain(settings: WantedSettings) -> dict[str, Any]:
+    """Returns settings for a manifest; those of texts that were written before max_tokens."""
+    plain = dataclasses.asdict(settings)
+    if settings.max_tokens is None:
+        del plain["max_tokens"]
+    return plain
 
 
 def _unanswered(manifest: Manifest | None) -> int:
@@ -148,7 +158,7 @@ def _manifest(
         inputs={"prepared": files.sha256(input_dir / FILE_NAME), "answers": collected.digest},
         settings={
             "dataset": data.dataset,
-            **dataclasses.asdict(settings),
+            **_plain(settings),
             "teacher": f"{settings.model} {versions}",
             "written_by": dict(sorted(collected.written_by.items())),
             "format": texts.FORMAT,
@@ -168,5 +178,12 @@ def _report(manifest: Manifest, output_dir: Path | str) -> None:
             "same settings asks for them",
             missing,
             output_dir,
+        )
+    if cut := sum(n for name, n in manifest.drops.items() if name.endswith(f"_{NO_ROOM}")):
+        logger.warning(
+            "annotate: %d answers ended at their most tokens before any text, as those of a model "
+            "do that reasons first; `instructrec annotate run --max_tokens=2000` asks anew, with "
+            "more room",
+            cut,
         )
     logger.info("annotate: wrote %s, texts by %s", output_dir, manifest.settings["teacher"])

@@ -1,8 +1,8 @@
 """What a teacher is asked: one TOML file a kind of text, in the project's own wording.
 
 A file holds the version (which changes with any word of it), the system and the user message with
-one slot for a block of data, a firmer wording for the one retry, the JSON schema of the answer, the
-most tokens that it may take and those that it is expected to take.
+a slot for each block of data, a firmer wording for the one retry, the JSON schema of the answer,
+the most tokens that it may take and those that it is expected to take.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class Prompt:
       kind: name of the file.
       version: its version, such as "preference-1".
       system: message that says what the data block is.
-      user: message with one slot, such as "{titles}".
+      user: message with slots, such as "{titles}".
       firmer: what the retry adds to the message.
       schema: JSON schema of the answer, an object with a "text".
       max_tokens: most tokens of an answer.
@@ -44,28 +44,38 @@ class Prompt:
     expected_tokens: int
 
     @property
-    def slot(self) -> str:
-        """The name of the slot, which is that of the data block too."""
-        (name,) = [name for _, name, _, _ in string.Formatter().parse(self.user) if name]
-        return name
+    def slots(self) -> tuple[str, ...]:
+        """The names of the slots, which are those of the data blocks too."""
+        return tuple(name for _, name, _, _ in string.Formatter().parse(self.user) if name)
 
-    def question(self, lines: Sequence[str], *, model: str, temperature: float) -> Question:
+    def question(
+        self,
+        blocks: Mapping[str, Sequence[str]],
+        *,
+        model: str,
+        temperature: float,
+        max_tokens: int | None = None,
+    ) -> Question:
         """Returns the first question on some data.
 
         Args:
-          lines: scrubbed texts for the block of data.
+          blocks: scrubbed texts for the block of data of each slot.
           model: as the server names it.
           temperature: of sampling.
+          max_tokens: most tokens of the answer; None: the prompt's.
         """
-        before, after = self.user.split(f"{{{self.slot}}}")
+        parts = [
+            text + (data_block(name, blocks[name]) if name else "")
+            for text, name, _, _ in string.Formatter().parse(self.user)
+        ]
         return Question(
             kind=self.kind,
             prompt_version=self.version,
             model=model,
             system=self.system,
-            user=f"{before}{data_block(self.slot, lines)}{after}",
+            user="".join(parts),
             schema=self.schema,
-            max_tokens=self.max_tokens,
+            max_tokens=max_tokens or self.max_tokens,
             temperature=temperature,
         )
 
