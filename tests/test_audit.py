@@ -10,7 +10,8 @@ from pytest import approx
 from instructrec_jax.cli import main
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics.agreement import cohen_kappa, wilson_interval
-from instructrec_jax.stages.audit import publish, report, sample
+from instructrec_jax.stages.audit import publish, sample
+from instructrec_jax.stages.audit.report import report
 from instructrec_jax.teacher import audit
 from instructrec_jax.teacher.audit import COLUMNS, QUESTIONS, Example
 from instructrec_jax.teacher.texts import INTENTIONS, PREFERENCES, published
@@ -74,7 +75,12 @@ def test_a_page_escapes_titles_and_a_csv_has_no_formulas():
     from instructrec_jax.stages.audit import _page
 
     planted = Example(
-        number="a", kind=PREFERENCES, made_from="<script>x</script>", text="=1+1", target="t"
+        number="a",
+        kind=PREFERENCES,
+        made_from="<script>x</script>",
+        text="=1+1",
+        target="t",
+        target_id=0,
     )
     about = Manifest(stage="s", inputs={}, settings={"teacher": "t", "dataset": "d"})
     assert "<script>" not in tables.as_html(_page(about, [planted]))
@@ -99,7 +105,7 @@ def test_a_report_counts_two_people_beside_the_paper(sampled, tmp_path, capsys):
     grounded = found[INTENTIONS]["grounded"]
     assert [person["number"] for person in grounded["annotators"]] == [20, 19]
     assert grounded["paper"] == 0.9
-    assert found[PREFERENCES]["grounded"]["kappa"] == approx(0.5)
+    assert found[PREFERENCES]["grounded"]["kappa"] == {"annotator 1, annotator 2": approx(0.5)}
 
 
 @pytest.mark.parametrize(
@@ -137,21 +143,6 @@ def test_audited_texts_are_published_and_others_are_not(sampled, toy_texts, tmp_
     assert published(texts) is None
     with pytest.raises(UserError, match="is on other texts than those"):
         publish(texts_dir=texts, report_dir=tmp_path / "r")
-
-
-def test_proxies_of_invented_texts():
-    def example(text, made_from, target):
-        return Example(number="n", kind=INTENTIONS, made_from=made_from, text=text, target=target)
-
-    found = audit.proxies(
-        [
-            example("I want a brass lamp", "a brass lamp for Ada", "Brass Lamp"),
-            example("I want a brass lamp", "bright", "Copper Kettle"),
-        ]
-    )
-    assert found["shares_words_with_source"] == 0.5 == found["duplicates"]
-    assert found["shares_words_with_target"] == 0.5 == found["with_another_target"]
-    assert (found["distinct_bigrams"], found["mean_words"]) == (0.5, 5.0)
 
 
 def test_wilson_and_kappa_by_hand():

@@ -99,7 +99,8 @@ SAMPLE = Verb(
     description=(
         "Draws preferences and intentions at random and writes sheet.csv, with an empty column\n"
         "for each of the paper's four yes/no questions, and sheet.html to read them by. One or\n"
-        "two people write yes or no into copies of the sheet."
+        "two people write yes or no into copies of the sheet; `audit judge` has a language model\n"
+        "answer too."
     ),
     example=(
         "instructrec audit sample --dataset=ml_100k --input_dir=runs/prepared \\\n"
@@ -107,18 +108,35 @@ SAMPLE = Verb(
     ),
     function="instructrec_jax.stages.audit:sample",
 )
+JUDGE = Verb(
+    name="judge",
+    summary="have a language model answer the four questions too",
+    description=(
+        "Asks a language model on any OpenAI-compatible server the four questions on every text\n"
+        "of a sample. It is sent the titles or the review that the text was made from, the text,\n"
+        "and the title that was chosen next, all scrubbed of personal details. `audit report`\n"
+        "shows its answers as a language model's, and how far it agrees with people."
+    ),
+    example=(
+        "instructrec audit judge --sample_dir=runs/audit --ledger_path=runs/teacher.sqlite \\\n"
+        "    --output_dir=runs/audit_judge --model=gpt-4o-mini --max_usd=1"
+    ),
+    function="instructrec_jax.stages.audit.judge:judge",
+    result=_if_finished,
+)
 REPORT = Verb(
     name="report",
-    summary="count the answers of one or two people, beside the paper's",
+    summary="count the answers of people and of a language model, beside the paper's",
     description=(
-        "Shows for each question the share of yes with its interval, how far two people agree\n"
-        "(kappa), the paper's figure, and what can be measured without people."
+        "Shows for each question the share of yes with its interval, how far each pair agrees\n"
+        "(kappa), the paper's figure, and what can be measured without people. A language model\n"
+        "(--judge_dir) is shown as one and never counted as a person."
     ),
     example=(
         "instructrec audit report --sample_dir=runs/audit --sheet ada.csv bob.csv \\\n"
         "    --output_dir=runs/audit_report"
     ),
-    function="instructrec_jax.stages.audit:report",
+    function="instructrec_jax.stages.audit.report:report",
     spelled={"sheets": "--sheet"},
     result=_as_text,
 )
@@ -127,7 +145,8 @@ PUBLISH = Verb(
     summary="mark audited texts as fit for training",
     description=(
         "Writes into the folder of the texts that an audit found them fit for training. `build`\n"
-        "says whether the texts that it reads are. Prints the version."
+        "says whether the texts that it reads are. Prints the version. Texts that only a language\n"
+        "model has judged need --judge_alone."
     ),
     example="instructrec audit publish --texts_dir=runs/texts --report_dir=runs/audit_report",
     function="instructrec_jax.stages.audit:publish",
@@ -141,5 +160,5 @@ AUDIT = Group(
         "paper, and marks the texts as fit for training."
     ),
     example=SAMPLE.example,
-    verbs=(SAMPLE, REPORT, PUBLISH),
+    verbs=(SAMPLE, JUDGE, REPORT, PUBLISH),
 )

@@ -3,16 +3,17 @@
 The paper had one person answer four yes/no questions on 100 preferences and 100 intentions (its
 section 2.2.3, Table 3). A sheet is a CSV file: one text a row, with what it was written from and
 the item that the user chose next, and an empty column for each question. Rows bear a salted hash in
-place of the user's id.
+place of the user's id. The same texts stand in `sample.json`, which nobody edits.
 """
 
 import csv
 import dataclasses
 import hashlib
 import io
-import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow.compute as pc
@@ -21,11 +22,14 @@ import pyarrow.parquet as pq
 from instructrec_jax import files
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
-from instructrec_jax.instructions.leaks import GENERIC_WORDS, content_words, words
+from instructrec_jax.manifest import Manifest, check_files, read_manifest
 from instructrec_jax.records import History
 from instructrec_jax.seeds import stable_seed
 from instructrec_jax.teacher.texts import INTENTIONS, PREFERENCES, SCHEMAS
 
+SAMPLE, REPORT, JUDGE = "audit sample", "audit report", "audit judge"  # the stages
+SHEET, TEXTS, JUDGED = "sheet.csv", "sample.json", "judged.json"  # files of these
+Answers: TypeAlias = Mapping[str, Mapping[str, bool | None]]  # by row and question
 QUESTIONS: Mapping[str, str] = {
     "grounded": "Does all of it come from what the user chose or wrote?",
     "world_knowledge": "Does it add fitting knowledge of the world?",
@@ -62,6 +66,7 @@ class Example:
       made_from: the titles before the position, or the review.
       text: what the teacher wrote.
       target: title of the item at the position.
+      target_id: its number.
     """
 
     number: str
@@ -69,9 +74,54 @@ class Example:
     made_from: str
     text: str
     target: str
+    target_id: int
 
 
-COLUMNS = tuple(field.name for field in dataclasses.fields(Example))
+COLUMNS = ("number", "kind", "made_from", "text", "target")  # of the sheet, before the answers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What `audit sample` drew.
+
+    Attributes:
+      manifest: of the sample.
+      examples: the texts, in the order of the sheet.
+      proxies: what was measured without people, by the kind of text.
+    """
+
+    manifest: Manifest
+    examples: Sequence[Example]
+    proxies: Mapping[str, Mapping[str, float]]
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kinds of the texts by the number of their row."""
+        return {example.number: example.kind for example in self.examples}
+
+
+def read_sample(folder: Path | str) -> Sample:
+    """Reads what `audit sample` drew.
+
+    Raises:
+      UserError: if the folder holds something else or is damaged.
+    """
+    found = read_manifest(folder)
+    if found.stage != SAMPLE:
+        raise UserError(f"{folder} holds no sample of an audit; run `instructrec {SAMPLE}`")
+    check_files(folder)
+    remedy = f"run `instructrec {SAMPLE}` into a new folder"
+    plain = files.read_json(Path(folder) / TEXTS, dict, remedy=remedy)
+    if "examples" not in plain:
+        raise UserError(f"{folder} is the sample of an earlier version; {remedy}")
+    examples = [Example(**example) for example in plain["examples"]]
+    return Sample(manifest=found, examples=examples, proxies=plain["proxies"])
+
+
+def as_json(examples: Sequence[Example], proxies: Mapping[str, Mapping[str, float]]) -> str:
+    """Returns what `read_sample` reads."""
+    plain = [dataclasses.asdict(example) for example in examples]
+    return json.dumps({"examples": plain, "proxies": proxies}, indent=1) + "\n"
 
 
 def draw(
@@ -119,6 +169,7 @@ def _example(
         made_from=read,
         text=texts[stable_seed(*place) % len(texts)],
         target=data.items[history.item_ids[position]].title,
+        target_id=history.item_ids[position],
     )
 
 
@@ -134,7 +185,7 @@ def as_csv(examples: Iterable[Example]) -> str:
     return stream.getvalue()
 
 
-def read_sheet(path: Path | str, numbers: Mapping[str, str]) -> dict[str, dict[str, bool | None]]:
+def read_sheet(path: Path | str, numbers: Mapping[str, str]) -> Answers:
     """Returns the answers of a sheet: by row and question True, False, or None for no answer.
 
     Args:
@@ -178,40 +229,3 @@ def _answers_in(
     if lost := numbers.keys() - found.keys():
         raise UserError(f"{path} lacks {len(lost)} rows of the sample, such as {min(lost)!r}")
     return found
-
-
-def proxies(examples: Sequence[Example]) -> dict[str, float]:
-    """Returns what can be measured without people, as shares of the texts of one kind.
-
-    Args:
-      examples: of one kind, at least one, in random order.
-
-    Returns:
-      "shares_words_with_source": a telling word of the text stands in the titles or the review;
-      "shares_words_with_target": likewise in the title of the target; "with_another_target": in the
-      title of another text's target, which is what chance gives; "duplicates": the same words as
-      another text; "distinct_bigrams": pairs of words that are not seen before, a measure of
-      diversity; "mean_words": words of a text.
-    """
-    told = [_telling(example.text) for example in examples]
-    read = [_telling(example.made_from) for example in examples]
-    targets = [_telling(example.target) for example in examples]
-    spoken = [tuple(words(example.text)) for example in examples]
-    bigrams = [pair for text in spoken for pair in itertools.pairwise(text)]
-    return {
-        "shares_words_with_source": _share_overlap(told, read),
-        "shares_words_with_target": _share_overlap(told, targets),
-        "with_another_target": _share_overlap(told, [*targets[1:], targets[0]]),
-        "duplicates": 1 - len(set(spoken)) / len(spoken),
-        "distinct_bigrams": len(set(bigrams)) / max(1, len(bigrams)),
-        "mean_words": sum(len(example.text.split()) for example in examples) / len(examples),
-    }
-
-
-def _telling(text: str) -> set[str]:
-    return set(content_words(text)) - GENERIC_WORDS
-
-
-def _share_overlap(texts: Sequence[set[str]], others: Sequence[set[str]]) -> float:
-    pairs = zip(texts, others, strict=True)
-    return sum(not text.isdisjoint(other) for text, other in pairs) / len(texts)

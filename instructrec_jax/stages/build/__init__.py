@@ -8,9 +8,9 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -278,8 +278,15 @@ def _report(manifest: Manifest, folder: Path, texts_dir: Path | str | None) -> N
             "build: these texts are %s",
             "not published: nobody has audited them (`instructrec audit sample`)"
             if note is None
-            else f"published: audited on {note['num_texts']} texts, {note['date']}",
+            else f"published: {_who_audited(note)}, on {note['num_texts']} texts, {note['date']}",
         )
+
+
+def _who_audited(note: Mapping[str, Any]) -> str:
+    """Returns whose answers texts were published on."""
+    if number := note["num_annotators"]:
+        return f"audited by {number} {'person' if number == 1 else 'people'}"
+    return f"judged by the language model {note['judge']} alone, by no person"
 
 
 def vocabulary_lines(data: PreparedData, templates: Iterable[Template]) -> Iterator[str]:
