@@ -96,7 +96,7 @@ def test_a_run_that_is_killed_around_a_batch_pays_for_none_twice(path, monkeypat
     with OpenAIServer() as server, monkeypatch.context() as patch:
         patch.setattr(BatchApi, "_enter", enter)
         if moment == "claimed":
-            patch.setattr(BatchApi, "_num_bytes", die_at_second_call())
+            patch.setattr(BatchApi, "_line", die_at_second_call())
         patch.setattr(Ledger, "close", lambda self: self._database.close())
         with pytest.raises(KilledError):
             ask(path, 20, server)
@@ -110,13 +110,13 @@ def test_a_run_that_is_killed_around_a_batch_pays_for_none_twice(path, monkeypat
 
 
 def die_at_second_call():
-    real, calls = BatchApi._num_bytes, []
+    real, calls = BatchApi._line, []
 
-    def num_bytes(self, question):
+    def line(self, question):
         calls.append(question)
         return real(self, question) if len(calls) <= 25 else die()
 
-    return num_bytes
+    return line
 
 
 def test_a_batch_goes_on_at_the_server_when_its_run_ends(path):
@@ -137,6 +137,30 @@ def test_a_batch_goes_on_at_the_server_when_its_run_ends(path):
         ask(path, 22, server)
     assert len(state_of(path, 22)[0]) == 22 and len(server.batches) == 1
     assert set(server.billed.values()) == {1}
+
+
+def test_a_batch_that_the_server_forgot_is_given_up_only_on_demand(path, monkeypatch):
+    def stop(self, part, batch):
+        raise KilledError
+
+    with OpenAIServer() as server:
+        with monkeypatch.context() as patched:
+            patched.setattr(BatchApi, "_collect", stop)
+            with pytest.raises(KilledError):
+                ask(path, 60, server, batch_size=60)
+        server.batches.clear()
+        with pytest.raises(
+            UserError, match=r"does not know batch batch_1, which holds 60 .*give_up"
+        ):
+            ask(path, 60, server, batch_size=60)
+        assert state_of(path, 60)[1] == {"in_flight": 60} and server.billed.total() == 60
+        counts = ask(path, 60, server, batch_size=60, give_up_batches=True)
+        assert counts["answered"] == 60
+    assert server.billed.total() == 120  # said before, not silently
+    _, states, spent = state_of(path, 60)
+    assert states == {"answered": 60, "lost": 60}
+    assert spent > Price(**PRICES[MODEL]).usd(server.input_tokens, server.output_tokens) / 2
+    assert not list(path.with_name("ledger.sqlite.batches").glob("*"))
 
 
 def test_money_ends_batches_too(path):

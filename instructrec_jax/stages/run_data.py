@@ -14,6 +14,8 @@ from instructrec_jax.settings import Count, Natural, check_fields, refuse
 from instructrec_jax.tokenizer import SentencePieceModel, copy_vocabulary, load_vocabulary, pieces
 
 SIDES = ("inputs", "targets")  # whose lengths a model has to know
+NO_TEACHER = "none"
+AUDITED, ANNOTATORS = "texts/audited", "texts/annotators"  # counts of records
 VOCABULARY_FILE = Path("vocabulary") / "sentencepiece.model"
 
 
@@ -125,9 +127,26 @@ class RunData:
         return files.sha256(self._vocabulary_path(task))
 
     def teacher(self, task: str) -> str:
-        """Returns who wrote the records' preferences and intentions, "none" if nobody did."""
+        """Returns who wrote the records' preferences and intentions, NO_TEACHER if nobody did."""
         built = manifest.read_manifest(self._folder / dataset_of(task))
         return built.text("teacher")
+
+    def about_texts(self, task: str) -> str:
+        """Returns in words who wrote the records' texts, and whether somebody has audited them."""
+        built = manifest.read_manifest(self._folder / dataset_of(task))
+        teacher, number = built.text("teacher"), built.counts.get(AUDITED)
+        if teacher == NO_TEACHER:
+            return "the records hold no texts of a teacher"
+        if number is None:
+            return (
+                f"texts by the teacher {teacher}; nobody had audited them when they were built in"
+            )
+        people = built.counts[ANNOTATORS]
+        return f"texts by the teacher {teacher}, audited on {number} texts by " + (
+            f"{people} {'person' if people == 1 else 'people'}"
+            if people
+            else "a language model alone"
+        )
 
     def _vocabulary_path(self, task: str) -> Path:
         if self.vocabulary is not None:

@@ -33,6 +33,7 @@ _OPEN_PARTS = 4  # batches at a time; servers limit the tokens that wait
 _TICK_SECONDS = 0.25  # between two looks for a signal
 _CLOCKS_DIFFER = 3600.0  # seconds, at most, between this machine and the server
 _ENDED = {"completed", "failed", "expired", "cancelled"}
+_UNKNOWN = "unknown"  # to the server
 PREPARING, READY, SENT = "preparing", "ready", "sent"
 
 
@@ -89,9 +90,24 @@ class BatchApi:
             await self._send(part)
         else:
             batch_id = self._open[part]["batch"]
-            found = await self._call(lambda: self._server.client.batches.retrieve(batch_id))
-            if found.status in _ENDED:
+            found = await self._call(lambda: self._server.batch(batch_id))
+            if found is None:
+                await self._in_thread(self._give_up, part)
+            elif found.status in _ENDED:
                 await self._collect(part, found)
+
+    def _give_up(self, part: str) -> None:
+        """Counts a batch that the server does not know as lost, where the user says so."""
+        name, number = (self._open[part][about] for about in ("batch", "number"))
+        if not self._settings.give_up_batches:
+            raise UserError(
+                f"{self._server.base_url} does not know batch {name}, which holds {number} "
+                "questions and may be paid for; look for it with the key and the --base_url that "
+                "it was sent with. If it is gone for good, --give_up_batches counts it as lost and "
+                "asks its questions again, which pays for them twice if it was answered"
+            )
+        logger.warning("batch %s of %d questions is given up and counted as lost", name, number)
+        self._close(part, _UNKNOWN, {})
 
     # Sending
 
@@ -111,7 +127,7 @@ class BatchApi:
                     claimed = await self._claim(part, fitting, number) if fitting else []
                     for question in claimed:
                         out.write(json.dumps(dataclasses.asdict(question)) + "\n")
-                        num_bytes += self._num_bytes(question)
+                        num_bytes += len(self._line(question))
                     number += len(claimed)
                     has_moved = some or self._claiming.counts["answered_before"] > skipped
                     is_short = len(claimed) < len(some)  # no room, or no money
@@ -144,13 +160,10 @@ class BatchApi:
     def _fitting(self, questions: list[Question], num_bytes: int) -> list[Question]:
         """Returns the first questions whose lines fit into so many bytes."""
         for number, question in enumerate(questions):
-            num_bytes -= self._num_bytes(question)
+            num_bytes -= len(self._line(question))
             if num_bytes < 0:
                 return questions[:number]
         return questions
-
-    def _num_bytes(self, question: Question) -> int:
-        return len(self._line(question))
 
     def _line(self, question: Question) -> bytes:
         """Returns a question's line in the file of a batch."""
@@ -278,7 +291,7 @@ class BatchApi:
 
         def work() -> None:
             for key in owed:
-                if status == "completed":  # its line is missing, and may be billed
+                if status in ("completed", _UNKNOWN):  # no line of it is here: it may be billed
                     self._ledger.fail(key, state="lost", raw="no line", part=part)
                 else:
                     self._ledger.give_back(key, part=part)
@@ -324,9 +337,9 @@ class BatchApi:
         return self._folder / f"{part}.jsonl"
 
     def _questions(self, part: str) -> Iterator[Question]:
-        with self._file(part).open(encoding="utf-8") as stream:
-            for line in stream:
-                yield Question(**json.loads(line))
+        """Yields the questions of a part; none where its file is lost: the next run asks them."""
+        with contextlib.suppress(FileNotFoundError), self._file(part).open("rb") as stream:
+            yield from (Question(**json.loads(line)) for line in stream)
 
     def _lines(self, part: str) -> bytes:
         return b"".join(self._line(question) for question in self._questions(part))

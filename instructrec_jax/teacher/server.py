@@ -193,6 +193,18 @@ class Server:
             said = self.key.hidden_in(text)
             raise TryAgainError("unreadable answer", said, billed="yes") from None
 
+    async def batch(self, name: str) -> Any:
+        """Returns a batch as OpenAI's client has it; None where the server knows none of the name.
+
+        To be awaited by `translated`.
+        """
+        import openai
+
+        try:
+            return await self.client.batches.retrieve(name)
+        except openai.NotFoundError:
+            return None
+
     async def translated(self, call: Any) -> Any:
         """Awaits a call of the client; its errors become ours, without the key."""
         import openai

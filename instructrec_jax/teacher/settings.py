@@ -37,6 +37,8 @@ class ClientSettings:
       prices: a JSON file of prices, which comes before the table of the package.
       batch_size: requests of one batch.
       poll_seconds: between two looks at a batch.
+      give_up_batches: count batches that the server does not know as lost, at the most that they
+        can cost, and ask their questions again: they may be paid for twice.
     """
 
     base_url: WebAddress = OPENAI_URL
@@ -51,6 +53,7 @@ class ClientSettings:
     prices: str | None = None
     batch_size: Annotated[int, Range(1, BATCH_REQUESTS)] = BATCH_REQUESTS
     poll_seconds: Positive = 30.0
+    give_up_batches: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)

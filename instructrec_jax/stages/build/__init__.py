@@ -35,7 +35,7 @@ from instructrec_jax.records import InstructionRecord
 from instructrec_jax.settings import Count, Range, Workers, check_fields
 from instructrec_jax.stages.build import shards as build_shards
 from instructrec_jax.stages.build.shards import Shard, Work
-from instructrec_jax.stages.run_data import VOCABULARY_FILE
+from instructrec_jax.stages.run_data import ANNOTATORS, AUDITED, NO_TEACHER, VOCABULARY_FILE
 from instructrec_jax.teacher.texts import published, read_texts_manifest
 
 logger = logging.getLogger(__name__)
@@ -185,12 +185,14 @@ def _plan(
     if not settings.title_pieces:
         del plain["title_pieces"]  # records of before have none either
     plain["train_negatives"] = TRAIN_NEGATIVES
-    plain["teacher"] = "none"
+    plain["teacher"] = NO_TEACHER
     if texts_dir is not None:
         texts = read_texts_manifest(texts_dir, prepared=inputs["prepared"])
         inputs["texts"] = files.sha256(Path(texts_dir) / FILE_NAME)
         plain["teacher"] = texts.text("teacher")
         counts = {f"texts/{name}": number for name, number in texts.counts.items()}
+        if (note := published(texts_dir)) is not None:
+            counts |= {AUDITED: note["num_texts"], ANNOTATORS: note["num_annotators"]}
     if path is not None:
         tokenizer.check_vocabulary(path)
         inputs["vocabulary"] = files.sha256(path)
@@ -266,7 +268,7 @@ def _report(manifest: Manifest, folder: Path, texts_dir: Path | str | None) -> N
     for name, count in manifest.counts.items():
         logger.info("build: %s=%d", name, count)
     teacher = manifest.settings["teacher"]
-    if teacher == "none":
+    if teacher == NO_TEACHER:
         logger.info(
             "build: no texts, so no record has a preference or a vague intention; "
             "`instructrec annotate` writes them, --texts_dir names them"

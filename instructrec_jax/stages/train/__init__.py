@@ -210,7 +210,11 @@ def _planned(
 def _describe_model(
     data: RunData, run: TrainSettings, validation: ValidationSettings, config_text: str
 ) -> None:
-    """Leaves in MODEL_DIR what it takes to rank with the model: no other folder is needed."""
+    """Leaves in MODEL_DIR what it takes to rank with the model: no other folder is needed.
+
+    Says whose texts the model learns from.
+    """
+    logger.info("%s", data.about_texts(run.mixture))
     RankingConfig(
         normaliser=validation.normaliser or DEFAULT_NORMALISER,
         feature_lengths=data.feature_lengths,
