@@ -29,10 +29,9 @@ from collections.abc import Callable
 from typing import Any
 
 from http_replies import JSON_HEADERS, Reply, as_error, as_json, file_of_form, head_of
+from openai_answers import LogProb, echo, log_prob, num_tokens, question_of, some_words
 
 from instructrec_jax.seeds import stable_seed
-
-WORDS = ("calm", "bright", "puzzle", "evening", "garden", "river", "story", "warm", "quiet")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +50,7 @@ class Faults:
     refusals: float = 0.0  # billed; a `refusal` in place of content
     no_room: float = 0.0  # billed; ends at the most tokens before any text
     refuses_schemas: bool = False  # 400 for every response_format
+    has_no_echo: bool = False  # completions leave their log-probabilities out
     is_html: bool = False  # every reply is a web page
     echoes_key: bool = False  # error messages quote the key
     duplicated: float = 0.0  # lines of a batch's output that come twice
@@ -65,11 +65,12 @@ class OpenAIServer:
         faults: Faults | None = None,
         key: str | None = None,
         models: tuple[str, ...] = ("tiny-teacher",),
-        answer: Callable[[dict[str, Any]], str] | None = None,
+        answer: Callable[[dict[str, Any]], str] = some_words,
+        log_prob: LogProb = log_prob,
         batch_seconds: float = 0.0,
     ) -> None:
         self.faults, self.key, self.models = faults or Faults(), key, models
-        self.answer, self.batch_seconds = answer or self._answer, batch_seconds
+        self.answer, self.log_prob, self.batch_seconds = answer, log_prob, batch_seconds
         self.billed: collections.Counter[str] = collections.Counter()
         self.wasted: collections.Counter[str] = collections.Counter()
         self.visits: collections.Counter[str] = collections.Counter()
@@ -226,7 +227,11 @@ class OpenAIServer:
         """Counts a request as billed, and returns what it paid for."""
         self.billed[question] += 1
         if path == "/v1/completions":
-            return self._echo(request)
+            choice, used = echo(request, self.log_prob)
+            if self.faults.has_no_echo:
+                choice["logprobs"] = None
+            made = request.get("max_tokens", 16)
+            return self._object("text_completion", request, used, made, choice)
         text = self.answer(request)
         if kind == "wrong_schema":
             text = "Sure! " + text[: len(text) // 2]
@@ -236,9 +241,9 @@ class OpenAIServer:
         reason = "length" if kind == "no_room" else "stop"
         if kind == "no_room":
             message |= {"content": None, "reasoning_content": text}
-        used = sum(_num_tokens(message["content"]) for message in request["messages"])
+        used = sum(num_tokens(message["content"]) for message in request["messages"])
         return self._object(
-            *("chat.completion", request, used, _num_tokens(text)),
+            *("chat.completion", request, used, num_tokens(text)),
             {"message": message, "finish_reason": reason},
         )
 
@@ -256,30 +261,6 @@ class OpenAIServer:
             "choices": [{"index": 0, "finish_reason": "stop", "logprobs": None, **choice}],
             "usage": usage,
         }
-
-    def _answer(self, request: dict[str, Any]) -> str:
-        """Writes some words that the question decides, in its schema."""
-        draw = random.Random(stable_seed("answer", question_of(request)))
-        wanted = request.get("response_format")
-        if wanted is None:
-            return " ".join(draw.choices(WORDS, k=8)) + f" {draw.randrange(10**9)}."
-        return json.dumps(_example(wanted["json_schema"]["schema"], draw))
-
-    def _echo(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Returns the log-probabilities of the prompt's tokens, words with the space before."""
-        prompt = request["prompt"]
-        tokens = re.findall(r"\s*\S+", prompt)
-        sums = [float(random.Random(stable_seed(token)).uniform(-6, 0)) for token in tokens]
-        begins = [match.start() for match in re.finditer(r"\s*\S+", prompt)]
-        logprobs = {
-            "tokens": tokens,
-            "token_logprobs": [None, *sums[1:]],
-            "top_logprobs": None,
-            "text_offset": begins,
-        }
-        text = prompt if request.get("echo") else ""
-        choice = {"text": text, "logprobs": logprobs if request.get("logprobs") else None}
-        return self._object("text_completion", request, len(tokens), 0, choice)
 
     # Models, files, batches
 
@@ -374,33 +355,6 @@ class OpenAIServer:
                 "failed": len(lines) - len(done),
             },
         }
-
-
-def question_of(request: dict[str, Any]) -> str:
-    """Returns what tells the question of a request from others."""
-    asked = request.get("prompt") or request["messages"][-1]["content"]
-    return hashlib.sha256(f"{request['model']}\n{asked}".encode()).hexdigest()
-
-
-def _example(schema: dict[str, Any], draw: random.Random) -> Any:
-    """Returns a value of a JSON schema."""
-    if "enum" in schema:
-        return draw.choice(schema["enum"])
-    kind = schema.get("type", "string")
-    if kind == "object":
-        return {name: _example(part, draw) for name, part in schema["properties"].items()}
-    if kind == "array":
-        number = max(schema.get("minItems", 1), 1)
-        return [_example(schema["items"], draw) for _ in range(number)]
-    if kind in ("integer", "number"):
-        return draw.randint(0, 9)
-    if kind == "boolean":
-        return draw.random() < 0.5
-    return " ".join(draw.choices(WORDS, k=8)) + f" {draw.randrange(10**9)}"
-
-
-def _num_tokens(text: str | None) -> int:
-    return len(text or "") // 4 + 1
 
 
 def main() -> None:

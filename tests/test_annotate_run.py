@@ -8,7 +8,8 @@ import random
 
 import pyarrow.parquet as pq
 import pytest
-from openai_server import Faults, OpenAIServer, question_of
+from openai_answers import question_of
+from openai_server import Faults, OpenAIServer
 
 from instructrec_jax import files
 from instructrec_jax.cli import main

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from instructrec_jax.cli import (
+    baseline_verbs,
     command_line,
     data_verbs,
     messages,
@@ -38,6 +39,7 @@ VERBS: tuple[Verb | Group, ...] = (
     score_verbs.SCORE,
     model_verbs.GENERATE,
     score_verbs.SHOW,
+    baseline_verbs.BASELINE,
     model_verbs.CONVERT,
     model_verbs.REPORT,
     model_verbs.DEMO,

@@ -5,6 +5,7 @@ bytes. Here is also the neutral instruction, which tells nothing of the user: PM
 """
 
 import dataclasses
+import hashlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -95,6 +96,16 @@ def prior_of(variant: Variant) -> Variant:
 def shows_candidates(variant: Variant) -> bool:
     """Returns whether the instruction holds the list of candidates."""
     return Slot.CANDIDATES in slots_of(variant.template.input_segments)
+
+
+def wording_hash(variants: Iterable[Variant]) -> str:
+    """Returns the sha256 of what prompts say, and of what they take for their query."""
+    parts = [
+        part
+        for variant in variants
+        for part in (variant.template.inputs, variant.template.targets, variant.query or "")
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def render(segments: Segments, values: Mapping[Slot, str]) -> str:

@@ -12,9 +12,8 @@ import numpy as np
 from instructrec_jax.data.columnar import TRAIN
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.token_budget import TokenRenderer, arrange
-from instructrec_jax.manifest import read_manifest
 from instructrec_jax.settings import Count, check_arguments
-from instructrec_jax.stages.run_data import RunData, dataset_of
+from instructrec_jax.stages.run_data import RunData, dataset_of, plain_data
 from instructrec_jax.tokenizer import SentencePieceModel
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ def inspect(
     if data_dir is not None:
         record_store.use_data_dir(data_dir)
         record_store.check_dataset(dataset_of(task))
-    shown = run() if run else ShownRun(data=_plain_data(str(data_dir), dataset_of(task)))
+    shown = run() if run else ShownRun(data=plain_data(str(data_dir), task))
     given = {side: number for side, number in limits.items() if number is not None}
     data = dataclasses.replace(
         shown.data,
@@ -128,16 +127,6 @@ def inspect(
     else:
         stream = loader.examples(name, split=split, feature_lengths=lengths)
     return [_rendered(example, words) for example in itertools.islice(stream, num_examples)]
-
-
-def _plain_data(data_dir: str, dataset: str) -> RunData:
-    """Returns records as they are read without a run: with the vocabulary of `build`, no limits."""
-    from instructrec_jax.pipeline.vocabulary import T5_EXTRA_IDS
-
-    # A model that `build` was given is T5's, which leaves its sentinel ids to its readers.
-    is_given = "vocabulary" in read_manifest(Path(data_dir) / dataset).inputs
-    extra_ids = T5_EXTRA_IDS if is_given else 0
-    return RunData(data_dir=data_dir, feature_lengths={}, extra_ids=extra_ids)
 
 
 def _evaluated_examples(

@@ -169,6 +169,28 @@ class RunData:
         return Path(self.data_dir)
 
 
+def plain_data(data_dir: Path | str, *tasks: str, module: str = SHIPPED) -> RunData:
+    """Returns records as they are read without a model: the vocabulary of `build`, no limits.
+
+    Args:
+      data_dir: output folder of `build`.
+      *tasks: tasks or mixtures of one dataset.
+      module: registers them.
+
+    Raises:
+      UserError: if the folder does not hold the dataset.
+    """
+    from instructrec_jax.pipeline import record_store, vocabulary
+
+    dataset = dataset_of(*tasks)
+    record_store.use_data_dir(data_dir)
+    record_store.check_dataset(dataset)
+    # A model that `build` was given is T5's, which leaves its sentinel ids to its readers.
+    is_given = "vocabulary" in manifest.read_manifest(Path(data_dir) / dataset).inputs
+    extra_ids = vocabulary.T5_EXTRA_IDS if is_given else 0
+    return RunData(data_dir=str(data_dir), feature_lengths={}, module=module, extra_ids=extra_ids)
+
+
 def dataset_of(*tasks: str) -> str:
     """Returns the dataset of tasks or mixtures: "ml_100k" of "ml_100k.A7.grouped".
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from instructrec_jax.teacher.prices import Price
 from instructrec_jax.teacher.questions import Question
 from instructrec_jax.teacher.settings import BATCH_BYTES, ClientSettings
-from instructrec_jax.teacher.wanted import Wanted
 
 CHARS_PER_TOKEN = 4.0
 REQUEST_TOKENS = 8
@@ -44,13 +43,12 @@ class Volume:
     most_output_tokens: int = 0
     num_bytes: int = 0
 
-    def add(self, wanted: Wanted) -> None:
-        """Counts a question that would be sent."""
-        question = wanted.question
+    def add(self, question: Question, *, expected_tokens: int) -> None:
+        """Counts a question that would be sent, and the usual tokens of its answer."""
         num_chars = _num_chars(question)
         self.requests += 1
         self.input_tokens += num_chars / CHARS_PER_TOKEN + REQUEST_TOKENS
-        self.output_tokens += wanted.prompt.expected_tokens
+        self.output_tokens += expected_tokens
         self.most_output_tokens += question.max_tokens
         self.num_bytes += num_chars + _LINE_BYTES
 
@@ -84,4 +82,4 @@ def total(volumes: Iterable[Volume]) -> Volume:
 
 def _num_chars(question: Question) -> int:
     schema = len(json.dumps(question.schema)) if question.schema else 0
-    return len(question.system) + len(question.user) + schema
+    return len(question.text) + schema

@@ -39,7 +39,7 @@ FINAL = frozenset(
     {"", SILENT, QUOTES_TITLE, NO_ROOM}
 )  # verdicts after which nothing is asked again
 _MIN_LATIN_SHARE = 0.9
-_REFUSAL = re.compile(
+REFUSAL = re.compile(
     r"\b(?:as an ai|language model|i(?: am|'m) (?:not able|unable|sorry)"
     r"|unable to (?:assist|comply)|can(?:not|'t| not) (?:assist|comply|fulfil|help with|provide"
     r"|determine|infer|identify))"
@@ -117,7 +117,7 @@ def _fault(text: str, shown: Sequence[str]) -> str:
     spoken = words(text)
     if not spoken:
         return "empty"
-    if _REFUSAL.search(text):
+    if REFUSAL.search(text):
         return "refusal"
     if len(text) > MAX_CHARS or len(text.split()) > MAX_WORDS:
         return "over_long"

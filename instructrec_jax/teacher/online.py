@@ -16,6 +16,7 @@ from typing import Any
 
 from instructrec_jax.progress import Stop
 from instructrec_jax.teacher.claiming import Claiming
+from instructrec_jax.teacher.likelihoods import NoLogProbsError
 from instructrec_jax.teacher.questions import Answer, Question
 from instructrec_jax.teacher.server import RefusedError, Server, TryAgainError
 from instructrec_jax.teacher.settings import ClientSettings
@@ -159,6 +160,10 @@ class Online:
         except RefusedError as error:
             failure = TryAgainError("refused by the server", str(error), billed="no")
             return _Outcome(question, failure=failure)
+        except NoLogProbsError as error:
+            self._end(error)
+            failure = TryAgainError("no log-probabilities", str(error), billed="yes")
+            return _Outcome(question, failure=failure)
         except _NotSentError:
             return _Outcome(question)
         except _NotClaimedError:
@@ -229,7 +234,7 @@ class _Pace:
 
     def seconds_for(self, question: Question) -> float:
         """Enters one request, and returns how long it has to wait."""
-        tokens = (len(question.system) + len(question.user)) // 4 + question.max_tokens
+        tokens = len(question.text) // 4 + question.max_tokens
         now = time.monotonic()
         begins = max(now, self._free_at)
         seconds = max(self._seconds_per_request, tokens * self._seconds_per_token)

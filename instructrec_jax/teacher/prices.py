@@ -46,7 +46,7 @@ class Price:
         schema as text.
         """
         schema = json.dumps(question.schema) if question.schema else ""
-        num_bytes = len((question.system + question.user + 2 * schema).encode())
+        num_bytes = len((question.text + 2 * schema).encode())
         return self.usd(num_bytes + _MESSAGE_TOKENS, question.max_tokens, is_batch=is_batch)
 
 

@@ -22,6 +22,7 @@ class Question:
       max_tokens: longest answer, in tokens.
       temperature: of the sampling.
       attempt: 0; 1 for the one retry with a firmer prompt.
+      continuation: a text whose log-probability after the messages is asked; None: an answer is.
     """
 
     kind: str
@@ -33,12 +34,20 @@ class Question:
     max_tokens: int
     temperature: float
     attempt: int = 0
+    continuation: str | None = None
+
+    @property
+    def text(self) -> str:
+        """All that the model reads, but for the schema."""
+        return self.system + self.user + (self.continuation or "")
 
     @functools.cached_property
     def key(self) -> str:
         """The sha256 of all fields: two questions of one key are one, and are paid for once."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields["temperature"] = float(self.temperature)
+        if self.continuation is None:  # as before there were any: paid answers keep their keys
+            del fields["continuation"]
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -49,7 +58,9 @@ class Answer:
 
     Attributes:
       key: that of the question.
-      text: the answer as it came; JSON, with luck, where the question has a schema.
+      text: the answer as it came; JSON, with luck, where the question has a schema. Of a question
+        with a continuation a JSON list of (token, log-probability), the last ones of all that was
+        read, as many at least as the continuation has.
       input_tokens: tokens that were read, as the server counted them; None if it does not say.
       output_tokens: tokens that were written; None if the server does not say.
       usd: what it cost; None where no price is known.

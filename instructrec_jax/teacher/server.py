@@ -11,6 +11,7 @@ from typing import Any
 
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
+from instructrec_jax.teacher import likelihoods
 from instructrec_jax.teacher.api_key import ApiKey, is_local
 from instructrec_jax.teacher.prices import Price
 from instructrec_jax.teacher.questions import Answer, Question
@@ -103,16 +104,24 @@ class Dialect:
 
 
 def answer_of(
-    question_key: str, body: Any, *, price: Price | None, is_batch: bool, key: ApiKey
+    question_key: str,
+    body: Any,
+    *,
+    price: Price | None,
+    is_batch: bool,
+    key: ApiKey,
+    continuation: str | None = None,
 ) -> Answer:
     """Returns the answer that the body of a reply holds.
 
     Raises:
       ValueError: if it holds none.
+      UserError: if it lacks the log-probabilities of the continuation.
     """
     try:
         (choice, *_), usage = body["choices"], body.get("usage") or {}
-        message, reason = choice["message"], str(choice.get("finish_reason"))
+        reason = str(choice.get("finish_reason"))
+        message = choice["message"] if continuation is None else {"content": ""}
         text = message.get("content")
         if text is None and (refusal := message.get("refusal")):
             text, reason = refusal, "refusal"
@@ -127,6 +136,8 @@ def answer_of(
         if reason not in ("content_filter", "length"):
             raise ValueError("it holds no text")
         text = ""
+    if continuation is not None:
+        text = likelihoods.kept_text(choice, used, continuation)
     usd = None
     if price is not None and used is not None and made is not None:
         usd = price.usd(used, made, is_batch=is_batch)
@@ -176,19 +187,28 @@ class Server:
           RefusedError: if every try would.
           UserError: if every question would: no such model, a wrong key.
         """
-        body = self.dialect.body(question)
+        is_chat = question.continuation is None
+        body = self.dialect.body(question) if is_chat else likelihoods.body_of(question)
+        path = "/chat/completions" if is_chat else "/completions"
         # The raw reply: it is kept where it cannot be read, and the typed call takes twice as long.
-        call = self.client.post("/chat/completions", cast_to=self._raw, body=body)
+        call = self.client.post(path, cast_to=self._raw, body=body)
         try:
             reply = await self.translated(call)
         except RefusedError as error:
-            if self.dialect.learn(body, str(error)):
+            if is_chat and self.dialect.learn(body, str(error)):
                 return await self.ask(question, price)
             raise
         text = reply.text
         try:
             found = files.parse_json(text)
-            return answer_of(question.key, found, price=price, is_batch=False, key=self.key)
+            return answer_of(
+                question.key,
+                found,
+                price=price,
+                is_batch=False,
+                key=self.key,
+                continuation=question.continuation,
+            )
         except ValueError:
             said = self.key.hidden_in(text)
             raise TryAgainError("unreadable answer", said, billed="yes") from None

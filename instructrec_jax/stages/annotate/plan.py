@@ -1,6 +1,6 @@
 """The stage `annotate plan`: what `annotate run` would ask and cost. Nothing is sent."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from instructrec_jax.progress import Progress
@@ -14,6 +14,7 @@ from instructrec_jax.teacher.settings import ClientSettings
 from instructrec_jax.teacher.wanted import WantedSettings, WantedTexts
 
 _KEY_DIGITS = 15  # of a question's sha256, by which it is known again
+_RETRIES = "An answer that cannot be used is asked for once more, which comes on top."
 
 
 def plan(
@@ -64,7 +65,7 @@ def _volumes(wanted: WantedTexts, answered: Callable[[list[str]], set[str]]) -> 
             if key in known:
                 volume.answered += 1
             else:
-                volume.add(text)
+                volume.add(text.question, expected_tokens=text.prompt.expected_tokens)
     return volumes
 
 
@@ -81,15 +82,36 @@ def _document(
         title=f"Texts on {dataset} by {settings.model}",
         summary=f"{whole.requests:,} requests on {wanted.counts['users']:,} users; none was sent.",
         sections=[
-            Section(title="Requests", tables=[_request_table(volumes, whole)]),
-            Section(title="Price", tables=[_price_table(whole, settings, client)]),
-            Section(title="Time", tables=[], lines=_time_lines(whole, client)),
+            *cost_sections(volumes, settings.model, client, footnotes=[_RETRIES]),
             Section(title="Data", tables=[], lines=_data_lines(wanted)),
         ],
     )
 
 
-def _request_table(volumes: Mapping[str, Volume], whole: Volume) -> Table:
+def cost_sections(
+    volumes: Mapping[str, Volume],
+    model: str,
+    client: ClientSettings,
+    *,
+    footnotes: Sequence[str] = (),
+) -> list[Section]:
+    """Returns the requests, the price with every known model, and the time.
+
+    Args:
+      volumes: what would be asked, by kind.
+      model: that would be asked.
+      client: how.
+      footnotes: what else is to be known of the requests.
+    """
+    whole = estimate.total(volumes.values())
+    return [
+        Section(title="Requests", tables=[_request_table(volumes, whole, footnotes)]),
+        Section(title="Price", tables=[_price_table(whole, model, client)]),
+        Section(title="Time", tables=[], lines=_time_lines(whole, client)),
+    ]
+
+
+def _request_table(volumes: Mapping[str, Volume], whole: Volume, footnotes: Sequence[str]) -> Table:
     rows = [
         (
             name,
@@ -109,16 +131,16 @@ def _request_table(volumes: Mapping[str, Volume], whole: Volume) -> Table:
             f"Tokens are estimated: {estimate.CHARS_PER_TOKEN:g} characters are one, "
             f"{estimate.REQUEST_TOKENS} a request.",
             "answered: by the ledger already; equal: to another question, asked once for both.",
-            "An answer that cannot be used is asked for once more, which comes on top; so do the "
-            "hidden tokens of a model that reasons before it answers.",
+            "The hidden tokens of a model that reasons before it answers come on top.",
+            *footnotes,
         ],
     )
 
 
-def _price_table(whole: Volume, settings: WantedSettings, client: ClientSettings) -> Table:
+def _price_table(whole: Volume, model: str, client: ClientSettings) -> Table:
     names = known_models(client.prices)
     rows, notes = [], ["at most: every answer takes its most tokens."]
-    for name in [settings.model, *(name for name in names if name != settings.model)]:
+    for name in [model, *(name for name in names if name != model)]:
         if (price := price_of(name, client.prices)) is None:
             notes.append(f"No table has a price of {name}; --prices names a file that does.")
             continue

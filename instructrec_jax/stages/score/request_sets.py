@@ -1,7 +1,6 @@
 """What a scoring run scores: sets of requests, read by shards and turned into prompts."""
 
 import dataclasses
-import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ import numpy as np
 from instructrec_jax.damage import SKIP, Damage, DamagedLineError
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Variant, plain_title
-from instructrec_jax.instructions.render import prior_of, shows_candidates
+from instructrec_jax.instructions.render import prior_of, shows_candidates, wording_hash
 from instructrec_jax.instructions.token_budget import (
     Arranged,
     MisfitError,
@@ -125,12 +124,7 @@ class RequestSet:
 
     def wording_hash(self) -> str:
         """Returns the sha256 of what its prompts say, and of what they take for their query."""
-        parts = [
-            part
-            for variant in self.prompts
-            for part in (variant.template.inputs, variant.template.targets, variant.query or "")
-        ]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return wording_hash(self.prompts)
 
 
 def task_sets(

@@ -1,8 +1,8 @@
 """What a teacher is asked: one TOML file a kind of text, in the project's own wording.
 
 A file holds the version (which changes with any word of it), the system and the user message with
-a slot for each block of data, a firmer wording for the one retry, the JSON schema of the answer,
-the most tokens that it may take and those that it is expected to take.
+a slot for each block of data, the most tokens that an answer may take and those that it is expected
+to take. It may hold a firmer wording for the one retry, and the JSON schema of the answer.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from instructrec_jax.teacher.questions import Question
 from instructrec_jax.teacher.scrubbing import data_block
 
 PREFERENCE, INTENTION, SECOND_INTENTION = "preference", "intention", "second_intention"
+RANKING, LIKELIHOOD = "ranking", "likelihood"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,20 +29,20 @@ class Prompt:
       version: its version, such as "preference-1".
       system: message that says what the data block is.
       user: message with slots, such as "{titles}".
-      firmer: what the retry adds to the message.
-      schema: JSON schema of the answer, an object with a "text".
       max_tokens: most tokens of an answer.
       expected_tokens: usual tokens of an answer, for estimates.
+      firmer: what the retry adds to the message; "" where there is none.
+      schema: JSON schema of the answer, an object; None: the answer is no JSON.
     """
 
     kind: str
     version: str
     system: str
     user: str
-    firmer: str
-    schema: Mapping[str, Any]
     max_tokens: int
     expected_tokens: int
+    firmer: str = ""
+    schema: Mapping[str, Any] | None = None
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -89,5 +90,5 @@ def read_prompt(kind: str) -> Prompt:
     """Returns the prompt of a kind, such as "preference"."""
     path = Path(__file__).with_name(f"{kind}.toml")
     found = tomllib.loads(path.read_text(encoding="utf-8"))
-    texts = {name: found.pop(name).strip() for name in ("system", "user", "firmer")}
+    texts = {name: found.pop(name, "").strip() for name in ("system", "user", "firmer")}
     return Prompt(kind=kind, **texts, **found)

@@ -1,0 +1,1 @@
+"""The verbs `baseline NAME`: other systems rank the same candidates, and write artefact E."""
