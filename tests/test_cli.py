@@ -89,7 +89,7 @@ def test_the_module_is_the_command():
     command = [sys.executable, "-m", "instructrec_jax", "inspekt"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    nearest = "inspect, lint, convert"
+    nearest = "inspect, lint, convert, baseline"
     assert done.stderr == f"instructrec: unknown verb 'inspekt'; the nearest known: {nearest}\n"
 
 
@@ -353,11 +353,11 @@ def report_scores(*given):
 
 
 def test_each_system_of_a_report_is_named_with_both_splits():
-    found = report_scores("a=runs/v:runs/t", "b=v.jsonl:t.jsonl")
-    assert found == {"a": ["runs/v", "runs/t"], "b": ["v.jsonl", "t.jsonl"]}
+    found = report_scores("a=runs/v:runs/t", "b=v.jsonl:t.jsonl", "one_template=t")
+    assert found == {"a": ["runs/v", "runs/t"], "b": ["v.jsonl", "t.jsonl"], "one_template": ["t"]}
 
 
-@pytest.mark.parametrize("text", ["v:t", "=v:t", "a=v", "a=v:t:u", "a=:t"])
+@pytest.mark.parametrize("text", ["v:t", "=v:t", "a=", "a=v:t:u", "a=:t"])
 def test_a_system_without_name_or_split_is_refused(text):
     with pytest.raises(UserError, match=f"--scores is {text!r}; expected NAME=VALIDATION:TEST"):
         report_scores(text)

@@ -19,6 +19,7 @@ from instructrec_jax.report.results import Choice
 from instructrec_jax.scores import parts
 from instructrec_jax.scores.parts import part_name
 from instructrec_jax.stages import report as stage
+from instructrec_jax.stages.report.choice import chosen_templates
 
 NUM_USERS, NUM_ITEMS = 60, 40
 ALL_AT_ONCE = {"strategy": "AllAtOnce", "sure_ranks": None}
@@ -186,7 +187,7 @@ def test_validation_chooses_the_template_even_where_test_would_choose_another(fo
 
 
 def test_what_the_report_will_choose_is_known_before_the_test_split_is_scored(folders, tmp_path):
-    chosen = stage.chosen_templates(folders / "prepared", folders / "validation")
+    chosen = chosen_templates(folders / "prepared", folders / "validation")
     found = run(folders, tmp_path / "out", normalisers=None)["scenarios"]
     assert chosen == {name: own["chosen"]["model"]["template_id"] for name, own in found.items()}
 

@@ -110,7 +110,7 @@ class _DemoVerb(Verb):
 
 
 class _AddSystem(argparse.Action):
-    """Adds one "NAME=VALIDATION:TEST" to a dict of (validation, test) by name."""
+    """Adds one "NAME=VALIDATION:TEST" to a dict of (validation, test) by name; or "NAME=TEST"."""
 
     def __call__(
         self,
@@ -123,10 +123,11 @@ class _AddSystem(argparse.Action):
         if problem := address_problem(rest):
             raise UserError(f"--scores of {name!r} {problem}")
         paths = rest.split(":")
-        if not name or len(paths) != 2 or not all(paths):
+        if not name or len(paths) > 2 or not all(paths):
             raise UserError(
                 f"--scores is {values!r}; expected NAME=VALIDATION:TEST, such as "
-                "model=runs/scores/validation:runs/scores/test (no colon inside a path)"
+                "model=runs/scores/validation:runs/scores/test (no colon inside a path), or "
+                "NAME=TEST of a system with one template"
             )
         found = {**getattr(namespace, self.dest, {})}
         if name in found:
@@ -145,9 +146,10 @@ class _ReportVerb(Verb):
             action=_AddSystem,
             required=True,
             default=argparse.SUPPRESS,
-            metavar="NAME=VALIDATION:TEST",
+            metavar="NAME=[VALIDATION:]TEST",
             help="a system, and where its scores of the validation split are (they choose the "
-            "template) and those of the test split (they give the numbers); once for each system",
+            "template; a system with one template needs none) and those of the test split (they "
+            "give the numbers); once for each system",
         )
 
 

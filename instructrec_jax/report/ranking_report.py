@@ -104,6 +104,7 @@ def _results_table(result: ScenarioResult) -> Table:
                 if system.unsure
             ),
             *_tie_notes(result),
+            *_coverage_notes(result),
             *(
                 f"! any scorer has {name.upper()} 1 in {number} of "
                 f"{result.facts['num_examples']} examples: no more candidates than K"
@@ -125,6 +126,13 @@ def _tie_notes(result: ScenarioResult) -> Iterator[str]:
         )
 
 
+def _coverage_notes(result: ScenarioResult) -> Iterator[str]:
+    """Yields which examples are compared, where some system scored more."""
+    more = [(s.name, s.facts.get("num_examples_left_out", 0)) for s in result.systems]
+    if left_out := ", ".join(f"{name} {number}" for name, number in more if number):
+        yield f"examples that not every system scored are left out: {left_out}"
+
+
 def _cells(metrics: Mapping[str, Interval]) -> list[str]:
     """Returns means and intervals."""
     return [_mean_and_interval(metrics[name]) for name in METRIC_NAMES]
@@ -135,6 +143,9 @@ def _system_lines(system: SystemResult) -> Iterator[str]:
     assert system.chosen is not None
     chosen = system.chosen
     yield f"{system.name}: template {chosen.template_id}, normaliser {chosen.normaliser}"
+    if instances := system.facts.get("instances"):
+        unusable = system.facts.get("unusable_answers") or "none"
+        yield f"{system.name}: {instances}; answers of no use, counted as misses: {unusable}"
     for other, difference in system.minus.items():
         parts = [f"{name.upper()} {_signed(difference[name])}" for name in _HEADLINE_METRICS]
         yield f"{system.name} minus {other}: " + ", ".join(parts)

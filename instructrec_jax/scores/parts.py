@@ -138,6 +138,7 @@ class Scores:
       target_index: int32 [n].
       metadata: where the scores come from, as far as all templates have it in common: system,
         split, checkpoint, hashes, versions, command.
+      told: by template all that it tells of where its scores come from.
       scenarios: by template the family of tasks and, where it has one, the kind of query, such as
         "product_search.specific".
     """
@@ -153,6 +154,7 @@ class Scores:
     num_views: np.ndarray
     target_index: np.ndarray
     metadata: Mapping[str, Any]
+    told: Mapping[str, Mapping[str, Any]]
     scenarios: Mapping[str, str]
 
     @classmethod
@@ -323,14 +325,14 @@ def _metadata(paths: Sequence[Path], tables: Sequence[pa.Table]) -> dict[str, di
 
 
 def _described(metadata: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns what all templates have in common, and the scenario of each."""
+    """Returns what all templates have in common, what each tells, and the scenario of each."""
     first, *others = metadata.values()
     common = {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}
     scenarios = {
         template: told["family"] + ("" if told["query"] == NO_QUERY else f".{told['query']}")
         for template, told in metadata.items()
     }
-    return {"metadata": common, "scenarios": scenarios}
+    return {"metadata": common, "told": metadata, "scenarios": scenarios}
 
 
 def _check_complete(folder: Path, num_found: int, found: manifest.Manifest) -> None:

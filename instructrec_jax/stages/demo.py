@@ -14,7 +14,8 @@ from instructrec_jax.stages.annotate import annotate
 from instructrec_jax.stages.build import BuildSettings, build
 from instructrec_jax.stages.data import fetch
 from instructrec_jax.stages.prepare import prepare
-from instructrec_jax.stages.report import chosen_templates, report
+from instructrec_jax.stages.report import report
+from instructrec_jax.stages.report.choice import chosen_templates
 from instructrec_jax.training.metrics_log import FILE_NAME as METRICS_FILE
 
 logger = logging.getLogger(__name__)

@@ -200,7 +200,8 @@ def _plan(
     seen: set[str] = set()
     for own in sets:
         volume = volumes.setdefault(own.template, Volume())
-        for instance in Progress("plan", total=len(own.example_ids)).track(own.instances()):
+        progress = Progress("plan", total=len(own.example_ids), unit="examples")
+        for instance in progress.track(own.instances()):
             keys = [question.key for question in instance.questions]
             known = ledger.answered(keys) if ledger is not None else set()
             for question, key in zip(instance.questions, keys, strict=True):

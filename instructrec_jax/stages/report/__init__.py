@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,17 @@ from instructrec_jax.manifest import RERUN, Manifest
 from instructrec_jax.metrics import ranking, statistics
 from instructrec_jax.records import CandidateList
 from instructrec_jax.report import caveats, curves, ranking_report, results, tables
-from instructrec_jax.report.results import Choice, Report, ScenarioResult, SystemResult
-from instructrec_jax.scores.importers import holds_t5x_scores, read_any_scores
+from instructrec_jax.report.results import Report, ScenarioResult, SystemResult
+from instructrec_jax.scores.importers import holds_t5x_scores
+from instructrec_jax.stages.report.choice import Entry, entry_of
 from instructrec_jax.stages.report.exports import ExportSettings, Ranked, write_exports
 from instructrec_jax.stages.report.systems import (
     BASELINES,
-    SPLITS,
     Baselines,
     Run,
-    ScoredSplit,
-    System,
     known_lists,
     read_system,
+    splits_of,
 )
 from instructrec_jax.teacher.texts import Texts, read_texts_manifest
 from instructrec_jax.training.metrics_log import read_metrics
@@ -55,13 +54,14 @@ def report(
     """Writes report.json, .md, .html and .txt and the training curve; returns the JSON.
 
     All systems are compared on the same candidates of the same examples. Each chooses its template
-    and normaliser on the validation split.
+    and normaliser on the validation split; one without validation scores has nothing to choose: one
+    template a scenario, and its own normaliser, or the first that was asked for.
 
     Args:
       dataset: name of the dataset; must be the one that was prepared.
       prepared_dir: artefact A.
       scores: by the name of each system where its scores of the validation split and of the test
-        split are, see `scores.importers`.
+        split are, or those of the test split alone, see `scores.importers`.
       output_dir: folder to write; one that holds the same report is kept.
       metrics_file: JSONL metrics of the training run, for the curve.
       normalisers: what candidates may be ranked by: sum, mean (per token), char (per character),
@@ -123,7 +123,7 @@ def _plan(
     for name, own in paths.items():
         if name in {baseline.name for baseline in BASELINES}:
             raise UserError(f"system {name!r} has the name of a baseline; give it another")
-        for split, path in zip(SPLITS, own, strict=True):
+        for split, path in zip(splits_of(own), own, strict=True):
             _check_finished(path)
             inputs[f"{name} {split}"] = files.sha256(path)
     if metrics_file is not None:
@@ -170,7 +170,7 @@ def _make_report(
     baselines = Baselines(data, known, seed=SEED)
     scenarios: dict[str, dict[str, list[str]]] = {}
     for system in systems:
-        for scenario, own in system.validation.templates().items():
+        for scenario, own in system.templates().items():
             scenarios.setdefault(scenario, {})[system.name] = own
     facts = {
         "dataset": data.dataset,
@@ -185,87 +185,19 @@ def _make_report(
     }
     made, ranked = [], []
     for scenario, templates in scenarios.items():
-        entries = []
-        for system in systems:
-            if system.name in templates:
-                choices = _choices(system.validation, templates[system.name], names)
-                chosen = results.choose(choices)
-                entries.append(_Entry(system=system, choices=choices, chosen=chosen))
+        entries = [
+            entry_of(system, scenario, templates[system.name], names)
+            for system in systems
+            if system.name in templates
+        ]
         runs = _test_runs(scenario, entries, baselines)
         made.append(_scenario(scenario, entries, runs, data, facts=facts, repeated=repeated))
-        ranked.append(Ranked(scenario, [entry.validation_run() for entry in entries], runs))
+        of_validation = [run for entry in entries if (run := entry.validation_run()) is not None]
+        ranked.append(Ranked(scenario, of_validation, runs, num_baselines=len(runs) - len(entries)))
     return Report(dataset=data.dataset, scenarios=made), ranked
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """A system in one scenario, with what it chose on validation."""
-
-    system: System
-    choices: Sequence[Choice]
-    chosen: Choice
-
-    @property
-    def examples(self) -> list[CandidateList]:
-        """The test examples that it scored."""
-        return self.system.test.examples(self.chosen.template_id)
-
-    def run(self, scores: ScoredSplit, rows: NDArray[np.int64]) -> Run:
-        """Returns what it ranked of some examples of a split."""
-        template, normaliser = self.chosen.template_id, self.chosen.normaliser
-        return Run(
-            name=self.system.name,
-            scores=scores,
-            template=template,
-            normaliser=normaliser,
-            rows=rows,
-        )
-
-    def validation_run(self) -> Run:
-        """Returns what it ranked of the validation split."""
-        scores = self.system.validation
-        return self.run(scores, np.arange(len(scores.examples(self.chosen.template_id))))
-
-
-def chosen_templates(prepared_dir: Path | str, scores: Path | str) -> dict[str, str]:
-    """Returns by scenario the template that a report chooses, which the test split then needs.
-
-    Args:
-      prepared_dir: artefact A.
-      scores: of the validation split, see `scores.importers`.
-
-    Raises:
-      UserError: if they cannot be read, or are not of the candidates of A.
-    """
-    data = prepared_files.read_prepared(prepared_dir)
-    found = read_any_scores(Path(scores))
-    validation = ScoredSplit(found, "validation", known_lists(data), name=str(scores))
-    return {
-        scenario: results.choose(_choices(validation, templates, None)).template_id
-        for scenario, templates in validation.templates().items()
-    }
-
-
-def _choices(
-    validation: ScoredSplit, templates: Iterable[str], names: Sequence[str] | None
-) -> list[Choice]:
-    """Returns how each template did on validation under each normaliser."""
-    choices = []
-    for template in templates:
-        for name in validation.normalisers(template, names):
-            rank, _ = validation.ranks_and_ties(template, name)
-            choices.append(
-                Choice(
-                    template_id=template,
-                    normaliser=name,
-                    num_examples=len(rank),
-                    metrics=ranking.evaluate(rank),
-                )
-            )
-    return choices
-
-
-def _test_runs(scenario: str, entries: Sequence[_Entry], baselines: Baselines) -> list[Run]:
+def _test_runs(scenario: str, entries: Sequence[Entry], baselines: Baselines) -> list[Run]:
     """Returns what the baselines, then the systems, ranked of the examples that all scored."""
     examples, rows = _shared_examples(scenario, entries)
     own = [entry.run(entry.system.test, r) for entry, r in zip(entries, rows, strict=True)]
@@ -274,7 +206,7 @@ def _test_runs(scenario: str, entries: Sequence[_Entry], baselines: Baselines) -
 
 def _scenario(
     scenario: str,
-    entries: Sequence[_Entry],
+    entries: Sequence[Entry],
     runs: Sequence[Run],
     data: PreparedData,
     *,
@@ -331,7 +263,7 @@ def _scenario(
 
 
 def _shared_examples(
-    scenario: str, entries: Sequence[_Entry]
+    scenario: str, entries: Sequence[Entry]
 ) -> tuple[list[CandidateList], list[NDArray[np.int64]]]:
     """Returns the examples that all systems scored, and each system's rows of them."""
     indices = [
@@ -384,13 +316,14 @@ def _position_bias(
     )
 
 
-def _facts(entry: _Entry, run: Run) -> dict[str, Any]:
+def _facts(entry: Entry, run: Run) -> dict[str, Any]:
     """Returns what a system's numbers depend on."""
     return {
         "template": run.template,
         "normaliser": run.normaliser,
         "candidate_view": run.scores.view_facts(run.template),
-        **entry.system.facts,
+        "num_examples_left_out": len(entry.examples) - len(run.rows),
+        **entry.system.facts(run.template),
     }
 
 

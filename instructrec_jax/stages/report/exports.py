@@ -109,13 +109,15 @@ class Ranked:
 
     Attributes:
       scenario: such as "sequential".
-      validation: a run for each system, of all examples that it scored.
-      test: a run for each baseline and each system, all of the same examples.
+      validation: a run for each system with scores of that split, of all examples that it scored.
+      test: a run for each baseline, then for each system, all of the same examples.
+      num_baselines: of these runs.
     """
 
     scenario: str
     validation: Sequence[Run]
     test: Sequence[Run]
+    num_baselines: int
 
 
 def write_exports(
@@ -135,6 +137,8 @@ def write_exports(
 def _write_trec(folder: Path, ranked: Ranked) -> None:
     """Writes the runs and qrels of a scenario."""
     for split, runs in zip(SPLITS, (ranked.validation, ranked.test), strict=True):
+        if not runs:
+            continue
         targets: dict[str, int] = {}
         for run in runs:
             targets |= {example.example_id: example.target_id for example in run.examples}
@@ -152,8 +156,7 @@ def _write_samples(
     folder: Path, ranked: Ranked, data: PreparedData, settings: ExportSettings
 ) -> None:
     """Writes the samples of the systems, but not of the baselines, in a scenario."""
-    names = {run.name for run in ranked.validation}
-    for run in (run for run in ranked.test if run.name in names):
+    for run in ranked.test[ranked.num_baselines :]:
         numbers = _drawn(run, settings.max_samples)
         shown = dataclasses.replace(run, rows=run.rows[numbers])
         example_ids = {example.example_id for example in shown.examples}

@@ -1,7 +1,6 @@
 """The systems of a report: their scores of both splits, checked against artefact A, as ranks."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,11 @@ _NO_SETTINGS = {"strategy", "sure_ranks"}
 # What a number needs beside it to mean something: names in the report, and in the metadata of E.
 _FACTS = {
     "written_by": "system",
+    "ranked_by": "by",
+    "prompt_version": "prompt_version",
+    "date": "date",
+    "instances": "instances",
+    "unusable_answers": "unusable",
     "checkpoint_step": "checkpoint_step",
     "checkpoint_sha256": "checkpoint",
     "teacher": "teacher",
@@ -69,6 +73,10 @@ class ScoredSplit:
         for template_id in sorted(self._rows, key=template_order):
             found.setdefault(self._scores.scenarios[template_id], []).append(template_id)
         return found
+
+    def told(self, template_id: str) -> Mapping[str, Any]:
+        """Returns all that the scores of a template tell of where they come from."""
+        return self._scores.told[template_id]
 
     def examples(self, template_id: str) -> list[CandidateList]:
         """Returns the candidate lists of a template's examples, in order of the scores.
@@ -279,19 +287,27 @@ class System:
 
     Attributes:
       name: in the report.
-      validation: chooses template and normaliser.
+      validation: chooses template and normaliser; None for a system with one way to rank.
       test: gives the numbers.
     """
 
     name: str
-    validation: ScoredSplit
+    validation: ScoredSplit | None
     test: ScoredSplit
 
-    @functools.cached_property
-    def facts(self) -> dict[str, Any]:
-        """What its numbers depend on, as far as its scores tell."""
-        told = self.test.metadata
+    def templates(self) -> dict[str, list[str]]:
+        """Returns the templates of each scenario to choose among, A9 before A10."""
+        return (self.validation or self.test).templates()
+
+    def facts(self, template_id: str) -> dict[str, Any]:
+        """Returns what the numbers of a template depend on, as far as its scores tell."""
+        told = self.test.told(template_id)
         return {name: told[key] for name, key in _FACTS.items() if told.get(key) is not None}
+
+
+def splits_of(paths: Sequence[Path]) -> Sequence[str]:
+    """Returns the splits that the scores of a system are of: validation and test, or test."""
+    return SPLITS[-len(paths) :]
 
 
 def read_system(name: str, paths: Sequence[Path], known: Known) -> System:
@@ -299,22 +315,26 @@ def read_system(name: str, paths: Sequence[Path], known: Known) -> System:
 
     Args:
       name: in the report.
-      paths: of the validation and of the test split's scores.
+      paths: of the validation and of the test split's scores, or of the latter alone.
       known: the candidate lists of A.
 
     Raises:
       UserError: if they cannot be read, or are not of both splits by the same checkpoint.
     """
     scores = [read_any_scores(path) for path in paths]
-    for split, path, own in zip(SPLITS, paths, scores, strict=True):
+    splits = splits_of(paths)
+    for split, path, own in zip(splits, paths, scores, strict=True):
         if own.metadata.get("split") not in (split, None):  # None: whoever wrote them does not say
             raise UserError(
                 f"{path} holds scores of the {own.metadata['split']} split, not of {split}; "
                 "were the folders exchanged?"
             )
-    validation, test = (
-        ScoredSplit(own, split, known, name=name) for split, own in zip(SPLITS, scores, strict=True)
+    *others, test = (
+        ScoredSplit(own, split, known, name=name) for split, own in zip(splits, scores, strict=True)
     )
+    if not others:
+        return System(name=name, validation=None, test=test)
+    (validation,) = others
     if validation.view != test.view:
         raise UserError(
             f"{paths[0]} was scored with CANDIDATE_VIEW {dict(validation.view)} and {paths[1]} "

@@ -1,0 +1,110 @@
+"""What each system of a report chooses on validation: a template and a normaliser."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instructrec_jax.data import prepared as prepared_files
+from instructrec_jax.errors import UserError
+from instructrec_jax.metrics import ranking
+from instructrec_jax.records import CandidateList
+from instructrec_jax.report import results
+from instructrec_jax.report.results import Choice
+from instructrec_jax.scores.importers import read_any_scores
+from instructrec_jax.stages.report.systems import Run, ScoredSplit, System, known_lists
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A system in one scenario, with what it chose on validation.
+
+    Attributes:
+      system: the system.
+      choices: what it chose among; none where it had no choice.
+      chosen: by which it ranks.
+    """
+
+    system: System
+    choices: Sequence[Choice]
+    chosen: Choice
+
+    @property
+    def examples(self) -> list[CandidateList]:
+        """The test examples that it scored."""
+        return self.system.test.examples(self.chosen.template_id)
+
+    def run(self, scores: ScoredSplit, rows: NDArray[np.int64]) -> Run:
+        """Returns what it ranked of some examples of a split."""
+        template, normaliser = self.chosen.template_id, self.chosen.normaliser
+        return Run(
+            name=self.system.name,
+            scores=scores,
+            template=template,
+            normaliser=normaliser,
+            rows=rows,
+        )
+
+    def validation_run(self) -> Run | None:
+        """Returns what it ranked of the validation split, if its scores were given."""
+        if (scores := self.system.validation) is None:
+            return None
+        return self.run(scores, np.arange(len(scores.examples(self.chosen.template_id))))
+
+
+def entry_of(
+    system: System, scenario: str, templates: Sequence[str], names: Sequence[str] | None
+) -> Entry:
+    """Has a system choose its template and normaliser on validation, if there is a choice."""
+    if system.validation is not None:
+        choices = _choices(system.validation, templates, names)
+        return Entry(system=system, choices=choices, chosen=results.choose(choices))
+    if len(templates) > 1:
+        raise UserError(
+            f"{system.name} has scores of {', '.join(templates)} in {scenario}, among which "
+            "validation has to choose: give NAME=VALIDATION:TEST, or scores of one template"
+        )
+    (template,) = templates
+    normaliser, *_ = system.test.normalisers(template, names)
+    only = Choice(template_id=template, normaliser=normaliser, num_examples=0, metrics={})
+    return Entry(system=system, choices=[], chosen=only)
+
+
+def chosen_templates(prepared_dir: Path | str, scores: Path | str) -> dict[str, str]:
+    """Returns by scenario the template that a report chooses, which the test split then needs.
+
+    Args:
+      prepared_dir: artefact A.
+      scores: of the validation split, see `scores.importers`.
+
+    Raises:
+      UserError: if they cannot be read, or are not of the candidates of A.
+    """
+    data = prepared_files.read_prepared(prepared_dir)
+    found = read_any_scores(Path(scores))
+    validation = ScoredSplit(found, "validation", known_lists(data), name=str(scores))
+    return {
+        scenario: results.choose(_choices(validation, templates, None)).template_id
+        for scenario, templates in validation.templates().items()
+    }
+
+
+def _choices(
+    validation: ScoredSplit, templates: Iterable[str], names: Sequence[str] | None
+) -> list[Choice]:
+    """Returns how each template did on validation under each normaliser."""
+    choices = []
+    for template in templates:
+        for name in validation.normalisers(template, names):
+            rank, _ = validation.ranks_and_ties(template, name)
+            choices.append(
+                Choice(
+                    template_id=template,
+                    normaliser=name,
+                    num_examples=len(rank),
+                    metrics=ranking.evaluate(rank),
+                )
+            )
+    return choices
