@@ -145,28 +145,32 @@ def ranking_of(instance: Instance, answers: Mapping[str, Answer]) -> Ranking:
     """
     found = [answers.get(question.key) for question in instance.questions]
     given = [answer for answer in found if answer is not None]
-    number, is_likelihood = len(instance.titles), len(found) > 1
     if len(given) < len(found):
-        reason = UNANSWERED
-    elif is_likelihood:
-        pairs = [log_likelihood(given[0], answer) for answer in given[1:]]
-        if None not in pairs:
-            values, num_tokens = zip(*(pair for pair in pairs if pair), strict=True)
-            return Ranking(
-                values=np.array(values, np.float32), num_tokens=np.array(num_tokens, np.int32)
-            )
-        reason = "no_tokens"
-    else:
-        order, reason = _order_in(given[0], instance.titles)
-        if not reason:
-            # Of equal titles nobody can tell which is meant: both have the later place.
-            place = {title: rank for rank, title in enumerate(order, start=1)}
-            values = [-place[_key(title)] for title in instance.titles]
-            return Ranking(values=np.array(values, np.float32))
-    if is_likelihood:
-        equal, ones = np.zeros(number, np.float32), np.ones(number, np.int32)
-        return Ranking(values=equal, num_tokens=ones, reason=reason)
-    return Ranking(values=np.full(number, -number, np.float32), reason=reason)
+        return _miss(instance, UNANSWERED)
+    prompt, *with_titles = given
+    if not with_titles:
+        order, reason = _order_in(prompt, instance.titles)
+        if reason:
+            return _miss(instance, reason)
+        # Of equal titles nobody can tell which is meant: both have the later place.
+        place = {title: rank for rank, title in enumerate(order, start=1)}
+        values = [-place[_key(title)] for title in instance.titles]
+        return Ranking(values=np.array(values, np.float32))
+    scored = [log_likelihood(prompt, answer) for answer in with_titles]
+    sums = [each[0] for each in scored if each is not None]
+    if len(sums) < len(scored):
+        return _miss(instance, "no_tokens")
+    num_tokens = np.array([each[1] for each in scored if each is not None], np.int32)
+    return Ranking(values=np.array(sums, np.float32), num_tokens=num_tokens)
+
+
+def _miss(instance: Instance, reason: str) -> Ranking:
+    """Returns a ranking in which all candidates are equal, by any normaliser."""
+    number = len(instance.titles)
+    if len(instance.questions) == 1:
+        return Ranking(values=np.full(number, -number, np.float32), reason=reason)
+    ones = np.ones(number, np.int32)
+    return Ranking(values=np.zeros(number, np.float32), num_tokens=ones, reason=reason)
 
 
 def _order_in(answer: Answer, titles: Sequence[str]) -> tuple[list[str], str]:
