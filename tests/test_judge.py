@@ -4,7 +4,8 @@ import json
 import random
 
 import pytest
-from openai_server import OpenAIServer, question_of
+from openai_answers import question_of
+from openai_server import OpenAIServer
 from teacher_toy import MODEL, settings
 from test_audit import fill
 

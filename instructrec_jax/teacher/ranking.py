@@ -25,7 +25,7 @@ from instructrec_jax.instructions.language import LIST_SEPARATOR, Variant, plain
 from instructrec_jax.instructions.render import render_record
 from instructrec_jax.records import InstructionRecord
 from instructrec_jax.settings import Count, Natural, OneOf, Range, Seed, check_fields
-from instructrec_jax.teacher.filters import REFUSAL
+from instructrec_jax.teacher.filters import NO_ROOM, REFUSAL
 from instructrec_jax.teacher.likelihoods import log_likelihood
 from instructrec_jax.teacher.prompts import LIKELIHOOD, RANKING, Prompt, read_prompt
 from instructrec_jax.teacher.questions import Answer, Question
@@ -123,17 +123,19 @@ def instance_of(variant: Variant, record: InstructionRecord, settings: RankSetti
     record = _scrubbed(record)
     titles = tuple(map(plain_title, record.candidates))
     instruction, _ = render_record(variant, record)
-    question = settings.prompt.question(
-        [scrub(instruction)], model=settings.model, temperature=settings.temperature
-    )
-    if settings.by == BY_LIKELIHOOD:
-        ends = ["", *(f" {title}\n" for title in titles)]
-        questions = [dataclasses.replace(question, continuation=end) for end in ends]
-        return Instance(record=record, titles=titles, questions=tuple(questions))
+    prompt, is_answer = settings.prompt, settings.by == BY_ANSWER
     needed = sum(len(title.encode()) // 2 + _TITLE_TOKENS for title in titles)
-    most = settings.max_tokens or question.max_tokens + needed
-    asked = dataclasses.replace(question, max_tokens=most)
-    return Instance(record=record, titles=titles, questions=(asked,))
+    question = prompt.question(
+        {"request": [scrub(instruction)]},
+        model=settings.model,
+        temperature=settings.temperature,
+        max_tokens=(settings.max_tokens or prompt.max_tokens + needed) if is_answer else None,
+    )
+    if is_answer:
+        return Instance(record=record, titles=titles, questions=(question,))
+    ends = ["", *(f" {title}\n" for title in titles)]
+    questions = [dataclasses.replace(question, continuation=end) for end in ends]
+    return Instance(record=record, titles=titles, questions=tuple(questions))
 
 
 def ranking_of(instance: Instance, answers: Mapping[str, Answer]) -> Ranking:
@@ -178,7 +180,7 @@ def _order_in(answer: Answer, titles: Sequence[str]) -> tuple[list[str], str]:
     if answer.finish_reason in ("refusal", "content_filter"):
         return [], "refusal"
     if answer.finish_reason == "length":
-        return [], "cut"
+        return [], "cut" if answer.text.strip() else NO_ROOM
     wanted = Counter(map(_key, titles))
     named = _titles_in(answer.text, wanted)
     if named is None:
