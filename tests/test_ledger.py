@@ -187,7 +187,7 @@ def test_a_damaged_ledger_is_refused_and_left_as_it_is(path):
     content = bytearray(path.read_bytes())
     content[4096 * 3 : 4096 * 12] = os.urandom(4096 * 9)
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"is damaged .*do not delete it"):
+    with pytest.raises(UserError, match=r"is damaged \([^*]+\); .*do not delete it"):
         Ledger(path, fingerprint="toy")
     assert path.read_bytes() == content
 

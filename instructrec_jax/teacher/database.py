@@ -170,8 +170,10 @@ class Database:
         return connection is not None and connection.in_transaction
 
     def _damaged(self, problem: str) -> UserError:
+        # The first line of a check only says of which database it is.
+        lines = [line for line in problem.splitlines() if not line.startswith("***")]
         return UserError(
-            f"{self.path} is damaged ({problem.splitlines()[0]}); put a copy of it back, or save "
+            f"{self.path} is damaged ({(lines or [problem])[0]}); put a copy of it back, or save "
             f"what can be read with `sqlite3 {self.path} .recover`, and do not delete it: it "
             "holds what was paid for"
         )
