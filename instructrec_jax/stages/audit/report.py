@@ -204,7 +204,7 @@ def _agreement_tables(found: Mapping[str, Any]) -> list[tables.Table]:
     return [
         tables.Table(
             note="Agreement beyond chance (Cohen's kappa: 1 fully, 0 as by chance):",
-            header=("question", *first["kappa"]),
+            header=("question", *(pair.replace("annotator ", "") for pair in first["kappa"])),
             rows=rows,
         )
     ]
