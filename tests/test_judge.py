@@ -13,7 +13,7 @@ from instructrec_jax.cli import main
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import read_manifest
 from instructrec_jax.stages.audit import publish, sample
-from instructrec_jax.stages.audit.judge import judge
+from instructrec_jax.stages.audit.judge import judge, plan
 from instructrec_jax.stages.audit.report import report
 from instructrec_jax.stages.build import _who_audited
 from instructrec_jax.teacher.audit import QUESTIONS, Example, read_sample
@@ -98,7 +98,7 @@ def test_every_text_is_judged_and_an_unreadable_answer_asked_for_once_more(judge
     assert set(server.billed.values()) == {1} and 40 < server.billed.total() < 60
 
 
-def test_nothing_is_asked_again(judged, sampled):
+def test_nothing_is_asked_again_and_a_plan_says_so(judged, sampled, capsys):
     folder, server, client = judged
     before = server.billed.total()
     work = {"sample_dir": sampled, "settings": BY, "client": client}
@@ -109,6 +109,12 @@ def test_nothing_is_asked_again(judged, sampled):
     assert (folder.parent / "again" / "judged.json").read_text() == (
         folder / "judged.json"
     ).read_text()
+    assert server.billed.total() == before
+    flags = [f"--sample_dir={sampled}", f"--model={MODEL}"]
+    assert main.main(["audit", "plan", *flags]) == 0
+    number = len({asked.key for asked in questions(read_sample(sampled).examples, BY).values()})
+    assert f"{number} requests; none was sent." in capsys.readouterr().out
+    assert plan(**work, ledger_path=ledger).summary == "0 requests; none was sent."
     assert server.billed.total() == before
 
 

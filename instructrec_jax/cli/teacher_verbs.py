@@ -108,6 +108,17 @@ SAMPLE = Verb(
     ),
     function="instructrec_jax.stages.audit:sample",
 )
+JUDGE_PLAN = Verb(
+    name="plan",
+    summary="count the requests, tokens, USD and hours of `audit judge`; nothing is sent",
+    description=(
+        "Takes the flags of `audit judge` and shows what it would ask and cost. Nothing is sent,\n"
+        "and no key is needed."
+    ),
+    example="instructrec audit plan --sample_dir=runs/audit --model=gpt-4o-mini",
+    function="instructrec_jax.stages.audit.judge:plan",
+    result=_as_text,
+)
 JUDGE = Verb(
     name="judge",
     summary="have a language model answer the four questions too",
@@ -160,5 +171,5 @@ AUDIT = Group(
         "paper, and marks the texts as fit for training."
     ),
     example=SAMPLE.example,
-    verbs=(SAMPLE, JUDGE, REPORT, PUBLISH),
+    verbs=(SAMPLE, JUDGE_PLAN, JUDGE, REPORT, PUBLISH),
 )

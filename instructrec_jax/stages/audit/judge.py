@@ -1,4 +1,4 @@
-"""The stage `audit judge`: a language model answers the audit's questions."""
+"""The stages `audit judge` and `audit plan`: a language model answers the audit's questions."""
 
 import dataclasses
 import json
@@ -10,12 +10,15 @@ from pathlib import Path
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import FILE_NAME, Manifest, find_same_work
+from instructrec_jax.report.tables import Document
 from instructrec_jax.settings import check_arguments
+from instructrec_jax.stages.annotate.plan import cost_sections
 from instructrec_jax.teacher import audit
 from instructrec_jax.teacher.audit import JUDGE, QUESTIONS, Sample
 from instructrec_jax.teacher.client import ask_all
+from instructrec_jax.teacher.estimate import Volume
 from instructrec_jax.teacher.filters import NO_ROOM
-from instructrec_jax.teacher.judging import JudgeSettings, answers_in, questions
+from instructrec_jax.teacher.judging import KIND, JudgeSettings, answers_in, questions
 from instructrec_jax.teacher.ledger import Ledger
 from instructrec_jax.teacher.questions import Answer, Question
 from instructrec_jax.teacher.settings import ClientSettings
@@ -65,6 +68,42 @@ def judge(
             return None
         found = {number: _said([first[number], *_of(again, number)], ledger) for number in first}
     return _write(planned, found, output_dir)
+
+
+def plan(
+    *,
+    sample_dir: Path | str,
+    settings: JudgeSettings,
+    client: ClientSettings,
+    ledger_path: Path | str | None = None,
+) -> Document:
+    """Returns the requests, tokens, prices and hours of `audit judge` with the same flags.
+
+    Args:
+      sample_dir: output folder of `audit sample`.
+      settings: who judges.
+      client: at which server, how fast and for how much.
+      ledger_path: a ledger whose answers need not be asked for again.
+
+    Raises:
+      UserError: if an input or a setting is unusable.
+    """
+    check_arguments(plan, locals())
+    sampled = audit.read_sample(sample_dir)
+    wanted = {q.key: q for q in questions(sampled.examples, settings).values()}
+    known: set[str] = set()
+    if ledger_path is not None and Path(ledger_path).exists():
+        with _ledger(ledger_path, sampled) as ledger:
+            known = ledger.answered(wanted)
+    volume = Volume(answered=len(known), repeated=len(sampled.examples) - len(wanted))
+    for key, question in wanted.items():
+        if key not in known:
+            volume.add(question, expected_tokens=settings.prompt.expected_tokens)
+    return Document(
+        title=f"Audit of {sampled.manifest.text('teacher')} by {settings.model}",
+        summary=f"{volume.requests:,} requests; none was sent.",
+        sections=cost_sections({KIND: volume}, settings.model, client),
+    )
 
 
 def _planned(sample_dir: Path | str, settings: JudgeSettings) -> Manifest:
