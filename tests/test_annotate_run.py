@@ -94,12 +94,49 @@ def test_rows_stand_where_the_papers_budget_has_them(written, toy_prepared):
     assert all(text.startswith("The user needs") for row in behind for text in row["second_texts"])
 
 
+def test_further_renderings_stand_at_training_targets_alone_after_the_first_text(
+    written, toy_prepared, ledger, tmp_path
+):
+    plain, server = written
+    settings = WantedSettings(model=MODEL, augment=("paraphrase", "back_translation"))
+    work = {"dataset": "toy", "input_dir": toy_prepared, "settings": settings}
+    asked = len(server.billed)
+    client = ClientSettings(base_url=server.base_url, max_in_flight=16)
+    planned = plan(**work, client=client, ledger_path=ledger)
+    kinds = {row[0]: int(row[1]) + int(row[3]) for row in planned.sections[0].tables[0].rows}
+    found = run(**work, output_dir=tmp_path / "b", ledger_path=ledger, client=client)
+    new = found.counts["paraphrases_asked"] + found.counts["back_translations_asked"]
+    assert 0.6 * new <= len(server.billed) - asked <= new  # equal questions are one
+    assert found.counts["back_translations_asked"] == kinds["back_translation"] == 60
+    assert found.counts["paraphrases_asked"] <= kinds["paraphrase"]
+    ends = {h.user_id: len(h.item_ids) for h in read_prepared(toy_prepared).histories}
+    for name, before in ((n, rows_of(plain, n)) for n in (PREFERENCES, INTENTIONS)):
+        after, number = rows_of(tmp_path / "b", name), collections.Counter()
+        for (user, position), row in after.items():
+            first = before.get((user, position), {})
+            for column in {"texts", "second_texts"} & row.keys():
+                texts, own = row[column], first.get(column, [])
+                assert texts[: len(own)] == own
+                assert len(texts) == len(own) or position < ends[user] - 2
+                number[column] += len(texts) - len(own)
+        assert number["texts"] > 20
+        assert before.keys() <= after.keys()
+    again = export(**work, output_dir=tmp_path / "c", ledger_path=ledger)
+    assert again.counts == found.counts and again.drops == found.drops
+
+
+def rows_of(folder, name):
+    rows = pq.read_table(folder / f"{name}.parquet").to_pylist()
+    return {(row["user_id"], row["position"]): row for row in rows}
+
+
 def test_an_export_writes_the_same_files_without_a_server(written, toy_prepared, ledger, tmp_path):
     folder, _ = written
     settings = WantedSettings(model=MODEL)
     work = {"dataset": "toy", "input_dir": toy_prepared, "ledger_path": ledger}
     again = export(**work, output_dir=tmp_path / "b", settings=settings)
-    assert again.settings == read_manifest(folder).settings
+    assert again.counts == read_manifest(folder).counts
+    assert read_manifest(tmp_path / "b").settings == read_manifest(folder).settings
     for name in SCHEMAS:
         path = f"{name}.parquet"
         assert files.sha256(tmp_path / "b" / path) == files.sha256(folder / path)

@@ -27,6 +27,7 @@ def wanted(kind=INTENTION, *, user="u1", position=3, target=TARGET, lines=(REVIE
         lines=lines,
         question=prompt.question(dict.fromkeys(prompt.slots, lines), model="m", temperature=1.0),
         target=target,
+        fills=prompt.kind,
     )
 
 

@@ -82,12 +82,12 @@ def judge(wanted: Wanted, answer: Answer) -> Verdict:
     if found is None:
         return Verdict(reason="malformed")
     text, is_json = found
-    if not text and is_json and wanted.prompt.kind != PREFERENCE:
+    if not text and is_json and wanted.fills != PREFERENCE:
         return Verdict(reason=SILENT)
     if reason := _fault(text, () if wanted.prompt.kind == PREFERENCE else wanted.lines):
         return Verdict(reason=reason)
     target = wanted.target
-    if wanted.prompt.kind != PREFERENCE and gives_away(text, target.title, target.brand):
+    if wanted.fills != PREFERENCE and gives_away(text, target.title, target.brand):
         return Verdict(reason=QUOTES_TITLE)
     return Verdict(text=text)
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from instructrec_jax.records import Annotation
 from instructrec_jax.teacher.filters import Verdict, judge
-from instructrec_jax.teacher.prompts import INTENTION, PREFERENCE, SECOND_INTENTION
+from instructrec_jax.teacher.prompts import INTENTION, PARAPHRASE, PREFERENCE, SECOND_INTENTION
 from instructrec_jax.teacher.questions import Answer, Question
 from instructrec_jax.teacher.texts import INTENTIONS, PREFERENCES, Row, Table, as_table
 from instructrec_jax.teacher.wanted import Wanted
@@ -43,8 +43,22 @@ class Outcome:
 
 
 def outcomes(block: Iterable[Wanted], ledger: Answers) -> Iterator[Outcome]:
-    """Yields what became of each text of a block, in its order."""
-    block = list(block)
+    """Yields what became of each text of a block, in its order, each before its paraphrase."""
+    found = list(_outcomes(list(block), ledger))
+    paraphrases = {
+        at: outcome.wanted.paraphrase(outcome.verdict.text)
+        for at, outcome in enumerate(found)
+        if outcome.wanted.is_paraphrased and outcome.verdict.text
+    }
+    worded = dict(zip(paraphrases, _outcomes([*paraphrases.values()], ledger), strict=True))
+    for at, outcome in enumerate(found):
+        yield outcome
+        if at in worded:
+            yield worded[at]
+
+
+def _outcomes(block: list[Wanted], ledger: Answers) -> Iterator[Outcome]:
+    """Yields what became of each text that was asked for from the start, or of each paraphrase."""
     first = ledger.answers(wanted.question.key for wanted in block)
     judged = [
         (wanted, judge(wanted, found)) if (found := first.get(wanted.question.key)) else None
@@ -53,7 +67,7 @@ def outcomes(block: Iterable[Wanted], ledger: Answers) -> Iterator[Outcome]:
     retries = {
         at: made[0].prompt.retry(made[0].question)
         for at, made in enumerate(judged)
-        if made is not None and made[1].is_worth_a_retry
+        if made is not None and made[1].is_worth_a_retry and made[0].prompt.firmer
     }
     second = ledger.answers(question.key for question in retries.values())
     for at, wanted in enumerate(block):
@@ -98,7 +112,9 @@ class Collected:
         rows: dict[str, list[Row]] = {PREFERENCES: [], INTENTIONS: []}
         for (user_id, position, about), group in groupby(found, _place):
             parts = list(group)
-            kept = {part.wanted.prompt.kind: self._count(part) for part in parts}
+            kept: dict[str, tuple[str, ...]] = {}
+            for part in parts:
+                kept[part.wanted.fills] = kept.get(part.wanted.fills, ()) + self._count(part)
             texts = kept.get(PREFERENCE if about == PREFERENCES else INTENTION, ())
             second = kept.get(SECOND_INTENTION, ())
             if all(part.answer is None for part in parts) or (about == PREFERENCES and not texts):
@@ -113,6 +129,8 @@ class Collected:
     def _count(self, part: Outcome) -> tuple[str, ...]:
         """Counts a text as written or left out; returns it if it was written."""
         kind, verdict = part.wanted.prompt.kind, part.verdict
+        if kind == PARAPHRASE:
+            self.counts["paraphrases_asked"] += 1
         self._digest.update(f"{part.wanted.question.key}\x1f{verdict}\x1e".encode())
         if verdict.reason:
             self.drops[f"{kind}s_{verdict.reason}"] += 1
@@ -137,5 +155,5 @@ class Collected:
 def _place(found: Outcome) -> tuple[str, int, str]:
     """Returns to which row a text belongs."""
     wanted = found.wanted
-    about = PREFERENCES if wanted.prompt.kind == PREFERENCE else INTENTIONS
+    about = PREFERENCES if wanted.fills == PREFERENCE else INTENTIONS
     return wanted.user_id, wanted.position, about

@@ -9,11 +9,15 @@ on 50,546 users) and does not say on which positions. The setting "paper" asks f
 * one more intention: behind the validation target for `VALIDATION_TENTHS` of the users, since a
   template is chosen on few examples as well as on many; behind the last training target for the
   others, `SECOND_TENTHS` of all users in the second rendering (I1*), which the paper trains on.
+
+Further renderings may be asked for, at training targets alone: "paraphrase" words each text once
+more, "back_translation" has a model say what somebody may want whom the target would please. They
+stand after the other texts of their row; training draws among all, evaluation takes the first.
 """
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -23,7 +27,9 @@ from instructrec_jax.records import History, Item
 from instructrec_jax.seeds import stable_seed
 from instructrec_jax.settings import Count, OneOf, Range, Seed, check_fields
 from instructrec_jax.teacher.prompts import (
+    BACK_TRANSLATION,
     INTENTION,
+    PARAPHRASE,
     PREFERENCE,
     SECOND_INTENTION,
     Prompt,
@@ -53,6 +59,7 @@ class WantedSettings:
       max_tokens: most tokens of an answer, hidden reasoning included; without it the prompt's 120
         to 160, too few for a model that reasons. Another number makes other questions, which are
         asked anew.
+      augment: further renderings for training: "paraphrase", "back_translation" or both.
       seed: of the draws.
     """
 
@@ -63,6 +70,7 @@ class WantedSettings:
     max_users: Count | None = None
     temperature: Annotated[float, Range(0, 2)] = 1.0
     max_tokens: Count | None = None
+    augment: Sequence[Annotated[str, OneOf((PARAPHRASE, BACK_TRANSLATION))]] = ()
     seed: Seed = 0
 
     def __post_init__(self) -> None:
@@ -75,7 +83,7 @@ class WantedSettings:
         if not self.no_review_text:
             has_second = self.second_intentions or self.positions == PAPER
             kinds += [INTENTION, *([SECOND_INTENTION] * has_second)]
-        return tuple(map(read_prompt, kinds))
+        return tuple(map(read_prompt, [*kinds, *sorted(set(self.augment))]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +96,9 @@ class Wanted:
       position: in the user's history.
       lines: scrubbed titles, or the one scrubbed review, that the question shows.
       question: the first question.
-      target: the item at the position, which the teacher is not shown.
+      target: the item at the position, which the teacher is not shown but in a back-translation.
+      fills: the kind of text that it is in a row: preference, intention or second intention.
+      is_paraphrased: whether another wording of it is asked for.
     """
 
     prompt: Prompt
@@ -97,6 +107,21 @@ class Wanted:
     lines: tuple[str, ...]
     question: Question
     target: Item
+    fills: str
+    is_paraphrased: bool = False
+
+    def paraphrase(self, text: str) -> "Wanted":
+        """Returns another wording of what was written, as a text that is asked for."""
+        lines, prompt = (scrub(text),), read_prompt(PARAPHRASE)
+        question = prompt.question(
+            {"sentence": lines},
+            model=self.question.model,
+            temperature=self.question.temperature,
+            max_tokens=max(self.question.max_tokens, prompt.max_tokens),
+        )
+        return dataclasses.replace(
+            self, prompt=prompt, lines=lines, question=question, is_paraphrased=False
+        )
 
 
 class WantedTexts:
@@ -125,6 +150,7 @@ class WantedTexts:
             number += len(self._preference_positions(len(history.item_ids)))
             for position, kinds in self._intention_places(history):
                 number += len(kinds) * (history.review_rows[position] >= 0)
+            number += len(self._back_translated(len(history.item_ids)))
         return number
 
     def __iter__(self) -> Iterator[list[Wanted]]:
@@ -154,13 +180,28 @@ class WantedTexts:
         for position in self._preference_positions(len(history.item_ids)):
             titles = tuple(map(self._title, history.item_ids[:position]))
             yield self._wanted(PREFERENCE, history, position, titles)
-        for position, kinds in self._intention_places(history):
-            if history.review_rows[position] < 0:
-                self.counts["positions_without_review"] += 1
-                continue
-            review = scrub(self._data.reviews[history.review_rows[position]], self._scrubbed)
-            for kind in kinds:
-                yield self._wanted(kind, history, position, (review,))
+        reviewed = dict(self._intention_places(history))
+        back_translated = self._back_translated(len(history.item_ids))
+        for position in sorted({*reviewed, *back_translated}):
+            if position in reviewed:
+                yield from self._of_review(history, position, reviewed[position])
+            if position in back_translated:
+                item = self._data.items[history.item_ids[position]]
+                lines = [
+                    scrub(text, self._scrubbed) for text in (item.title, item.category) if text
+                ]
+                yield self._wanted(BACK_TRANSLATION, history, position, tuple(lines))
+
+    def _of_review(
+        self, history: History, position: int, kinds: tuple[str, ...]
+    ) -> Iterator[Wanted]:
+        """Yields the intentions of a review, if there is one."""
+        if history.review_rows[position] < 0:
+            self.counts["positions_without_review"] += 1
+            return
+        review = scrub(self._data.reviews[history.review_rows[position]], self._scrubbed)
+        for kind in kinds:
+            yield self._wanted(kind, history, position, (review,))
 
     def _wanted(self, kind: str, history: History, position: int, lines: tuple[str, ...]) -> Wanted:
         settings, prompt = self._settings, read_prompt(kind)
@@ -178,7 +219,18 @@ class WantedTexts:
             lines=lines,
             question=question,
             target=self._data.items[history.item_ids[position]],
+            fills=INTENTION if kind == BACK_TRANSLATION else kind,
+            is_paraphrased=PARAPHRASE in settings.augment
+            and kind != BACK_TRANSLATION
+            and position < len(history.item_ids) - 2,
         )
+
+    def _back_translated(self, length: int) -> range:
+        """Returns the training targets that a request is made from, if any is asked for."""
+        if BACK_TRANSLATION not in self._settings.augment:
+            return range(0)
+        first = 0 if self._settings.positions == ALL else max(length - 3, 0)
+        return range(first, max(length - 2, 0))
 
     def _preference_positions(self, length: int) -> list[int]:
         """Returns positions that have items before them."""

@@ -14,6 +14,7 @@ from instructrec_jax.teacher.settings import ClientSettings
 from instructrec_jax.teacher.wanted import WantedSettings, WantedTexts
 
 _KEY_DIGITS = 15  # of a question's sha256, by which it is known again
+_A_TEXT = "x" * 160  # in place of one that is still to be written
 _RETRIES = "An answer that cannot be used is asked for once more, which comes on top."
 
 
@@ -56,6 +57,10 @@ def _volumes(wanted: WantedTexts, answered: Callable[[list[str]], set[str]]) -> 
     for block in progress.track(wanted):
         known = answered([text.question.key for text in block])
         for text in block:
+            if text.is_paraphrased:
+                worded = text.paraphrase(_A_TEXT)
+                volume = volumes.setdefault(worded.prompt.kind, Volume())
+                volume.add(worded.question, expected_tokens=worded.prompt.expected_tokens)
             volume = volumes.setdefault(text.prompt.kind, Volume())
             key = text.question.key
             if (number := int(key[:_KEY_DIGITS], 16)) in seen:

@@ -14,6 +14,7 @@ from instructrec_jax.stages.annotate.export import (
 )
 from instructrec_jax.teacher.client import ask_all
 from instructrec_jax.teacher.outcomes import Answers, outcomes
+from instructrec_jax.teacher.prompts import PARAPHRASE
 from instructrec_jax.teacher.questions import Question
 from instructrec_jax.teacher.settings import ClientSettings
 from instructrec_jax.teacher.wanted import WantedSettings, WantedTexts
@@ -57,6 +58,9 @@ def run(
         if not asked["stopped"]:
             logger.info("annotate: answers that cannot be used are asked for once more")
             asked = ask_all(_retries(wanted, ledger), ledger, client)
+        if not asked["stopped"] and PARAPHRASE in settings.augment:
+            logger.info("annotate: texts at training targets are worded once more")
+            asked = ask_all(_paraphrases(wanted, ledger), ledger, client)
         if asked["stopped"]:
             return None
         return write_texts(data, ledger, settings, input_dir=input_dir, output_dir=output_dir)
@@ -75,3 +79,11 @@ def _retries(wanted: WantedTexts, ledger: Answers) -> Iterator[Question]:
         for outcome in outcomes(block, ledger):
             if outcome.retry is not None:
                 yield outcome.retry
+
+
+def _paraphrases(wanted: WantedTexts, ledger: Answers) -> Iterator[Question]:
+    """Yields the questions on what the answers before give."""
+    for block in wanted:
+        for outcome in outcomes(block, ledger):
+            if outcome.wanted.prompt.kind == PARAPHRASE:
+                yield outcome.wanted.question

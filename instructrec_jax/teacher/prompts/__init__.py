@@ -17,6 +17,7 @@ from instructrec_jax.teacher.questions import Question
 from instructrec_jax.teacher.scrubbing import data_block
 
 PREFERENCE, INTENTION, SECOND_INTENTION = "preference", "intention", "second_intention"
+PARAPHRASE, BACK_TRANSLATION = "paraphrase", "back_translation"
 RANKING, LIKELIHOOD = "ranking", "likelihood"
 
 
