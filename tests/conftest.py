@@ -57,6 +57,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
                 path.unlink(missing_ok=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the README first, whose test takes minutes: at the end a worker would wait for it."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 @pytest.fixture(autouse=True)
 def clean_seqio() -> Iterator[None]:
     """Takes out of SeqIO's registries, which are global, what a test added to them."""

@@ -73,7 +73,7 @@ def assert_equal(found, other):
         np.testing.assert_allclose(one.log_likelihood, two.log_likelihood, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_titles", [1, 10, NUM_ITEMS - 1])
+@pytest.mark.parametrize("num_titles", [1, NUM_ITEMS - 1])
 def test_with_a_beam_for_each_title_the_result_is_exact(num_titles):
     found = generate(num_titles=num_titles, num_beams=NUM_ITEMS)
     for row, generated in enumerate(found):
@@ -85,7 +85,7 @@ def test_with_a_beam_for_each_title_the_result_is_exact(num_titles):
         )
 
 
-@pytest.mark.parametrize("num_beams", [1, 2, 5, 12])
+@pytest.mark.parametrize("num_beams", [1, 5])
 def test_with_fewer_beams_every_title_has_its_own_log_likelihood(num_beams):
     found = generate(num_titles=num_beams)
     for row, generated in enumerate(found):
@@ -119,16 +119,14 @@ def test_excluded_items_are_never_returned():
         np.testing.assert_allclose(generated.log_likelihood, values[:10], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_beams", [2, 6])
-def test_excluded_items_take_no_place_in_the_beam(num_beams):
+def test_excluded_items_take_no_place_in_the_beam():
     """A search that excludes items is the search in a catalogue that never held them."""
     gone = {*range(0, NUM_ITEMS, 2), 11}
     rest = [item for item in range(NUM_ITEMS) if item not in gone]
     smaller = build_trie([titles()[item] for item in rest], rest)
-    found = generate(num_titles=num_beams, excluded=[gone] * 5)
-    model = tiny_model()
-    sizes = {"num_titles": num_beams, "num_beams": num_beams}
-    other = generate_from_catalogue(model, instructions(), smaller, **sizes)
+    found = generate(num_titles=2, excluded=[gone] * 5)
+    sizes = {"num_titles": 2, "num_beams": 2}
+    other = generate_from_catalogue(tiny_model(), instructions(), smaller, **sizes)
     assert_equal(found, other)
 
 

@@ -277,17 +277,19 @@ def test_gin_bindings_reach_the_stage_in_order(monkeypatch, capsys):
     assert capsys.readouterr().out == "the value of INFER_OUTPUT_DIR\n"
 
 
+DRY_RUN = ["train", "--dry_run", "--gin.DATA_DIR='nowhere'", "--gin.MODEL_DIR='model'"]
+DRY_RUN += [
+    f"--gin_file=gin/{name}.gin"
+    for name in ("models/flan_t5_small", "mixtures/ml_100k", "runs/from_scratch")
+]
+
+
 def test_a_dry_run_looks_at_devices_that_are_not_here_and_ends_with_its_verdict(tmp_path):
-    kinds = ("models/flan_t5_small", "mixtures/ml_100k", "runs/from_scratch")
-    given = ["--dry_run", "--gin.DATA_DIR='nowhere'", "--gin.MODEL_DIR='model'"]
-    start = [sys.executable, "-m", "instructrec_jax", "train", *given]
-    start += [f"--gin_file=gin/{kind}.gin" for kind in kinds]
     plain = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     plain["PYTHONPATH"] = str(Path(main.__file__).parents[2])
     options = {"cwd": tmp_path, "env": plain, "capture_output": True, "text": True}
-    done = subprocess.run(
-        [*start, "--num_devices=6", "--gin.NUM_PARTITIONS=2", "--gin.BATCH_SIZE=12"], **options
-    )
+    start = [sys.executable, "-m", "instructrec_jax", *DRY_RUN, "--num_devices=6"]
+    done = subprocess.run([*start, "--gin.NUM_PARTITIONS=2", "--gin.BATCH_SIZE=12"], **options)
     assert done.returncode == 1, done.stderr
     model, work, data, checkpoint, verdict = done.stdout.splitlines()[-5:]
     assert re.fullmatch(
@@ -299,9 +301,14 @@ def test_a_dry_run_looks_at_devices_that_are_not_here_and_ends_with_its_verdict(
     assert data.startswith("# data        nowhere/ml_100k holds no manifest.json")
     assert checkpoint == "# checkpoint  none: random weights"
     assert verdict == "# verdict     would stop because of data"
-    done = subprocess.run([*start, "--num_devices=6", "--gin.NUM_PARTITIONS=4"], **options)
-    said = " ".join(done.stderr.split())  # lines are folded
-    assert done.returncode == 2 and "(NUM_PARTITIONS) does not fit 6 devices" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_refuses_a_mesh_that_does_not_fit_the_devices(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main.main([*DRY_RUN, "--gin.NUM_PARTITIONS=3"]) == 2
+    said = " ".join(capsys.readouterr().err.split())  # lines are folded
+    assert "(NUM_PARTITIONS) does not fit 8 devices" in said
     assert not list(tmp_path.iterdir())
 
 
