@@ -33,8 +33,8 @@ from instructrec_jax.models.objectives import (
 )
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, place_batch
 from instructrec_jax.training import optimizers
-from instructrec_jax.training.loop import make_train_step
 from instructrec_jax.training.state import TrainState, abstract_state, state_shardings
+from instructrec_jax.training.step import make_train_step
 
 RATE = optimizers.constant(learning_rate=1e-2)
 ADAMW, ADAFACTOR = optimizers.adamw(learning_rate=RATE), optimizers.adafactor(learning_rate=RATE)

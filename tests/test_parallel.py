@@ -26,13 +26,13 @@ from instructrec_jax.parallel.mesh import (
     place_batch,
 )
 from instructrec_jax.training import optimizers
-from instructrec_jax.training.loop import make_train_step
 from instructrec_jax.training.state import (
     TrainState,
     abstract_state,
     initial_state,
     state_shardings,
 )
+from instructrec_jax.training.step import make_train_step
 
 # Wide enough for Adafactor to factor its second moments, from 128 on.
 SIZES = {"vocab_size": 128, "emb_dim": 128, "mlp_dim": 256, "num_encoder_layers": 1}

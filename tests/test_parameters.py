@@ -130,6 +130,6 @@ def test_compute_dtype_and_dropout_are_no_sizes():
     source = Source(
         path=Path("there"), kind="hf", step=0, config=tiny_config(), read=lambda _: None, members=()
     )
-    source.check_fits(tiny_config(dropout_rate=0.1, dtype="bfloat16", remat=True))
+    source.check_fits(tiny_config(dropout_rate=0.1, dtype="bfloat16", remat_policy="full"))
     with pytest.raises(UserError, match="emb_dim is 16, not 32; vocab_size is 64, not 65"):
         source.check_fits(tiny_config(emb_dim=32, vocab_size=65))

@@ -13,9 +13,10 @@ from jax.sharding import PartitionSpec
 from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, place_batch
 from instructrec_jax.training import optimizers
-from instructrec_jax.training.loop import Actions, Periods, make_train_step, run_loop
+from instructrec_jax.training.loop import Actions, Periods, run_loop
 from instructrec_jax.training.metrics_log import MetricsLog, read_metrics
 from instructrec_jax.training.state import abstract_state, initial_state, shardings_of
+from instructrec_jax.training.step import make_train_step
 
 RATE = optimizers.constant(learning_rate=0.05)
 OPTIMIZERS = {

@@ -21,6 +21,7 @@ from instructrec_jax.stages.evaluate import ValidationSettings
 from instructrec_jax.stages.run_data import RunData
 from instructrec_jax.stages.train import Learning, TrainSettings, train
 from instructrec_jax.training import loop, optimizers, state
+from instructrec_jax.training.step import make_train_step
 
 LENGTHS = {"inputs": 256, "targets": 24, "history": 4}
 MODEL = tiny_config(vocab_size=600, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.1)
@@ -48,7 +49,7 @@ def shared_programs(model):
 
     def train_step(objective, optimizer, *, shardings, **settings):
         def step():
-            return loop.make_train_step(objective, optimizer, shardings=shardings, **settings)
+            return make_train_step(objective, optimizer, shardings=shardings, **settings)
 
         return once_for((model, objective, optimizers.describe(optimizer), settings), step)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from jax.sharding import Mesh
 
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints.arrays import read_checksums
@@ -18,6 +17,7 @@ from instructrec_jax.checkpoints.t5x_layout import SavedSlots
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import T5, T5Config
 from instructrec_jax.parallel.mesh import (
+    LogicalMesh,
     MeshSettings,
     abstract_model,
     describe_placement,
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 TOKENIZER_FILE = "spiece.model"  # as Hugging Face names it; we keep the name
 _OUR_KEYS = (b"settings", b"drops")  # two, since one may be damaged
 # Fields of T5Config that no checkpoint knows: they are choices of a run.
-_NOT_STORED = {"dropout_rate", "dtype", "remat"}
+_NOT_STORED = {"dropout_rate", "dtype", "remat_policy"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Source:
       path: the folder that holds it.
       kind: "native", "hf", "t5x", or "lora": adapters, which `read` merges into their base.
       step: training steps taken, 0 where it does not say.
-      config: sizes of its model; dropout, compute dtype and remat are the defaults.
+      config: sizes of its model; dropout, compute dtype and remat policy are the defaults.
       read: gives the neutral array of a name; asked layer by layer of one parameter after another.
       members: the files, or the one folder, whose bytes it consists of.
       tokenizer: the SentencePiece model beside it, if there is one.
@@ -196,7 +196,7 @@ def load_model(source: Source, abstract_model: T5) -> T5:
 
 def open_for_run(
     path: str, config: T5Config, mesh: MeshSettings, *, work: str, output_dir: str
-) -> tuple[Source, Mesh, T5]:
+) -> tuple[Source, LogicalMesh, T5]:
     """Opens a checkpoint that a run uses, and says for what and what memory its model takes.
 
     Args:

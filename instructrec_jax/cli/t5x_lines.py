@@ -57,10 +57,6 @@ def _none(theirs: str, note: str) -> Line:
 _WRITES_METRICS = (
     "evaluation writes metrics alone, and `instructrec score` every candidate's log-likelihood"
 )
-_NO_HARDWARE_RNG = (
-    "draws depend on RANDOM_SEED and the step alone, on every kind of device, so that an "
-    "interrupted run goes on as it would have"
-)
 _SHUFFLED = "training examples are always shuffled, in an order of RANDOM_SEED"
 _T5_ONLY = "Flan-T5's architecture is the only one"
 
@@ -69,7 +65,6 @@ MACROS = {
     "JSON_WRITE_N_RESULTS": f"leave it out: {_WRITES_METRICS}",
     "MIXTURE_OR_TASK_SPLIT": "write SPLIT",
     "SHUFFLE_TRAIN_EXAMPLES": f"leave it out: {_SHUFFLED}",
-    "USE_HARDWARE_RNG": f"leave it out: {_NO_HARDWARE_RNG}",
 }
 
 FLAGS = {
@@ -107,6 +102,7 @@ LINES: tuple[Line, ...] = (
         eval_steps="EVAL_STEPS",
         eval_period="EVAL_PERIOD",
         random_seed="RANDOM_SEED",
+        use_hardware_rng="USE_HARDWARE_RNG",
     ),
     _near("train_script.train.model", "MODEL", "or a file of gin/models"),
     _near("train_script.train.stats_period", "LOG_PERIOD", "its values are of one step"),
@@ -116,7 +112,6 @@ LINES: tuple[Line, ...] = (
     _near("train_script.train.checkpoint_cfg", "INITIAL_CHECKPOINT_PATH|loop.Periods.checkpoint"),
     _near("train_script.train.partitioner", "NUM_PARTITIONS"),
     _near("train_script.train.trainer_cls", "OBJECTIVE|OPTIMIZER"),
-    _none("train_script.train.use_hardware_rng", _NO_HARDWARE_RNG),
     _none("train_script.train.run_eval_before_training", "see `instructrec eval`"),
     _none("train_script.train.summarize_config_fn", "MODEL_DIR/config.gin holds the whole config"),
     _none("train_script.train.inference_evaluator_cls", "HR and NDCG are always measured"),
@@ -197,11 +192,11 @@ LINES: tuple[Line, ...] = (
     _near("partitioning.PjitPartitioner.parameter_partitioning_dims", "mesh.MeshSettings.fsdp"),
     _near(
         "partitioning.PjitPartitioner.logical_axis_rules",
-        "mesh.MeshSettings.tensor|mesh.MeshSettings.fsdp",
-        "the rules are fixed",
+        "mesh.MeshSettings.logical_axis_rules",
+        "a mapping of those that differ, to the mesh axes data, fsdp and tensor",
     ),
     # Learning.
-    _near("trainer.Trainer.num_microbatches", "BATCH_SIZE|t5.T5Config.remat", "to save memory"),
+    *_same("trainer.Trainer", num_microbatches="NUM_MICROBATCHES"),
     _near("trainer.Trainer.learning_rate_fn", "optimizers.adafactor.learning_rate"),
     *_same("utils.create_learning_rate_scheduler", base_learning_rate="LEARNING_RATE"),
     _near(
@@ -248,6 +243,7 @@ LINES: tuple[Line, ...] = (
         vocab_size="VOCAB_SIZE",
         dtype="DTYPE",
         dropout_rate="DROPOUT_RATE",
+        remat_policy="t5.T5Config.remat_policy",
         **{
             name: f"t5.T5Config.{name}"
             for name in (
@@ -259,7 +255,6 @@ LINES: tuple[Line, ...] = (
     _none("network.T5Config.mlp_activations", _T5_ONLY + ": ('gelu', 'linear')"),
     _none("network.T5Config.logits_via_embedding", _T5_ONLY + ": False"),
     _none("network.T5Config.float32_attention_logits", "logits are always float32"),
-    _near("network.T5Config.remat_policy", "t5.T5Config.remat", "True or False"),
     _none("network.T5Config.scan_layers", "layers are scanned; checkpoints of both kinds load"),
 )
 

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
@@ -32,8 +31,9 @@ from instructrec_jax.models.incremental_decoding import (
     read_tokens,
     reorder,
 )
+from instructrec_jax.models.sharding import constrained_by
 from instructrec_jax.models.t5 import T5
-from instructrec_jax.parallel.mesh import check_rows, place_batch
+from instructrec_jax.parallel.mesh import LogicalMesh, check_rows, place_batch
 
 _ROUNDING = 64  # instructions are padded to multiples of it, for few compiled shapes
 METADATA_KEY = b"instructrec"
@@ -81,7 +81,7 @@ def generate_from_catalogue(
     num_beams: int | None = None,
     excluded: Sequence[Collection[int]] | None = None,
     batch_size: int = 8,
-    mesh: Mesh | None = None,
+    mesh: LogicalMesh | None = None,
 ) -> list[Generated]:
     """Returns the likeliest titles of a catalogue under each instruction.
 
@@ -123,7 +123,8 @@ def generate_from_catalogue(
     results: dict[int, Generated] = {}
     for members, batch in _batches(instructions, catalogue, hidden, batch_size):
         placed = batch if mesh is None else place_batch(batch, mesh)
-        found = _search(model, placed["instructions"], placed["blocked"], trie, sizes=sizes)
+        tokens, blocked = placed["instructions"], placed["blocked"]
+        found = _search(model, tokens, blocked, trie, sizes=sizes, mesh=mesh)
         for member, titles, log_likelihood in zip(members, *map(np.asarray, found), strict=False):
             gone = list(excluded[member])
             own = [catalogue.item_ids[title] for title in titles]
@@ -217,11 +218,24 @@ class _State(NamedTuple):
     cache: Cache
 
 
-@functools.partial(jax.jit, static_argnames="sizes")
+@functools.partial(jax.jit, static_argnames=("sizes", "mesh"))
 def _search(
-    model: T5, tokens: Array, blocked: Array, trie: _Trie, *, sizes: _Sizes
+    model: T5,
+    tokens: Array,
+    blocked: Array,
+    trie: _Trie,
+    *,
+    sizes: _Sizes,
+    mesh: LogicalMesh | None,
 ) -> tuple[Array, Array]:
     """Returns the titles, int32 [B, titles], and log-likelihoods, of instructions [B, S]."""
+    with constrained_by(None if mesh is None else mesh.constraints):
+        return _best_titles(model, tokens, blocked, trie, sizes=sizes)
+
+
+def _best_titles(
+    model: T5, tokens: Array, blocked: Array, trie: _Trie, *, sizes: _Sizes
+) -> tuple[Array, Array]:
     num_rows = len(tokens)
     walk = _Walk(model, read_instructions(model, tokens), trie, blocked)
     is_real = jnp.any(tokens > 0, axis=1, keepdims=True)
@@ -353,9 +367,9 @@ def _sizes(catalogue: CatalogueTrie, *, num_titles: int, num_beams: int) -> _Siz
     )
 
 
-def _on_devices(catalogue: CatalogueTrie, mesh: Mesh | None) -> _Trie:
+def _on_devices(catalogue: CatalogueTrie, mesh: LogicalMesh | None) -> _Trie:
     """Returns the tree, whole on every device."""
-    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    sharding = None if mesh is None else mesh.sharding()
     names = _Trie._fields
     return _Trie(*(jax.device_put(getattr(catalogue, name), sharding) for name in names))
 

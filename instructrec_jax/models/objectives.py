@@ -45,7 +45,8 @@ def training_logits(
         cross_mask=same_segment(segments, encoder_segments)[:, None],
         dropout_key=dropout_key,
     )[:, 0]
-    return model.logits(hidden), model.target_logits(hidden, targets)
+    logits = model.logits(hidden)
+    return logits, model.target_logits(hidden, targets, logits)
 
 
 def candidate_log_likelihood(model: T5, batch: Batch, dropout_key: Array | None = None) -> Array:
@@ -87,8 +88,9 @@ def _packed_token_log_likelihood(model: T5, batch: Batch, dropout_key: Array | N
         cross_mask=(owners > 0)[..., None] & (encoder_segments > 0)[:, None, None, :],
         dropout_key=dropout_key,
     )
-    log_z = jax.nn.logsumexp(model.logits(hidden), axis=-1)
-    return jnp.where(owners > 0, model.target_logits(hidden, targets) - log_z, 0.0)
+    logits = model.logits(hidden)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    return jnp.where(owners > 0, model.target_logits(hidden, targets, logits) - log_z, 0.0)
 
 
 def pack_candidates(
@@ -212,6 +214,7 @@ TOTAL_TOKENS = "NUM_TOTAL_TARGET_TOKENS"
 PER_SEQUENCE = "AVERAGE_PER_SEQUENCE"
 NORMALIZING_FACTORS = (REAL_TOKENS, TOTAL_TOKENS, PER_SEQUENCE)
 Metrics = dict[str, Array]
+Totals = tuple[Array | float, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -241,13 +244,30 @@ class NegativeLogLikelihood:
             object.__setattr__(self, "loss_normalizing_factor", factor.upper())
         check_fields(self)
 
+    def totals(self, batch: Batch) -> Totals:
+        """Returns what the loss and the metrics of a batch are divided by."""
+        is_counted = batch["decoder_loss_weights"].astype(jnp.float32)
+        return self._weights(batch, is_counted)[1], jnp.sum(is_counted)
+
     def __call__(
-        self, model: T5, batch: Batch, dropout_key: Array | None = None
+        self,
+        model: T5,
+        batch: Batch,
+        dropout_key: Array | None = None,
+        totals: Totals | None = None,
     ) -> tuple[Array, Metrics]:
-        """Returns (loss, metrics) of a training batch, float32 scalars."""
+        """Returns (loss, metrics) of a training batch, float32 scalars.
+
+        Args:
+          model: the model.
+          batch: as for `training_logits`, with `decoder_loss_weights` int32 [B, T].
+          dropout_key: a key in training, None otherwise.
+          totals: those of a larger batch that this one is a part of; None: its own.
+        """
         logits, target_logits = training_logits(model, batch, dropout_key)
         is_counted = batch["decoder_loss_weights"].astype(jnp.float32)
-        weights, factor = self._weights(batch, is_counted)
+        weights, _ = self._weights(batch, is_counted)
+        factor, num_tokens = self.totals(batch) if totals is None else totals
         loss, _ = cross_entropy(
             logits,
             target_logits,
@@ -257,8 +277,7 @@ class NegativeLogLikelihood:
         )
         # The plain one, whatever the loss is: it can be compared between runs.
         nll, _ = cross_entropy(logits, target_logits, is_counted, z_loss=0.0, label_smoothing=0.0)
-        num_tokens = jnp.sum(is_counted)
-        metrics = {"nll_per_token": nll / num_tokens, "num_target_tokens": num_tokens}
+        metrics = {"nll_per_token": nll / num_tokens, "num_target_tokens": jnp.sum(is_counted)}
         return loss / factor, metrics
 
     def _weights(self, batch: Batch, is_counted: Array) -> tuple[Array, Array | float]:
@@ -303,12 +322,27 @@ class Listwise:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def totals(self, batch: Batch) -> Totals:
+        """Returns what the loss and the metrics of a batch are divided by: its counted rows."""
+        return (jnp.maximum(jnp.sum(_is_ranked(batch), dtype=jnp.float32), 1.0),)
+
     def __call__(
-        self, model: T5, batch: Batch, dropout_key: Array | None = None
+        self,
+        model: T5,
+        batch: Batch,
+        dropout_key: Array | None = None,
+        totals: Totals | None = None,
     ) -> tuple[Array, Metrics]:
-        """Returns (loss, metrics) of a packed ranking batch with `target_index` [B], float32."""
+        """Returns (loss, metrics) of a packed ranking batch with `target_index` [B], float32.
+
+        Args:
+          model: the model.
+          batch: as for `candidate_log_likelihood`, with `target_index` int32 [B].
+          dropout_key: a key in training, None otherwise.
+          totals: those of a larger batch that this one is a part of; None: its own.
+        """
         num_tokens, target_index = batch["num_tokens"], batch["target_index"]
-        is_counted = (target_index >= 0) & jnp.any(num_tokens > 0, axis=1)
+        is_counted = _is_ranked(batch)
         sums = candidate_log_likelihood(model, batch, dropout_key)
         means = sums / jnp.maximum(num_tokens, 1)
         values = self.scale * (means if self.normaliser == "mean" else sums)
@@ -316,13 +350,18 @@ class Listwise:
         target = jnp.where(is_counted, target_index, 0)[:, None]
         target_means = jnp.take_along_axis(means, target, axis=-1)[:, 0]
         nll = -jnp.sum(jnp.where(is_counted, target_means, 0.0))
-        num_rows = jnp.maximum(jnp.sum(is_counted, dtype=jnp.float32), 1.0)
+        (num_rows,) = self.totals(batch) if totals is None else totals
         metrics = {
             "listwise": listwise / num_rows,
             "nll_per_token": nll / num_rows,
             "hr@1": num_hits / num_rows,
         }
         return (listwise + self.nll_weight * nll) / num_rows, metrics
+
+
+def _is_ranked(batch: Batch) -> Array:
+    """Returns which rows have a target among candidates, bool [B]."""
+    return (batch["target_index"] >= 0) & jnp.any(batch["num_tokens"] > 0, axis=1)
 
 
 Objective = NegativeLogLikelihood | Listwise

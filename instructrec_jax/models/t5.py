@@ -6,7 +6,8 @@ unscaled logits, no 1/sqrt(d) in attention, one relative-position table per stac
 cross-attention.
 
 A module here is a pytree: `jax.vmap` over its constructor stacks layers, `jax.lax.scan` runs them.
-Every parameter names its logical axes; `parallel` maps them to mesh axes.
+Every parameter names its logical axes, and so does every activation that may be split over devices
+(`models.sharding`); `parallel` maps them to mesh axes.
 
 Letters of the einsums and shapes:
   B batch, R target rows of one instruction, T query length, S key length, D emb, N heads,
@@ -17,6 +18,7 @@ Letters of the einsums and shapes:
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import jax
@@ -26,7 +28,8 @@ from jax import Array
 from jax.nn import initializers
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.settings import Range, check_fields
+from instructrec_jax.models.sharding import constrain, in_use, is_constrained
+from instructrec_jax.settings import OneOf, Range, check_fields
 
 MASKED = -1e10
 NORM_EPSILON = 1e-6
@@ -34,6 +37,15 @@ NORM_EPSILON = 1e-6
 
 Width = Annotated[int, Range(1, 2**24)]
 Layers = Annotated[int, Range(1, 1000)]
+_OF_WEIGHTS = ("convert_element_type", "sharding_constraint")
+# What a layer stores for its backward pass, by T5X's names; all else is computed again there.
+REMAT_POLICIES: Mapping[str, Callable[..., Any]] = {
+    # Weights gathered from other devices would be those of all layers: they are gathered again.
+    "none": lambda primitive, *_, **__: primitive.name not in _OF_WEIGHTS,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +64,9 @@ class T5Config:
       relative_buckets: rows of the relative-position table.
       relative_max_distance: distances from here on share the last bucket.
       dtype: compute type, "float32" or "bfloat16"; norms, softmax and logits are float32 always.
-      remat: recompute each layer's activations in the backward pass instead of storing them.
+      remat_policy: what each layer computes again in the backward pass to store less. "none": no
+        more than weights gathered from other devices; "dots": all but matrix products; "minimal":
+        all but products with weights (T5X's meaning); "full": everything.
     """
 
     vocab_size: Width = 32128
@@ -66,7 +80,7 @@ class T5Config:
     relative_buckets: Width = 32
     relative_max_distance: Width = 128
     dtype: str = "float32"
-    remat: bool = False
+    remat_policy: Annotated[str, OneOf(tuple(REMAT_POLICIES))] = "none"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -125,14 +139,20 @@ class Kernel(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Contracts the last `num_contracted` axes of `x` with the kernel's first, in its dtype."""
-        num, kernel = self.num_contracted, self.kernel[...].astype(x.dtype)
+        num, kernel = self.num_contracted, in_use(self.kernel, x.dtype)
         into, out_of = kernel.shape[:num], kernel.shape[num:]
-        # As one matrix product: of more than two axes, XLA's CPU code is three times slower.
+        shape = (*x.shape[: x.ndim - num], *out_of)
         rows = x.reshape(-1, math.prod(into))
-        product = einsum("XI,IO->XO", rows, kernel.reshape(math.prod(into), -1))
+        if is_constrained():  # merged axes cannot be split over several mesh axes
+            precision = _precision(x, kernel)
+            product = jnp.tensordot(x, kernel, num, precision=precision)
+        else:
+            # As one matrix product: of more than two axes, XLA's CPU code is three times slower.
+            product = einsum("XI,IO->XO", rows, kernel.reshape(math.prod(into), -1))
         if self.adapter is not None:
-            product = product + self.adapter(rows)
-        return product.reshape(*x.shape[: x.ndim - num], *out_of)
+            product = product.reshape(len(rows), -1) + self.adapter(rows)
+        axes = self.kernel.get_metadata()["logical_axes"]
+        return constrain(product.reshape(shape), *axes[num:])
 
 
 class RMSNorm(nnx.Module):
@@ -143,9 +163,9 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Norms the last axis of [..., D]; the result has the dtype of `x`."""
-        wide = x.astype(jnp.float32)
+        wide, scale = x.astype(jnp.float32), in_use(self.scale, jnp.float32)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        return (wide * jax.lax.rsqrt(mean_square + NORM_EPSILON) * self.scale[...]).astype(x.dtype)
+        return (wide * jax.lax.rsqrt(mean_square + NORM_EPSILON) * scale).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -168,12 +188,16 @@ class Attention(nnx.Module):
         self, queries_from: Array, keys_from: Array, bias: Array, dropout: Dropout
     ) -> Array:
         """Attends from [B, T, D] to [B, S, D]; `bias` broadcasts to [B, N, T, S], float32."""
-        query, key = self.query(queries_from), self.key(keys_from)
+        query = constrain(self.query(queries_from), "batch", "length", "heads", "kv")
+        key, value = (
+            constrain(kernel(keys_from), "batch", "key_length", "heads", "kv")
+            for kernel in (self.key, self.value)
+        )
         logits = einsum("BTNH,BSNH->BNTS", query, key).astype(jnp.float32)
         weights = jax.nn.softmax(logits + bias, axis=-1).astype(query.dtype)
         weights = dropout(weights, broadcast_axis=-2)
-        mixed = einsum("BNTS,BSNH->BTNH", weights, self.value(keys_from))
-        return self.out(mixed)
+        mixed = einsum("BNTS,BSNH->BTNH", weights, value)
+        return self.out(constrain(mixed, "batch", "length", "heads", "kv"))
 
 
 class GatedMlp(nnx.Module):
@@ -270,7 +294,8 @@ class RelativeBias(nnx.Module):
         )
         one_hot = jax.nn.one_hot(buckets, self.rel_embedding.shape[-1], dtype=jnp.float32)
         # A product instead of a gather: its gradient is a product too, not a slow scatter.
-        return einsum("NP,TSP->NTS", self.rel_embedding[...], one_hot)
+        bias = einsum("NP,TSP->NTS", self.rel_embedding[...], one_hot)
+        return constrain(bias, "heads", "length", "key_length")
 
 
 class Encoder(nnx.Module):
@@ -289,14 +314,14 @@ class Encoder(nnx.Module):
         keys = _split_or_none(dropout_key, 3)
         mask = same_segment(segments, segments)[:, None]
         bias = add_position_bias(mask, self.relpos_bias(embedded.shape[1]))
-        x = Dropout(self.config.dropout_rate, keys[0])(embedded, broadcast_axis=-2)
+        x = Dropout(self.config.dropout_rate, keys[0])(_stream(embedded), broadcast_axis=-2)
 
         def run(x: Array, layer_and_key: Any) -> tuple[Array, None]:
             layer, key = layer_and_key
-            return layer(x, bias, key), None
+            return _stream(layer(x, bias, key)), None
 
         layer_keys = _split_or_none(keys[1], self.config.num_encoder_layers)
-        x, _ = jax.lax.scan(_maybe_remat(run, self.config), x, (self.layers, _stacked(layer_keys)))
+        x, _ = jax.lax.scan(_with_remat(run, self.config), x, (self.layers, _stacked(layer_keys)))
         return Dropout(self.config.dropout_rate, keys[2])(self.encoder_norm(x))
 
 
@@ -335,15 +360,15 @@ class Decoder(nnx.Module):
         self_mask = (same_segment(segments, segments) & causal)[:, None]
         self_bias = add_position_bias(self_mask, self.relpos_bias(length))
         cross_bias = jnp.where(cross_mask[:, None], 0.0, MASKED)
-        x = Dropout(self.config.dropout_rate, keys[0])(embedded, broadcast_axis=-2)
+        x = Dropout(self.config.dropout_rate, keys[0])(_stream(embedded), broadcast_axis=-2)
 
         def run(x: Array, layer_and_key: Any) -> tuple[Array, None]:
             layer, key = layer_and_key
             biases = {"self_bias": self_bias, "cross_bias": cross_bias}
-            return layer(x, encoded, **biases, dropout_key=key), None
+            return _stream(layer(x, encoded, **biases, dropout_key=key)), None
 
         layer_keys = _split_or_none(keys[1], self.config.num_decoder_layers)
-        x, _ = jax.lax.scan(_maybe_remat(run, self.config), x, (self.layers, _stacked(layer_keys)))
+        x, _ = jax.lax.scan(_with_remat(run, self.config), x, (self.layers, _stacked(layer_keys)))
         # As in T5X the last mask is one for all tokens of a row, unlike the encoder's.
         return Dropout(self.config.dropout_rate, keys[2])(self.decoder_norm(x), broadcast_axis=-2)
 
@@ -358,7 +383,7 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: Array) -> Array:
         """Maps token ids, int32 of any shape, to [..., D] in the compute dtype."""
-        return self.embedding[...].astype(self.dtype)[tokens]
+        return constrain(in_use(self.embedding, self.dtype)[tokens], "embed")
 
 
 class T5(nnx.Module):
@@ -429,16 +454,21 @@ class T5(nnx.Module):
         """Maps [..., T, D] from `decode` to the logits of every next token, [..., T, V]."""
         return self.logits_dense(hidden)
 
-    def target_logits(self, hidden: Array, targets: Array) -> Array:
+    def target_logits(self, hidden: Array, targets: Array, logits: Array) -> Array:
         """Returns the logit of each target token alone, float32 [..., T].
 
         Reading the targets' columns of the kernel costs far less than picking them out of all
-        logits, whose gradient would be scattered over the whole vocabulary.
+        logits, whose gradient would be scattered over the whole vocabulary. Where devices share
+        the vocabulary each picks from its own logits, without a scatter.
 
         Args:
           hidden: float32 [..., T, D] from `decode`.
           targets: int32 [..., T].
+          logits: float32 [..., T, V], those of `hidden`.
         """
+        if is_constrained():
+            is_target = targets[..., None] == jnp.arange(logits.shape[-1])
+            return jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
         columns = self.logits_dense.kernel[...].T[targets]
         if self.logits_dense.adapter is not None:
             columns = columns + self.logits_dense.adapter.columns(targets)
@@ -455,9 +485,12 @@ def einsum(subscripts: str, *arrays: Array) -> Array:
     By default GPUs and TPUs round the factors of float32 products to TF32 or bfloat16, and nothing
     would hold to 1e-5. On CPU, where the tests run (at XLA's optimisation level 0), both are equal.
     """
+    return jnp.einsum(subscripts, *arrays, precision=_precision(*arrays))
+
+
+def _precision(*arrays: Array) -> jax.lax.Precision | None:
     is_float32 = all(array.dtype == jnp.float32 for array in arrays)
-    precision = jax.lax.Precision.HIGHEST if is_float32 else None
-    return jnp.einsum(subscripts, *arrays, precision=precision)
+    return jax.lax.Precision.HIGHEST if is_float32 else None
 
 
 def example_segments(tokens: Array) -> Array:
@@ -529,5 +562,15 @@ def _stacked(keys: list[Array] | list[None]) -> Array | None:
     return None if keys[0] is None else jnp.stack(keys)
 
 
-def _maybe_remat(body: Any, config: T5Config) -> Any:
-    return jax.checkpoint(body) if config.remat else body
+def _stream(x: Array) -> Array:
+    """Returns what goes from layer to layer, [B, T, D], split as the rules say."""
+    return constrain(x, "batch", "length", "embed")
+
+
+def _with_remat(body: Any, config: T5Config) -> Any:
+    """Returns the body of a scan over layers, which stores what the policy lets it store."""
+    if config.remat_policy == "none" and not is_constrained():
+        return body
+    # In a scan nothing can be merged with its recomputation, which is what `prevent_cse` prevents.
+    policy = REMAT_POLICIES[config.remat_policy]
+    return jax.checkpoint(body, policy=policy, prevent_cse=False)

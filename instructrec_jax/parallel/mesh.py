@@ -1,8 +1,9 @@
 """The device mesh, the table from logical to mesh axes, and the shardings that follow from it."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import jax
@@ -18,43 +19,160 @@ MeshAxes = str | tuple[str, ...] | None
 Tree = TypeVar("Tree")
 
 # Parameters are sharded over "fsdp" along embed and over "tensor" along heads, mlp and vocab;
-# activations along the batch only, over both "data" and "fsdp".
+# activations over "data" and "fsdp" along the batch, and over "tensor" as the parameters are. In
+# an activation an axis leaves a mesh axis to those that stand before it here.
 DEFAULT_RULES: Mapping[str, MeshAxes] = {
     "batch": ("data", "fsdp"),
-    "length": None,
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv": None,
-    "mlp": "tensor",
     "vocab": "tensor",
+    "mlp": "tensor",
+    "heads": "tensor",
+    "length": None,
+    "key_length": None,  # of the keys that every query reads
+    "embed": "fsdp",
+    "kv": None,
     "layers": None,
     "relpos_buckets": None,
     "lora_rank": None,
 }
+_OF_ACTIVATIONS = {"batch", "length"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshSettings:
-    """How many devices each mesh axis has.
+    """How many devices each mesh axis has, and which logical axes are split over it.
 
     Attributes:
       data: copies of the model; -1 takes the devices that the others leave.
       fsdp: devices that share each copy's parameters along embed and split its batch.
       tensor: devices that share heads, mlp and vocab (T5X's NUM_PARTITIONS).
+      logical_axis_rules: changes of `DEFAULT_RULES`: the mesh axis, a list of them, or None for a
+        logical axis. {"length": "tensor"} splits long inputs between layers as well; with None for
+        heads, mlp and vocab also inside them.
     """
 
     data: Annotated[int, Range(-1)] = -1
     fsdp: Annotated[int, Range(-1)] = 1
     tensor: Annotated[int, Range(-1)] = 1
+    logical_axis_rules: Mapping[str, str | Sequence[str] | None] = dataclasses.field(
+        default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) == 0:
-                raise refuse(self, field.name, "a number of devices, or -1: those that are left")
+        for field in ("data", "fsdp", "tensor"):
+            if getattr(self, field) == 0:
+                raise refuse(self, field, "a number of devices, or -1: those that are left")
+        for axis, mesh_axes in self.logical_axis_rules.items():
+            if axis not in DEFAULT_RULES:
+                raise unknown_name("logical axis of logical_axis_rules", axis, DEFAULT_RULES)
+            if axis == "layers" and mesh_axes:
+                raise refuse(self, "logical_axis_rules", "no rule for layers: they run in turn")
+            names = _names(mesh_axes)
+            for name in names:
+                if name not in MESH_AXES:
+                    raise unknown_name(
+                        f"mesh axis of {axis} in logical_axis_rules", name, MESH_AXES
+                    )
+            if len(set(names)) < len(names):
+                raise refuse(self, "logical_axis_rules", f"no mesh axis twice for {axis}")
+
+    @property
+    def rules(self) -> dict[str, MeshAxes]:
+        """The whole table."""
+        own = {
+            k: v if isinstance(v, str) else _names(v) for k, v in self.logical_axis_rules.items()
+        }
+        return {axis: own.get(axis, rule) or None for axis, rule in DEFAULT_RULES.items()}
 
 
-def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -> Mesh:
+@dataclasses.dataclass(frozen=True)
+class LogicalMesh:
+    """Devices on named axes, and the rules that say which logical axes are split over which.
+
+    It is a `models.sharding.Constraints`.
+
+    Attributes:
+      devices: the mesh, with the axes "data", "fsdp" and "tensor".
+      rules: (logical axis, mesh axes), in the order in which activations follow them.
+    """
+
+    devices: Mesh
+    rules: tuple[tuple[str, MeshAxes], ...] = tuple(DEFAULT_RULES.items())
+
+    @property
+    def shape(self) -> Mapping[str, int]:
+        """Number of devices of each mesh axis."""
+        return self.devices.shape
+
+    @property
+    def constraints(self) -> "LogicalMesh | None":
+        """What models are constrained by: nothing on a single device."""
+        return self if self.devices.size > 1 else None
+
+    def sharding(self, *axes: str | None) -> NamedSharding:
+        """Returns how a parameter or a batch with these logical axes is stored."""
+        return NamedSharding(self.devices, partition_spec(axes, dict(self.rules)))
+
+    def constrain(self, array: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        """Returns an activation whose last dimensions are split as the rules say.
+
+        A dimension that the devices do not divide stays whole.
+        """
+        used, first = self._used(axes), array.ndim - len(axes)
+        spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * array.ndim
+        for dimension, axis in enumerate(axes, start=first):
+            if axis is not None:
+                names = used[axis]
+                spec[dimension] = names if not array.shape[dimension] % self._size(names) else None
+        sharding = NamedSharding(self.devices, PartitionSpec(*spec))
+        return jax.lax.with_sharding_constraint(array, sharding)
+
+    def gather(self, weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        """Returns a weight gathered over the mesh axes that split the batch.
+
+        Its gradient is summed over the batch into the shards that the weight is stored in.
+        """
+        used = self._used(axes)
+        spec = PartitionSpec(*(used[axis] if axis else None for axis in axes))
+        return _gather(weight, NamedSharding(self.devices, spec), self.sharding(*axes))
+
+    def _used(self, axes: tuple[str | None, ...]) -> dict[str, tuple[str, ...]]:
+        """Returns the mesh axes of each logical axis of an activation, or of a weight in use.
+
+        What batch and length are split over is theirs, whether or not the array has them.
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        taken: set[str] = set()
+        for axis, mesh_axes in self.rules:
+            if axis in axes or axis in _OF_ACTIVATIONS:
+                found[axis] = tuple(name for name in _names(mesh_axes) if name not in taken)
+                taken.update(found[axis])
+        return found
+
+    def _size(self, names: tuple[str, ...]) -> int:
+        return math.prod(self.shape[name] for name in names)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(weight: jax.Array, used: NamedSharding, stored: NamedSharding) -> jax.Array:
+    """Returns the weight split as it is used; its gradient is split as it is stored."""
+    # Both ends are fixed: else the compiler gathers before a cast to a narrower dtype, and gets the
+    # gradient of an embedding by an all-to-all of activations.
+    return _resharded(weight, stored, used)
+
+
+def _resharded(array: jax.Array, before: NamedSharding, after: NamedSharding) -> jax.Array:
+    held = jax.lax.with_sharding_constraint(array, before)
+    return jax.lax.with_sharding_constraint(held, after)
+
+
+_gather.defvjp(
+    lambda weight, used, stored: (_resharded(weight, stored, used), None),
+    lambda used, stored, _, gradient: (_resharded(gradient, used, stored),),
+)
+
+
+def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -> LogicalMesh:
     """Returns the mesh ("data", "fsdp", "tensor") over all devices, or those given.
 
     Raises:
@@ -71,14 +189,17 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
             f"(NUM_PARTITIONS) does not fit {len(devices)} devices: the three must multiply to "
             "that number (one may be -1)"
         )
-    # Auto: XLA chooses how intermediate arrays are sharded; JAX also orders devices by their links.
-    return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * len(shape), devices=devices)
+    # Auto: the compiler fills in what `LogicalMesh.constrain` leaves open. JAX also orders devices
+    # by their links.
+    axis_types = (AxisType.Auto,) * len(shape)
+    made = jax.make_mesh(shape, MESH_AXES, axis_types, devices=devices)
+    return LogicalMesh(made, tuple(settings.rules.items()))
 
 
 def partition_spec(
-    logical_axes: tuple[str, ...], rules: Mapping[str, MeshAxes] = DEFAULT_RULES
+    logical_axes: tuple[str | None, ...], rules: Mapping[str, MeshAxes] = DEFAULT_RULES
 ) -> PartitionSpec:
-    """Returns how an array with these logical axes is sharded over the mesh.
+    """Returns how an array with these logical axes is stored on the mesh.
 
     Raises:
       UserError: if an axis has no rule, or two axes have one mesh axis.
@@ -87,26 +208,20 @@ def partition_spec(
       `partition_spec(("embed", "mlp"))` is `PartitionSpec("fsdp", "tensor")`.
     """
     for axis in logical_axes:
-        if axis not in rules:
+        if axis is not None and axis not in rules:
             raise unknown_name("logical axis", axis, rules)
-    placed = [rules[axis] for axis in logical_axes]
-    taken = [name for axes in placed for name in ((axes,) if isinstance(axes, str) else axes or ())]
+    placed = [None if axis is None else rules[axis] for axis in logical_axes]
+    taken = [name for axes in placed for name in _names(axes)]
     for name in set(taken):
         if taken.count(name) > 1:
             raise UserError(
                 f"logical axes {logical_axes} put two axes of one array on mesh axis {name!r}; "
-                "give one of them another rule"
+                "give one of them another rule (mesh.MeshSettings.logical_axis_rules)"
             )
     return PartitionSpec(*placed)
 
 
-def shardings(
-    tree: Any,
-    mesh: Mesh,
-    rules: Mapping[str, MeshAxes] = DEFAULT_RULES,
-    *,
-    is_strict: bool = True,
-) -> Any:
+def shardings(tree: Any, mesh: LogicalMesh, *, is_strict: bool = True) -> Any:
     """Returns the sharding of every array of a pytree, by the logical axes that it names.
 
     Logical axes are metadata of an `nnx.Variable`. Optax keeps them in its state, whose moments are
@@ -115,7 +230,6 @@ def shardings(
     Args:
       tree: a pytree of arrays or shapes, some inside `nnx.Variable`s.
       mesh: the device mesh.
-      rules: logical axis to mesh axis.
       is_strict: whether an array that its axes do not divide is an error; otherwise it is on every
         device. Optimizers may keep arrays under a parameter's axes that have another shape.
 
@@ -127,19 +241,19 @@ def shardings(
     """
 
     def choose(path: tuple[Any, ...], leaf: Any) -> Any:
-        spec = PartitionSpec()
+        chosen = mesh.sharding()
         axes = logical_axes(leaf) if isinstance(leaf, nnx.Variable) else None
         if axes is not None:
-            wanted = partition_spec(axes, rules)
-            problem = _indivisible(leaf.shape, wanted, mesh)
+            wanted = mesh.sharding(*axes)
+            problem = _indivisible(leaf.shape, wanted)
             if problem and is_strict:
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise UserError(
                     f"parameter {name} of shape {leaf.shape} cannot be split: {problem}; choose "
                     "another mesh"
                 )
-            spec = PartitionSpec() if problem else wanted
-        return jax.tree.map(lambda _: NamedSharding(mesh, spec), leaf)
+            chosen = chosen if problem else wanted
+        return jax.tree.map(lambda _: chosen, leaf)
 
     is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
     return jax.tree_util.tree_map_with_path(choose, tree, is_leaf=is_variable)
@@ -155,7 +269,7 @@ def abstract(make: Callable[[], Tree], placed: Callable[[Tree], Tree]) -> Tree:
     )
 
 
-def abstract_model(init: Callable[[jax.Array], Tree], mesh: Mesh) -> Tree:
+def abstract_model(init: Callable[[jax.Array], Tree], mesh: LogicalMesh) -> Tree:
     """Returns a model's shapes with their shardings; nothing is computed or allocated.
 
     Args:
@@ -210,17 +324,17 @@ def bytes_per_device(tree: Any) -> int:
     )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: LogicalMesh) -> NamedSharding:
     """Returns the sharding of a batch: rows over "data" and "fsdp", the rest whole."""
-    return NamedSharding(mesh, partition_spec(("batch",)))
+    return mesh.sharding("batch")
 
 
-def num_batch_shares(mesh: Mesh) -> int:
+def num_batch_shares(mesh: LogicalMesh) -> int:
     """Returns how many parts a batch is split into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.prod(mesh.shape[name] for name in _names(dict(mesh.rules)["batch"]))
 
 
-def check_rows(num_rows: int, mesh: Mesh, *, name: str) -> None:
+def check_rows(num_rows: int, mesh: LogicalMesh, *, name: str) -> None:
     """Raises where a batch cannot be split evenly over the mesh.
 
     Args:
@@ -233,13 +347,14 @@ def check_rows(num_rows: int, mesh: Mesh, *, name: str) -> None:
     """
     shares = num_batch_shares(mesh)
     if num_rows < 1 or num_rows % shares:
+        axes = " x ".join(_names(dict(mesh.rules)["batch"]))
         raise UserError(
-            f"{name} is {num_rows}; expected a multiple of data x fsdp = {shares}, the devices "
+            f"{name} is {num_rows}; expected a multiple of {axes} = {shares}, the devices "
             "that share the rows of a batch"
         )
 
 
-def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def place_batch(batch: Mapping[str, np.ndarray], mesh: LogicalMesh) -> dict[str, jax.Array]:
     """Moves the numeric arrays of a numpy batch onto the mesh and leaves text out.
 
     Args:
@@ -260,13 +375,17 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     }
 
 
-def _indivisible(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str:
+def _indivisible(shape: tuple[int, ...], sharding: NamedSharding) -> str:
     """Returns why an array cannot be sharded so, "" where it can."""
-    if len(shape) != len(spec):
-        return f"it has {len(shape)} dimensions and {len(spec)} logical axes"
-    for size, axes in zip(shape, spec, strict=True):
-        names = (axes,) if isinstance(axes, str) else axes or ()
-        shares = math.prod(mesh.shape[axis] for axis in names)
+    if len(shape) != len(sharding.spec):
+        return f"it has {len(shape)} dimensions and {len(sharding.spec)} logical axes"
+    for size, axes in zip(shape, sharding.spec, strict=True):
+        shares = math.prod(sharding.mesh.shape[axis] for axis in _names(axes))
         if size % shares:
             return f"{size} is not divisible by the {shares} devices of mesh axis {axes!r}"
     return ""
+
+
+def _names(axes: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Returns mesh axes as a tuple of names."""
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())

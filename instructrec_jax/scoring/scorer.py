@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from instructrec_jax.models import shared_decoding
+from instructrec_jax.models.sharding import constrained_by
 from instructrec_jax.models.shared_decoding import FlatInstructions, Memory, PrefixTrees
 from instructrec_jax.models.t5 import T5
-from instructrec_jax.parallel.mesh import DEFAULT_RULES, batch_sharding, num_batch_shares
+from instructrec_jax.parallel.mesh import LogicalMesh, batch_sharding, num_batch_shares
 from instructrec_jax.scoring.prefix_trees import TokenRequest, Tokens, TreeBuilder, reading_order
 from instructrec_jax.scoring.shapes import Shapes, fit_shapes
 
@@ -174,7 +174,7 @@ class Scorer:
     depends on nothing but them, the model and the mesh.
     """
 
-    def __init__(self, mesh: Mesh, shapes: Shapes | None = None) -> None:
+    def __init__(self, mesh: LogicalMesh, shapes: Shapes | None = None) -> None:
         """Makes a scorer.
 
         Args:
@@ -259,20 +259,19 @@ class _Programs(NamedTuple):
 
 
 @functools.cache  # the scorers of a process share what is compiled for their mesh
-def _programs(mesh: Mesh) -> _Programs:
-    memory = NamedSharding(
-        mesh, PartitionSpec(DEFAULT_RULES["batch"], None, None, DEFAULT_RULES["heads"])
-    )
+def _programs(mesh: LogicalMesh) -> _Programs:
+    memory = mesh.sharding("batch", None, None, "heads")
+    by_group = functools.partial(_by_group, mesh)
     encode = jax.jit(
-        functools.partial(_encode_into, encode=_by_group(shared_decoding.encode)),
+        functools.partial(_encode_into, encode=by_group(shared_decoding.encode)),
         in_shardings=(None, memory, batch_sharding(mesh), None),
         out_shardings=memory,
         donate_argnums=1,
     )
     decode = jax.jit(
-        _by_group(shared_decoding.log_likelihood),
+        by_group(shared_decoding.log_likelihood),
         in_shardings=(None, memory, batch_sharding(mesh)),
-        out_shardings=NamedSharding(mesh, PartitionSpec()),
+        out_shardings=mesh.sharding(),
     )
     make_memory = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=memory)
     return _Programs(encode, decode, make_memory)
@@ -294,15 +293,16 @@ def _encode_into(
     return jax.tree.map(replace, memory, encode(model, instructions))
 
 
-def _by_group(function: Callable[..., Any]) -> Callable[..., Any]:
+def _by_group(mesh: LogicalMesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function of a model and arrays [groups, ...] that treats each group alone."""
 
     def run(model: T5, *arrays: Any) -> Any:
         (num_groups,) = {len(leaf) for leaf in jax.tree.leaves(arrays)}
-        if num_groups > 1:
-            return jax.vmap(function, in_axes=(None, *(0 for _ in arrays)))(model, *arrays)
-        # Without the axis: XLA's CPU code is a fourteenth slower with it.
-        only = jax.tree.map(lambda leaf: leaf[0], arrays)
-        return jax.tree.map(lambda leaf: leaf[None], function(model, *only))
+        with constrained_by(mesh.constraints):
+            if num_groups > 1:
+                return jax.vmap(function, in_axes=(None, *(0 for _ in arrays)))(model, *arrays)
+            # Without the axis: XLA's CPU code is a fourteenth slower with it.
+            only = jax.tree.map(lambda leaf: leaf[0], arrays)
+            return jax.tree.map(lambda leaf: leaf[None], function(model, *only))
 
     return run

@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
-from jax.sharding import Mesh
 
 from instructrec_jax.checkpoints.ranking_config import DEFAULT_NORMALISER, chosen_normaliser
 from instructrec_jax.checkpoints.source import load_model, open_source, open_vocabulary
@@ -17,6 +16,7 @@ from instructrec_jax.instructions.language import plain_text, plain_title
 from instructrec_jax.metrics.ranking import normalise
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.mesh import (
+    LogicalMesh,
     MeshSettings,
     abstract_model,
     make_mesh,
@@ -49,7 +49,7 @@ class RankingModel:
 
     model: T5
     vocabulary: SentencePieceModel
-    mesh: Mesh
+    mesh: LogicalMesh
     scorer: Scorer
     normaliser: str = DEFAULT_NORMALISER
 

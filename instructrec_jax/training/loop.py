@@ -1,6 +1,6 @@
-"""The jitted step and the loop around it: logging, checkpoints, evaluation, interruption.
+"""The loop around the training step: logging, checkpoints, evaluation, interruption.
 
-Both are generic in the model: they take any `nnx.Module` and any objective over it.
+It is generic in the model: it takes any `nnx.Module`.
 """
 
 import dataclasses
@@ -12,70 +12,16 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.models.adapters import EVERYTHING, FineTuning, join, split
-from instructrec_jax.parallel.mesh import batch_sharding
 from instructrec_jax.progress import Progress, Stop, StopAskedError, stop_on
 from instructrec_jax.settings import Count, check_fields
 from instructrec_jax.training.metrics_log import MetricsLog, as_table
 from instructrec_jax.training.state import TrainState
+from instructrec_jax.training.step import Metrics, TrainStep
 
 logger = logging.getLogger(__name__)
 NumpyBatch = Mapping[str, np.ndarray]
-Batch = Mapping[str, jax.Array]
-Metrics = dict[str, jax.Array]
-Objective = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
-
-def make_train_step(
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
-    *,
-    mesh: Mesh,
-    shardings: TrainState,
-    seed: int,
-    fine_tuning: FineTuning = EVERYTHING,
-) -> TrainStep:
-    """Returns the jitted step: loss, gradient, update; the state given to it is donated.
-
-    The objective's key is a function of (seed, step), so a resumed run drops the same activations.
-
-    Args:
-      objective: maps (model, batch, key) to (loss, metrics).
-      optimizer: an optax transformation.
-      mesh: the device mesh.
-      shardings: of every array of the state, as `state_shardings` gives them.
-      seed: of the objective's keys.
-      fine_tuning: what learns; the others have no gradient and no optimizer state.
-
-    Returns:
-      A function of (state, batch) that gives (state, metrics); metrics are float32 scalars, with
-      "loss" and "gradient_norm" among them.
-    """
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        trained, rest = split(state.model, fine_tuning)
-
-        def loss_of(trained: Any) -> tuple[jax.Array, Metrics]:
-            return objective(join(trained, rest), batch, key)
-
-        (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(trained)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trained)
-        model = join(optax.apply_updates(trained, updates), rest)
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), **metrics}
-        return TrainState(state.step + 1, model, optimizer_state), metrics
-
-    return jax.jit(
-        train_step,
-        donate_argnums=0,
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, None),
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +99,7 @@ def run_loop(
     Args:
       state: where to start; its buffers are donated.
       batches: endless numpy batches, beginning with the one that belongs to the state's step.
-      train_step: from `make_train_step`.
+      train_step: from `step.make_train_step`.
       periods: when to log, evaluate and save.
       actions: how to.
       log: where metrics go.

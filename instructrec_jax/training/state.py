@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
 
 from instructrec_jax.models.adapters import EVERYTHING, FineTuning, join, split, with_adapters
 from instructrec_jax.parallel import mesh as device_mesh
@@ -34,7 +33,7 @@ class TrainState(NamedTuple):
     optimizer_state: Any
 
 
-def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+def state_shardings(state: TrainState, mesh: device_mesh.LogicalMesh) -> TrainState:
     """Returns the sharding of every array of a state.
 
     Raises:
@@ -50,7 +49,7 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
 def abstract_state(
     init: Init,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    mesh: device_mesh.LogicalMesh,
     *,
     fine_tuning: FineTuning = EVERYTHING,
 ) -> TrainState:
@@ -75,7 +74,7 @@ def abstract_state(
 def initial_state(
     init: Init,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    mesh: device_mesh.LogicalMesh,
     *,
     seed: int,
     fine_tuning: FineTuning = EVERYTHING,

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints.source import Source, load_model, open_for_run
@@ -25,7 +24,7 @@ from instructrec_jax.generation.beam_search import (
 from instructrec_jax.generation.catalogue_trie import CatalogueTrie
 from instructrec_jax.metrics import ranking
 from instructrec_jax.models.t5 import T5, T5Config
-from instructrec_jax.parallel.mesh import MeshSettings, check_rows, make_mesh
+from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings, check_rows, make_mesh
 from instructrec_jax.pipeline import loader, registry
 from instructrec_jax.progress import Progress
 from instructrec_jax.settings import Count, Names, OneOf, Range, Rows, check_fields, refuse
@@ -176,7 +175,7 @@ def _plan(
     return manifest.Manifest(stage="generate", inputs=inputs, settings=settings)
 
 
-def _searcher(model: T5, trie: CatalogueTrie, run: GenerateSettings, mesh: Mesh) -> Search:
+def _searcher(model: T5, trie: CatalogueTrie, run: GenerateSettings, mesh: LogicalMesh) -> Search:
     """Returns what finds the titles of some requests."""
 
     def search(requests: Sequence[CatalogueRequest]) -> list[Generated]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-from jax.sharding import Mesh
 
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints.ranking_config import chosen_normaliser
@@ -25,7 +24,7 @@ from instructrec_jax.instructions.task_modules import find_variant
 from instructrec_jax.instructions.token_budget import title_limit
 from instructrec_jax.metrics.ranking import PMI, checked_normalisers
 from instructrec_jax.models.t5 import T5Config
-from instructrec_jax.parallel.mesh import MeshSettings, num_batch_shares
+from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings, num_batch_shares
 from instructrec_jax.progress import stop_on
 from instructrec_jax.requests.request_files import INSTRUCTION
 from instructrec_jax.requests.row_files import RowFile
@@ -334,7 +333,7 @@ def keep_compiled(folder: str | None) -> None:
     logger.info("compiled programs are kept in %s", path)
 
 
-def make_scorer(mesh: Mesh, readers: Sequence[SetReader], *, step_tokens: int) -> Scorer:
+def make_scorer(mesh: LogicalMesh, readers: Sequence[SetReader], *, step_tokens: int) -> Scorer:
     """Returns the scorer of a run, for shapes that every process finds alike."""
     size = max(_SAMPLE_SIZE // len(readers), 1)
     requests = [request for reader in readers for request in reader.first(size)]

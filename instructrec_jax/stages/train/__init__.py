@@ -14,6 +14,7 @@ from instructrec_jax.checkpoints.source import TOKENIZER_FILE, Source
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning, split
 from instructrec_jax.parallel.mesh import (
+    LogicalMesh,
     describe_placement,
     make_mesh,
     num_parameters,
@@ -35,10 +36,16 @@ from instructrec_jax.stages.train.start import (
     placer,
 )
 from instructrec_jax.tokenizer import SentencePieceModel
-from instructrec_jax.training.loop import Actions, Periods, TrainStep, make_train_step, run_loop
+from instructrec_jax.training.loop import Actions, Periods, run_loop
 from instructrec_jax.training.metrics_log import MetricsLog
 from instructrec_jax.training.optimizers import describe
 from instructrec_jax.training.state import TrainState, abstract_state, shardings_of, stored_part
+from instructrec_jax.training.step import (
+    HARDWARE_RNG,
+    SOFTWARE_RNG,
+    TrainStep,
+    make_train_step,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +96,7 @@ def train(
     with contextlib.ExitStack() as opened:
         opened.callback(latest.close)
         opened.callback(best.close)
-        state = initialise(learning, run, latest=latest, abstract=abstract, initial=initial)
+        state = initialise(learning, run, mesh, latest=latest, abstract=abstract, initial=initial)
         step = int(state.step)
         log = opened.enter_context(contextlib.closing(MetricsLog(folder, first_step=step)))
         done = step - first_step
@@ -101,7 +108,7 @@ def train(
         run_loop(
             state,
             batches,
-            train_step=_train_step(learning, run, abstract),
+            train_step=_train_step(learning, run, mesh=mesh, abstract=abstract),
             periods=periods,
             actions=Actions(
                 place=placer(objective, mesh),
@@ -188,12 +195,17 @@ def _planned(
     learning: Learning, data: RunData, run: TrainSettings, initial: Source | None
 ) -> manifest.Manifest:
     """Returns the manifest of the run, its counts still empty."""
+    model = dataclasses.asdict(learning.model)
+    # What a layer stores changes no number: a run may go on with another choice.
+    del model["remat_policy"]
     settings = {
-        "model": dataclasses.asdict(learning.model),
+        "model": model,
         "objective": repr(learning.objective),
         "optimizer": describe(learning.optimizer),
         "mixture": run.mixture,
         "batch_size": run.batch_size,
+        "num_microbatches": run.num_microbatches or 1,
+        "use_hardware_rng": run.use_hardware_rng,
         "seed": run.seed,
         "pack": run.pack,
         "num_candidates": run.num_candidates,
@@ -227,14 +239,18 @@ def _describe_model(
     claimed.write_finished(run.model_dir, TOKENIZER_FILE, ranking_config.FILE_NAME)
 
 
-def _train_step(learning: Learning, run: TrainSettings, abstract: TrainState) -> TrainStep:
+def _train_step(
+    learning: Learning, run: TrainSettings, *, mesh: LogicalMesh, abstract: TrainState
+) -> TrainStep:
     return make_train_step(
         learning.objective,
         learning.optimizer,
-        mesh=abstract.step.sharding.mesh,
+        mesh=mesh,
         shardings=shardings_of(abstract),
         seed=run.seed,
         fine_tuning=learning.fine_tuning,
+        num_microbatches=run.num_microbatches or 1,
+        rng=HARDWARE_RNG if run.use_hardware_rng else SOFTWARE_RNG,
     )
 
 

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import jax
 import optax
-from jax.sharding import Mesh
 
 from instructrec_jax import files
 from instructrec_jax.checkpoints import store
@@ -26,7 +25,13 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning
 from instructrec_jax.models.objectives import Objective, pack_candidates
 from instructrec_jax.models.t5 import T5Config
-from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, check_rows, place_batch
+from instructrec_jax.parallel.mesh import (
+    LogicalMesh,
+    MeshSettings,
+    abstract_model,
+    check_rows,
+    place_batch,
+)
 from instructrec_jax.pipeline import loader, registry
 from instructrec_jax.settings import MAX_CANDIDATES, Count, Natural, Range, Rows, Seed, check_fields
 from instructrec_jax.stages.run_data import RunData, dataset_of
@@ -52,6 +57,11 @@ class TrainSettings:
       model_dir: where checkpoints, metrics and the resolved config go (MODEL_DIR).
       mixture: what to train on (MIXTURE_OR_TASK_NAME); a `.grouped` one for a listwise objective.
       batch_size: rows of a batch over all devices (BATCH_SIZE).
+      num_microbatches: parts of a batch whose gradients are computed in turn and added up, to save
+        memory (NUM_MICROBATCHES, T5X's num_microbatches); None, as 1: the whole batch at once. The
+        step is the same but for dropout, of which each part draws its own.
+      use_hardware_rng: draw dropout by the device's own generator (USE_HARDWARE_RNG), which is
+        faster; as in T5X another number of devices, or another kind, then draws other numbers.
       seed: of initialisation, data order and dropout (RANDOM_SEED).
       pack: several examples in a row; not for grouped mixtures.
       num_candidates: candidates drawn for each training example, the target among them.
@@ -70,6 +80,8 @@ class TrainSettings:
     model_dir: str
     mixture: str
     batch_size: Rows
+    num_microbatches: Count | None = None
+    use_hardware_rng: bool = False
     seed: Seed = 0  # never None, as T5X draws anew at every start: an interrupted run goes on
     pack: bool = True
     num_candidates: Annotated[int, Range(2, MAX_CANDIDATES)] = 10
@@ -122,14 +134,14 @@ def open_initial(learning: Learning, run: TrainSettings) -> Source | None:
 def initialise(
     learning: Learning,
     run: TrainSettings,
+    mesh: LogicalMesh,
     *,
     latest: store.CheckpointStore,
     abstract: TrainState,
     initial: Source | None,
 ) -> TrainState:
     """Returns the state to start from."""
-    tuning, mesh = learning.fine_tuning, abstract.step.sharding.mesh
-    state, step = None, latest.latest_step()
+    tuning, state, step = learning.fine_tuning, None, latest.latest_step()
     # 1. The latest checkpoint in MODEL_DIR: an interrupted run goes on where it was.
     if step is not None:
         logger.info("resuming from step %d in %s", step, latest.folder)
@@ -233,7 +245,7 @@ def note_position(run: TrainSettings, batches: loader.Batches, step: int) -> Non
         files.write_text(_position_file(run), json.dumps(kept) + "\n")
 
 
-def placer(objective: Objective, mesh: Mesh) -> Callable[[Mapping], dict[str, jax.Array]]:
+def placer(objective: Objective, mesh: LogicalMesh) -> Callable[[Mapping], dict[str, jax.Array]]:
     """Returns what brings a numpy batch into the form the objective takes, on the devices."""
     if objective.ranks_candidates:
         return lambda batch: place_batch(pack_candidates(batch), mesh)
@@ -247,9 +259,16 @@ def check_mixture(objective: Objective, run: TrainSettings) -> int:
     return loader.check_records(name, TRAIN)
 
 
-def check_batch(objective: Objective, run: TrainSettings, mesh: Mesh) -> None:
+def check_batch(objective: Objective, run: TrainSettings, mesh: LogicalMesh) -> None:
     """Raises UserError if the rows of a batch cannot be shared by the devices and processes."""
     check_rows(run.batch_size, mesh, name="BATCH_SIZE")
+    if number := run.num_microbatches:
+        if run.batch_size % number:
+            raise UserError(
+                f"BATCH_SIZE is {run.batch_size}; expected a multiple of NUM_MICROBATCHES, which "
+                f"is {number}"
+            )
+        check_rows(run.batch_size // number, mesh, name="BATCH_SIZE / NUM_MICROBATCHES")
     num_processes = jax.process_count()
     if run.batch_size % num_processes:
         raise UserError(
