@@ -5,13 +5,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from instructrec_jax.models.t5 import (
-    MASKED,
-    T5,
-    add_position_bias,
-    example_segments,
-    same_segment,
-)
+from instructrec_jax.models.attention import MASKED, add_position_bias
+from instructrec_jax.models.t5 import T5, example_segments, same_segment
 
 
 def jit_fused(function, *, level=3):

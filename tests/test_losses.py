@@ -262,3 +262,42 @@ def test_an_impossible_label_smoothing_is_refused(value):
 def test_an_unknown_normaliser_is_refused():
     with pytest.raises(UserError, match="normaliser is 'chars'; expected one of 'sum', 'mean'"):
         Listwise(normaliser="chars")
+
+
+def assert_parts_add_up(objective, batch, take):
+    """Loss and metrics of the parts, with the totals of the whole, add up to those of the whole."""
+    whole = [*jax.tree.leaves(objective(None, take(batch, slice(None))))]
+    parts = [
+        jax.tree.leaves(objective(None, take(batch, part), None, objective.totals(batch)))
+        for part in (slice(0, None, 2), slice(1, None, 2))
+    ]
+    for own, *others in zip(whole, *parts, strict=True):
+        assert float(own) == pytest.approx(sum(map(float, others)), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("factor", [None, 8.0, *objectives.NORMALIZING_FACTORS])
+def test_losses_of_microbatches_add_up_whatever_they_are_divided_by(factor, monkeypatch):
+    rng = np.random.default_rng(0)
+    batch = {
+        **packed(training_batch(0, rows=8), inputs=24, targets=12),
+        "logits": rng.normal(size=(4, 12, 5)).astype(np.float32),
+    }
+    logits = lambda _, batch, *__: (batch["logits"], batch["logits"][..., 0])  # noqa: E731
+    monkeypatch.setattr(objectives, "training_logits", logits)
+    objective = NegativeLogLikelihood(
+        z_loss=1e-2, label_smoothing=0.1, loss_normalizing_factor=factor
+    )
+    assert_parts_add_up(objective, batch, lambda b, part: {k: v[part] for k, v in b.items()})
+
+
+def test_listwise_losses_of_microbatches_add_up(monkeypatch):
+    rng = np.random.default_rng(0)
+    batch = {
+        "num_tokens": rng.integers(1, 9, (5, 3)),
+        "target_index": np.array([2, -1, 1, 1, 0]),
+        "values": -rng.exponential(5, (5, 3)).astype(np.float32),
+    }
+    monkeypatch.setattr(
+        objectives, "candidate_log_likelihood", lambda _, batch, *__: batch["values"]
+    )
+    assert_parts_add_up(Listwise(), batch, lambda b, part: {k: v[part] for k, v in b.items()})

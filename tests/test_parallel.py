@@ -1,15 +1,20 @@
 """A training step gives the same numbers however its arrays are sharded."""
 
+import collections
 import dataclasses
+import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec
 from tiny_model import (
     packed,
     packed_arrays,
     ranking_batch,
+    requests_of,
     tiny_config,
     tiny_model,
     training_batch,
@@ -18,13 +23,18 @@ from tiny_model import (
 from instructrec_jax.checkpoints import store
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.objectives import Listwise, NegativeLogLikelihood
+from instructrec_jax.parallel.compiled import collectives
 from instructrec_jax.parallel.mesh import (
     DEFAULT_RULES,
     MeshSettings,
+    abstract_model,
+    check_rows,
     make_mesh,
+    num_batch_shares,
     partition_spec,
     place_batch,
 )
+from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.training import optimizers
 from instructrec_jax.training.state import (
     TrainState,
@@ -34,9 +44,148 @@ from instructrec_jax.training.state import (
 )
 from instructrec_jax.training.step import make_train_step
 
-# Wide enough for Adafactor to factor its second moments, from 128 on.
-SIZES = {"vocab_size": 128, "emb_dim": 128, "mlp_dim": 256, "num_encoder_layers": 1}
 RATE = optimizers.constant(learning_rate=1e-3)
+MESHES = {
+    "8x1x1": MeshSettings(data=8),
+    "1x8x1": MeshSettings(data=1, fsdp=8),
+    "1x1x8": MeshSettings(data=1, tensor=8),
+    "2x2x2": MeshSettings(data=2, fsdp=2, tensor=2),
+}
+# No two sizes are equal, so that a shape in a compiled program says what it is of.
+SIZES = {"vocab_size": 80, "emb_dim": 16, "num_heads": 8, "head_dim": 3, "mlp_dim": 40}
+TEXT = packed(training_batch(0, rows=32), inputs=24, targets=12)
+ACCUMULATED = {  # with another remat policy on each mesh
+    "8x1x1": "dots",
+    "1x8x1": "minimal",
+    "1x1x8": "full",
+    "2x2x2": "full",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Five steps: their losses, the last parameters, and the text of the compiled program."""
+
+    losses: list[float]
+    model: dict[str, np.ndarray]
+    text: str
+
+
+@functools.cache
+def five_steps(mesh: str = "", remat_policy: str = "none", num_microbatches: int = 1, rules=()):
+    """Returns five steps of plain gradient descent on a mesh, or on one device."""
+    settings = dataclasses.replace(MESHES.get(mesh, MeshSettings()), logical_axis_rules=dict(rules))
+    devices = make_mesh(settings, None if mesh else jax.devices()[:1])
+    model, optimizer = tiny_model(**SIZES, remat_policy=remat_policy), optax.sgd(0.02)
+    state = TrainState(np.int32(0), model, optimizer.init(model))
+    shardings = state_shardings(state, devices)
+    step = make_train_step(
+        NegativeLogLikelihood(label_smoothing=0.1),
+        optimizer,
+        mesh=devices,
+        shardings=shardings,
+        seed=3,
+        num_microbatches=num_microbatches,
+    )
+    # Copies: a step gives the buffers of its state away.
+    state, batch = (
+        jax.device_put(jax.tree.map(np.array, state), shardings),
+        place_batch(TEXT, devices),
+    )
+    compiled, losses = step.lower(state, batch).compile(), []
+    for _ in range(5):
+        state, metrics = compiled(state, batch)
+        losses.append(float(metrics["loss"]))
+    names = store.named_arrays(state.model)
+    return Steps(losses, {k: np.asarray(v) for k, v in names.items()}, compiled.as_text())
+
+
+def stepped(mesh: str, is_accumulated: bool) -> Steps:
+    return five_steps(mesh, ACCUMULATED[mesh], 2) if is_accumulated else five_steps(mesh)
+
+
+def assert_same_steps(found: Steps, expected: Steps):
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5, atol=1e-5)
+    assert expected.losses[-1] < expected.losses[0] - 0.05
+    for name, array in expected.model.items():
+        np.testing.assert_allclose(found.model[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_accumulated", [False, True], ids=["whole", "accumulated"])
+@pytest.mark.parametrize("mesh", MESHES)
+def test_five_steps_on_a_mesh_equal_those_on_one_device(mesh, is_accumulated):
+    assert_same_steps(stepped(mesh, is_accumulated), five_steps())
+
+
+@pytest.mark.slow
+def test_long_inputs_may_be_split_along_their_length():
+    found = five_steps("2x2x2", rules=(("length", "tensor"),))
+    assert_same_steps(found, five_steps())
+
+
+def weights_in_use(mesh: str) -> set[tuple[int, ...]]:
+    """Shapes that the weights of one layer, and those outside layers, have in a product."""
+    devices = make_mesh(MESHES[mesh])
+    shapes = jax.eval_shape(lambda: tiny_config(**SIZES).init(jax.random.key(0)))
+    found = set()
+    for leaf in jax.tree.leaves(shapes, is_leaf=lambda leaf: isinstance(leaf, nnx.Param)):
+        spec = devices.sharding(*leaf.get_metadata()["logical_axes"]).spec
+        sizes = leaf.shape[-len(spec) :]
+        found.add(
+            tuple(
+                size // devices.shape["tensor"] if axis == "tensor" else size
+                for size, axis in zip(sizes, spec, strict=True)
+            )
+        )
+    return found
+
+
+def assert_gathers_weights_alone(text: str, mesh: str, *others: tuple[int, ...]):
+    """Logits and parameters of several layers are never gathered; no all-to-all."""
+    found = collectives(text)
+    assert {one.kind for one in found} <= {"all-reduce", "all-gather"}
+    gathered = {shape for one in found if one.kind == "all-gather" for shape in one.shapes}
+    assert gathered <= weights_in_use(mesh) | set(others)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_accumulated", [False, True], ids=["whole", "accumulated"])
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_step_gathers_the_weights_of_one_layer_at_a_time_and_nothing_else(mesh, is_accumulated):
+    assert_gathers_weights_alone(stepped(mesh, is_accumulated).text, mesh)
+
+
+@pytest.mark.slow
+def test_under_fsdp_each_weight_of_a_layer_is_gathered_once_forward_and_once_backward():
+    found = [one for one in collectives(five_steps("1x8x1").text) if one.kind == "all-gather"]
+    in_layers = collections.Counter(one.computation for one in found if one.times == 2)
+    kernels = {"encoder": 4 + 3, "decoder": 4 + 4 + 3}
+    norms = {"encoder": 2, "decoder": 3}
+    most = {side: kernels[side] + norms[side] for side in kernels}
+    assert len(in_layers) == 4, "forward and backward of two stacks"
+    assert sorted(in_layers.values())[-2:] == [most["decoder"]] * 2 or (
+        max(in_layers.values()) <= most["decoder"] and min(in_layers.values()) >= kernels["encoder"]
+    )
+    tables = [one for one in found if one.times == 1]
+    assert len(tables) <= 3 + 2 * 2, "embeddings of two stacks, logits, and last norms both ways"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["1x1x8", "2x2x2"])
+def test_a_scoring_step_gathers_the_weights_of_one_layer_at_a_time_and_nothing_else(mesh):
+    devices = make_mesh(MESHES[mesh])
+    model = abstract_model(tiny_config(**SIZES).init, devices)
+    requests = requests_of(ranking_batch(0, rows=16, candidates=5))
+    programs = Scorer(devices).lower(model, requests)
+    assert programs.keys() == {"encode", "decode"}
+    for program in programs.values():
+        shapes = {leaf.shape for leaf in jax.tree.leaves(program.out_info)}  # the results
+        assert_gathers_weights_alone(program.compile().as_text(), mesh, *shapes)
+
+
+# Wide enough for Adafactor to factor its second moments, from 128 on.
+WIDE = {"vocab_size": 128, "emb_dim": 128, "mlp_dim": 256, "num_encoder_layers": 1}
 RUNS = {
     "adamw, listwise": (
         Listwise(),
@@ -47,15 +196,9 @@ RUNS = {
     "adafactor, packed text": (
         NegativeLogLikelihood(label_smoothing=0.1),
         optimizers.adafactor(learning_rate=RATE),
-        packed(training_batch(0, rows=16), inputs=24, targets=12),
+        TEXT,
         {},
     ),
-}
-MESHES = {
-    "data": MeshSettings(data=8),
-    "fsdp": MeshSettings(data=1, fsdp=8),
-    "tensor": MeshSettings(data=4, tensor=2),
-    "2x2x2": MeshSettings(data=2, fsdp=2, tensor=2),
 }
 
 
@@ -68,7 +211,7 @@ def two_steps(run: str, mesh, starts=None) -> tuple[dict[str, np.ndarray], list]
       starts: states that the steps begin with; None: the second goes on from the first.
     """
     objective, optimizer, batch, changes = RUNS[run]
-    model = tiny_model(**SIZES, **changes)
+    model = tiny_model(**WIDE, **changes)
     state = TrainState(np.int32(0), model, jax.jit(optimizer.init)(model))
     shardings = state_shardings(state, mesh)
     step = make_train_step(objective, optimizer, mesh=mesh, shardings=shardings, seed=3)
@@ -82,22 +225,12 @@ def two_steps(run: str, mesh, starts=None) -> tuple[dict[str, np.ndarray], list]
     return found, begun
 
 
-@pytest.fixture(scope="module")
-def on_one_device():
-    mesh = make_mesh(MeshSettings(), jax.devices()[:1])
-    return {run: two_steps(run, mesh) for run in RUNS}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("run", "mesh"),
-    [("adamw, listwise", mesh) for mesh in MESHES]
-    + [("adafactor, packed text", mesh) for mesh in ("fsdp", "2x2x2")],
-)
-def test_steps_on_many_devices_equal_those_on_one(run, mesh, on_one_device):
+@pytest.mark.parametrize("run", RUNS)
+def test_steps_of_each_optimizer_on_many_devices_equal_those_on_one(run):
     """Each from the same state: what rounding does to signs, see below, would grow otherwise."""
-    expected, starts = on_one_device[run]
-    found, _ = two_steps(run, make_mesh(MESHES[mesh]), starts)
+    expected, starts = two_steps(run, make_mesh(MeshSettings(), jax.devices()[:1]))
+    found, _ = two_steps(run, make_mesh(MESHES["2x2x2"]), starts)
     assert found.keys() == expected.keys()
     assert found["step 0 loss"] != found["step 1 loss"]
     for name in expected:
@@ -124,7 +257,7 @@ def test_a_random_start_does_not_depend_on_the_mesh():
 
 
 def test_no_device_holds_a_whole_parameter_under_fsdp():
-    mesh = make_mesh(MESHES["fsdp"])
+    mesh = make_mesh(MESHES["1x8x1"])
     state = abstract_state(tiny_config().init, optimizers.adamw(learning_rate=RATE), mesh)
     per_device = lambda leaf: leaf.sharding.shard_shape(leaf.shape)  # noqa: E731
     for part in (state.model, state.optimizer_state):
@@ -181,6 +314,49 @@ def test_minus_one_takes_the_devices_that_are_left():
     assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
 
 
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"head": "tensor"}, r"unknown logical axis of logical_axis_rules 'head'.*heads"),
+        ({"heads": "model"}, "unknown mesh axis of heads in logical_axis_rules 'model'"),
+        ({"layers": "data"}, "expected no rule for layers"),
+        ({"embed": ["fsdp", "fsdp"]}, "expected no mesh axis twice for embed"),
+        ({"embed": 3}, "logical_axis_rules is .*; expected a mapping"),
+    ],
+)
+def test_a_rule_that_cannot_hold_is_refused(rules, message):
+    with pytest.raises(UserError, match=message):
+        MeshSettings(logical_axis_rules=rules)
+
+
+def test_rules_change_where_parameters_and_batches_are_stored():
+    rules = {"embed": None, "mlp": ["fsdp", "tensor"], "batch": "data"}
+    mesh = make_mesh(MeshSettings(data=2, fsdp=2, tensor=2, logical_axis_rules=rules))
+    assert mesh.sharding("embed", "mlp").spec == PartitionSpec(None, ("fsdp", "tensor"))
+    assert mesh.sharding("embed", "heads", "kv").spec == PartitionSpec(None, "tensor", None)
+    assert num_batch_shares(mesh) == 2
+    with pytest.raises(UserError, match="is 3; expected a multiple of data = 2"):
+        check_rows(3, mesh, name="BATCH_SIZE")
+
+
+def spec_of(mesh, array, *axes):
+    """How a compiled program splits an activation."""
+    return jax.jit(lambda: mesh.constrain(array, axes))().sharding.spec
+
+
+def test_in_an_activation_an_axis_leaves_a_mesh_axis_to_those_before_it_in_the_table():
+    mesh = make_mesh(
+        MeshSettings(data=2, fsdp=2, tensor=2, logical_axis_rules={"length": "tensor"})
+    )
+    stream, heads = np.zeros((8, 4, 16)), np.zeros((8, 4, 2, 3))
+    batch = ("data", "fsdp")
+    assert spec_of(mesh, stream, "batch", "length", "embed") == PartitionSpec(batch, "tensor")
+    within = spec_of(mesh, heads, "batch", "length", "heads", "kv")
+    assert within == PartitionSpec(batch, None, "tensor")
+    # What the devices do not divide stays whole.
+    assert spec_of(mesh, np.zeros((8, 3, 16)), "batch", "length", "embed") == PartitionSpec(batch)
+
+
 def test_an_unknown_logical_axis_is_named_with_the_nearest_known():
     with pytest.raises(UserError, match=r"unknown logical axis 'head'.*heads"):
         partition_spec(("embed", "head"))
@@ -205,7 +381,7 @@ def test_a_parameter_that_does_not_divide_is_named():
     config = dataclasses.replace(tiny_config(), num_heads=3)
     with pytest.raises(UserError, match=r"heads|attention.*3 is not divisible by the 2 devices"):
         abstract_state(
-            config.init, optimizers.adamw(learning_rate=RATE), make_mesh(MESHES["tensor"])
+            config.init, optimizers.adamw(learning_rate=RATE), make_mesh(MeshSettings(tensor=2))
         )
 
 

@@ -15,7 +15,7 @@ from tiny_model import (
 )
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.models import t5
+from instructrec_jax.models import attention, t5
 from instructrec_jax.models.objectives import (
     NegativeLogLikelihood,
     candidate_log_likelihood,
@@ -149,6 +149,13 @@ def test_bfloat16_keeps_float32_logits_and_stays_close():
     assert np.abs(ranks[0] - ranks[1]).mean() < 0.2
 
 
+@pytest.mark.parametrize("policy", [True, "half"])
+def test_an_unknown_remat_policy_is_refused_with_those_there_are(policy):
+    message = f"remat_policy is {policy!r}; expected .*'none', 'dots', 'minimal', 'full'"
+    with pytest.raises(UserError, match=message):
+        tiny_config(remat_policy=policy)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "int8", "float64"])
 def test_types_that_t5_overflows_in_are_refused(dtype):
     with pytest.raises(UserError, match=f"got '{dtype}'"):
@@ -167,10 +174,43 @@ def stored():
     return loss_and_gradient()
 
 
-def test_recomputing_activations_changes_neither_loss_nor_gradient(stored):
-    recomputed = loss_and_gradient(remat_policy="full")
+@pytest.mark.parametrize("policy", ["dots", "minimal", "full"])
+def test_recomputing_activations_changes_neither_loss_nor_gradient(stored, policy):
+    recomputed = loss_and_gradient(remat_policy=policy)
     for own, other in zip(jax.tree.leaves(recomputed), jax.tree.leaves(stored), strict=True):
         close(own, other)
+
+
+def test_attention_in_blocks_of_keys_changes_neither_loss_nor_gradient(stored):
+    """With dropout: the same weights are dropped."""
+    for own, other in zip(
+        jax.tree.leaves(loss_and_gradient(key_block=5)), jax.tree.leaves(stored), strict=True
+    ):
+        close(own, other)
+
+
+def arrays_of(jaxpr):
+    """Yields every array of a jaxpr and of those inside it."""
+    is_jaxpr = lambda value: hasattr(value, "jaxpr") or hasattr(value, "eqns")  # noqa: E731
+    for equation in jaxpr.eqns:
+        yield from (variable.aval for variable in equation.outvars)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(inner):
+                yield from arrays_of(getattr(inner, "jaxpr", inner))
+
+
+@pytest.mark.parametrize(("key_block", "is_held"), [(None, True), (5, False)])
+def test_attention_in_blocks_never_holds_the_weights_of_all_keys(key_block, is_held):
+    batch, model = training_batch(6, inputs=14), tiny_model(key_block=key_block)
+    loss = lambda model: NegativeLogLikelihood()(model, batch)[0]  # noqa: E731
+    shapes = {
+        array.shape
+        for array in arrays_of(jax.make_jaxpr(jax.grad(loss))(model).jaxpr)
+        if array.dtype == jnp.float32
+    }
+    rows, heads = 4, 2
+    assert ((rows, heads, 14, 14) in shapes) == is_held
+    assert ((rows, heads, 6, 14) in shapes) == is_held
 
 
 def test_every_parameter_gets_a_gradient(stored):
@@ -250,8 +290,8 @@ def test_the_gradient_of_the_position_bias_is_that_of_plain_addition():
         attend = lambda bias: jax.nn.softmax(logits + add(mask, bias), axis=-1)  # noqa: E731
         return jax.grad(lambda bias: jnp.sum(attend(bias) * weights))(bias)
 
-    expected = gradient(lambda mask, bias: jnp.where(mask, bias, t5.MASKED))
-    close(gradient(t5.add_position_bias), expected)
+    expected = gradient(lambda mask, bias: jnp.where(mask, bias, attention.MASKED))
+    close(gradient(attention.add_position_bias), expected)
     assert np.abs(expected).max() > 0.01
 
 

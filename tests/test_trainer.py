@@ -11,11 +11,13 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from instructrec_jax.checkpoints.store import CheckpointStore
+from instructrec_jax.errors import UserError
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, place_batch
 from instructrec_jax.training import optimizers
 from instructrec_jax.training.loop import Actions, Periods, run_loop
 from instructrec_jax.training.metrics_log import MetricsLog, read_metrics
 from instructrec_jax.training.state import abstract_state, initial_state, shardings_of
+from instructrec_jax.training.step import SOFTWARE_RNG as RNG
 from instructrec_jax.training.step import make_train_step
 
 RATE = optimizers.constant(learning_rate=0.05)
@@ -87,6 +89,54 @@ def run(folder, last_step, optimizer, settings):
     log.close()
     checkpoints.close()
     return jax.tree.map(np.asarray, state)
+
+
+def one_step(objective, **settings):
+    """The metrics of the first step, and what the lowered program draws numbers with."""
+    optimizer, mesh = OPTIMIZERS["adamw"], make_mesh(MeshSettings())
+    state = initial_state(Towers, optimizer, mesh, seed=3)
+    step = make_train_step(
+        objective, optimizer, mesh=mesh, shardings=shardings_of(state), seed=5, **settings
+    )
+    return step(state, place_batch(next(batches(0)), mesh))[1]
+
+
+def test_the_hardware_generator_draws_other_numbers_the_same_at_every_start():
+    drawn = []
+
+    def objective(model, batch, key):
+        drawn.append(str(jax.random.key_impl(key)))
+        return squared_error(model, batch, key)
+
+    noise = [float(one_step(objective, rng=rng)["mean_noise"]) for rng in ("rbg", "rbg", RNG)]
+    assert drawn == ["rbg", "rbg", RNG]
+    assert noise[0] == noise[1] != noise[2]
+
+
+def test_each_microbatch_draws_numbers_of_its_own():
+    keys = []
+
+    class Accumulated:
+        def totals(self, batch):
+            return (batch["rating"].shape[0],)
+
+        def __call__(self, model, batch, key, totals):
+            jax.debug.callback(lambda data: keys.append(tuple(data)), jax.random.key_data(key))
+            error = model(batch["user"], batch["item"]) - batch["rating"]
+            return jnp.sum(error**2) / totals[0], {}
+
+    parts = {number: one_step(Accumulated(), num_microbatches=number) for number in (2, 4)}
+    jax.effects_barrier()
+    assert len(set(keys[:2])) == 2 and len(set(keys[2:])) == 4 and set(keys[:2]) < set(keys[2:])
+    whole = one_step(lambda *args: Accumulated()(*args, (8,)))
+    for found in parts.values():
+        for name, value in whole.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-5)
+
+
+def test_microbatches_of_an_objective_that_does_not_add_up_are_refused():
+    with pytest.raises(UserError, match=r"NUM_MICROBATCHES is 2, but .* has no method `totals`"):
+        one_step(squared_error, num_microbatches=2)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 TOKENIZER_FILE = "spiece.model"  # as Hugging Face names it; we keep the name
 _OUR_KEYS = (b"settings", b"drops")  # two, since one may be damaged
 # Fields of T5Config that no checkpoint knows: they are choices of a run.
-_NOT_STORED = {"dropout_rate", "dtype", "remat_policy"}
+_NOT_STORED = {"dropout_rate", "dtype", "key_block", "remat_policy"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Source:
       path: the folder that holds it.
       kind: "native", "hf", "t5x", or "lora": adapters, which `read` merges into their base.
       step: training steps taken, 0 where it does not say.
-      config: sizes of its model; dropout, compute dtype and remat policy are the defaults.
+      config: sizes of its model; what is no size has its default.
       read: gives the neutral array of a name; asked layer by layer of one parameter after another.
       members: the files, or the one folder, whose bytes it consists of.
       tokenizer: the SentencePiece model beside it, if there is one.

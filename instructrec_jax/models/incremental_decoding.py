@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from instructrec_jax.models.t5 import MASKED, T5, Attention, Dropout, einsum
+from instructrec_jax.models.attention import MASKED
+from instructrec_jax.models.t5 import T5, Attention, Dropout, einsum
 
 _NO_DROPOUT = Dropout(0.0, None)
 

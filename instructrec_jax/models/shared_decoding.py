@@ -23,7 +23,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from instructrec_jax.models.t5 import MASKED, T5, Attention, DecoderLayer, Dropout, einsum
+from instructrec_jax.models.attention import MASKED
+from instructrec_jax.models.sharding import is_constrained
+from instructrec_jax.models.t5 import T5, Attention, DecoderLayer, Dropout, einsum
 
 KEYS_PER_BLOCK = 256  # measured: attention to more at a time costs twice as much on CPU
 NODES_PER_LOGITS = 256  # rows of the only float32 [rows, vocabulary] array there is
@@ -218,9 +220,7 @@ def _attend(
     ]
     totals = [jnp.sum(x, axis=-1, keepdims=True) for x in weights]
     found = functools.reduce(jnp.add, mixed) / functools.reduce(jnp.add, totals)
-    row, column = jnp.divmod(place, queries_at.shape[1])
-    at = (row[:, None] * num_heads + jnp.arange(num_heads)) * queries_at.shape[1] + column[:, None]
-    return attention.out(found.astype(query.dtype).reshape(-1, head_dim)[at])
+    return attention.out(_flat_heads(found.astype(query.dtype), place))
 
 
 def _blocks(num_keys: int) -> list[slice]:
@@ -232,7 +232,19 @@ def _blocks(num_keys: int) -> list[slice]:
 def _gather_heads(flat: Array, at: Array, *, num_heads: int, head_dim: int) -> Array:
     """Returns [R, N, T, H] of [X, N * H], gathered at [R, T]: the heads move in front for free."""
     at = jnp.minimum(at, len(flat) - 1)
+    if is_constrained():  # devices that share the heads each gather their own
+        return jnp.moveaxis(flat.reshape(-1, num_heads, head_dim)[at], 2, 1)
     return flat.reshape(-1, head_dim)[at[:, None] * num_heads + jnp.arange(num_heads)[:, None]]
+
+
+def _flat_heads(rows: Array, place: Array) -> Array:
+    """Returns [X, N, H] of [R, N, T, H], gathered at the places [X] among R * T."""
+    _, num_heads, length, head_dim = rows.shape
+    if is_constrained():
+        return jnp.moveaxis(rows, 1, 2).reshape(-1, num_heads, head_dim)[place]
+    row, column = jnp.divmod(place, length)
+    at = (row[:, None] * num_heads + jnp.arange(num_heads)) * length + column[:, None]
+    return rows.reshape(-1, head_dim)[at]
 
 
 def _flat(heads: Array) -> Array:
@@ -250,12 +262,13 @@ def _logits_of_targets(model: T5, hidden: Array, trees: PrefixTrees) -> tuple[Ar
 
     All logits of a few nodes at a time: never an array of all.
     """
+    kernel = model.logits_dense.weight(hidden.dtype)  # gathered once, not for each block
     num_nodes = math.gcd(len(hidden), NODES_PER_LOGITS)
     blocks = hidden.reshape(-1, num_nodes, hidden.shape[-1])
 
     def of_block(block_and_first):
         block, first = block_and_first
-        logits = model.logits(block)
+        logits = model.logits_dense(block, kernel)
         is_here = (trees.paths >= first) & (trees.paths < first + num_nodes)
         found = logits[jnp.where(is_here, trees.paths - first, 0), trees.targets]
         return jnp.where(is_here, found, 0.0), jax.nn.logsumexp(logits, axis=-1)

@@ -26,12 +26,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.nn import initializers
+from jax.typing import DTypeLike
 
 from instructrec_jax.errors import UserError
+from instructrec_jax.models.attention import Bias, attention_bias, blockwise_attention
 from instructrec_jax.models.sharding import constrain, in_use, is_constrained
 from instructrec_jax.settings import OneOf, Range, check_fields
 
-MASKED = -1e10
 NORM_EPSILON = 1e-6
 
 
@@ -64,6 +65,9 @@ class T5Config:
       relative_buckets: rows of the relative-position table.
       relative_max_distance: distances from here on share the last bucket.
       dtype: compute type, "float32" or "bfloat16"; norms, softmax and logits are float32 always.
+      key_block: in training, attention to more keys than this takes so many at a time and never
+        holds the weights of all: less memory for long inputs, and the products of queries and keys
+        once more. None, the default: all at once, which is faster for rows of a few hundred tokens.
       remat_policy: what each layer computes again in the backward pass to store less. "none": no
         more than weights gathered from other devices; "dots": all but matrix products; "minimal":
         all but products with weights (T5X's meaning); "full": everything.
@@ -80,6 +84,7 @@ class T5Config:
     relative_buckets: Width = 32
     relative_max_distance: Width = 128
     dtype: str = "float32"
+    key_block: Width | None = None
     remat_policy: Annotated[str, OneOf(tuple(REMAT_POLICIES))] = "none"
 
     def __post_init__(self) -> None:
@@ -137,9 +142,13 @@ class Kernel(nnx.Module):
         self.kernel = nnx.Param(init(key, shape, jnp.float32), logical_axes=axes)
         self.num_contracted = num_contracted
 
-    def __call__(self, x: Array) -> Array:
+    def weight(self, dtype: DTypeLike) -> Array:
+        """Returns the weight for any number of products in a dtype."""
+        return in_use(self.kernel, dtype)
+
+    def __call__(self, x: Array, weight: Array | None = None) -> Array:
         """Contracts the last `num_contracted` axes of `x` with the kernel's first, in its dtype."""
-        num, kernel = self.num_contracted, in_use(self.kernel, x.dtype)
+        num, kernel = self.num_contracted, self.weight(x.dtype) if weight is None else weight
         into, out_of = kernel.shape[:num], kernel.shape[num:]
         shape = (*x.shape[: x.ndim - num], *out_of)
         rows = x.reshape(-1, math.prod(into))
@@ -173,6 +182,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: T5Config, key: Array) -> None:
         c, keys = config, jax.random.split(key, 4)
+        self.key_block = c.key_block
         narrow = (c.emb_dim, c.num_heads, c.head_dim)
         axes = ("embed", "heads", "kv")
         # The missing 1/sqrt(head_dim) of the logits lives in the query's initial scale.
@@ -185,18 +195,32 @@ class Attention(nnx.Module):
         self.out = Kernel(keys[3], wide, axes, stddev=stddev, num_contracted=2)
 
     def __call__(
-        self, queries_from: Array, keys_from: Array, bias: Array, dropout: Dropout
+        self, queries_from: Array, keys_from: Array, bias: Array | Bias, dropout: Dropout
     ) -> Array:
-        """Attends from [B, T, D] to [B, S, D]; `bias` broadcasts to [B, N, T, S], float32."""
+        """Attends from [B, T, D] to [B, S, D].
+
+        Args:
+          queries_from: [B, T, D].
+          keys_from: [B, S, D].
+          bias: from `attention_bias`.
+          dropout: of the weights.
+        """
         query = constrain(self.query(queries_from), "batch", "length", "heads", "kv")
         key, value = (
             constrain(kernel(keys_from), "batch", "key_length", "heads", "kv")
             for kernel in (self.key, self.value)
         )
-        logits = einsum("BTNH,BSNH->BNTS", query, key).astype(jnp.float32)
-        weights = jax.nn.softmax(logits + bias, axis=-1).astype(query.dtype)
-        weights = dropout(weights, broadcast_axis=-2)
-        mixed = einsum("BNTS,BSNH->BTNH", weights, value)
+        if isinstance(bias, Bias):
+            # All queries drop the same weights, so that the values can be dropped instead.
+            rows, num_keys, heads, _ = key.shape
+            kept = dropout(jnp.ones((rows, heads, 1, num_keys), key.dtype), broadcast_axis=-2)
+            value = value * jnp.moveaxis(kept, 3, 1)
+            mixed = blockwise_attention(query, key, value, bias, self.key_block)
+        else:
+            logits = einsum("BTNH,BSNH->BNTS", query, key).astype(jnp.float32)
+            weights = jax.nn.softmax(logits + bias, axis=-1).astype(query.dtype)
+            weights = dropout(weights, broadcast_axis=-2)
+            mixed = einsum("BNTS,BSNH->BTNH", weights, value)
         return self.out(constrain(mixed, "batch", "length", "heads", "kv"))
 
 
@@ -227,8 +251,8 @@ class EncoderLayer(nnx.Module):
         self.pre_mlp_layer_norm = RMSNorm(config.emb_dim)
         self.mlp = GatedMlp(config, keys[1])
 
-    def __call__(self, x: Array, bias: Array, dropout_key: Array | None) -> Array:
-        """Maps [B, S, D] to [B, S, D] under an attention bias [B, N, S, S]."""
+    def __call__(self, x: Array, bias: Array | Bias, dropout_key: Array | None) -> Array:
+        """Maps [B, S, D] to [B, S, D] under an `attention_bias`."""
         dropout = Dropout(self.dropout_rate, dropout_key)
         y = self.pre_attention_layer_norm(x)
         x = x + dropout(self.attention(y, y, bias, dropout), broadcast_axis=-2)
@@ -254,8 +278,8 @@ class DecoderLayer(nnx.Module):
         x: Array,
         encoded: Array,
         *,
-        self_bias: Array,
-        cross_bias: Array,
+        self_bias: Array | Bias,
+        cross_bias: Array | Bias,
         dropout_key: Array | None,
     ) -> Array:
         """Maps [BR, T, D] to [BR, T, D]; the rows of one instruction share its `encoded`."""
@@ -312,8 +336,8 @@ class Encoder(nnx.Module):
     def __call__(self, embedded: Array, segments: Array, dropout_key: Array | None) -> Array:
         """Maps [B, S, D] to [B, S, D]; attention stays within equal non-zero `segments` [B, S]."""
         keys = _split_or_none(dropout_key, 3)
-        mask = same_segment(segments, segments)[:, None]
-        bias = add_position_bias(mask, self.relpos_bias(embedded.shape[1]))
+        position = self.relpos_bias(embedded.shape[1])
+        bias = attention_bias(same_segment(segments, segments), position, self.config.key_block)
         x = Dropout(self.config.dropout_rate, keys[0])(_stream(embedded), broadcast_axis=-2)
 
         def run(x: Array, layer_and_key: Any) -> tuple[Array, None]:
@@ -355,11 +379,11 @@ class Decoder(nnx.Module):
           dropout_key: a key in training, None otherwise.
         """
         keys = _split_or_none(dropout_key, 3)
-        length = embedded.shape[1]
+        length, key_block = embedded.shape[1], self.config.key_block
         causal = jnp.tril(jnp.ones((length, length), bool))
-        self_mask = (same_segment(segments, segments) & causal)[:, None]
-        self_bias = add_position_bias(self_mask, self.relpos_bias(length))
-        cross_bias = jnp.where(cross_mask[:, None], 0.0, MASKED)
+        self_mask = same_segment(segments, segments) & causal
+        self_bias = attention_bias(self_mask, self.relpos_bias(length), key_block)
+        cross_bias = attention_bias(cross_mask, None, key_block)
         x = Dropout(self.config.dropout_rate, keys[0])(_stream(embedded), broadcast_axis=-2)
 
         def run(x: Array, layer_and_key: Any) -> tuple[Array, None]:
@@ -527,25 +551,6 @@ def relative_buckets(
     ratio = jnp.log(jnp.maximum(distance, 1) / exact) / jnp.log(max_distance / exact)
     far = jnp.minimum(exact + (ratio * (num_buckets - exact)).astype(jnp.int32), num_buckets - 1)
     return offset + jnp.where(distance < exact, distance, far)
-
-
-@jax.custom_vjp
-def add_position_bias(mask: Array, bias: Array) -> Array:
-    """Returns `bias` [N, T, S] where `mask` [B, 1, T, S] allows attention, else -1e10."""
-    return jnp.where(mask, bias, MASKED)
-
-
-def _add_position_bias_forward(mask: Array, bias: Array) -> tuple[Array, Array]:
-    return add_position_bias(mask, bias), mask
-
-
-def _add_position_bias_backward(mask: Array, gradient: Array) -> tuple[None, Array]:
-    # Summing over the batch as a product with ones: several times faster than XLA's reduction
-    # on CPU. Masked entries need no masking here: softmax gave them no gradient.
-    return None, einsum("B,BNTS->NTS", jnp.ones(gradient.shape[0]), gradient)
-
-
-add_position_bias.defvjp(_add_position_bias_forward, _add_position_bias_backward)
 
 
 def same_segment(queries: Array, keys: Array) -> Array:

@@ -216,6 +216,33 @@ class Scorer:
                     found[request][candidate] = value
         return found
 
+    def lower(self, model: T5, requests: Sequence[TokenRequest]) -> dict[str, Any]:
+        """Returns the lowered programs of the first steps of requests; nothing is allocated.
+
+        Args:
+          model: shapes with shardings.
+          requests: at least one.
+
+        Returns:
+          By "encode" and "decode" what can be compiled and looked at.
+        """
+        shapes = self._shapes_for(requests).grown(requests)
+        halves = num_halves(requests, shapes, num_groups=self._num_groups)
+        shape = self._memory_shape(model, halves * shapes.num_tokens)
+        part = jax.eval_shape(lambda: self._programs.make_memory(shape, model.config.dtype))
+        memory = Memory(part, part)
+        found: dict[str, Any] = {}
+        for step in schedule(requests, shapes, num_groups=self._num_groups):
+            if isinstance(step, EncodeStep) and "encode" not in found:
+                half = jax.ShapeDtypeStruct((), np.int32)
+                found["encode"] = self._programs.encode.lower(
+                    model, memory, step.instructions, half
+                )
+            elif isinstance(step, DecodeStep):
+                found["decode"] = self._programs.decode.lower(model, memory, step.trees)
+                break
+        return found
+
     def _shapes_for(self, requests: Sequence[TokenRequest]) -> Shapes:
         """Returns the given shapes, or those fitted to a call like this one."""
         if self._shapes is not None:
@@ -243,18 +270,20 @@ class Scorer:
             else:
                 yield self._programs.decode(model, memory, placed), step.paths
 
+    def _memory_shape(self, model: T5, num_tokens: int) -> tuple[int, ...]:
+        c = model.config
+        return (self._num_groups, c.num_decoder_layers, num_tokens, c.num_heads * c.head_dim)
+
     def _empty_memory(self, model: T5, num_tokens: int) -> Memory:
-        config = model.config
-        width = config.num_heads * config.head_dim
-        shape = (self._num_groups, config.num_decoder_layers, num_tokens, width)
-        return Memory(*(self._programs.make_memory(shape, config.dtype) for _ in range(2)))
+        shape = self._memory_shape(model, num_tokens)
+        return Memory(*(self._programs.make_memory(shape, model.config.dtype) for _ in range(2)))
 
 
 class _Programs(NamedTuple):
     """What runs on the devices, each compiled once for each shape."""
 
-    encode: Callable[..., Memory]
-    decode: Callable[..., Array]
+    encode: Any
+    decode: Any
     make_memory: Callable[..., Array]
 
 

@@ -196,8 +196,8 @@ def _planned(
 ) -> manifest.Manifest:
     """Returns the manifest of the run, its counts still empty."""
     model = dataclasses.asdict(learning.model)
-    # What a layer stores changes no number: a run may go on with another choice.
-    del model["remat_policy"]
+    for name in ("remat_policy", "key_block"):  # of memory alone: a run may go on with another
+        del model[name]
     settings = {
         "model": model,
         "objective": repr(learning.objective),
