@@ -31,7 +31,7 @@ def test_blocks_of_any_size_give_the_same_numbers_and_gradients(block, has_posit
     position = POSITION if has_position else None
 
     def in_blocks(query, key, value, position):
-        return blockwise_attention(query, key, value, Bias(MASK, position), block)
+        return blockwise_attention(query, key, value, Bias(MASK, position, block))
 
     def found(attend, position):
         loss = lambda *arrays: jnp.sum(attend(*arrays) * WEIGHT)  # noqa: E731
@@ -46,7 +46,7 @@ def test_blocks_of_any_size_give_the_same_numbers_and_gradients(block, has_posit
 
 def test_the_softmax_is_computed_in_float32_whatever_the_dtype():
     narrow = [array.astype(jnp.bfloat16) for array in (QUERY, KEY, VALUE)]
-    rounded = blockwise_attention(*narrow, Bias(MASK, POSITION), 4)
+    rounded = blockwise_attention(*narrow, Bias(MASK, POSITION, 4))
     assert rounded.dtype == jnp.bfloat16
     exact = plain(*(array.astype(np.float32) for array in narrow), POSITION)
     np.testing.assert_allclose(rounded.astype(np.float32), exact, rtol=0.02, atol=0.02)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 MASKED = -1e10
+_Parts = tuple[Array, Array | None]  # mask and position of a `Bias`
 
 
 class Bias(NamedTuple):
@@ -27,10 +28,12 @@ class Bias(NamedTuple):
     Attributes:
       mask: bool [B, T, S], which keys each query may see.
       position: float32 [N, T, S], added where it may; None: nothing is.
+      block: keys that attention is to look at at a time.
     """
 
     mask: Array
     position: Array | None
+    block: int
 
 
 def attention_bias(mask: Array, position: Array | None, key_block: int | None) -> Array | Bias:
@@ -45,7 +48,7 @@ def attention_bias(mask: Array, position: Array | None, key_block: int | None) -
       float32 that broadcasts to [B, N, T, S], -1e10 where the mask forbids; or its parts.
     """
     if key_block is not None and mask.shape[-1] > key_block:
-        return Bias(mask, position)
+        return Bias(mask, position, key_block)
     if position is None:
         return jnp.where(mask[:, None], 0.0, MASKED)
     return add_position_bias(mask[:, None], position)
@@ -70,8 +73,7 @@ def _add_position_bias_backward(mask: Array, gradient: Array) -> tuple[None, Arr
 add_position_bias.defvjp(_add_position_bias_forward, _add_position_bias_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def blockwise_attention(query: Array, key: Array, value: Array, bias: Bias, block: int) -> Array:
+def blockwise_attention(query: Array, key: Array, value: Array, bias: Bias) -> Array:
     """Returns the values weighted by a softmax over the keys, computed in float32.
 
     Args:
@@ -79,16 +81,20 @@ def blockwise_attention(query: Array, key: Array, value: Array, bias: Bias, bloc
       key: [B, S, N, H].
       value: [B, S, N, H].
       bias: of the logits.
-      block: keys looked at at a time.
 
     Returns:
       [B, T, N, H] in the dtype of `query`.
     """
+    return _attend(query, key, value, bias[:2], bias.block)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(query: Array, key: Array, value: Array, bias: _Parts, block: int) -> Array:
     return _forward(query, key, value, bias, block)[0]
 
 
 def _forward(
-    query: Array, key: Array, value: Array, bias: Bias, block: int
+    query: Array, key: Array, value: Array, bias: _Parts, block: int
 ) -> tuple[Array, tuple[Any, ...]]:
     """Returns what is mixed, and what the backward pass needs."""
     batch, length, heads, _ = query.shape
@@ -113,7 +119,7 @@ def _forward(
     return found, (query, key, value, bias, found, highest + jnp.log(total))
 
 
-def _backward(block: int, kept: tuple, gradient: Array) -> tuple[Array, Array, Array, Bias]:
+def _backward(block: int, kept: tuple, gradient: Array) -> tuple[Array, Array, Array, Any]:
     """Returns the gradients of query, key, value and position bias."""
     query, key, value, bias, found, log_total = kept
     dtype, num_keys = query.dtype, key.shape[1]
@@ -137,10 +143,10 @@ def _backward(block: int, kept: tuple, gradient: Array) -> tuple[Array, Array, A
     if of_position is not None:
         of_position = _joined(of_position, num_keys, axis=2)
     keys = (_joined(part, num_keys, axis=1) for part in (of_key, of_value))
-    return found.astype(dtype), *keys, Bias(None, of_position)  # type: ignore[arg-type]
+    return found.astype(dtype), *keys, (None, of_position)
 
 
-blockwise_attention.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)
 
 
 class _Block(NamedTuple):
@@ -161,15 +167,14 @@ class _Block(NamedTuple):
     position: Array | None
 
 
-def _blocks(key: Array, value: Array, bias: Bias, block: int) -> _Block:
+def _blocks(key: Array, value: Array, bias: _Parts, block: int) -> _Block:
     """Returns all keys in blocks, [K, ...]."""
     num_keys = key.shape[1]
     split = functools.partial(_split, block=block)
-    position = None if bias.position is None else split(bias.position, axis=2)
+    mask, position = bias
+    position = None if position is None else split(position, axis=2)
     is_key = split(jnp.ones(num_keys, bool), axis=0)
-    return _Block(
-        split(key, axis=1), split(value, axis=1), split(bias.mask, axis=2), is_key, position
-    )
+    return _Block(split(key, axis=1), split(value, axis=1), split(mask, axis=2), is_key, position)
 
 
 def _split(array: Array, *, axis: int, block: int) -> Array:

@@ -182,7 +182,6 @@ class Attention(nnx.Module):
 
     def __init__(self, config: T5Config, key: Array) -> None:
         c, keys = config, jax.random.split(key, 4)
-        self.key_block = c.key_block
         narrow = (c.emb_dim, c.num_heads, c.head_dim)
         axes = ("embed", "heads", "kv")
         # The missing 1/sqrt(head_dim) of the logits lives in the query's initial scale.
@@ -215,7 +214,7 @@ class Attention(nnx.Module):
             rows, num_keys, heads, _ = key.shape
             kept = dropout(jnp.ones((rows, heads, 1, num_keys), key.dtype), broadcast_axis=-2)
             value = value * jnp.moveaxis(kept, 3, 1)
-            mixed = blockwise_attention(query, key, value, bias, self.key_block)
+            mixed = blockwise_attention(query, key, value, bias)
         else:
             logits = einsum("BTNH,BSNH->BNTS", query, key).astype(jnp.float32)
             weights = jax.nn.softmax(logits + bias, axis=-1).astype(query.dtype)
