@@ -173,7 +173,11 @@ class TrainStorm:
                 found[f"{place} {key}"] = array.read().tobytes()
         lines = (self._folder / name / "metrics.jsonl").read_text().splitlines()
         for number, line in enumerate(json.loads(line) for line in lines):
-            found[f"line {number}"] = {k: v for k, v in line.items() if k != "time"}
+            found[f"line {number}"] = {
+                name: value
+                for name, value in line.items()
+                if name != "time" and not name.startswith("timing/")
+            }
         return found
 
     def _start(self, name: str) -> subprocess.Popen:

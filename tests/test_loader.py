@@ -1,13 +1,14 @@
 """Batches: the contract's shapes, determinism, resuming, padding and buckets."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
 
-from instructrec_jax.pipeline import loader, preprocessors, vocabulary
+from instructrec_jax.pipeline import loader, training_examples, vocabulary
 from instructrec_jax.pipeline.registry import register_mixture
 
 
@@ -31,10 +32,12 @@ def training(number: int, **changes) -> list:
     return list(itertools.islice(stream(**changes), number))
 
 
+RANKING = {"feature_lengths": LENGTHS, "batch_size": 4, "num_candidates": 10, "seed": 3}
+
+
 def ranking_training(number: int, *, name: str = "toy.pair", **changes) -> list:
-    settings = {"feature_lengths": LENGTHS, "batch_size": 4, "num_candidates": 10, "seed": 3}
     return list(
-        itertools.islice(loader.ranking_training_batches(name, **settings | changes), number)
+        itertools.islice(loader.ranking_training_batches(name, **RANKING | changes), number)
     )
 
 
@@ -77,82 +80,115 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others(toy):
 
 @pytest.mark.parametrize("name", ["toy.pair", "toy.A10"])
 @pytest.mark.parametrize("pack", [False, True])
-def test_a_stream_goes_on_after_the_examples_that_were_read(toy, name, pack):
+def test_a_stream_goes_on_where_another_one_stopped(toy, name, pack):
     settings = {"name": name, "pack": pack, "feature_lengths": {"inputs": 512, "targets": 64}}
-    settings["batch_size"] = 8
-    whole, read, expected = stream(**settings), [], []
-    for _ in range(90):
-        read.append(whole.num_examples)
+    settings["batch_size"] = 12
+    whole, positions, expected = stream(**settings), [], []
+    for _ in range(24):
+        positions.append(json.loads(json.dumps(whole.position)))
         expected.append(next(whole))
-    assert whole.num_examples > 512, "more than are packed at a time"
-    for number in (1, 89):
-        found = training(1, num_examples_read=read[number], **settings)
+    assert not pack or max(window for window, _ in positions[-1]) > 0, "of several windows"
+    for number in (1, 23):
+        found = training(1, position=positions[number], **settings)
         assert_equal(found, expected[number : number + 1])
 
 
-def test_rankings_go_on_after_the_examples_that_were_read(toy):
-    assert_equal(ranking_training(5)[2:], ranking_training(3, num_examples_read=8))
+def test_rankings_go_on_where_another_stream_stopped(toy):
+    whole = loader.ranking_training_batches("toy.pair", **RANKING)
+    for _ in range(2):
+        next(whole)
+    expected = list(itertools.islice(ranking_training(5), 2, None))
+    assert_equal(ranking_training(3, position=whole.position), expected)
 
 
 @pytest.fixture
-def rendered(monkeypatch) -> list:
-    """Every example that is rendered."""
+def read(monkeypatch) -> list:
+    """The position and number of all examples that are made."""
     seen = []
-    arrange = preprocessors.arrange
+    made = training_examples.TrainingExamples.read
 
-    def noting(record, *arguments):
-        tf.py_function(lambda example: seen.append(example.numpy()), [record["example_id"]], [])
-        return arrange(record, *arguments)
+    def noting(self, begin, number):
+        seen.append((begin, number))
+        return made(self, begin, number)
 
-    monkeypatch.setattr(preprocessors, "arrange", noting)
+    monkeypatch.setattr(training_examples.TrainingExamples, "read", noting)
     return seen
 
 
-def test_examples_that_were_read_are_not_rendered_again(toy, rendered):
-    next(stream(name="toy.A10", num_examples_read=400))
-    assert 0 < len(rendered) < 200
-
-
-@pytest.mark.parametrize("name", ["toy.A10", "toy.pair"])
-def test_processes_share_the_rows_that_one_process_would_load(toy, name):
-    """Of a task they take turns, with the same draws; of a mixture, turns in each of its tasks."""
-    whole = training(16, name=name)
-    halves = [training(8, name=name, process=(index, 2)) for index in range(2)]
-    rows = [ids_and_rows(batches) for batches in (whole, *halves)]
-    assert rows[1].keys().isdisjoint(rows[2].keys())
-    if name == "toy.A10":
-        assert rows[1] | rows[2] == rows[0]
-        assert list(rows[0])[::2] == list(rows[1]) and list(rows[0])[1::2] == list(rows[2])
-
-
-def ids_and_rows(batches: list) -> dict:
-    return {
-        str(ids[0]): tokens.tobytes()
-        for batch in batches
-        for ids, tokens in zip(batch["example_id"], batch["encoder_input_tokens"], strict=True)
-    }
+@pytest.mark.parametrize("pack", [False, True])
+def test_nothing_before_a_position_is_made_to_go_on_from_it(toy, read, pack):
+    batches = stream(name="toy.A10", pack=pack, position=[[20_000, 0]])
+    next(batches)
+    size = 128 if pack else 4
+    assert min(begin for begin, _ in read) == 20_000 * size
+    assert {number for _, number in read} == {size}
 
 
 @pytest.mark.parametrize("pack", [False, True])
-def test_rows_are_those_of_seqio_and_name_their_examples(toy, pack):
+@pytest.mark.parametrize("number", [2, 3, 8])
+def test_the_batches_do_not_depend_on_the_number_of_processes(toy, pack, number):
     lengths = {"inputs": 512, "targets": 64}
-    ds = seqio.get_dataset(
-        "toy.A10",
-        lengths,
-        seqio.EncDecFeatureConverter(pack=pack),
-        dataset_split="train",
-        shuffle=True,
-        seed=3,
-        num_epochs=None,
-        batch_size=4,
+    settings = {"batch_size": 24, "pack": pack, "feature_lengths": lengths}
+    whole = training(5, **settings)
+    shares = [training(5, process=(index, number), **settings) for index in range(number)]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for name in batch.keys() - {"example_id"}:
+            np.testing.assert_array_equal(batch[name], np.concatenate([p[name] for p in parts]))
+        of_parts = [row for part in parts for row in part["example_id"].tolist()]
+        for row, of_part in zip(batch["example_id"].tolist(), of_parts, strict=True):
+            assert [i for i in row if i] == [i for i in of_part if i]
+
+
+def test_a_process_notes_the_position_of_its_own_rows_alone(toy):
+    streams = [stream(batch_size=16, process=(index, 4)) for index in range(4)]
+    for batches in streams:
+        next(batches)
+    assert [batches.position for batches in streams] == [
+        *[[[1, 0], [0, 0]]] * 2,
+        *[[[0, 0], [1, 0]]] * 2,
+    ]
+
+
+def test_an_epoch_shows_every_example_of_each_task_once(toy):
+    """At rates by the tasks' sizes, over the border of an epoch too."""
+    total = len(list(loader.examples("toy.A10", split="train")))
+    ids = np.concatenate([b["example_id"][:, 0] for b in training(3 * total // 4, name="toy.A10")])
+    for epoch in (ids[:total], ids[total : 2 * total]):
+        assert len(set(epoch)) == total
+    assert (ids[:total] != ids[total : 2 * total]).any()
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_rows_are_laid_out_as_by_seqio_and_name_their_examples(toy, pack):
+    """SeqIO is given the examples in the order in which our rows hold them."""
+    lengths = {"inputs": 512, "targets": 64}
+    found = training(6, name="toy.A10", feature_lengths=lengths, pack=pack)
+    examples = [example for batch in found for example in singled(batch)]
+    ds = tf.data.Dataset.from_generator(
+        lambda: iter(examples),
+        output_signature={name: tf.TensorSpec([None], tf.int32) for name in lengths},
     )
-    found = training(60, name="toy.A10", feature_lengths=lengths, pack=pack)
-    for batch, expected in zip(found, ds.as_numpy_iterator(), strict=False):
+    rows = seqio.EncDecFeatureConverter(pack=pack)(ds, lengths).batch(4).as_numpy_iterator()
+    for batch, expected in zip(found, rows, strict=False):
         ids = batch.pop("example_id")
         assert_equal([batch], [expected])
         num_named = np.count_nonzero(ids != "", axis=1)
         number = batch["decoder_segment_ids"].max(axis=1) if pack else np.ones(4)
         np.testing.assert_array_equal(num_named, number)
+
+
+def singled(batch) -> list:
+    """Inputs and targets of the examples of a batch, in their order."""
+    rows = zip(batch["encoder_input_tokens"], batch["decoder_target_tokens"], strict=True)
+    inside = [batch.get(f"{side}_segment_ids") for side in ("encoder", "decoder")]
+    found = []
+    for row, (inputs, targets) in enumerate(rows):
+        for number in range(1, 1 if inside[0] is None else inside[0][row].max() + 1):
+            pair = inputs[inside[0][row] == number], targets[inside[1][row] == number]
+            found.append(dict(zip(("inputs", "targets"), pair, strict=True)))
+        if inside[0] is None:
+            found.append({"inputs": inputs[inputs > 0], "targets": targets[targets > 0]})
+    return found
 
 
 def test_ranking_batches_have_the_shapes_of_the_contract(toy):

@@ -208,7 +208,8 @@ def test_templates_show_the_users_in_orders_of_their_own(toy):
     """With one seed for all, a batch would hold the same few users in every template."""
     orders = []
     for name in ("toy.A1", "toy.A4"):
-        stream = loader.examples(name, split="train", seed=5)
+        lengths = {"candidates": 10}
+        stream = loader.training_examples(name, feature_lengths=lengths, seed=5)
         orders.append([next(stream)["example_id"] for _ in range(20)])
     assert orders[0] != orders[1]
 

@@ -18,7 +18,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Slot, plain_title, variants
 from instructrec_jax.instructions.render import render, render_record, slot_values
 from instructrec_jax.instructions.token_budget import MisfitError, TokenRenderer, arrange
-from instructrec_jax.pipeline import loader, preprocessors, vocabulary
+from instructrec_jax.pipeline import preprocessors, training_examples, vocabulary
 from instructrec_jax.pipeline.rendering import Fitted, TokenBudget
 from instructrec_jax.records import InstructionRecord
 from instructrec_jax.tasks import mixtures
@@ -269,7 +269,7 @@ def by_seqio(form, name: str, record: InstructionRecord, lengths):
     try:
         return form(as_tensors(record), VARIANTS[name], "toy.task", **how)
     except tf.errors.InvalidArgumentError as error:
-        return str(loader._user_error(error))
+        return str(training_examples.user_error(error))
 
 
 @pytest.fixture(scope="module")

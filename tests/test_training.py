@@ -1,5 +1,6 @@
 """Training runs through the real stage: they stop, go on, begin elsewhere, and are refused."""
 
+import json
 import re
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.stages import train as stage
 from instructrec_jax.training import optimizers
-from instructrec_jax.training.metrics_log import FILE_NAME, read_metrics
+from instructrec_jax.training.metrics_log import FILE_NAME, TIMING, read_metrics
 from instructrec_jax.training.state import abstract_state
 
 pytestmark = pytest.mark.slow  # whole runs
@@ -55,7 +56,8 @@ def assert_same_run(one: Path, other: Path, last: int):
     assert_same_state(one / store.BEST / best, other / store.BEST / best)
     metrics = [read_metrics(folder / FILE_NAME) for folder in (one, other)]
     for line in (*metrics[0], *metrics[1]):
-        line.pop("time")
+        for name in [name for name in line if name == "time" or name.startswith(TIMING)]:
+            del line[name]
     assert metrics[0] == metrics[1]
     assert [line["step"] for line in metrics[0] if "loss" in line] == list(range(1, last + 1))
 
@@ -84,16 +86,15 @@ def test_a_run_cut_in_two_equals_an_uninterrupted_one_bit_for_bit(
     assert_same_run(tmp_path, straight(objective), 6)
 
 
-def test_packed_rows_go_on_also_where_nobody_knows_how_many_examples_were_read(
-    toy_records, straight, tmp_path, caplog
-):
-    """As in a folder of an earlier version: they are packed again, which takes longer."""
-    train_toy(toy_records, tmp_path, 3, objective="packed text")
-    (tmp_path / "examples_read.0.json").unlink()
-    with caplog.at_level("INFO"):
-        train_toy(toy_records, tmp_path, 6, objective="packed text")
-    assert "examples_read.0.json is missing: 3 batches are packed again" in caplog.text
-    assert_same_run(tmp_path, straight("packed text"), 6)
+def test_a_run_of_an_earlier_version_is_refused_since_its_order_was_another(toy_records, tmp_path):
+    train_toy(toy_records, tmp_path, 2)
+    path = tmp_path / store.LATEST / "2" / "_CHECKPOINT_METADATA"
+    found = json.loads(path.read_text())
+    del found["custom_metadata"]["data_position"]
+    path.write_text(json.dumps(found))
+    message = "2 does not say which examples come after it: .*INITIAL_CHECKPOINT_PATH="
+    with pytest.raises(UserError, match=message):
+        train_toy(toy_records, tmp_path, 6)
 
 
 @pytest.mark.parametrize(
@@ -201,11 +202,11 @@ def test_a_run_begins_with_the_parameters_and_the_step_of_an_initial_checkpoint(
     toy_records, straight, tmp_path, monkeypatch, caplog
 ):
     initial = straight("listwise") / store.LATEST / "6"
-    skipped = []
+    positions = []
     training_batches = stage.loader.ranking_training_batches
 
     def noting(name, **settings):
-        skipped.append(settings["num_examples_read"])
+        positions.append(settings["position"])
         return training_batches(name, **settings)
 
     monkeypatch.setattr(stage.loader, "ranking_training_batches", noting)
@@ -222,9 +223,9 @@ def test_a_run_begins_with_the_parameters_and_the_step_of_an_initial_checkpoint(
             np.testing.assert_array_equal(found[array], value)
     lines = read_metrics(tmp_path / "relative" / FILE_NAME)
     assert [line["step"] for line in lines if "loss" in line] == [7, 8]
-    assert skipped == [0], "the data begins with its first batch, whatever the step"
+    assert positions == [None], "the data begins with its first batch, whatever the step"
     train_toy(toy_records, tmp_path / "relative", None, **start, train_steps_relative=3)
-    assert skipped == [0, 2 * 8]
+    assert positions == [None, [[2, 0]]]
 
 
 def test_an_initial_checkpoint_of_other_sizes_is_refused_with_names(

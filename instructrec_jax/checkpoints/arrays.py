@@ -27,7 +27,8 @@ Index = tuple[slice, ...]
 Spec = dict[str, Any]  # of TensorStore
 SplitName = Callable[[str], tuple[str, ...]]
 METADATA = "_METADATA"
-STEP_METADATA, CHECKSUMS = "_CHECKPOINT_METADATA", "crc32"
+STEP_METADATA = "_CHECKPOINT_METADATA"
+CHECKSUMS, DATA_POSITION = "crc32", "data_position"  # entries of our own in it
 WHOLE: Index = (...,)  # type: ignore[assignment]
 _KEY_OF_DICT = 2  # Orbax's number for the key of a mapping
 _HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
@@ -89,11 +90,18 @@ def checksum_of(array: np.ndarray, shape: Shape | None = None, *, before: int | 
 
 def read_checksums(folder: Path) -> dict[str, int]:
     """Returns the checksums of the arrays of a step folder by name, {} where it holds none."""
+    found = read_custom_metadata(folder).get(CHECKSUMS)
+    found = found if isinstance(found, dict) else {}
+    return {name: value for name, value in found.items() if isinstance(value, int)}
+
+
+def read_custom_metadata(folder: Path) -> dict[str, Any]:
+    """Returns what a step folder holds beside its arrays, {} where that is nothing or damaged."""
     try:
         kept = json.loads((folder / STEP_METADATA).read_text(encoding="utf-8"))
-        found = kept["custom_metadata"][CHECKSUMS]
-        return {name: value for name, value in found.items() if isinstance(value, int)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        found = kept["custom_metadata"]
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 

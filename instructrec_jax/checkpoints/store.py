@@ -10,6 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import numpy as np
 from instructrec_jax import files
 from instructrec_jax.checkpoints.arrays import (
     CHECKSUMS,
+    DATA_POSITION,
     WHOLE,
     Index,
     StoredArray,
     checksum_of,
     open_arrays,
     read_checksums,
+    read_custom_metadata,
     read_specs,
 )
 from instructrec_jax.checkpoints.parameters import check_found
@@ -40,18 +43,29 @@ Arrays = dict[str, Any]
 class CheckpointStore:
     """The checkpoints of one run in one folder; only finished ones are ever seen."""
 
-    def __init__(self, folder: Path | str, *, keep: int, best_metric: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        keep: int,
+        best_metric: str | None = None,
+        in_background: bool = False,
+    ) -> None:
         """Opens or creates the folder.
 
         Args:
           folder: of the step folders.
           keep: how many to keep; older (or worse) ones are deleted after a newer one is complete.
           best_metric: keep those with the highest value of this metric instead of the latest.
+          in_background: write while the caller goes on; only the copy to host memory is waited for.
+            Not where several processes share an array.
         """
         import orbax.checkpoint as ocp  # a quarter of a second that reading does without
 
         self.folder = Path(folder).resolve()
         self._keep, self._best_metric = keep, best_metric
+        self._writer = ThreadPoolExecutor(1) if in_background else None
+        self._written: Future[None] | None = None
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -66,19 +80,53 @@ class CheckpointStore:
         """Returns the step of the newest finished checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
-        """Saves a state; does nothing where the step is saved already or is not among the best."""
+    def save(
+        self,
+        step: int,
+        state: Any,
+        metrics: Mapping[str, float] | None = None,
+        *,
+        data_position: Any = None,
+    ) -> None:
+        """Saves a state; does nothing where the step is saved already or is not among the best.
+
+        Args:
+          step: number of steps taken.
+          state: a pytree of arrays.
+          metrics: of its evaluation.
+          data_position: where the data go on after it, as JSON; `data_position` returns it.
+
+        Raises:
+          UserError: if it, or the one before it, cannot be written.
+        """
+        self.wait()
         if step in self._manager.all_steps() or self._is_beaten(metrics):
             return
+        arrays = named_arrays(state)
+        if self._writer is None or not _is_addressable(arrays):
+            self._write(step, arrays, metrics, data_position)
+            return
+        arrays = {name: _on_host(array) for name, array in arrays.items()}
+        self._written = self._writer.submit(self._write, step, arrays, metrics, data_position)
+
+    def wait(self) -> None:
+        """Waits for what is written in the background; raises what `save` would have raised."""
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
+
+    def _write(
+        self, step: int, arrays: Arrays, metrics: Mapping[str, float] | None, data_position: Any
+    ) -> None:
+        """Writes a checkpoint and deletes those that are no longer kept."""
         import orbax.checkpoint as ocp
 
-        arrays = named_arrays(state)
         try:
             self._manager.save(
                 step,
                 args=ocp.args.PyTreeSave(arrays),
                 metrics=metrics and dict(metrics),
-                custom_metadata={CHECKSUMS: _checksums(arrays)},
+                custom_metadata={CHECKSUMS: _checksums(arrays), DATA_POSITION: data_position},
             )
         except (ValueError, OSError) as error:  # a full disk is a ValueError of TensorStore
             reason = str(error).split(" [source")[0]
@@ -105,9 +153,29 @@ class CheckpointStore:
         """Returns the state saved at `step`, placed as the shardings of `abstract` say."""
         return restore(self.folder / str(step), abstract)
 
+    def data_position(self, step: int) -> Any:
+        """Returns where the data go on after a saved step.
+
+        Raises:
+          UserError: if nobody noted it.
+        """
+        folder = self.folder / str(step)
+        if (found := read_custom_metadata(folder).get(DATA_POSITION)) is None:
+            raise UserError(
+                f"checkpoint {folder} does not say which examples come after it: an earlier "
+                "version wrote it, which took them in another order. Start a new MODEL_DIR with "
+                f"INITIAL_CHECKPOINT_PATH={str(folder)!r}"
+            )
+        return found
+
     def close(self) -> None:
         """Waits for what is being written."""
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.shutdown()
+            self._manager.close()
 
 
 def resolve_checkpoint(path: Path | str) -> Path:
@@ -194,9 +262,14 @@ def _say_unchecked(folder: Path, why: str) -> None:
     logger.info("checkpoint %s %s: damage in its arrays goes unnoticed", folder, why)
 
 
+def _is_addressable(arrays: Arrays) -> bool:
+    """Whether this process holds all of the arrays."""
+    return all(getattr(array, "is_fully_addressable", True) for array in arrays.values())
+
+
 def _checksums(arrays: Arrays) -> dict[str, int]:
     """Returns the checksums of arrays; {} where no process of the run holds all of them."""
-    if not all(getattr(array, "is_fully_addressable", True) for array in arrays.values()):
+    if not _is_addressable(arrays):
         return {}
     return {name: checksum_of(_on_host(array)) for name, array in arrays.items()}
 

@@ -1,57 +1,119 @@
 """Batches as numpy dictionaries, by the contract of DESIGN.md section 5.
 
-Everything is a function of its arguments: the same call gives the same batches, and a stream that
-is told how many examples have been read gives the tail of the uninterrupted one.
+Everything is a function of its arguments: the same call gives the same batches, whatever the number
+of processes and threads, and a stream may begin at any position of another one.
 """
 
 import copy
-import dataclasses
 import itertools
+import math
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from instructrec_jax.errors import UserError
 from instructrec_jax.pipeline import registry, training_rows
 from instructrec_jax.pipeline.record_store import hide_accelerators
-from instructrec_jax.pipeline.registry import GROUP_FIELDS, InstructionTask
-from instructrec_jax.pipeline.rendering import ERROR_BEGIN, ERROR_END
-from instructrec_jax.pipeline.training_rows import Selection
+from instructrec_jax.pipeline.training_examples import Batch, TrainingExamples, user_error
 
-Batch = dict[str, np.ndarray]
-_OUR_ERROR = re.compile(re.escape(ERROR_BEGIN) + "(.*?)" + re.escape(ERROR_END), re.DOTALL)
 _FEW_CORES = 8
-_DRAWS = 4096  # of a mixture, counted at once
+_WINDOW = 128  # examples that are packed together
+_GROUP = 8  # most rows of a row group
+Position = list[list[int]]
+_NO_LIMIT = 2**14  # tokens that examples without a limit may have
 # What an example tells of itself beside its features, where it is no example of ours.
 _UNKNOWN = {"num_history_dropped": 0, "num_titles_cut": 0, "num_words_cut": 0, "example_id": ""}
 
 
 class Batches(Iterator[Batch]):
-    """An endless stream of batches that knows how far it has been read.
+    """An endless stream of batches that may begin at any position.
+
+    The rows of a batch are cut into groups of equal size. Each group takes its rows from windows of
+    its own, of consecutive examples: the w-th window of group g among n is window w n + g of all.
+    So a process makes only the windows of its own rows, and no row depends on who makes it.
 
     Attributes:
-      num_examples: examples of this process that have been read so far.
+      position: of each row group the window that it is at, and how many of its rows are taken; it
+        stays [0, 0] for groups without a row in this process.
     """
 
     def __init__(
-        self, batches: Iterable[Batch], *, num_examples: int, count: Callable[[Batch], int]
+        self,
+        window: Callable[[int], Batch],
+        *,
+        batch_size: int,
+        process: tuple[int, int] = (0, 1),
+        position: Position | None = None,
+        finish: Callable[[Batch], Batch] = lambda batch: batch,
     ) -> None:
-        """Begins after `num_examples`; `count` gives the examples of a batch."""
-        self._batches, self._count = iter(batches), count
-        self.num_examples = num_examples
+        """Begins to make windows, in as many threads as the machine has cores.
+
+        Args:
+          window: makes the rows of a window, at least one, by its number.
+          batch_size: rows of a batch of all processes; a multiple of their number.
+          process: index of this process and number of processes.
+          position: where to begin; None for the beginning.
+          finish: makes a batch of this process's rows.
+        """
+        index, number = process
+        self._size, own = row_group_size(batch_size), batch_size // number
+        self._num_groups = batch_size // self._size
+        first = index * own // self._size
+        self._held = range(first, -(-(index + 1) * own // self._size))
+        self._rows = slice(index * own - first * self._size, None)
+        self._own, self._window, self._finish = own, window, finish
+        self.position: Position = [[0, 0] for _ in range(self._num_groups)]
+        for group in self._held if position is not None else ():
+            self.position[group] = list(position[group])
+        num_threads = os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="render")
+        self.close = weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
+        self._made: dict[int, deque[Future[Batch]]] = {group: deque() for group in self._held}
+        # While one window of each group is taken, every thread has work.
+        for _ in range(1 + -(-num_threads // len(self._held))):
+            for group in self._held:
+                self._begin_window(group)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
-        batch = next(self._batches)
-        self.num_examples += self._count(batch)
-        return batch
+        parts = [part for group in self._held for part in self._taken(group)]
+        batch = training_rows.concatenated(parts)
+        rows = slice(self._rows.start, self._rows.start + self._own)
+        return self._finish({name: values[rows] for name, values in batch.items()})
+
+    def _begin_window(self, group: int) -> None:
+        """Has the window after those begun made for a row group."""
+        number = self.position[group][0] + len(self._made[group])
+        task = self._pool.submit(self._window, number * self._num_groups + group)
+        self._made[group].append(task)
+
+    def _taken(self, group: int) -> Iterator[Batch]:
+        """Yields the next rows of a row group, in parts."""
+        missing, place = self._size, self.position[group]
+        while missing:
+            window = self._made[group][0].result()
+            num_rows = len(window["example_id"])
+            end = min(place[1] + missing, num_rows)
+            yield {name: values[place[1] : end] for name, values in window.items()}
+            missing -= end - place[1]
+            place[1] = end
+            if end == num_rows:
+                self._begin_window(group)
+                self._made[group].popleft()
+                place[:] = [place[0] + 1, 0]
+
+
+def row_group_size(batch_size: int) -> int:
+    """Returns the rows of a row group, the same on any number of processes and devices."""
+    return math.gcd(batch_size, _GROUP)
 
 
 def training_batches(
@@ -61,7 +123,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     pack: bool,
-    num_examples_read: int = 0,
+    position: Position | None = None,
     process: tuple[int, int] = (0, 1),
     use_cached: bool = False,
 ) -> Batches:
@@ -71,14 +133,11 @@ def training_batches(
       mixture: name of a registered task or mixture of `inputs` and `targets`.
       feature_lengths: tokens of "inputs" and "targets"; optionally "history" and "candidates",
         how many items of each to use.
-      batch_size: rows of this process.
+      batch_size: rows of all processes.
       seed: of order and draws.
       pack: whether several examples share a row.
-      num_examples_read: where to begin: `Batches.num_examples` of the stream that stopped. They are
-        left out before they are rendered, but for some of those packed last, at most as many as a
-        row has tokens.
-      process: index of this process and number of processes, each of which renders a share of every
-        task's examples.
+      position: where to begin: `Batches.position` of the stream that stopped.
+      process: index of this process and number of processes; it gets its share of the rows.
       use_cached: read tasks from elsewhere as SeqIO has cached them.
 
     Returns:
@@ -88,35 +147,17 @@ def training_batches(
       `decoder_positions` [batch, targets]. `example_id` str [batch, most examples in a row].
     """
     lengths = {name: feature_lengths[name] for name in ("inputs", "targets")}
-    # As in SeqIO, rows are packed of so many examples at a time: enough for a full row.
-    size = max(lengths.values()) if pack else batch_size
-    num_packed = num_examples_read % size if pack else 0
-    ds = _endless(
-        mixture,
-        feature_lengths,
-        _selection(process, num_examples_read - num_packed),
-        seed=seed,
-        extra_fields=("example_id",),
-        use_cached=use_cached,
-    )
-    ds = ds.map(lambda example: {name: example[name] for name in (*lengths, "example_id")})
-    groups = numpy_batches(ds.padded_batch(size))
+    blank = {name: np.zeros(length, np.int32) for name, length in lengths.items()}
+    blank["example_id"] = np.array(b"", object)
+    examples = TrainingExamples(mixture, feature_lengths, blank, seed=seed, use_cached=use_cached)
+    size = _WINDOW if pack else row_group_size(batch_size)
     as_rows = training_rows.packed_rows if pack else training_rows.single_rows
-    rows = _without_first((as_rows(group, lengths) for group in groups), num_packed)
     return Batches(
-        training_rows.rebatched(rows, batch_size),
-        num_examples=num_examples_read,
-        count=lambda batch: int(training_rows.num_examples(batch).sum()),
+        lambda window: as_rows(examples.read(window * size, size), lengths),
+        batch_size=batch_size,
+        process=process,
+        position=position,
     )
-
-
-def _without_first(parts: Iterator[Batch], number: int) -> Iterator[Batch]:
-    """Returns parts without the rows that hold the first examples."""
-    if not number:
-        return parts
-    first = next(parts)
-    is_left = np.cumsum(training_rows.num_examples(first)) > number
-    return itertools.chain([{name: rows[is_left] for name, rows in first.items()}], parts)
 
 
 def ranking_training_batches(
@@ -127,7 +168,7 @@ def ranking_training_batches(
     num_candidates: int,
     seed: int,
     buckets: Sequence[int] = (),
-    num_examples_read: int = 0,
+    position: Position | None = None,
     process: tuple[int, int] = (0, 1),
 ) -> Batches:
     """Returns an endless stream of batches with the candidates of each example side by side.
@@ -137,11 +178,11 @@ def ranking_training_batches(
     Args:
       task_or_mixture: a ranking task or mixture, with or without ".grouped".
       feature_lengths: tokens of "inputs" and "targets"; optionally "history", items to show.
-      batch_size: rows of this process.
+      batch_size: rows of all processes.
       num_candidates: how many to keep of each example, the target among them.
       seed: of order and draws.
       buckets: lengths to which the inputs may be trimmed, by the longest row of the batch.
-      num_examples_read: where to begin, see `training_batches`.
+      position: where to begin, see `training_batches`.
       process: index of this process and number of processes.
 
     Returns:
@@ -150,35 +191,69 @@ def ranking_training_batches(
       [batch, candidates]; `target_index`, `num_history_dropped` [batch]; all int32; `example_id`
       [batch] str.
     """
-    ds = _endless(
+    blank = {
+        "inputs": np.zeros(feature_lengths["inputs"], np.int32),
+        "candidates": np.zeros((num_candidates, feature_lengths["targets"]), np.int32),
+        "candidate_ids": np.full(num_candidates, -1, np.int32),
+        "candidate_num_chars": np.zeros(num_candidates, np.int32),
+        "target_index": np.array(0, np.int32),
+        "num_history_dropped": np.array(0, np.int32),
+        "example_id": np.array(b"", object),
+    }
+    examples = TrainingExamples(
         registry.grouped_name(task_or_mixture),
         {**feature_lengths, "candidates": num_candidates},
-        _selection(process, num_examples_read),
+        blank,
         seed=seed,
-        extra_fields=GROUP_FIELDS,
     )
-    batches = numpy_batches(_padded_groups(ds, feature_lengths, batch_size, num_candidates))
+    size = row_group_size(batch_size)
     return Batches(
-        (_contract_batch(batch, buckets) for batch in batches),
-        num_examples=num_examples_read,
-        count=lambda _: batch_size,
+        lambda window: examples.read(window * size, size),
+        batch_size=batch_size,
+        process=process,
+        position=position,
+        finish=lambda batch: _contract_batch(batch, buckets),
     )
+
+
+def training_examples(
+    task_or_mixture: str, *, feature_lengths: Mapping[str, int], seed: int
+) -> Iterator[Batch]:
+    """Returns the endless single examples of training, in its order.
+
+    Args:
+      task_or_mixture: its name.
+      feature_lengths: as for `training_batches`, with "candidates"; other entries may be missing.
+      seed: of order and draws.
+
+    Returns:
+      As `examples`.
+    """
+    most = {name: feature_lengths.get(name, _NO_LIMIT) for name in ("inputs", "targets")}
+    blank = {name: np.array(0, np.int32) for name in _UNKNOWN}
+    blank |= {"inputs": np.zeros(most["inputs"], np.int32), "example_id": np.array(b"", object)}
+    if is_grouped := task_or_mixture.endswith(f".{registry.GROUPED}"):
+        shape = feature_lengths["candidates"], most["targets"]
+        blank |= {"candidates": np.zeros(shape, np.int32), "target_index": np.array(0, np.int32)}
+    else:
+        blank["targets"] = np.zeros(most["targets"], np.int32)
+    found = TrainingExamples(task_or_mixture, feature_lengths, blank, seed=seed)
+    for number in itertools.count():
+        example = {name: values[0] for name, values in found.read(number, 1).items()}
+        for name in ("inputs",) if is_grouped else ("inputs", "targets"):
+            example[name] = np.trim_zeros(example[name], "b")
+        yield example
 
 
 def examples(
-    task_or_mixture: str,
-    *,
-    split: str,
-    feature_lengths: Mapping[str, int] | None = None,
-    seed: int | None = None,
+    task_or_mixture: str, *, split: str, feature_lengths: Mapping[str, int] | None = None
 ) -> Iterator[Batch]:
-    """Returns the single examples of a task or mixture, one pass.
+    """Returns the single examples of a task or mixture, one pass in file order.
 
     Args:
       task_or_mixture: its name.
       split: split of the dataset.
       feature_lengths: as for `training_batches`; None for no limit.
-      seed: of order and draws; None for file order.
 
     Returns:
       `inputs`, `targets` [length] int32, ending in EOS and not padded; `num_history_dropped`,
@@ -187,7 +262,7 @@ def examples(
       in place of `targets`.
     """
     hide_accelerators()
-    return numpy_batches(_examples(task_or_mixture, split, feature_lengths, seed))
+    return numpy_batches(_examples(task_or_mixture, split, feature_lengths))
 
 
 def numpy_batches(ds: tf.data.Dataset) -> Iterator[Batch]:
@@ -209,31 +284,14 @@ def numpy_batches(ds: tf.data.Dataset) -> Iterator[Batch]:
     try:
         yield from ds.with_options(options).prefetch(4).as_numpy_iterator()
     except misfit as error:
-        raise _user_error(error) from None
+        raise user_error(error) from None
 
 
-def _user_error(error: tf.errors.InvalidArgumentError) -> UserError:
-    """Returns our message inside an error of TensorFlow; another error is raised as it is."""
-    found = _OUR_ERROR.search(str(error))
-    if not found:
-        raise error
-    escaped = found[1].encode("ascii", "backslashreplace")  # TensorFlow escapes the rest
-    text = escaped.decode("unicode_escape").encode("latin-1", "replace")
-    return UserError(text.decode("utf-8", "replace"))
-
-
-def _examples(
-    name: str, split: str, feature_lengths: Mapping[str, int] | None, seed: int | None
-) -> tf.data.Dataset:
+def _examples(name: str, split: str, feature_lengths: Mapping[str, int] | None) -> tf.data.Dataset:
     """Returns the single examples of a task or mixture, with what there is to know of them."""
     provider = registry.get_for(split, name)
     told = (*_UNKNOWN, *(("target_index",) if name.endswith(f".{registry.GROUPED}") else ()))
-    options: dict[str, Any] = {
-        "split": split,
-        "shuffle": seed is not None,
-        "seed": 0 if seed is None else seed,
-        "num_epochs": 1,
-    }
+    options: dict[str, Any] = {"split": split, "shuffle": False, "seed": 0, "num_epochs": 1}
     if isinstance(provider, seqio.Mixture):
         provider = _filled(provider)
         options["passthrough_features"] = told
@@ -255,109 +313,6 @@ def _filled(mixture: seqio.Mixture) -> seqio.Mixture:
 
     filled.get_task_dataset = get_task_dataset
     return filled
-
-
-def _selection(process: tuple[int, int], num_skipped: int) -> Selection:
-    index, num_shares = process
-    return Selection(index=index, num_shares=num_shares, num_skipped=num_skipped)
-
-
-def _endless(
-    name: str,
-    lengths: Mapping[str, int],
-    selection: Selection,
-    *,
-    seed: int,
-    extra_fields: Sequence[str],
-    use_cached: bool = False,
-) -> tf.data.Dataset:
-    """Returns the endless, shuffled training examples of a task or mixture, with extra fields."""
-    hide_accelerators()
-    provider = registry.get_for("train", name)
-    options: dict[str, Any] = {
-        "split": "train",
-        "shuffle": True,
-        "seed": seed,
-        "num_epochs": None,
-        "use_cached": use_cached,
-    }
-    try:
-        if not isinstance(provider, seqio.Mixture):
-            ds = _task_dataset(provider, lengths, selection, **options)
-            return ds.map(lambda example: {**_UNKNOWN, **example})
-        mixture = _selected_mixture(_filled(provider), selection, split="train", seed=seed)
-        return mixture.get_dataset(lengths, passthrough_features=extra_fields, **options)
-    except AssertionError as error:
-        if not use_cached:
-            raise
-        raise UserError(
-            f"USE_CACHED_TASKS is True, but {str(error).rstrip('.')}; cache the task with "
-            "`seqio_cache_tasks` and name the folder with `seqio.add_global_cache_dirs` in "
-            "MIXTURE_OR_TASK_MODULE, or set USE_CACHED_TASKS to False"
-        ) from None
-
-
-def _task_dataset(
-    task: seqio.Task, lengths: Mapping[str, int], selection: Selection, **options: Any
-) -> tf.data.Dataset:
-    """Returns a task's dataset of the selection, as `seqio.Task.get_dataset` otherwise."""
-    if isinstance(task, InstructionTask):
-        return task.get_dataset({**lengths, **selection.lengths()}, **options)
-    return selection(task.get_dataset(lengths, **options))
-
-
-def _selected_mixture(
-    mixture: seqio.Mixture, selection: Selection, *, split: str, seed: int
-) -> seqio.Mixture:
-    """Returns an endless mixture that begins where `num_skipped` of its examples have been read.
-
-    SeqIO draws a task for each example, whatever the tasks hold: the draws that were made say how
-    many examples of each task were read.
-    """
-    tasks = [task for task in mixture.tasks if split in task.splits]
-    rates = [float(mixture.get_rate(task)) for task in tasks]
-    numbers = [tf.data.Dataset.from_tensors(tf.constant(i, tf.int64)) for i in range(len(tasks))]
-    draws = mixture._sample_fn([number.repeat() for number in numbers], rates, seed)
-    num_read = np.zeros(len(tasks), np.int64)
-    for drawn in draws.take(selection.num_skipped).batch(_DRAWS).as_numpy_iterator():
-        num_read += np.bincount(drawn, minlength=len(tasks))
-    skipped = {task.name: int(number) for task, number in zip(tasks, num_read, strict=True)}
-    draws = draws.skip(selection.num_skipped)
-    selected = copy.copy(mixture)
-
-    def get_task_dataset(task: seqio.Task, keys: Any, lengths: Any, *options: Any) -> Any:
-        own = dataclasses.replace(selection, num_skipped=skipped[task.name])
-        if isinstance(task, InstructionTask):
-            return mixture.get_task_dataset(task, keys, {**lengths, **own.lengths()}, *options)
-        return own(mixture.get_task_dataset(task, keys, lengths, *options))
-
-    selected.get_task_dataset = get_task_dataset
-    selected._sample_fn = lambda datasets, *_: tf.data.Dataset.choose_from_datasets(datasets, draws)
-    return selected
-
-
-def _padded_groups(
-    ds: tf.data.Dataset,
-    feature_lengths: Mapping[str, int],
-    batch_size: int,
-    num_candidates: int,
-) -> tf.data.Dataset:
-    """Batches groups, padded to the feature lengths."""
-    shapes = {
-        "inputs": [feature_lengths["inputs"]],
-        "candidates": [num_candidates, feature_lengths["targets"]],
-        "candidate_ids": [num_candidates],
-        "candidate_num_chars": [num_candidates],
-        "target_index": [],
-        "num_history_dropped": [],
-        "example_id": [],
-    }
-    padding = {name: 0 for name in shapes} | {"candidate_ids": -1, "example_id": ""}
-    ds = ds.map(lambda group: {name: group[name] for name in shapes})
-    padding = {
-        name: tf.constant(value, ds.element_spec[name].dtype) for name, value in padding.items()
-    }
-    return ds.padded_batch(batch_size, padded_shapes=shapes, padding_values=padding)
 
 
 def _contract_batch(batch: Batch, buckets: Sequence[int]) -> Batch:

@@ -17,12 +17,12 @@ from instructrec_jax.instructions.render import NO, NUM_ANSWER_TITLES, YES
 from instructrec_jax.instructions.token_budget import title_limit
 from instructrec_jax.pipeline import rendering
 from instructrec_jax.pipeline.rendering import Fitted, TokenBudget, assert_fits
-from instructrec_jax.pipeline.training_rows import Selection
 from instructrec_jax.tokenizer import EOS_ID
 
 Record = dict[str, tf.Tensor]
 Lengths = Mapping[str, int] | None
 Preprocessor = Callable[..., tf.data.Dataset]
+Form = Callable[..., Record]  # of a record, `pair` or `group` of one variant and task
 # One seed a purpose, so that no draw tells of another.
 _CANDIDATE, _IS_NEGATIVE, _IS_FIRST, _TEXT, _STATES_PREFERENCE = range(1, 6)
 
@@ -38,38 +38,26 @@ def keep_renderable(variant: Variant) -> Preprocessor:
     return lambda dataset: dataset.filter(has_text)
 
 
-def render_pair(variant: Variant, task: str) -> Preprocessor:
-    """Returns the preprocessor that makes a `pair` of each record."""
-    return _mapped(pair, variant, task)
+def render(form: Form) -> Preprocessor:
+    """Returns the preprocessor that makes an example of each record: a `pair` or a `group`."""
 
-
-def render_group(variant: Variant, task: str) -> Preprocessor:
-    """Returns the preprocessor that makes a `group` of each record."""
-    return _mapped(group, variant, task)
-
-
-def _mapped(form: Callable[..., Record], variant: Variant, task: str) -> Preprocessor:
-    """Returns the preprocessor that makes an example of one form of each record it is to read.
-
-    Every record has its seed before some are left out, see `training_rows`.
-    """
-
-    def over_selected_records(
+    def over_records(
         dataset: tf.data.Dataset,
         sequence_length: Lengths,
         output_features: Mapping[str, seqio.Feature],
     ) -> tf.data.Dataset:
-        lengths = sequence_length or {}
-        how = {"vocabulary": output_features["inputs"].vocabulary, "lengths": lengths}
+        how = {
+            "vocabulary": output_features["inputs"].vocabulary,
+            "lengths": sequence_length or {},
+        }
 
         @tf.autograph.experimental.do_not_convert
-        def render(record: Record) -> Record:
-            return form(record, variant, task, **how, seed=record["seed"])
+        def rendered(record: Record) -> Record:
+            return form(record, **how, seed=record["seed"])
 
-        records = Selection.of(lengths)(_with_seed(dataset))
-        return records.map(render, num_parallel_calls=tf.data.AUTOTUNE)
+        return _with_seed(dataset).map(rendered, num_parallel_calls=tf.data.AUTOTUNE)
 
-    return over_selected_records
+    return over_records
 
 
 @seqio.map_over_dataset(num_seeds=1)

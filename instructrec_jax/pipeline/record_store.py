@@ -22,8 +22,8 @@ from instructrec_jax.records import InstructionRecord
 
 VERSION = "2.0.0"
 _SHUFFLE_BUFFER_SIZE = 1024  # the files are in random order already
-_FIELDS = tuple(field.name for field in dataclasses.fields(InstructionRecord))
-_INTEGERS = frozenset({"position", "target_id", "candidate_ids"})
+FIELDS = tuple(field.name for field in dataclasses.fields(InstructionRecord))
+INTEGERS = frozenset({"position", "target_id", "candidate_ids"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,10 +116,10 @@ def serialize(record: InstructionRecord) -> bytes:
     """Returns a record as a `tf.train.Example` that `features` reads."""
     example = tf.train.Example()
     feature = example.features.feature
-    for name in _FIELDS:
+    for name in FIELDS:
         value = getattr(record, name)
         values = value if isinstance(value, tuple) else (value,)
-        if name in _INTEGERS:
+        if name in INTEGERS:
             feature[name].int64_list.value.extend(values)
         else:
             feature[name].bytes_list.value.extend(text.encode() for text in values)
@@ -147,7 +147,7 @@ class RecordSource(seqio.TfdsDataSource):
           needs: fields without whose text no record is of use, such as "specific_intention".
         """
         super().__init__(tfds_name=f"{dataset}/{config}:{VERSION}", splits=SPLITS, read_only=True)
-        self._dataset, self._config, self._needs = dataset, config, frozenset(needs)
+        self.dataset, self.config, self.needs = dataset, config, frozenset(needs)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -201,12 +201,12 @@ class RecordSource(seqio.TfdsDataSource):
         Raises:
           UserError: if the data_dir holds no such dataset.
         """
-        check_dataset(self._dataset)
+        check_dataset(self.dataset)
         return num_renderable(
-            read_manifest(data_dir_in_use() / self._dataset).counts,
-            config=self._config,
+            read_manifest(data_dir_in_use() / self.dataset).counts,
+            config=self.config,
             split=split.split("[")[0],
-            needs=self._needs,
+            needs=self.needs,
         )
 
     def rows(self, split: str) -> Iterator[Mapping[str, Any]]:
@@ -217,11 +217,11 @@ class RecordSource(seqio.TfdsDataSource):
         Raises:
           UserError: as `get_dataset`.
         """
-        self._checked_folder(split)
-        for columns in column_batches(self._dataset, self._config, split, _FIELDS):
-            for values in zip(*(columns[name] for name in _FIELDS), strict=True):
-                row = dict(zip(_FIELDS, values, strict=True))
-                if all(any(row[name]) for name in self._needs):
+        self.files(split)
+        for columns in column_batches(self.dataset, self.config, split, FIELDS):
+            for values in zip(*(columns[name] for name in FIELDS), strict=True):
+                row = dict(zip(FIELDS, values, strict=True))
+                if all(any(row[name]) for name in self.needs):
                     yield row
 
     def check(self, split: str) -> None:
@@ -229,30 +229,35 @@ class RecordSource(seqio.TfdsDataSource):
         if split not in SPLITS:
             raise UserError(f"no split {split!r}; expected one of {', '.join(SPLITS)}")
         if not self.num_input_examples(split):
-            lacking = " and ".join(sorted(self._needs)) or "title"
+            lacking = " and ".join(sorted(self.needs)) or "title"
             raise UserError(
-                f"no {split} record of {self._dataset!r} in its {self._config} records has a "
+                f"no {split} record of {self.dataset!r} in its {self.config} records has a "
                 f"{lacking}, so there is nothing to render; `instructrec lint --dataset="
-                f"{self._dataset} --data_dir={data_dir_in_use()}` shows what it has texts for"
+                f"{self.dataset} --data_dir={data_dir_in_use()}` shows what it has texts for"
             )
 
-    def _checked_folder(self, split: str) -> Path:
-        """Returns the folder of this config, having checked that the split's files are there."""
+    def files(self, split: str) -> list[Path]:
+        """Returns the files of a split, having checked that they are all there, as written.
+
+        Raises:
+          UserError: as `get_dataset`.
+        """
         self.check(split)
-        folder = data_dir_in_use() / self._dataset / self._config / VERSION
-        if not _record_files(self._dataset, self._config, split):
-            raise _damaged(folder, f"it holds no file of {split} records")
-        return folder
+        found = record_files(self.dataset, self.config, split)
+        if not found:
+            folder = data_dir_in_use() / self.dataset / self.config / VERSION
+            raise damaged(folder, f"it holds no file of {split} records")
+        return found
 
     def open(self, split: str) -> tfds.core.DatasetBuilder:
         """Returns the builder of this config, having checked that it can serve the split."""
-        folder = self._checked_folder(split.split("[")[0])
+        folder = self.files(split.split("[")[0])[0].parent
         for name in ("dataset_info.json", "features.json"):
             files.read_json(folder / name, dict[str, Any], remedy="run `instructrec build` again")
         try:
             return tfds.builder_from_directory(str(folder))
         except (ValueError, KeyError, TypeError, AttributeError, json_format.ParseError) as error:
-            raise _damaged(folder, str(error)) from None
+            raise damaged(folder, str(error)) from None
 
 
 def check_dataset(dataset: str) -> None:
@@ -323,11 +328,11 @@ def column_batches(
     Raises:
       UserError: if a file is damaged.
     """
-    if not (paths := _record_files(dataset, config, split)):
+    if not (paths := record_files(dataset, config, split)):
         return
     hide_accelerators()
-    spec = {name: _feature(name) for name in fields}
-    ds = tf.data.TFRecordDataset(paths).batch(_BATCH_SIZE)
+    spec = {name: feature_spec(name) for name in fields}
+    ds = tf.data.TFRecordDataset([str(path) for path in paths]).batch(_BATCH_SIZE)
     ds = ds.map(lambda batch: tf.io.parse_example(batch, spec))
     options = tf.data.Options()
     options.threading.private_threadpool_size = _NUM_THREADS
@@ -336,10 +341,10 @@ def column_batches(
         for batch in ds.with_options(options).prefetch(1):
             yield {name: _rows(values) for name, values in batch.items()}
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
-        raise _damaged(Path(paths[0]).parent, error.message.splitlines()[0]) from None
+        raise damaged(paths[0].parent, error.message.splitlines()[0]) from None
 
 
-def _record_files(dataset: str, config: str, split: str) -> list[str]:
+def record_files(dataset: str, config: str, split: str) -> list[Path]:
     """Returns the files of a split, all of them as written; none where it has no records."""
     folder, place = data_dir_in_use() / dataset, f"{config}/{VERSION}"
     pattern = f"{place}/{dataset}-{split}.tfrecord-*"
@@ -347,12 +352,12 @@ def _record_files(dataset: str, config: str, split: str) -> list[str]:
     for path in paths:
         files.check_is_file(path)
     if paths and len(paths) != int(paths[-1].name.rpartition("-")[-1]):
-        raise _damaged(folder / place, f"{paths[-1].name} is of more files than are there")
+        raise damaged(folder / place, f"{paths[-1].name} is of more files than are there")
     check_files(folder, f"{place}/*.json", pattern)
-    return [str(path) for path in paths]
+    return paths
 
 
-def _damaged(folder: Path, problem: str) -> UserError:
+def damaged(folder: Path, problem: str) -> UserError:
     """Returns the error for records that cannot be read."""
     # TensorFlow's words, without the operation that read and without what it failed with.
     problem = re.sub(r"^\{\{.*?\}\} |' failed with .*", "", problem)
@@ -380,9 +385,9 @@ def _decoded(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _feature(name: str) -> tf.io.RaggedFeature | tf.io.FixedLenFeature:
+def feature_spec(name: str) -> tf.io.RaggedFeature | tf.io.FixedLenFeature:
     """Returns how a field is parsed."""
-    dtype = tf.int64 if name in _INTEGERS else tf.string
+    dtype = tf.int64 if name in INTEGERS else tf.string
     if name in _LISTS:
         return tf.io.RaggedFeature(dtype, row_splits_dtype=tf.int64)
     return tf.io.FixedLenFeature([], dtype)

@@ -5,6 +5,7 @@ item also gets "<task>.grouped", one row per example with its candidates side by
 evaluation pool also "<task>.rank", SeqIO's rank classification with HR and NDCG as score metrics.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType
@@ -30,14 +31,6 @@ _HOW_TO_DECLARE = (
 )
 MAX_RATE = 2**16  # training examples that a task's mixing rate counts at most
 Rate = float | Callable[[seqio.Task], float]
-# Fields of the grouped form beside its output features; a mixture keeps them only if asked to.
-GROUP_FIELDS = (
-    "candidate_ids",
-    "candidate_num_chars",
-    "target_index",
-    "num_history_dropped",
-    "example_id",
-)
 
 
 class InstructionTask(seqio.Task):
@@ -48,11 +41,14 @@ class InstructionTask(seqio.Task):
 
     Attributes:
       variant: what it renders.
+      form: makes an example of a record; None where a record makes several.
     """
 
-    def __init__(self, name: str, *, variant: Variant, **kwargs: Any) -> None:
+    def __init__(
+        self, name: str, *, variant: Variant, form: preprocessors.Form | None, **kwargs: Any
+    ) -> None:
         super().__init__(name, **kwargs)
-        self.variant = variant
+        self.variant, self.form = variant, form
 
     @property
     def family(self) -> str:
@@ -152,18 +148,21 @@ def _register_variant(dataset: str, variant: Variant) -> str:
         return name
     source = RecordSource(dataset, variant.template.records, needs=variant.needs)
     renderable = preprocessors.keep_renderable(variant)
-    pair = [renderable, preprocessors.render_pair(variant, name)]
-    _add(name, source, pair, pair_features(), variant=variant)
-    group = [renderable, preprocessors.render_group(variant, name)]
+    pair = functools.partial(preprocessors.pair, variant=variant, task=name)
+    group = functools.partial(preprocessors.group, variant=variant, task=name)
+    pairs = [renderable, preprocessors.render(pair)]
+    groups = [renderable, preprocessors.render(group)]
+    _add(name, source, pairs, pair_features(), variant=variant, form=pair)
     if variant.template.names_an_item:
-        _add(f"{name}.{GROUPED}", source, group, group_features(), variant=variant)
+        _add(f"{name}.{GROUPED}", source, groups, group_features(), variant=variant, form=group)
     if variant.is_evaluated:
         _add(
             f"{name}.{RANK}",
             source,
-            [*group, preprocessors.one_row_per_candidate(variant)],
+            [*groups, preprocessors.one_row_per_candidate(variant)],
             pair_features(),
             variant=variant,
+            form=None,
             postprocess_fn=ranking.candidate_label,
             metric_fns=[ranking.hit_rate_and_ndcg],
         )

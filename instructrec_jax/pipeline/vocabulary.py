@@ -51,6 +51,11 @@ def use_vocabulary(path: Path | str | None, *, extra_ids: int = 0) -> None:
     _choice = _Choice(str(path), added, Path(path).stat().st_mtime)
 
 
+def chosen() -> object:
+    """Returns what tells the chosen vocabulary from others."""
+    return _choice
+
+
 class CorpusVocabulary(seqio.SentencePieceVocabulary):
     """A vocabulary whose model file is the one the run chose.
 

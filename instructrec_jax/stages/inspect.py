@@ -121,7 +121,7 @@ def inspect(
     stream: Iterator[Mapping[str, Any]]
     if split == TRAIN:
         lengths = {**lengths, "candidates": shown.num_candidates}
-        stream = loader.examples(name, split=split, feature_lengths=lengths, seed=shown.seed)
+        stream = loader.training_examples(name, feature_lengths=lengths, seed=shown.seed)
     elif isinstance(provider, registry.InstructionTask):
         stream = _evaluated_examples(provider, split, lengths, words)
     else:

@@ -16,7 +16,7 @@ import numpy as np
 from instructrec_jax.errors import UserError
 from instructrec_jax.progress import Progress, Stop, StopAskedError, stop_on
 from instructrec_jax.settings import Count, check_fields
-from instructrec_jax.training.metrics_log import MetricsLog, as_table
+from instructrec_jax.training.metrics_log import MetricsLog, StepTimes, as_table
 from instructrec_jax.training.state import TrainState
 from instructrec_jax.training.step import Metrics, TrainStep
 
@@ -121,8 +121,10 @@ def run_loop(
         if is_evaluation_missing:
             logger.info("step %d was saved and not evaluated; evaluating it now", step)
             _evaluate(step, state, actions=actions, log=log, stop=stop)
+        times = StepTimes(step)
         while step < periods.last_step and not stop.is_asked:
-            batch = next(batches)
+            with times.spent_on("data"):
+                batch = next(batches)
             state, metrics = train_step(state, actions.place(batch))
             step += 1
             # The previous step's loss is looked at while this one runs: no waiting.
@@ -131,14 +133,16 @@ def run_loop(
             if periods.is_logged(step) or step == first_step + 1:
                 _check_finite(unchecked)
                 values = {name: float(value) for name, value in metrics.items()}
-                log.write(step, values)
+                log.write(step, {**values, **times.up_to(step)})
                 note = _spell({"loss": values["loss"], **values})  # what is watched comes first
                 progress.advance(step - progress.done, note)
             if periods.is_saved(step):
                 _check_finite(unchecked)
-                actions.save(step, state)
+                with times.spent_on("save"):
+                    actions.save(step, state)
             if periods.is_evaluated(step):
-                _evaluate(step, state, actions=actions, log=log, stop=stop)
+                with times.spent_on("evaluation"):
+                    _evaluate(step, state, actions=actions, log=log, stop=stop)
         if stop.is_asked:
             if step > first_step:
                 _check_finite(unchecked)

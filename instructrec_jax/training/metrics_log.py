@@ -1,15 +1,17 @@
 """What a run measured, step by step: metrics.jsonl and TensorBoard events in MODEL_DIR."""
 
+import contextlib
 import json
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
 
 FILE_NAME = "metrics.jsonl"
+TIMING = "timing/"  # begins the names of what differs from run to run
 
 
 class MetricsLog:
@@ -52,6 +54,43 @@ class MetricsLog:
         """Flushes both files."""
         self._stream.close()
         self._events.close()
+
+
+class StepTimes:
+    """Where the time between two logged steps went."""
+
+    def __init__(self, step: int) -> None:
+        """Begins after a step."""
+        self._begin(step)
+
+    def _begin(self, step: int) -> None:
+        self._step, self._began = step, time.monotonic()
+        self._spent = dict.fromkeys(("data", "save", "evaluation"), 0.0)
+
+    @contextlib.contextmanager
+    def spent_on(self, name: str) -> Iterator[None]:
+        """Counts what the block takes as waiting for "data", a "save" or an "evaluation"."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent[name] += time.monotonic() - began
+
+    def up_to(self, step: int) -> dict[str, float]:
+        """Returns what was measured since the last call, under names that begin with TIMING.
+
+        `seconds_per_step` is without saves and evaluations, `data_wait_fraction` the part of it
+        that the step waited for its batch; `save_seconds` is how long saves kept training waiting.
+        """
+        passed = time.monotonic() - self._began - self._spent["save"] - self._spent["evaluation"]
+        found = {
+            "seconds_per_step": passed / (step - self._step),
+            "data_wait_fraction": self._spent["data"] / max(passed, 1e-9),
+        }
+        if self._spent["save"]:
+            found["save_seconds"] = self._spent["save"]
+        self._begin(step)
+        return {TIMING + name: round(value, 4) for name, value in found.items()}
 
 
 def as_table(title: str, values: Mapping[str, float]) -> str:

@@ -29,8 +29,8 @@ from instructrec_jax.stages.train.start import (
     TrainSettings,
     check_batch,
     check_mixture,
+    data_position,
     initialise,
-    note_position,
     open_batches,
     open_initial,
     placer,
@@ -91,8 +91,12 @@ def train(
     _claim(learning, data, run, initial)
     _describe_model(data, run, validation, config_text)
     folder = Path(run.model_dir)
-    latest = store.CheckpointStore(folder / store.LATEST, keep=run.keep_checkpoints)
-    best = store.CheckpointStore(folder / store.BEST, keep=1, best_metric=validation.headline)
+    latest = store.CheckpointStore(
+        folder / store.LATEST, keep=run.keep_checkpoints, in_background=True
+    )
+    best = store.CheckpointStore(
+        folder / store.BEST, keep=1, best_metric=validation.headline, in_background=True
+    )
     with contextlib.ExitStack() as opened:
         opened.callback(latest.close)
         opened.callback(best.close)
@@ -104,7 +108,9 @@ def train(
         if step >= periods.last_step and not is_due:
             logger.info("nothing left to do: %s is at step %d", run.model_dir, step)
             return None
-        batches = open_batches(objective, data, run, step=step, num_taken=done)
+        position = latest.data_position(step) if done else None
+        batches = open_batches(objective, data, run, position=position)
+        opened.callback(batches.close)
         run_loop(
             state,
             batches,
@@ -112,7 +118,7 @@ def train(
             periods=periods,
             actions=Actions(
                 place=placer(objective, mesh),
-                save=_saver(latest, run, batches, tuning),
+                save=_saver(latest, batches, tuning),
                 evaluate=evaluate,
                 keep_best=_keeper(best, tuning),
             ),
@@ -255,13 +261,12 @@ def _train_step(
 
 
 def _saver(
-    latest: store.CheckpointStore, run: TrainSettings, batches: loader.Batches, tuning: FineTuning
+    latest: store.CheckpointStore, batches: loader.Batches, tuning: FineTuning
 ) -> Callable[[int, TrainState], None]:
-    """Returns what keeps a state with the latest ones, and how far the data were read."""
+    """Returns what keeps a state with the latest ones, and where the data go on after it."""
 
     def save(step: int, state: TrainState) -> None:
-        note_position(run, batches, step)
-        latest.save(step, stored_part(state, tuning))
+        latest.save(step, stored_part(state, tuning), data_position=data_position(batches))
 
     return save
 

@@ -6,16 +6,15 @@ it has not seen.
 
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
-from instructrec_jax import files
 from instructrec_jax.checkpoints import store
 from instructrec_jax.checkpoints.parameters import parameters
 from instructrec_jax.checkpoints.source import Source, load_model, open_source
@@ -33,7 +32,7 @@ from instructrec_jax.parallel.mesh import (
     place_batch,
 )
 from instructrec_jax.pipeline import loader, registry
-from instructrec_jax.settings import MAX_CANDIDATES, Count, Natural, Range, Rows, Seed, check_fields
+from instructrec_jax.settings import MAX_CANDIDATES, Count, Range, Rows, Seed, check_fields
 from instructrec_jax.stages.run_data import RunData, dataset_of
 from instructrec_jax.stages.train.warm_start import warm
 from instructrec_jax.training.adafactor import AdafactorState, find_state, replace_state
@@ -46,7 +45,6 @@ from instructrec_jax.training.state import (
 )
 
 logger = logging.getLogger(__name__)
-_KEPT = 10  # steps of which the number of examples is kept: more than there are checkpoints
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,22 +188,25 @@ def _with_saved_slots(
 
 
 def open_batches(
-    objective: Objective, data: RunData, run: TrainSettings, *, step: int, num_taken: int
+    objective: Objective,
+    data: RunData,
+    run: TrainSettings,
+    *,
+    position: loader.Position | None,
 ) -> loader.Batches:
-    """Returns the endless batches of this process, beginning with the one of the next step.
+    """Returns the endless batches of this process.
 
     Args:
       objective: decides whether a row is a whole ranking.
       data: records and tasks.
       run: this run.
-      step: of the state.
-      num_taken: batches that the run has taken up to it.
+      position: where they begin, as `data_position` gave it; None for the first one.
     """
-    num_rows = run.batch_size // jax.process_count()
     shared: dict[str, Any] = {
-        "batch_size": num_rows,
+        "batch_size": run.batch_size,
         "seed": run.seed,
         "process": (jax.process_index(), jax.process_count()),
+        "position": position,
     }
     if objective.ranks_candidates:
         return loader.ranking_training_batches(
@@ -213,36 +214,23 @@ def open_batches(
             feature_lengths=data.feature_lengths,
             num_candidates=run.num_candidates,
             buckets=data.buckets,
-            num_examples_read=num_taken * num_rows,
             **shared,
         )
-    num_read = num_taken * num_rows
-    if run.pack and num_taken:
-        num_read = _read_positions(run).get(str(step), 0)
-    batches = loader.training_batches(
+    return loader.training_batches(
         run.mixture,
         feature_lengths={**data.feature_lengths, "candidates": run.num_candidates},
         pack=run.pack,
         use_cached=run.use_cached,
-        num_examples_read=num_read,
         **shared,
     )
-    if num_taken and not num_read:
-        logger.info("%s is missing: %d batches are packed again", _position_file(run), num_taken)
-        for _ in range(num_taken):
-            next(batches)
-    return batches
 
 
-def note_position(run: TrainSettings, batches: loader.Batches, step: int) -> None:
-    """Writes how many examples have been read up to a step, before its state is saved.
-
-    Of packed rows nothing else says it, and without it a resumed run would pack them all again.
-    """
-    if run.pack:
-        known = {**_read_positions(run), str(step): batches.num_examples}
-        kept = dict(sorted(known.items(), key=lambda item: int(item[0]))[-_KEPT:])
-        files.write_text(_position_file(run), json.dumps(kept) + "\n")
+def data_position(batches: loader.Batches) -> loader.Position:
+    """Returns where the batches of all processes go on, for any number of processes."""
+    if jax.process_count() == 1:
+        return [list(of_group) for of_group in batches.position]
+    everywhere = multihost_utils.process_allgather(np.array(batches.position))
+    return everywhere.max(axis=0).tolist()
 
 
 def placer(objective: Objective, mesh: LogicalMesh) -> Callable[[Mapping], dict[str, jax.Array]]:
@@ -280,19 +268,3 @@ def check_batch(objective: Objective, run: TrainSettings, mesh: LogicalMesh) -> 
             f"the listwise objective runs in one process, not in {num_processes}: its rows are "
             "packed to the longest of a process; use objectives.NegativeLogLikelihood"
         )
-
-
-def _position_file(run: TrainSettings) -> Path:
-    return Path(run.model_dir) / f"examples_read.{jax.process_index()}.json"
-
-
-def _read_positions(run: TrainSettings) -> dict[str, int]:
-    """Returns the number of examples read, by step; nothing where it was never written."""
-    path = _position_file(run)
-    if not path.exists():
-        return {}
-    remedy = "remove it: the batches up to now are then packed again"
-    found = files.read_json(path, dict[str, Natural], remedy=remedy)
-    if not all(step.isdecimal() for step in found):
-        raise UserError(f"{path} names steps {[*found]}, expected numbers; {remedy}")
-    return found
