@@ -1,6 +1,9 @@
 """Checkpoints: what comes back, what is refused, and which one a path means."""
 
+import threading
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_model import tiny_config
@@ -224,4 +227,35 @@ def test_a_checkpoint_that_cannot_be_written_is_one_message(tmp_path, monkeypatc
     monkeypatch.setattr(checkpoints._manager, "save", full)
     with pytest.raises(UserError, match=r"cannot write checkpoint 3 into .*RESOURCE_EXHAUSTED"):
         checkpoints.save(3, {"a": np.zeros(2)})
+    checkpoints.close()
+
+
+def test_what_is_written_in_the_background_is_the_state_of_its_moment(tmp_path, monkeypatch):
+    checkpoints = tiny_store(tmp_path, in_background=True)
+    may_write, write = threading.Event(), checkpoints._write
+    monkeypatch.setattr(checkpoints, "_write", lambda *a: may_write.wait() and write(*a))
+    state = jax.tree.map(jnp.asarray, SMALL)
+    step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+    checkpoints.save(1, state, data_position=[[2, 3]])
+    for _ in range(3):
+        state = step(state)
+    assert steps_in(tmp_path) == []
+    may_write.set()
+    checkpoints.wait()
+    found = store.stored_arrays(tmp_path / "1")["model.kernel"].read()
+    np.testing.assert_array_equal(found, SMALL["model"]["kernel"])
+    assert checkpoints.data_position(1) == [[2, 3]]
+    checkpoints.close()
+
+
+def test_a_failure_in_the_background_is_raised_at_the_next_save(tmp_path, monkeypatch):
+    checkpoints = tiny_store(tmp_path, in_background=True)
+
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: no space")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    checkpoints.save(1, SMALL)
+    with pytest.raises(UserError, match="cannot write checkpoint 1 into"):
+        checkpoints.save(2, SMALL)
     checkpoints.close()

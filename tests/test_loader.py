@@ -13,6 +13,12 @@ from instructrec_jax.pipeline.registry import register_mixture
 
 
 @pytest.fixture(autouse=True)
+def small_windows(monkeypatch):
+    """Few examples are packed together, so that few are rendered."""
+    monkeypatch.setattr(loader, "_WINDOW", 24)
+
+
+@pytest.fixture(autouse=True)
 def mixture_of_two(toy):
     """A small mixture, because a graph takes a third of a second for each of its tasks."""
     register_mixture("toy.pair", [("toy.A10", 1.0), ("toy.C10.specific", 2.0)])
@@ -119,7 +125,7 @@ def read(monkeypatch) -> list:
 def test_nothing_before_a_position_is_made_to_go_on_from_it(toy, read, pack):
     batches = stream(name="toy.A10", pack=pack, position=[[20_000, 0]])
     next(batches)
-    size = 128 if pack else 4
+    size = 24 if pack else 4
     assert min(begin for begin, _ in read) == 20_000 * size
     assert {number for _, number in read} == {size}
 

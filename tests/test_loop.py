@@ -4,11 +4,13 @@ import json
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from instructrec_jax.errors import UserError
+from instructrec_jax.training import metrics_log
 from instructrec_jax.training.loop import Actions, Periods, run_loop
 from instructrec_jax.training.metrics_log import FILE_NAME, MetricsLog, as_table, read_metrics
 from instructrec_jax.training.state import TrainState
@@ -240,6 +242,28 @@ def test_the_last_step_is_checked_too(tmp_path):
     with pytest.raises(UserError, match="step 3"):
         toy.run(train_steps=3, log=50)
     assert toy.saved == []
+
+
+def test_a_step_s_time_is_that_without_saves_and_evaluations(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metrics_log, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    times = metrics_log.StepTimes(4)
+
+    def spend(name, seconds):
+        with times.spent_on(name):
+            now[0] += seconds
+
+    spend("data", 2.0)
+    spend("save", 5.0)
+    spend("evaluation", 7.0)
+    now[0] += 6.0
+    assert times.up_to(8) == {
+        "timing/seconds_per_step": 2.0,
+        "timing/data_wait_fraction": 0.25,
+        "timing/save_seconds": 5.0,
+    }
+    now[0] += 3.0
+    assert times.up_to(9) == {"timing/seconds_per_step": 3.0, "timing/data_wait_fraction": 0.0}
 
 
 @pytest.mark.parametrize("name", ["train_steps", "log", "evaluate", "checkpoint"])

@@ -170,10 +170,11 @@ def test_the_best_checkpoint_has_the_highest_validation_ndcg_at_5_even_after_a_k
         kill("evaluate", int(max(steps_in(tmp_path / store.LATEST))))
         return {"validation/ndcg@5": next(values)}
 
-    def save(self, step, *arguments):
+    def save(self, step, *arguments, **named):
         if self.folder.name == store.BEST:
             kill("keep_best", step)
-        saved(self, step, *arguments)
+        saved(self, step, *arguments, **named)
+        self.wait()
 
     def write(self, step, measured):
         if "loss" not in measured:

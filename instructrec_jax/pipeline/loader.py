@@ -66,11 +66,13 @@ class Batches(Iterator[Batch]):
         self._num_groups = batch_size // self._size
         first = index * own // self._size
         self._held = range(first, -(-(index + 1) * own // self._size))
-        self._rows = slice(index * own - first * self._size, None)
-        self._own, self._window, self._finish = own, window, finish
+        begin = index * own - first * self._size
+        self._rows = slice(begin, begin + own)
+        self._window, self._finish = window, finish
         self.position: Position = [[0, 0] for _ in range(self._num_groups)]
-        for group in self._held if position is not None else ():
-            self.position[group] = list(position[group])
+        if position is not None:
+            for group in self._held:
+                self.position[group] = list(position[group])
         num_threads = os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="render")
         self.close = weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
@@ -86,8 +88,7 @@ class Batches(Iterator[Batch]):
     def __next__(self) -> Batch:
         parts = [part for group in self._held for part in self._taken(group)]
         batch = training_rows.concatenated(parts)
-        rows = slice(self._rows.start, self._rows.start + self._own)
-        return self._finish({name: values[rows] for name, values in batch.items()})
+        return self._finish({name: values[self._rows] for name, values in batch.items()})
 
     def _begin_window(self, group: int) -> None:
         """Has the window after those begun made for a row group."""

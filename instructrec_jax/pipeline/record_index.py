@@ -137,7 +137,7 @@ def _contributions() -> NDArray[np.uint32]:
     """Returns [_CHUNK, 256], what a byte adds to the checksum at a distance from the end."""
     first = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        first = first >> 1 ^ np.where(first & 1, np.uint32(0x82F63B78), np.uint32(0))
+        first = first >> np.uint32(1) ^ (first & np.uint32(1)) * np.uint32(0x82F63B78)
     found = np.empty((_CHUNK, 256), np.uint32)
     found[0] = first
     for distance in range(1, _CHUNK):

@@ -106,10 +106,11 @@ class _Rendered:
         seed: int,
     ) -> None:
         self._index, self._key = index, stable_seed(seed, task.name)
-        self._number = task.source.num_input_examples(TRAIN)
-        self._places = (
-            index.positions_with(task.source.needs) if self._number < len(index) else None
-        )
+        # Of all records, or of those that have what is needed, at these places.
+        self._number, self._places = len(index), None
+        if task.source.num_input_examples(TRAIN) < self._number:
+            self._places = index.positions_with(task.source.needs)
+            self._number = len(self._places)
         features = tuple((name, v.shape, v.dtype, v.flat[0]) for name, v in blank.items())
         made_of = (task.form, tuple(lengths.items()), features, vocabulary.chosen())
         self._renderer = functools.partial(_renderer, *made_of)
@@ -120,12 +121,14 @@ class _Rendered:
         places = permuted(positions, self._number, hashed(self._key, epochs))
         if self._places is not None:
             places = self._places[places]
-        draws = hashed(self._key, counts, _DRAWS)
-        seeds = np.stack([draws >> np.uint64(33), draws & np.uint64(2**31 - 1)], 1).astype(np.int64)
+        mixed = hashed(self._key, counts, _DRAWS)
+        seeds = np.stack([mixed >> np.uint64(33), mixed & np.uint64(2**31 - 1)], axis=1)
         try:
             with _MAKING:
                 render = self._renderer()
-            found = render(tf.constant(self._index.read(places)), tf.constant(seeds, tf.int64))
+            found = render(
+                tf.constant(self._index.read(places)), tf.constant(seeds.astype(np.int64))
+            )
         except tf.errors.InvalidArgumentError as error:
             raise user_error(error) from None
         return {name: values.numpy() for name, values in found.items()}
