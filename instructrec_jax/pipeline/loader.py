@@ -75,7 +75,7 @@ class Batches(Iterator[Batch]):
                 self.position[group] = list(position[group])
         num_threads = os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="render")
-        self.close = weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
+        weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
         self._made: dict[int, deque[Future[Batch]]] = {group: deque() for group in self._held}
         # While one window of each group is taken, every thread has work.
         for _ in range(1 + -(-num_threads // len(self._held))):
@@ -89,6 +89,10 @@ class Batches(Iterator[Batch]):
         parts = [part for group in self._held for part in self._taken(group)]
         batch = training_rows.concatenated(parts)
         return self._finish({name: values[self._rows] for name, values in batch.items()})
+
+    def close(self) -> None:
+        """Ends the threads, after the windows that they are at."""
+        self._pool.shutdown(cancel_futures=True)
 
     def _begin_window(self, group: int) -> None:
         """Has the window after those begun made for a row group."""
