@@ -243,11 +243,10 @@ class RecordSource(seqio.TfdsDataSource):
           UserError: as `get_dataset`.
         """
         self.check(split)
-        found = record_files(self.dataset, self.config, split)
-        if not found:
-            folder = data_dir_in_use() / self.dataset / self.config / VERSION
-            raise damaged(folder, f"it holds no file of {split} records")
-        return found
+        if found := record_files(self.dataset, self.config, split):
+            return found
+        folder = data_dir_in_use() / self.dataset / self.config / VERSION
+        raise damaged(folder, f"it holds no file of {split} records")
 
     def open(self, split: str) -> tfds.core.DatasetBuilder:
         """Returns the builder of this config, having checked that it can serve the split."""

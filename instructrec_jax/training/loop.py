@@ -112,7 +112,7 @@ def run_loop(
       UserError: if loss or gradient is not finite; the last checkpoint holds a state before it.
       KeyboardInterrupt: after Ctrl-C, when the state is saved; at once at the second one.
     """
-    first_step, step = int(state.step), int(state.step)
+    first_step = step = int(state.step)
     unchecked: _Unchecked | None = None
     progress = Progress(
         "train", total=periods.last_step, unit="steps", done=step, seconds_between_lines=0.0
@@ -134,26 +134,36 @@ def run_loop(
                 _check_finite(unchecked)
                 values = {name: float(value) for name, value in metrics.items()}
                 log.write(step, {**values, **times.up_to(step)})
-                note = _spell({"loss": values["loss"], **values})  # what is watched comes first
-                progress.advance(step - progress.done, note)
+                progress.advance(step - progress.done, _spell(values))
             if periods.is_saved(step):
-                _check_finite(unchecked)
-                with times.spent_on("save"):
-                    actions.save(step, state)
+                _save(step, state, unchecked, actions=actions, times=times)
             if periods.is_evaluated(step):
                 with times.spent_on("evaluation"):
                     _evaluate(step, state, actions=actions, log=log, stop=stop)
         if stop.is_asked:
             if step > first_step:
-                _check_finite(unchecked)
-                actions.save(step, state)
+                _save(step, state, unchecked, actions=actions, times=times)
+            name = "Ctrl-C" if stop.asked_by == signal.SIGINT else "SIGTERM"
             logger.info(
-                "stopped on %s after step %d; the same command goes on from there",
-                *("Ctrl-C" if stop.asked_by == signal.SIGINT else "SIGTERM", step),
+                "stopped on %s after step %d; the same command goes on from there", name, step
             )
     if stop.asked_by == signal.SIGINT:
         raise KeyboardInterrupt
     return state
+
+
+def _save(
+    step: int,
+    state: TrainState,
+    unchecked: "_Unchecked | None",
+    *,
+    actions: Actions,
+    times: StepTimes,
+) -> None:
+    """Saves a state, its last step checked."""
+    _check_finite(unchecked)
+    with times.spent_on("save"):
+        actions.save(step, state)
 
 
 def _evaluate(
@@ -199,4 +209,6 @@ def _check_finite(taken: _Unchecked | None) -> None:
 
 
 def _spell(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+    """Returns values in one line; what is watched comes first."""
+    ordered = {"loss": values["loss"], **values}
+    return "  ".join(f"{name} {value:.4f}" for name, value in ordered.items())

@@ -90,19 +90,13 @@ def train(
     evaluate = make_evaluate(validation, data, Scorer(mesh), vocabulary=vocabulary)
     _claim(learning, data, run, initial)
     _describe_model(data, run, validation, config_text)
-    folder = Path(run.model_dir)
-    latest = store.CheckpointStore(
-        folder / store.LATEST, keep=run.keep_checkpoints, in_background=True
-    )
-    best = store.CheckpointStore(
-        folder / store.BEST, keep=1, best_metric=validation.headline, in_background=True
-    )
+    latest, best = _open_stores(run, validation)
     with contextlib.ExitStack() as opened:
         opened.callback(latest.close)
         opened.callback(best.close)
         state = initialise(learning, run, mesh, latest=latest, abstract=abstract, initial=initial)
         step = int(state.step)
-        log = opened.enter_context(contextlib.closing(MetricsLog(folder, first_step=step)))
+        log = opened.enter_context(contextlib.closing(MetricsLog(run.model_dir, first_step=step)))
         done = step - first_step
         is_due = done > 0 and periods.is_evaluated(step) and not log.began_with(validation.headline)
         if step >= periods.last_step and not is_due:
@@ -243,6 +237,17 @@ def _describe_model(
         files.write_text(Path(run.model_dir) / "config.gin", config_text)
     claimed = manifest.read_manifest(run.model_dir)
     claimed.write_finished(run.model_dir, TOKENIZER_FILE, ranking_config.FILE_NAME)
+
+
+def _open_stores(
+    run: TrainSettings, validation: ValidationSettings
+) -> tuple[store.CheckpointStore, store.CheckpointStore]:
+    """Returns the latest checkpoints of a run, and the best."""
+    folder, metric = Path(run.model_dir), validation.headline
+    return (
+        store.CheckpointStore(folder / store.LATEST, keep=run.keep_checkpoints, in_background=True),
+        store.CheckpointStore(folder / store.BEST, keep=1, best_metric=metric, in_background=True),
+    )
 
 
 def _train_step(
