@@ -42,7 +42,7 @@ from instructrec_jax.training.state import (
     initial_state,
     state_shardings,
 )
-from instructrec_jax.training.step import make_train_step
+from instructrec_jax.training.step import lower_train_step, make_train_step
 
 RATE = optimizers.constant(learning_rate=1e-3)
 MESHES = {
@@ -118,12 +118,6 @@ def test_five_steps_on_a_mesh_equal_those_on_one_device(mesh, is_accumulated):
     assert_same_steps(stepped(mesh, is_accumulated), five_steps())
 
 
-@pytest.mark.slow
-def test_long_inputs_may_be_split_along_their_length():
-    found = five_steps("2x2x2", rules=(("length", "tensor"),))
-    assert_same_steps(found, five_steps())
-
-
 def weights_in_use(mesh: str) -> set[tuple[int, ...]]:
     """Shapes that the weights of one layer, and those outside layers, have in a product."""
     devices = make_mesh(MESHES[mesh])
@@ -157,6 +151,15 @@ def test_a_step_gathers_the_weights_of_one_layer_at_a_time_and_nothing_else(mesh
 
 
 @pytest.mark.slow
+def test_long_inputs_may_be_split_along_their_length():
+    """Inside a layer heads are split instead: what goes into its products is gathered."""
+    found = five_steps("2x2x2", rules=(("length", "tensor"),))
+    assert_same_steps(found, five_steps())
+    streams = [(4, length, SIZES["emb_dim"]) for length in (24, 12)]
+    assert_gathers_weights_alone(found.text, "2x2x2", *streams)
+
+
+@pytest.mark.slow
 def test_under_fsdp_each_weight_of_a_layer_is_gathered_once_forward_and_once_backward():
     found = [one for one in collectives(five_steps("1x8x1").text) if one.kind == "all-gather"]
     in_layers = collections.Counter(one.computation for one in found if one.times == 2)
@@ -169,6 +172,21 @@ def test_under_fsdp_each_weight_of_a_layer_is_gathered_once_forward_and_once_bac
     )
     tables = [one for one in found if one.times == 1]
     assert len(tables) <= 3 + 2 * 2, "embeddings of two stacks, logits, and last norms both ways"
+
+
+def test_a_step_can_be_lowered_of_shapes_alone():
+    mesh, shapes = make_mesh(MESHES["2x2x2"]), {k: v.shape for k, v in TEXT.items()}
+    lowered = lower_train_step(
+        tiny_config(**SIZES).init,
+        NegativeLogLikelihood(),
+        optax.sgd(0.02),
+        mesh=mesh,
+        batch=shapes,
+        num_microbatches=2,
+    )
+    state, metrics = lowered.out_info
+    assert state.model.logits_dense.kernel.shape == (16, 80)
+    assert metrics["loss"].shape == () and "gradient_norm" in metrics
 
 
 @pytest.mark.slow

@@ -206,7 +206,7 @@ class Attention(nnx.Module):
         """
         query = constrain(self.query(queries_from), "batch", "length", "heads", "kv")
         key, value = (
-            constrain(kernel(keys_from), "batch", "key_length", "heads", "kv")
+            constrain(kernel(keys_from), "batch", "whole_length", "heads", "kv")
             for kernel in (self.key, self.value)
         )
         if isinstance(bias, Bias):
@@ -318,7 +318,7 @@ class RelativeBias(nnx.Module):
         one_hot = jax.nn.one_hot(buckets, self.rel_embedding.shape[-1], dtype=jnp.float32)
         # A product instead of a gather: its gradient is a product too, not a slow scatter.
         bias = einsum("NP,TSP->NTS", self.rel_embedding[...], one_hot)
-        return constrain(bias, "heads", "length", "key_length")
+        return constrain(bias, "heads", "length", "whole_length")
 
 
 class Encoder(nnx.Module):
@@ -337,7 +337,7 @@ class Encoder(nnx.Module):
         keys = _split_or_none(dropout_key, 3)
         position = self.relpos_bias(embedded.shape[1])
         bias = attention_bias(same_segment(segments, segments), position, self.config.key_block)
-        x = Dropout(self.config.dropout_rate, keys[0])(_stream(embedded), broadcast_axis=-2)
+        x = Dropout(self.config.dropout_rate, keys[0])(_looked_up(embedded), broadcast_axis=-2)
 
         def run(x: Array, layer_and_key: Any) -> tuple[Array, None]:
             layer, key = layer_and_key
@@ -383,7 +383,7 @@ class Decoder(nnx.Module):
         self_mask = same_segment(segments, segments) & causal
         self_bias = attention_bias(self_mask, self.relpos_bias(length), key_block)
         cross_bias = attention_bias(cross_mask, None, key_block)
-        x = Dropout(self.config.dropout_rate, keys[0])(_stream(embedded), broadcast_axis=-2)
+        x = Dropout(self.config.dropout_rate, keys[0])(_looked_up(embedded), broadcast_axis=-2)
 
         def run(x: Array, layer_and_key: Any) -> tuple[Array, None]:
             layer, key = layer_and_key
@@ -564,6 +564,11 @@ def _split_or_none(key: Array | None, num: int) -> list[Array] | list[None]:
 def _stacked(keys: list[Array] | list[None]) -> Array | None:
     """Returns the layers' keys as one array to scan over, or None without dropout."""
     return None if keys[0] is None else jnp.stack(keys)
+
+
+def _looked_up(x: Array) -> Array:
+    """Returns embedded tokens: devices that share the vocabulary look all of their rows up."""
+    return _stream(constrain(x, "batch", "whole_length", "embed"))
 
 
 def _stream(x: Array) -> Array:

@@ -27,7 +27,7 @@ DEFAULT_RULES: Mapping[str, MeshAxes] = {
     "mlp": "tensor",
     "heads": "tensor",
     "length": None,
-    "key_length": None,  # of the keys that every query reads
+    "whole_length": None,  # where each token is looked at by those of all devices
     "embed": "fsdp",
     "kv": None,
     "layers": None,
@@ -108,6 +108,10 @@ class LogicalMesh:
     def constraints(self) -> "LogicalMesh | None":
         """What models are constrained by: nothing on a single device."""
         return self if self.devices.size > 1 else None
+
+    def num_shares(self, axis: str) -> int:
+        """Returns how many parts a logical axis is split into."""
+        return self._size(_names(dict(self.rules)[axis]))
 
     def sharding(self, *axes: str | None) -> NamedSharding:
         """Returns how a parameter or a batch with these logical axes is stored."""
@@ -331,7 +335,7 @@ def batch_sharding(mesh: LogicalMesh) -> NamedSharding:
 
 def num_batch_shares(mesh: LogicalMesh) -> int:
     """Returns how many parts a batch is split into."""
-    return math.prod(mesh.shape[name] for name in _names(dict(mesh.rules)["batch"]))
+    return mesh.num_shares("batch")
 
 
 def check_rows(num_rows: int, mesh: LogicalMesh, *, name: str) -> None:

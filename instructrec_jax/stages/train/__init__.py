@@ -80,7 +80,7 @@ def train(
     """
     mesh, tuning, objective = make_mesh(learning.mesh), learning.fine_tuning, learning.objective
     abstract = abstract_state(learning.model.init, learning.optimizer, mesh, fine_tuning=tuning)
-    check_batch(objective, run, mesh)  # mistakes are found before MODEL_DIR is claimed
+    check_batch(objective, run, mesh, data.feature_lengths)  # before MODEL_DIR is claimed
     if dry_run:
         return _dry_run(learning, data, run, periods, abstract=abstract)
     initial = open_initial(learning, run)

@@ -247,8 +247,24 @@ def check_mixture(objective: Objective, run: TrainSettings) -> int:
     return loader.check_records(name, TRAIN)
 
 
-def check_batch(objective: Objective, run: TrainSettings, mesh: LogicalMesh) -> None:
-    """Raises UserError if the rows of a batch cannot be shared by the devices and processes."""
+def check_batch(
+    objective: Objective, run: TrainSettings, mesh: LogicalMesh, lengths: Mapping[str, int]
+) -> None:
+    """Raises UserError if a batch cannot be shared by the devices and processes.
+
+    Args:
+      objective: of the run.
+      run: this run.
+      mesh: the device mesh.
+      lengths: TASK_FEATURE_LENGTHS.
+    """
+    shares = mesh.num_shares("length")
+    for name in ("inputs", "targets"):
+        if lengths.get(name, 0) % shares:
+            raise UserError(
+                f"TASK_FEATURE_LENGTHS has {lengths[name]} {name}; expected a multiple of the "
+                f"{shares} devices that logical_axis_rules split length over"
+            )
     check_rows(run.batch_size, mesh, name="BATCH_SIZE")
     if number := run.num_microbatches:
         if run.batch_size % number:
