@@ -176,6 +176,25 @@ _gather.defvjp(
 )
 
 
+def mesh_shape(settings: MeshSettings, num_devices: int) -> tuple[int, ...]:
+    """Returns how many devices each of `MESH_AXES` has.
+
+    Raises:
+      UserError: if the axes do not multiply to the number of devices.
+    """
+    shape = [settings.data, settings.fsdp, settings.tensor]
+    if shape.count(-1) == 1:
+        rest = math.prod(size for size in shape if size != -1)
+        shape[shape.index(-1)] = num_devices // rest if rest > 0 else 0
+    if math.prod(shape) != num_devices or min(shape) < 1:
+        raise UserError(
+            f"mesh data={settings.data}, fsdp={settings.fsdp}, tensor={settings.tensor} "
+            f"(NUM_PARTITIONS) does not fit {num_devices} devices: the three must multiply to "
+            "that number (one may be -1)"
+        )
+    return tuple(shape)
+
+
 def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -> LogicalMesh:
     """Returns the mesh ("data", "fsdp", "tensor") over all devices, or those given.
 
@@ -183,16 +202,7 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
       UserError: if the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [settings.data, settings.fsdp, settings.tensor]
-    if shape.count(-1) == 1:
-        rest = math.prod(size for size in shape if size != -1)
-        shape[shape.index(-1)] = len(devices) // rest if rest > 0 else 0
-    if math.prod(shape) != len(devices) or min(shape) < 1:
-        raise UserError(
-            f"mesh data={settings.data}, fsdp={settings.fsdp}, tensor={settings.tensor} "
-            f"(NUM_PARTITIONS) does not fit {len(devices)} devices: the three must multiply to "
-            "that number (one may be -1)"
-        )
+    shape = mesh_shape(settings, len(devices))
     # Auto: the compiler fills in what `LogicalMesh.constrain` leaves open. JAX also orders devices
     # by their links.
     axis_types = (AxisType.Auto,) * len(shape)
