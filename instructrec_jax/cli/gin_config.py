@@ -62,6 +62,31 @@ def run_with_gin(
     return _call(configured, given, _statements(texts))
 
 
+def arguments_with_gin(
+    function: Callable[..., Any],
+    *,
+    gin_file_names: Sequence[str],
+    bindings: Sequence[str] = (),
+    search_paths: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Returns the arguments that gin binds of a function, which is not called.
+
+    Args:
+      function: as for `run_with_gin`.
+      gin_file_names: as for `run_with_gin`.
+      bindings: as for `run_with_gin`.
+      search_paths: as for `run_with_gin`.
+
+    Raises:
+      UserError: for a mistake in gin files or bindings, and as the classes they configure raise.
+    """
+    texts = gin_files.read_files(gin_file_names, search_paths)
+    texts += gin_files.read_bindings(bindings, texts)
+    configured = configure(function, texts)
+    _check_arguments(function, {})
+    return _call(lambda: gin.get_bindings(configured), {}, _statements(texts))
+
+
 def run_with_macros(
     function: Callable[..., Any], gin_file_names: Sequence[str], **macros: Any
 ) -> Any:

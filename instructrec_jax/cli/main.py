@@ -17,6 +17,7 @@ from instructrec_jax.cli import (
     data_verbs,
     messages,
     model_verbs,
+    plan_verb,
     score_verbs,
     teacher_verbs,
 )
@@ -34,6 +35,7 @@ VERBS: tuple[Verb | Group, ...] = (
     data_verbs.INSPECT,
     data_verbs.LINT,
     data_verbs.VERIFY,
+    plan_verb.PLAN,
     model_verbs.TRAIN,
     model_verbs.EVAL,
     score_verbs.SCORE,

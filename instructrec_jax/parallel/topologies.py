@@ -23,8 +23,8 @@ from instructrec_jax.settings import NotNegative, Positive, check_fields
 TABLE = Path(__file__).with_name("accelerators.json")
 TPUS = {"v5e": 2, "v5p": 3, "v6e": 2}  # numbers of a slice's shape
 EXPECTED = (
-    "expected a TPU slice such as v5e:8x8, v6e:4x4 or v5p:2x2x2 (chips along each axis), or devices "
-    "and the memory of each, such as gpu:8x80GB, cpu:8x4GB or cpu:8"
+    "expected a TPU slice such as v5e:8x8, v6e:4x4 or v5p:2x2x2 (chips along each axis), or "
+    "devices and the memory of each, such as gpu:8x80GB, cpu:8x4GB or cpu:8"
 )
 _MAX_DEVICES = 16384
 _DEVICES = re.compile(r"(\d+)(?:x(\d+(?:\.\d+)?)GB)?")
@@ -136,7 +136,9 @@ def _own_prices(path: str | None, table: dict[str, Any]) -> dict[str, dict[str, 
     unknown = [kind for kind in own if kind not in table["accelerators"]]
     unknown += [name for entry in own.values() for name in entry if name not in fields]
     if unknown:
-        raise UserError(f"{path} gives {', '.join(unknown)}; {remedy}; the kinds are v5e, v5p, v6e, gpu, cpu")
+        raise UserError(
+            f"{path} gives {', '.join(unknown)}; {remedy}; the kinds are v5e, v5p, v6e, gpu, cpu"
+        )
     return own
 
 

@@ -67,7 +67,7 @@ def peak_bytes(jaxpr: Any, *, uncounted: Collection[Any] = ()) -> int:
       uncounted: variables of its results that are counted elsewhere.
     """
     inner = _inner(jaxpr)
-    uses, last, free = _lifetimes(inner, uncounted)
+    last, free = _lifetimes(inner, uncounted)
     size = {
         var: 0 if var in free else _num_bytes(var) for line in inner.eqns for var in line.outvars
     }
@@ -78,7 +78,9 @@ def peak_bytes(jaxpr: Any, *, uncounted: Collection[Any] = ()) -> int:
     for index, equation in enumerate(inner.eqns):
         own = sum(size[var] for var in equation.outvars)
         unread = sum(size[var] for var in equation.outvars if var not in last)
-        within = 0 if _is_elementwise(equation) else max(map(peak_bytes, _parts(equation)), default=0)
+        within = (
+            0 if _is_elementwise(equation) else max(map(peak_bytes, _parts(equation)), default=0)
+        )
         is_loop = equation.primitive.name in ("scan", "while")
         peak = max(peak, held + (own + within if is_loop else max(own, within)))
         held += own - unread - ends[index]
@@ -96,10 +98,8 @@ def largest_bytes(jaxpr: Any, last_axis: int) -> int:
     return found
 
 
-def _lifetimes(
-    jaxpr: Any, uncounted: Collection[Any]
-) -> tuple[dict[Any, int], dict[Any, int], set[Any]]:
-    """Returns how often each variable is read, the last line that does, and those without memory."""
+def _lifetimes(jaxpr: Any, uncounted: Collection[Any]) -> tuple[dict[Any, int], set[Any]]:
+    """Returns the last line that reads each variable, and the variables without memory."""
     uses: dict[Any, int] = collections.Counter()
     last: dict[Any, int] = {}
     for index, equation in enumerate(jaxpr.eqns):
@@ -122,7 +122,7 @@ def _lifetimes(
             free.add(out)
             for var in read:
                 last[var] = max(last[var], last[out])
-    return uses, last, free
+    return last, free
 
 
 def _is_elementwise(equation: Any) -> bool:
@@ -134,7 +134,9 @@ def _is_elementwise(equation: Any) -> bool:
 
 def _num_bytes(var: Any) -> int:
     """Returns the bytes of an array; keys of random numbers and the like count as none."""
-    return var.aval.size * getattr(var.aval.dtype, "itemsize", 0) if hasattr(var.aval, "size") else 0
+    return (
+        var.aval.size * getattr(var.aval.dtype, "itemsize", 0) if hasattr(var.aval, "size") else 0
+    )
 
 
 def _variables(atoms: Any) -> Iterator[Any]:

@@ -55,9 +55,7 @@ def compile_part(
     """
     mesh = make_mesh(learning.mesh, topologies.described_devices(target))
     lowered = _train_step if part == TRAIN else _scoring_steps
-    return {
-        name: _compiled(name, program) for name, program in lowered(learning, data, run, mesh)
-    }
+    return {name: _compiled(name, program) for name, program in lowered(learning, data, run, mesh)}
 
 
 def _train_step(

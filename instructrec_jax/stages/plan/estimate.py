@@ -59,7 +59,7 @@ class StepEstimate:
 
 
 def batch_shapes(learning: Learning, data: RunData, run: TrainSettings) -> BatchShapes:
-    """Returns the shape of each int32 array of a training batch, the longest where several occur."""
+    """Returns the shape of each int32 array of a training batch, of several the longest."""
     rows, inputs = run.batch_size, data.feature_lengths["inputs"]
     targets = data.feature_lengths["targets"]
     if learning.objective.ranks_candidates:
@@ -145,9 +145,7 @@ def _as_one_device(
         vocab_size=share(sizes.vocab_size, "vocab"),
     )
     tuning = learning.fine_tuning
-    model = jax.eval_shape(
-        lambda: with_adapters(config.init(jax.random.key(0)), tuning, seed=0)
-    )
+    model = jax.eval_shape(lambda: with_adapters(config.init(jax.random.key(0)), tuning, seed=0))
     trained, rest = split(model, tuning)
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in shapes.items()}
 
