@@ -19,7 +19,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.stages.dry_run import DryRun
 
 RUNS = ("train", "eval", "score", "generate")
-WITH_GIN = (*RUNS, "inspect")
+WITH_GIN = (*RUNS, "inspect", "plan")
 
 
 def find(command) -> Verb:

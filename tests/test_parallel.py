@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-from compiled_program import collectives
 from flax import nnx
 from jax.sharding import PartitionSpec
 from tiny_model import (
@@ -24,6 +23,7 @@ from tiny_model import (
 from instructrec_jax.checkpoints import store
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.objectives import Listwise, NegativeLogLikelihood
+from instructrec_jax.parallel.compiled import collectives
 from instructrec_jax.parallel.mesh import (
     DEFAULT_RULES,
     MeshSettings,

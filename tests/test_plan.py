@@ -238,6 +238,7 @@ def test_the_verb_ends_with_1_where_a_run_does_not_fit(capsys):
         ("--gin.BATCH_SIZE=6", "BATCH_SIZE is 6; expected a multiple"),
         ("--gin.NUM_PARTITIONS=3", "does not fit 4 devices"),
         ("--utilisation=2", "--utilisation is 2.0"),
+        ("--json=gs://bucket/plan.json", "--json is 'gs://bucket/plan.json'; expected a path"),
     ],
 )
 def test_a_run_that_cannot_be_shared_is_told_before_anything_is_compiled(flag, message, capsys):

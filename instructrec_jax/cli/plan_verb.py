@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from instructrec_jax import files
+from instructrec_jax.cli.model_verbs import GIN_HELP
 from instructrec_jax.cli.verb import Verb, add_gin_flags, bindings_of, print_result
 from instructrec_jax.errors import UserError
+from instructrec_jax.settings import address_problem
 
 logger = logging.getLogger(__name__)
 DOES_NOT_FIT = 1  # exit code
@@ -69,6 +71,9 @@ class PlanVerb(Verb):
             raise UserError(
                 "`instructrec plan` needs at least one --gin_file; see `instructrec plan --help`"
             )
+        for name in ("json", "prices"):
+            if problem := address_problem(getattr(options, name)):
+                raise UserError(f"--{name} {problem}")
         os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX looks for devices: none is touched
         from instructrec_jax.parallel import topologies
 
@@ -99,10 +104,9 @@ class PlanVerb(Verb):
 def _configured(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the arguments of the training run that gin files configure."""
     from instructrec_jax.cli import gin_config
-    from instructrec_jax.stages.train import train
 
     found = gin_config.arguments_with_gin(
-        train,
+        PLAN.load(),
         gin_file_names=options.gin_file,
         bindings=[*_NOT_READ, *bindings_of(options)],
         search_paths=options.gin_search_paths,
@@ -139,6 +143,7 @@ def _compile(
 
 PLAN = PlanVerb(
     name="plan",
+    function="instructrec_jax.stages.train:train",
     summary="whether a training run fits devices that are not rented yet",
     description=(
         "Tells of a run that gin files configure and of a target what it takes of each device,\n"
@@ -146,7 +151,7 @@ PLAN = PlanVerb(
         "files, and no device is touched. Where libtpu is installed (pip install\n"
         "'instructrec_jax[tpu]', no TPU needed) the training step and the scoring steps are\n"
         "compiled for the TPU slice and the compiler's own figures are shown; else the sizes are\n"
-        "estimates. Exit code 1 where the run does not fit."
+        f"estimates. Exit code 1 where the run does not fit.\n\n{GIN_HELP}"
     ),
     example=(
         "instructrec plan --gin_file=gin/models/flan_t5_xl.gin \\\n"

@@ -9,12 +9,13 @@ from typing import Annotated, Any, TypeVar
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.settings import Range, check_fields, refuse
 
 MESH_AXES = ("data", "fsdp", "tensor")
+AXIS_TYPES = (AxisType.Auto,) * 3  # the compiler fills in what `LogicalMesh.constrain` leaves open
 MeshAxes = str | tuple[str, ...] | None
 Tree = TypeVar("Tree")
 
@@ -92,11 +93,11 @@ class LogicalMesh:
     It is a `models.sharding.Constraints`.
 
     Attributes:
-      devices: the mesh, with the axes "data", "fsdp" and "tensor".
+      devices: the mesh, with the axes "data", "fsdp" and "tensor"; for shapes sizes are enough.
       rules: (logical axis, mesh axes), in the order in which activations follow them.
     """
 
-    devices: Mesh
+    devices: Mesh | AbstractMesh
     rules: tuple[tuple[str, MeshAxes], ...] = tuple(DEFAULT_RULES.items())
 
     @property
@@ -203,10 +204,7 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
     """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(settings, len(devices))
-    # Auto: the compiler fills in what `LogicalMesh.constrain` leaves open. JAX also orders devices
-    # by their links.
-    axis_types = (AxisType.Auto,) * len(shape)
-    made = jax.make_mesh(shape, MESH_AXES, axis_types, devices=devices)
+    made = jax.make_mesh(shape, MESH_AXES, AXIS_TYPES, devices=devices)  # in order of their links
     return LogicalMesh(made, tuple(settings.rules.items()))
 
 

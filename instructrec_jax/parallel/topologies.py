@@ -13,11 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh
 
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
-from instructrec_jax.parallel.mesh import MESH_AXES, LogicalMesh, MeshSettings, mesh_shape
+from instructrec_jax.parallel.mesh import (
+    AXIS_TYPES,
+    MESH_AXES,
+    LogicalMesh,
+    MeshSettings,
+    mesh_shape,
+)
 from instructrec_jax.settings import NotNegative, Positive, check_fields
 
 TABLE = Path(__file__).with_name("accelerators.json")
@@ -149,8 +155,7 @@ def abstract_mesh(settings: MeshSettings, target: Target) -> LogicalMesh:
       UserError: if the axes do not multiply to the number of devices.
     """
     shape = mesh_shape(settings, target.num_devices)
-    axis_types = (AxisType.Auto,) * len(shape)
-    return LogicalMesh(AbstractMesh(shape, MESH_AXES, axis_types), tuple(settings.rules.items()))
+    return LogicalMesh(AbstractMesh(shape, MESH_AXES, AXIS_TYPES), tuple(settings.rules.items()))
 
 
 def can_compile(target: Target) -> bool:

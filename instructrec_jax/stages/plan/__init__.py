@@ -153,8 +153,8 @@ class Plan:
                 for kind, (number, size) in sorted(figures["collectives"].items())
             )
             text = f"{_gib(figures['peak_bytes'])} a device, compiled in {figures['seconds']:.0f} s"
-            rows.append((name, f"{text}; a step sends {sent or 'nothing'}"))
-        return rows
+            rows += [(name, text), ("", f"its program holds {sent or 'no collectives'}")]
+        return [*rows, ("", "(bytes of a device; a loop of unknown length counts as one round)")]
 
     def _conclusion(self) -> str:
         size = f"{_gib(self.peak_bytes)}, by {self.source}"
