@@ -178,11 +178,7 @@ _gather.defvjp(
 
 
 def mesh_shape(settings: MeshSettings, num_devices: int) -> tuple[int, ...]:
-    """Returns how many devices each of `MESH_AXES` has.
-
-    Raises:
-      UserError: if the axes do not multiply to the number of devices.
-    """
+    """Returns the devices of each of `MESH_AXES`; UserError if they do not multiply to all."""
     shape = [settings.data, settings.fsdp, settings.tensor]
     if shape.count(-1) == 1:
         rest = math.prod(size for size in shape if size != -1)

@@ -195,7 +195,7 @@ def plan(
     if not 0 < utilisation <= 1:
         raise UserError(f"--utilisation is {utilisation}; expected a share above 0, up to 1")
     mesh = topologies.abstract_mesh(learning.mesh, target)
-    check_batch(learning.objective, run, mesh)
+    check_batch(learning.objective, run, mesh, data.feature_lengths)
     return Plan(
         target=target,
         mesh=dict(mesh.shape),

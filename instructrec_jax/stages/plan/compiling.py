@@ -4,14 +4,19 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from instructrec_jax.parallel import compiled, topologies
-from instructrec_jax.parallel.mesh import LogicalMesh, abstract_model, make_mesh, num_batch_shares
+from instructrec_jax.parallel.mesh import (
+    LogicalMesh,
+    abstract_model,
+    bytes_per_device,
+    make_mesh,
+    num_batch_shares,
+)
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.plan.estimate import batch_shapes
@@ -46,40 +51,37 @@ def compile_part(
       target: what to compile for; the process runs under `topologies.compiler_environment`.
 
     Returns:
-      By program: "peak_bytes" of a device; "arguments", "outputs", "temporaries" and "shared" (by
-      arguments and outputs), bytes; "collectives", (number, bytes) by kind; "seconds" of compiling.
+      By program: "peak_bytes" of a device while it runs, with the parts of the model that it leaves
+      alone; "arguments", "outputs", "temporaries" and "shared" (by arguments and outputs), bytes;
+      "collectives", (number, bytes) by kind; "seconds" of compiling.
       Of a program that the compiler refuses for its size "peak_bytes" and "refused", its message.
 
     Raises:
       UserError: if there is no such target, or the mesh does not fit it.
     """
     mesh = make_mesh(learning.mesh, topologies.described_devices(target))
-    lowered = _train_step if part == TRAIN else _scoring_steps
-    return {name: _compiled(name, program) for name, program in lowered(learning, data, run, mesh)}
+    if part == TRAIN:
+        return {"train step": _compiled("train step", _train_step(learning, data, run, mesh))}
+    return _scoring_steps(learning, data, run, mesh)
 
 
-def _train_step(
-    learning: Learning, data: RunData, run: TrainSettings, mesh: LogicalMesh
-) -> Iterator[tuple[str, Any]]:
-    yield (
-        "train step",
-        lower_train_step(
-            learning.model.init,
-            learning.objective,
-            learning.optimizer,
-            mesh=mesh,
-            batch=batch_shapes(learning, data, run),
-            fine_tuning=learning.fine_tuning,
-            num_microbatches=run.num_microbatches or 1,
-            rng=HARDWARE_RNG if run.use_hardware_rng else SOFTWARE_RNG,
-        ),
+def _train_step(learning: Learning, data: RunData, run: TrainSettings, mesh: LogicalMesh) -> Any:
+    return lower_train_step(
+        learning.model.init,
+        learning.objective,
+        learning.optimizer,
+        mesh=mesh,
+        batch=batch_shapes(learning, data, run),
+        fine_tuning=learning.fine_tuning,
+        num_microbatches=run.num_microbatches or 1,
+        rng=HARDWARE_RNG if run.use_hardware_rng else SOFTWARE_RNG,
     )
 
 
 def _scoring_steps(
     learning: Learning, data: RunData, run: TrainSettings, mesh: LogicalMesh
-) -> Iterator[tuple[str, Any]]:
-    """Yields the steps for instructions and candidates of the most tokens."""
+) -> dict[str, Figures]:
+    """Returns the figures of the steps for instructions and candidates of the most tokens."""
     inputs, targets = (data.feature_lengths[name] for name in ("inputs", "targets"))
     candidates = [
         np.asarray([2 + index] * (targets - 1) + [1]) for index in range(run.num_candidates)
@@ -89,8 +91,15 @@ def _scoring_steps(
     )
     number = 2 * math.ceil(_SCORE_TOKENS / inputs) * num_batch_shares(mesh)
     model = abstract_model(learning.model.init, mesh)
-    for name, program in Scorer(mesh).lower(model, [request] * number).items():
-        yield f"{name.removesuffix('e')}ing step", program
+    programs = Scorer(mesh).lower(model, [request] * number)
+    found = {f"{name[:-1]}ing step": _compiled(name, one) for name, one in programs.items()}
+    # Each step is given the part of the model that it uses; the rest is there all the same, and so
+    # is the memory of instructions, which encoding returns.
+    resident = bytes_per_device(model) + found["encoding step"].get("outputs", 0)
+    for figures in found.values():
+        if "refused" not in figures:
+            figures["peak_bytes"] = resident + figures["temporaries"]
+    return found
 
 
 def _compiled(name: str, lowered: Any) -> Figures:

@@ -133,9 +133,7 @@ def _as_one_device(
     """Returns the traced loss and gradient, their variables of gradients, and the vocabulary."""
 
     def share(size: int, axis: str) -> int:
-        names = dict(mesh.rules)[axis] or ()
-        names = (names,) if isinstance(names, str) else names
-        return max(size // math.prod(mesh.shape[name] for name in names), 1)
+        return max(size // mesh.num_shares(axis), 1)
 
     sizes = learning.model
     config = dataclasses.replace(
