@@ -123,6 +123,22 @@ def test_it_measures_what_score_scores(toy_records, checkpoint, ranks_by_example
     assert "\nvalidation/toy.A7.grouped  ." in caplog.messages[-1]
 
 
+def test_every_example_counts_alike_however_few_its_task_has(toy_records):
+    names, numbers = ("toy.A7", "toy.B7.specific"), []
+
+    def score(_, requests):
+        numbers.append(len(requests))
+        return [np.eye(1, len(request.candidates))[0] for request in requests]
+
+    data = toy_data(toy_records)
+    vocabulary = data.open(*names, vocab_size=MODEL.vocab_size)
+    measure = make_evaluate(ValidationSettings(tasks=names), data, score, vocabulary=vocabulary)
+    found = measure(None)
+    of_tasks = [found[f"validation/{name}/hr@1"] for name in names]
+    assert min(numbers) < max(numbers) / 4 and of_tasks[0] != of_tasks[1]
+    assert found["validation/hr@1"] == pytest.approx(np.average(of_tasks, weights=numbers))
+
+
 def test_it_measures_some_examples_of_the_whole_split_the_same_ones_each_time(
     toy_records, checkpoint, ranks_by_example
 ):
