@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -210,10 +211,28 @@ def test_without_a_memory_there_is_no_verdict():
     assert found.as_text().splitlines()[-1].startswith("verdict")
 
 
-def test_every_preset_that_is_named_is_there():
-    for preset in json.loads(PRESETS.read_text())["presets"]:
-        topologies.parse_target(preset["topology"])
-        assert (PRESETS.parents[3] / preset["file"]).is_file()
+PRESET_LIST = json.loads(PRESETS.read_text())["presets"]
+
+
+@pytest.mark.parametrize("preset", PRESET_LIST, ids=lambda preset: preset["file"])
+def test_every_preset_fits_by_the_estimate_too(preset, capsys):
+    model = preset["file"].rpartition("/")[2].partition("_")[0]
+    files = [f"gin/models/flan_t5_{model}.gin", *(flag.partition("=")[2] for flag in GIN[1:])]
+    command = [f"--gin_file={name}" for name in [*files, preset["file"]]]
+    assert main(["plan", *command, f"--topology={preset['topology']}", "--estimate"]) == 0
+    assert "fits" in capsys.readouterr().out
+
+
+def test_every_file_of_presets_is_in_their_list():
+    there = {f"gin/presets/{path.name}" for path in Path("gin/presets").glob("*.gin")}
+    assert there == {preset["file"] for preset in PRESET_LIST}
+
+
+def test_presets_are_named_where_a_run_does_not_fit():
+    large = dataclasses.replace(TINY, emb_dim=2048, mlp_dim=5120)
+    figures = {"peak_bytes": 2**40, "collectives": {}, "seconds": 1.0}
+    found = planned("v5e:2x2", model=large, programs={"train step": figures})
+    assert "--gin_file=gin/presets/xl_v5e_8x8.gin" in found.as_text()
 
 
 def test_the_verb_reads_no_data_and_writes_what_it_says(tmp_path, monkeypatch, capsys):

@@ -234,7 +234,7 @@ def _check_owners(statements: Sequence[Statement]) -> None:
             raise UserError(
                 f"macro {statement.key} is defined in {owner.place} and in {statement.place}; "
                 "each macro has one owner file: leave one of the files out, or override the macro "
-                f"with --gin.{statement.key}=VALUE or in a file under overlays/"
+                f"with --gin.{statement.key}=VALUE or in a file under overlays/ or presets/"
             )
 
 

@@ -22,7 +22,7 @@ from instructrec_jax.settings import address_problem
 logger = logging.getLogger(__name__)
 COMMAND_LINE = "the command line"
 FOREIGN = "t5x"  # the folder of files for T5X's own programs
-_OVERLAYS = "overlays"
+_OVERLAYS = {"overlays", "presets"}
 _REQUIRED = "gin.REQUIRED"
 _PACKAGE = Path(__file__).resolve().parents[1]
 _NO_GIN = (SyntaxError, tokenize.TokenError, RecursionError, MemoryError, ValueError)
@@ -65,7 +65,7 @@ class Statement:
     @property
     def may_override(self) -> bool:
         """Whether the statement may replace what another file defines."""
-        return self.source == COMMAND_LINE or _OVERLAYS in Path(self.source).parts
+        return self.source == COMMAND_LINE or not _OVERLAYS.isdisjoint(Path(self.source).parts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

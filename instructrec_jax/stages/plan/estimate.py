@@ -98,6 +98,9 @@ def estimate_step(
     number, shares = run.num_microbatches or 1, num_batch_shares(mesh)
     own = {name: (rows // number // shares, *rest) for name, (rows, *rest) in shapes.items()}
     jaxpr, gradients, vocabulary = _as_one_device(learning, mesh, own)
+    held = step_costs.peak_bytes(jaxpr, uncounted=gradients)
+    if mesh.num_shares("embed") > 1:  # a table gathered for its product, and its whole gradient
+        held += 2 * vocabulary * learning.model.emb_dim * 4
     # When the gradients are there the activations are gone: one update at a time is computed.
     update = max(bytes_per_device([leaf]) for leaf in jax.tree.leaves(trained))
     targets = "packed_tokens" if learning.objective.ranks_candidates else "decoder_input_tokens"
@@ -107,7 +110,7 @@ def estimate_step(
         parameters=bytes_per_device(state.model),
         optimizer_state=bytes_per_device(state.optimizer_state),
         gradients=bytes_per_device(trained) * (2 if number > 1 else 1),
-        activations=max(step_costs.peak_bytes(jaxpr, uncounted=gradients), update),
+        activations=max(held, update),
         logits=step_costs.largest_bytes(jaxpr, vocabulary),
         checkpoint=sum(leaf.size * leaf.dtype.itemsize for leaf in stored),
         flops=step_costs.num_flops(jaxpr) * number * math.prod(mesh.shape.values()),
