@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_record_store import RECORDS, folder  # noqa: F401
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.pipeline import record_store
-from instructrec_jax.pipeline.record_index import RecordIndex, crc32c, parsed
+from instructrec_jax.pipeline.record_index import RecordIndex, parsed
 from instructrec_jax.pipeline.record_store import RecordSource
 
 
@@ -57,20 +55,3 @@ def test_a_file_cut_short_is_named_when_it_is_opened(folder, end):  # noqa: F811
     path.write_bytes(path.read_bytes()[:end])
     with pytest.raises(UserError, match=r"the record at byte \d+ of own-train.*00000-of"):
         RecordIndex(RecordSource("own", "leave_one_out"), "train")
-
-
-def test_a_checksum_is_castagnoli():
-    assert crc32c(b"") == 0
-    assert crc32c(b"123456789") == 0xE3069283
-    assert crc32c(bytes(32)) == 0x8A9136AA  # RFC 3720
-
-
-@settings(max_examples=10)
-@given(st.binary(max_size=50), st.integers(0, 9000))
-def test_a_checksum_does_not_depend_on_where_the_bytes_are_cut(tail, number):
-    data, value = bytes(i * 7 % 251 for i in range(number)) + tail, 0xFFFFFFFF
-    for byte in data:
-        value ^= byte
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-    assert crc32c(data) == value ^ 0xFFFFFFFF

@@ -318,12 +318,12 @@ def test_steps_that_end_before_the_initial_checkpoint_are_refused(toy_records, s
     assert not (tmp_path / "run").exists()
 
 
-def start_process(records, folder):
+def start_process(records, folder, train_steps):
     """Starts the same run as a process of its own, on as many fake devices as this one."""
     command = [sys.executable, str(Path(__file__).parent / "train_toy.py")]
     with (folder.parent / f"{folder.name}.log").open("a") as log:
         return subprocess.Popen(
-            [*command, str(records), str(folder), "6"],
+            [*command, str(records), str(folder), str(train_steps)],
             cwd=Path(__file__).parents[1],
             stdout=log,
             stderr=log,
@@ -339,23 +339,28 @@ def wait_for_step(process, folder, step, *, since):
         time.sleep(0.01)
 
 
-def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(
-    toy_records, straight, tmp_path
-):
-    folder = tmp_path / "killed"
+def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(toy_records, tmp_path):
+    folder, num_steps = tmp_path / "killed", 18
     rng = np.random.default_rng()  # another moment each time the test runs
-    # Step 3 is evaluated, so that much is left to do when the process is asked to stop.
+    # Every third step is evaluated, so that much is left to do when the process is asked to stop.
     codes = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 0}
+    saved = {}
     for step, ending in ((1, signal.SIGKILL), (2, signal.SIGINT), (3, signal.SIGTERM)):
         since = time.time()
-        process = start_process(toy_records, folder)
+        process = start_process(toy_records, folder, num_steps)
         wait_for_step(process, folder, step, since=since)
         time.sleep(rng.uniform(0, 0.3))
         process.send_signal(ending)
         assert process.wait() == codes[ending]
+        if ending != signal.SIGKILL:
+            saved[ending] = max(steps_in(folder / store.LATEST))
     messages = (tmp_path / "killed.log").read_text()
-    assert re.search(r"stopped on Ctrl-C after step [2-5]; the same command goes on", messages)
+    for ending, name in ((signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")):
+        stopped = f"stopped on {name} after step {saved[ending]}; the same command goes on"
+        assert stopped in messages
     assert "\ninterrupted; the same command goes on from what was saved: " in messages
-    assert 3 <= max(steps_in(folder / store.LATEST)) <= 6
-    train_toy(toy_records, folder, 6)
-    assert_same_run(folder, straight("listwise"), 6)
+    last = saved[signal.SIGTERM]
+    assert 3 <= last < num_steps, "the run had ended before it was stopped"
+    train_toy(toy_records, folder, num_steps)
+    train_toy(toy_records, tmp_path / "straight", num_steps, config_text="A = 1\n")
+    assert_same_run(folder, tmp_path / "straight", num_steps)

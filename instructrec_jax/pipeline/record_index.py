@@ -4,13 +4,13 @@ A TFRecord file holds for each record its length (8 bytes), a checksum of the le
 and a checksum of it (4): the CRC-32C, rotated and shifted.
 """
 
-import functools
 import mmap
 import os
 import struct
 from collections.abc import Collection
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +19,6 @@ from instructrec_jax.pipeline import record_store
 from instructrec_jax.pipeline.record_store import FIELDS, INTEGERS, RecordSource, damaged
 
 _HEAD, _TAIL = 12, 4
-_CHUNK = 4096  # bytes whose checksum is taken at once
 
 
 class RecordIndex:
@@ -107,40 +106,5 @@ def _at(path: Path, begin: int) -> str:
 
 def masked_checksum(data: bytes) -> int:
     """Returns the checksum that a TFRecord file holds of some bytes."""
-    value = crc32c(data)
+    value = google_crc32c.value(data)
     return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def crc32c(data: bytes) -> int:
-    """Returns the CRC-32C (Castagnoli) of some bytes.
-
-    It is linear: that of many bytes is the exclusive or of what each of them adds by itself at its
-    distance from the end, which is looked up for all at once.
-
-    Example:
-      `crc32c(b"123456789") == 0xE3069283`
-    """
-    table, rest = _contributions(), 0xFFFFFFFF
-    for begin in range(0, len(data), _CHUNK):
-        values = np.frombuffer(data[begin : begin + _CHUNK], np.uint8).copy()
-        # What is carried over acts like four bytes, added to the first ones of the chunk.
-        carried = np.frombuffer(struct.pack("<I", rest)[: len(values)], np.uint8)
-        values[: len(carried)] ^= carried
-        distances = np.arange(len(values) - 1, -1, -1)
-        rest >>= 8 * len(values)
-        rest ^= int(np.bitwise_xor.reduce(table[distances, values]))
-    return rest ^ 0xFFFFFFFF
-
-
-@functools.cache
-def _contributions() -> NDArray[np.uint32]:
-    """Returns [_CHUNK, 256], what a byte adds to the checksum at a distance from the end."""
-    first = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        first = first >> np.uint32(1) ^ (first & np.uint32(1)) * np.uint32(0x82F63B78)
-    found = np.empty((_CHUNK, 256), np.uint32)
-    found[0] = first
-    for distance in range(1, _CHUNK):
-        before = found[distance - 1]
-        found[distance] = first[before & 0xFF] ^ before >> 8
-    return found
