@@ -4,7 +4,7 @@ import dataclasses
 
 import columns
 import pytest
-from test_report import NUM_USERS, make_data, make_folders, run
+from report_toy import NUM_USERS, make_data, make_folders, run
 
 from instructrec_jax.records import Annotation, History
 from instructrec_jax.report import caveats

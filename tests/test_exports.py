@@ -5,8 +5,8 @@ import json
 import math
 
 import pytest
+from report_toy import TEST, VALIDATION, make_data, make_folders, model, run, write_scores
 from score_toy import save_toy_model, score_toy
-from test_report import TEST, VALIDATION, make_data, make_folders, model, run, write_scores
 
 from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.errors import UserError

@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from report_toy import make_data, make_folders, run, write_scores
 from score_toy import save_toy_model, score_toy
-from test_report import make_data, make_folders, run, write_scores
 from test_score_importers import lines_of, write_lines
 
 from instructrec_jax.data.prepared import read_prepared

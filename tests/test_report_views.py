@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_report import TEST, VALIDATION, make_data, make_folders, model, run, write_scores
+from report_toy import TEST, VALIDATION, make_data, make_folders, model, run, write_scores
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import statistics

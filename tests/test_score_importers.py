@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_report import TEST, VALIDATION, make_data, run, scenario, score_rows, write_scores
+from report_toy import TEST, VALIDATION, make_data, run, scenario, score_rows, write_scores
 
 from instructrec_jax.data import prepared
 from instructrec_jax.errors import UserError
