@@ -29,7 +29,12 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.models.attention import Bias, attention_bias, blockwise_attention
+from instructrec_jax.models.attention import (
+    Bias,
+    attention_bias,
+    blockwise_attention,
+    precision_of,
+)
 from instructrec_jax.models.sharding import constrain, in_use, is_constrained
 from instructrec_jax.settings import OneOf, Range, check_fields
 
@@ -153,8 +158,7 @@ class Kernel(nnx.Module):
         shape = (*x.shape[: x.ndim - num], *out_of)
         rows = x.reshape(-1, math.prod(into))
         if is_constrained():  # merged axes cannot be split over several mesh axes
-            precision = _precision(x, kernel)
-            product = jnp.tensordot(x, kernel, num, precision=precision)
+            product = jnp.tensordot(x, kernel, num, precision=precision_of(x, kernel))
         else:
             # As one matrix product: of more than two axes, XLA's CPU code is three times slower.
             product = einsum("XI,IO->XO", rows, kernel.reshape(math.prod(into), -1))
@@ -503,17 +507,8 @@ class T5(nnx.Module):
 
 
 def einsum(subscripts: str, *arrays: Array) -> Array:
-    """Returns `jnp.einsum`, of float32 arrays computed in float32 on every device.
-
-    By default GPUs and TPUs round the factors of float32 products to TF32 or bfloat16, and nothing
-    would hold to 1e-5. On CPU, where the tests run (at XLA's optimisation level 0), both are equal.
-    """
-    return jnp.einsum(subscripts, *arrays, precision=_precision(*arrays))
-
-
-def _precision(*arrays: Array) -> jax.lax.Precision | None:
-    is_float32 = all(array.dtype == jnp.float32 for array in arrays)
-    return jax.lax.Precision.HIGHEST if is_float32 else None
+    """Returns the product, of float32 arrays in full precision on every device."""
+    return jnp.einsum(subscripts, *arrays, precision=precision_of(*arrays))
 
 
 def example_segments(tokens: Array) -> Array:
