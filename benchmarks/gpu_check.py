@@ -46,8 +46,8 @@ from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.scoring.shapes import fit_shapes
 from instructrec_jax.training import optimizers
-from instructrec_jax.training.loop import make_train_step
-from instructrec_jax.training.state import abstract_state, initial_state, state_shardings
+from instructrec_jax.training.state import abstract_state, initial_state, shardings_of
+from instructrec_jax.training.step import HARDWARE_RNG, SOFTWARE_RNG, make_train_step
 
 SIZES = {
     "tiny": {"emb_dim": 64, "num_heads": 4, "mlp_dim": 128, "num_layers": 2},
@@ -67,12 +67,12 @@ def config_of(size: str, **fields: Any) -> T5Config:
 
 
 def measure_training(
-    size: str, *, num_rows: int, remat: bool, dropout_rate: float = 0.1, num_steps: int = 10
+    size: str, *, num_rows: int, rng: str = SOFTWARE_RNG, num_steps: int = 10, **fields: Any
 ) -> Figures:
-    """Measures the training step on packed rows."""
-    config = config_of(size, dtype="bfloat16", remat=remat, dropout_rate=dropout_rate)
+    """Measures the training step on packed rows; `fields` are those of the model's config."""
+    config = config_of(size, dtype="bfloat16", dropout_rate=0.1, **fields)
     batch = packed_batch(num_rows)
-    step, state, place = training(config, jax.devices()[0])
+    step, state, place = training(config, jax.devices()[0], rng)
     parameters = num_parameters(state.model)
     began = time.perf_counter()
     state, metrics = step(state, place(batch))
@@ -103,13 +103,13 @@ def measure_training(
 TOKENS = ("encoder_input_tokens", "decoder_target_tokens")
 
 
-def training(config: T5Config, device: jax.Device) -> tuple[Callable, Any, Callable]:
+def training(config: T5Config, device: jax.Device, rng: str) -> tuple[Callable, Any, Callable]:
     """Returns the step of finetune.gin, its first state, and what moves a batch to the device."""
     mesh = one_device(device)
     optimizer = optimizers.adafactor(learning_rate=optimizers.constant(learning_rate=1e-3))
-    shardings = state_shardings(abstract_state(config.init, optimizer, mesh), mesh)
+    shardings = shardings_of(abstract_state(config.init, optimizer, mesh))
     step = make_train_step(
-        NegativeLogLikelihood(), optimizer, mesh=mesh, shardings=shardings, seed=0
+        NegativeLogLikelihood(), optimizer, mesh=mesh, shardings=shardings, seed=0, rng=rng
     )
     state = initial_state(config.init, optimizer, mesh, seed=0)
     return step, state, lambda batch: place_batch(batch, mesh)
@@ -311,7 +311,16 @@ def peak_gib() -> float:
 
 MEASURES: dict[str, Callable[[], Figures]] = {
     "peak": lambda: measure_peak(8192),
-    "train xl, 32 rows, remat": lambda: measure_training("xl", num_rows=32, remat=True),
+    "train xl, 32 rows": lambda: measure_training("xl", num_rows=32, remat_policy="full"),
+    "train xl, 32 rows, hardware rng": lambda: measure_training(
+        "xl", num_rows=32, remat_policy="full", rng=HARDWARE_RNG
+    ),
+    "train xl, 32 rows, hardware rng, keys in blocks": lambda: measure_training(
+        "xl", num_rows=32, remat_policy="full", rng=HARDWARE_RNG, key_block=256
+    ),
+    "train xl, 32 rows, hardware rng, minimal": lambda: measure_training(
+        "xl", num_rows=32, remat_policy="minimal", rng=HARDWARE_RNG
+    ),
     "score xl, 10 candidates": lambda: measure_scoring(
         "xl", num_users=256, num_candidates=10, step_tokens=16384, hf_users=16
     ),
@@ -319,16 +328,17 @@ MEASURES: dict[str, Callable[[], Figures]] = {
         "xl", num_users=48, num_candidates=100, step_tokens=16384, hf_users=4
     ),
     "numbers small": lambda: measure_numbers("small"),
-    "train base, 32 rows": lambda: measure_training("base", num_rows=32, remat=False),
-    "train base, 128 rows, remat": lambda: measure_training("base", num_rows=128, remat=True),
-    "train xl, 32 rows, remat, no dropout": lambda: measure_training(
-        "xl", num_rows=32, remat=True, dropout_rate=0.0
+    "train base, 32 rows": lambda: measure_training("base", num_rows=32),
+    "train base, 32 rows, hardware rng": lambda: measure_training(
+        "base", num_rows=32, rng=HARDWARE_RNG
     ),
 }
 TINY: dict[str, Callable[[], Figures]] = {
     "peak": lambda: measure_peak(512),
     "numbers tiny": lambda: measure_numbers("tiny"),
-    "train tiny": lambda: measure_training("tiny", num_rows=2, remat=True, num_steps=2),
+    "train tiny": lambda: measure_training(
+        "tiny", num_rows=2, num_steps=2, remat_policy="full", rng=HARDWARE_RNG, key_block=256
+    ),
     "score tiny": lambda: measure_scoring(
         "tiny", num_users=8, num_candidates=10, step_tokens=2048, hf_users=4
     ),
