@@ -1,19 +1,45 @@
 #!/usr/bin/env bash
-# Trains on the GPUs of one SLURM node. Arguments go to `instructrec train`:
+# Runs a verb on GPU nodes of a SLURM cluster, one process a node. From the checkout's folder:
 #
-#   sbatch launch/slurm.sh --gin_file=gin/models/flan_t5_xl.gin ... --gin.MODEL_DIR='"/scratch/m"'
+#   sbatch --nodes=2 launch/slurm.sh train --gin_file=gin/models/flan_t5_xl.gin ... \
+#     --gin.MODEL_DIR='"/scratch/model"'
+#   launch/slurm.sh --print train ...
 #
-# The batch system sends SIGTERM before the time is up: the run saves and stops. Submit the same
-# command again, and it goes on from there.
+# Before the time is up, SLURM sends SIGTERM: the run saves and stops, and this job queues itself
+# again, to go on from there. A verb whose work is not shared (build, report) runs on one node.
 #SBATCH --job-name=instructrec
 #SBATCH --nodes=1
-#SBATCH --ntasks=1
+#SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
+#SBATCH --exclusive
 #SBATCH --time=12:00:00
-#SBATCH --signal=TERM@120
+#SBATCH --signal=TERM@300
 #SBATCH --requeue
+#SBATCH --open-mode=append
 set -euo pipefail
 
-# SLURM runs a copy of this file: the repository is where the job was submitted.
+# SLURM runs a copy of this file: the checkout is where the job was submitted.
 cd "${SLURM_SUBMIT_DIR:-.}"
-exec srun launch/gpu.sh "$@"
+# shellcheck source=launch/shared.sh
+source launch/shared.sh
+
+nodes="$(processes_for "${SLURM_JOB_NUM_NODES:-1}" "$@")"
+command=(srun "--nodes=$nodes" "--ntasks=$nodes" --kill-on-bad-exit=1 --cpu-bind=none)
+command+=(launch/gpu.sh "$@")
+export EXIT_CODE_IF_STOPPED="$STOPPED"
+if [[ -n "${SLURM_GPUS_ON_NODE:-}" ]]; then
+  # JAX gives each process of a SLURM job one GPU unless told otherwise.
+  JAX_LOCAL_DEVICE_IDS="$(seq -s, 0 "$((SLURM_GPUS_ON_NODE - 1))")"
+  export JAX_LOCAL_DEVICE_IDS
+fi
+if [[ -n "$print" ]]; then
+  quoted "${command[@]}"
+  echo "# on each of $nodes nodes:"
+  launch/gpu.sh --print "$@" | sed 's/^/# /'
+  echo "# after exit code $STOPPED (stopped before the time was up): scontrol requeue JOB"
+  exit 0
+fi
+code=0
+"${command[@]}" || code="$?"
+if ((code == STOPPED)); then scontrol requeue "$SLURM_JOB_ID"; fi
+exit "$code"
