@@ -41,7 +41,8 @@ from instructrec_jax.checkpoints.huggingface import config_fields, stored_name, 
 from instructrec_jax.checkpoints.parameters import parameters, to_neutral
 from instructrec_jax.models.objectives import NegativeLogLikelihood
 from instructrec_jax.models.t5 import T5, T5Config
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, num_parameters, place_batch
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.parallel.placement import num_parameters, place_batch
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.scoring.shapes import fit_shapes

@@ -31,7 +31,8 @@ from instructrec_jax.models.objectives import (
     candidate_log_likelihood,
     training_logits,
 )
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, place_batch
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.parallel.placement import place_batch
 from instructrec_jax.training import optimizers
 from instructrec_jax.training.state import TrainState, abstract_state, state_shardings
 from instructrec_jax.training.step import make_train_step

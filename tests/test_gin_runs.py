@@ -10,7 +10,7 @@ from instructrec_jax.cli import gin_config, gin_files
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning, Lora
 from instructrec_jax.models.t5 import T5
-from instructrec_jax.parallel.mesh import num_parameters
+from instructrec_jax.parallel.placement import num_parameters
 from instructrec_jax.scoring import candidate_views
 from instructrec_jax.stages import score as score_stage
 from instructrec_jax.stages import train as stage

@@ -12,15 +12,8 @@ from tiny_model import (
 )
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.parallel.mesh import (
-    DEFAULT_RULES,
-    MeshSettings,
-    check_rows,
-    make_mesh,
-    num_batch_shares,
-    partition_spec,
-    place_batch,
-)
+from instructrec_jax.parallel.mesh import DEFAULT_RULES, MeshSettings, make_mesh, partition_spec
+from instructrec_jax.parallel.placement import check_rows, num_batch_shares, place_batch
 from instructrec_jax.training import optimizers
 from instructrec_jax.training.state import (
     abstract_state,

@@ -22,12 +22,8 @@ from tiny_model import (
 from instructrec_jax.checkpoints import store
 from instructrec_jax.models.objectives import Listwise, NegativeLogLikelihood
 from instructrec_jax.parallel.compiled import collectives
-from instructrec_jax.parallel.mesh import (
-    MeshSettings,
-    abstract_model,
-    make_mesh,
-    place_batch,
-)
+from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
+from instructrec_jax.parallel.placement import place_batch
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.training import optimizers
 from instructrec_jax.training.state import (

@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec
 
 from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.errors import UserError
-from instructrec_jax.parallel.mesh import MeshSettings, make_mesh, place_batch
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
+from instructrec_jax.parallel.placement import place_batch
 from instructrec_jax.training import optimizers
 from instructrec_jax.training.loop import Actions, Periods, run_loop
 from instructrec_jax.training.metrics_log import MetricsLog, read_metrics

@@ -16,13 +16,8 @@ from instructrec_jax.checkpoints.ranking_config import FILE_NAME, RankingConfig
 from instructrec_jax.checkpoints.t5x_layout import SavedSlots
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import T5, T5Config
-from instructrec_jax.parallel.mesh import (
-    LogicalMesh,
-    MeshSettings,
-    abstract_model,
-    describe_placement,
-    make_mesh,
-)
+from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings, abstract_model, make_mesh
+from instructrec_jax.parallel.placement import describe_placement
 from instructrec_jax.tokenizer import SentencePieceModel, load_vocabulary
 
 logger = logging.getLogger(__name__)

@@ -33,7 +33,8 @@ from instructrec_jax.models.incremental_decoding import (
 )
 from instructrec_jax.models.sharding import constrained_by
 from instructrec_jax.models.t5 import T5
-from instructrec_jax.parallel.mesh import LogicalMesh, check_rows, place_batch
+from instructrec_jax.parallel.mesh import LogicalMesh
+from instructrec_jax.parallel.placement import check_rows, place_batch
 
 _ROUNDING = 64  # instructions are padded to multiples of it, for few compiled shapes
 METADATA_KEY = b"instructrec"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -68,7 +67,7 @@ class MeshSettings:
                 raise unknown_name("logical axis of logical_axis_rules", axis, DEFAULT_RULES)
             if axis == "layers" and mesh_axes:
                 raise refuse(self, "logical_axis_rules", "no rule for layers: they run in turn")
-            names = _names(mesh_axes)
+            names = mesh_axis_names(mesh_axes)
             for name in names:
                 if name not in MESH_AXES:
                     raise unknown_name(
@@ -81,7 +80,8 @@ class MeshSettings:
     def rules(self) -> dict[str, MeshAxes]:
         """The whole table."""
         own = {
-            k: v if isinstance(v, str) else _names(v) for k, v in self.logical_axis_rules.items()
+            k: v if isinstance(v, str) else mesh_axis_names(v)
+            for k, v in self.logical_axis_rules.items()
         }
         return {axis: own.get(axis, rule) or None for axis, rule in DEFAULT_RULES.items()}
 
@@ -112,7 +112,7 @@ class LogicalMesh:
 
     def num_shares(self, axis: str) -> int:
         """Returns how many parts a logical axis is split into."""
-        return self._size(_names(dict(self.rules)[axis]))
+        return self._size(mesh_axis_names(dict(self.rules)[axis]))
 
     def sharding(self, *axes: str | None) -> NamedSharding:
         """Returns how a parameter or a batch with these logical axes is stored."""
@@ -150,7 +150,9 @@ class LogicalMesh:
         taken: set[str] = set()
         for axis, mesh_axes in self.rules:
             if axis in axes or axis in _OF_ACTIVATIONS:
-                found[axis] = tuple(name for name in _names(mesh_axes) if name not in taken)
+                found[axis] = tuple(
+                    name for name in mesh_axis_names(mesh_axes) if name not in taken
+                )
                 taken.update(found[axis])
         return found
 
@@ -219,7 +221,7 @@ def partition_spec(
         if axis is not None and axis not in rules:
             raise unknown_name("logical axis", axis, rules)
     placed = [None if axis is None else rules[axis] for axis in logical_axes]
-    taken = [name for axes in placed for name in _names(axes)]
+    taken = [name for axes in placed for name in mesh_axis_names(axes)]
     for name in set(taken):
         if taken.count(name) > 1:
             raise UserError(
@@ -295,105 +297,17 @@ def logical_axes(variable: nnx.Variable) -> tuple[str, ...] | None:
     return ("layers", *axes) if len(variable.shape) == len(axes) + 1 else axes
 
 
-def num_parameters(model: Any) -> int:
-    """Returns the number of parameters of a model or of its shapes."""
-    return sum(leaf.size for leaf in jax.tree.leaves(model))
-
-
-def describe_placement(model: Any, optimizer_state: Any = None) -> str:
-    """Returns the number of parameters, the mesh, and the memory they take on a device.
-
-    Args:
-      model: arrays, or shapes, with shardings.
-      optimizer_state: likewise; None where there is no optimizer.
-    """
-    mesh = jax.tree.leaves(model)[0].sharding.mesh
-    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    memory = f"{_mebibytes(model)} MiB of parameters"
-    if optimizer_state is None:
-        memory += " per device"
-    else:
-        memory = (
-            f"{_mebibytes((model, optimizer_state))} MiB of state per device ({memory}, "
-            f"{_mebibytes(optimizer_state)} MiB of the optimizer's)"
-        )
-    return f"{num_parameters(model):,} parameters, mesh {axes}, {memory}"
-
-
-def _mebibytes(tree: Any) -> str:
-    return f"{bytes_per_device(tree) / 2**20:,.1f}"
-
-
-def bytes_per_device(tree: Any) -> int:
-    """Returns the bytes each device holds of placed arrays, or of shapes with shardings."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
-
-
-def batch_sharding(mesh: LogicalMesh) -> NamedSharding:
-    """Returns the sharding of a batch: rows over "data" and "fsdp", the rest whole."""
-    return mesh.sharding("batch")
-
-
-def num_batch_shares(mesh: LogicalMesh) -> int:
-    """Returns how many parts a batch is split into."""
-    return mesh.num_shares("batch")
-
-
-def check_rows(num_rows: int, mesh: LogicalMesh, *, name: str) -> None:
-    """Raises where a batch cannot be split evenly over the mesh.
-
-    Args:
-      num_rows: rows of the batch over all processes.
-      mesh: the device mesh.
-      name: what the user calls the number of rows.
-
-    Raises:
-      UserError: if the rows do not divide.
-    """
-    shares = num_batch_shares(mesh)
-    if num_rows < 1 or num_rows % shares:
-        axes = " x ".join(_names(dict(mesh.rules)["batch"]))
-        raise UserError(
-            f"{name} is {num_rows}; expected a multiple of {axes} = {shares}, the devices "
-            "that share the rows of a batch"
-        )
-
-
-def place_batch(batch: Mapping[str, np.ndarray], mesh: LogicalMesh) -> dict[str, jax.Array]:
-    """Moves the numeric arrays of a numpy batch onto the mesh and leaves text out.
-
-    Args:
-      batch: arrays of this process's rows alone, [BATCH_SIZE / processes, ...]. The batch on the
-        mesh is that of all processes, each one's rows on its own devices.
-      mesh: the device mesh.
-
-    Raises:
-      UserError: if the rows cannot be split evenly over the mesh.
-    """
-    sharding = batch_sharding(mesh)
-    numeric = {k: v for k, v in batch.items() if np.issubdtype(v.dtype, np.number)}
-    for name, value in numeric.items():
-        check_rows(value.shape[0] * jax.process_count(), mesh, name=f"BATCH_SIZE (of {name})")
-    return {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in numeric.items()
-    }
-
-
 def _indivisible(shape: tuple[int, ...], sharding: NamedSharding) -> str:
     """Returns why an array cannot be sharded so, "" where it can."""
     if len(shape) != len(sharding.spec):
         return f"it has {len(shape)} dimensions and {len(sharding.spec)} logical axes"
     for size, axes in zip(shape, sharding.spec, strict=True):
-        shares = math.prod(sharding.mesh.shape[axis] for axis in _names(axes))
+        shares = math.prod(sharding.mesh.shape[axis] for axis in mesh_axis_names(axes))
         if size % shares:
             return f"{size} is not divisible by the {shares} devices of mesh axis {axes!r}"
     return ""
 
 
-def _names(axes: str | Sequence[str] | None) -> tuple[str, ...]:
+def mesh_axis_names(axes: str | Sequence[str] | None) -> tuple[str, ...]:
     """Returns mesh axes as a tuple of names."""
     return (axes,) if isinstance(axes, str) else tuple(axes or ())

@@ -24,7 +24,8 @@ from instructrec_jax.models import shared_decoding
 from instructrec_jax.models.sharding import constrained_by
 from instructrec_jax.models.shared_decoding import FlatInstructions, Memory, PrefixTrees
 from instructrec_jax.models.t5 import T5
-from instructrec_jax.parallel.mesh import LogicalMesh, batch_sharding, num_batch_shares
+from instructrec_jax.parallel.mesh import LogicalMesh
+from instructrec_jax.parallel.placement import batch_sharding, num_batch_shares
 from instructrec_jax.scoring.prefix_trees import TokenRequest, Tokens, TreeBuilder, reading_order
 from instructrec_jax.scoring.shapes import Shapes, fit_shapes
 

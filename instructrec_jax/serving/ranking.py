@@ -15,13 +15,8 @@ from instructrec_jax.generation.catalogue_trie import build_trie
 from instructrec_jax.instructions.language import plain_text, plain_title
 from instructrec_jax.metrics.ranking import normalise
 from instructrec_jax.models.t5 import T5
-from instructrec_jax.parallel.mesh import (
-    LogicalMesh,
-    MeshSettings,
-    abstract_model,
-    make_mesh,
-    num_batch_shares,
-)
+from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings, abstract_model, make_mesh
+from instructrec_jax.parallel.placement import num_batch_shares
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.settings import check_arguments

@@ -12,13 +12,8 @@ from instructrec_jax import manifest
 from instructrec_jax.checkpoints.source import Source, open_source
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.t5 import T5Config
-from instructrec_jax.parallel.mesh import (
-    MeshSettings,
-    abstract_model,
-    bytes_per_device,
-    make_mesh,
-    num_parameters,
-)
+from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
+from instructrec_jax.parallel.placement import bytes_per_device, num_parameters
 
 ROWS = ("model", "work", "data", "checkpoint")
 

@@ -15,7 +15,8 @@ import optax
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import EVERYTHING, FineTuning, join, split
 from instructrec_jax.models.sharding import constrained_by
-from instructrec_jax.parallel.mesh import LogicalMesh, batch_sharding
+from instructrec_jax.parallel.mesh import LogicalMesh
+from instructrec_jax.parallel.placement import batch_sharding
 from instructrec_jax.training.state import Init, TrainState, abstract_state, shardings_of
 
 Batch = Mapping[str, jax.Array]

@@ -24,7 +24,8 @@ from instructrec_jax.generation.beam_search import (
 from instructrec_jax.generation.catalogue_trie import CatalogueTrie
 from instructrec_jax.metrics import ranking
 from instructrec_jax.models.t5 import T5, T5Config
-from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings, check_rows, make_mesh
+from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings, make_mesh
+from instructrec_jax.parallel.placement import check_rows
 from instructrec_jax.pipeline import loader, registry
 from instructrec_jax.progress import Progress
 from instructrec_jax.settings import Count, Names, OneOf, Range, Rows, check_fields, refuse

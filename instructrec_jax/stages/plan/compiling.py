@@ -10,13 +10,8 @@ import jax
 import numpy as np
 
 from instructrec_jax.parallel import compiled, topologies
-from instructrec_jax.parallel.mesh import (
-    LogicalMesh,
-    abstract_model,
-    bytes_per_device,
-    make_mesh,
-    num_batch_shares,
-)
+from instructrec_jax.parallel.mesh import LogicalMesh, abstract_model, make_mesh
+from instructrec_jax.parallel.placement import bytes_per_device, num_batch_shares
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.plan.estimate import batch_shapes

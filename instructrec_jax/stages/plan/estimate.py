@@ -17,7 +17,8 @@ from jax import Array
 from instructrec_jax.models.adapters import join, split, with_adapters
 from instructrec_jax.models.objectives import ROW_LENGTHS
 from instructrec_jax.models.sharding import Axes, constrained_by
-from instructrec_jax.parallel.mesh import LogicalMesh, bytes_per_device, num_batch_shares
+from instructrec_jax.parallel.mesh import LogicalMesh
+from instructrec_jax.parallel.placement import bytes_per_device, num_batch_shares
 from instructrec_jax.stages.run_data import RunData
 from instructrec_jax.stages.train.start import Learning, TrainSettings
 from instructrec_jax.training import step_costs

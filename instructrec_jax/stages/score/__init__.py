@@ -24,7 +24,8 @@ from instructrec_jax.instructions.task_modules import find_variant
 from instructrec_jax.instructions.token_budget import title_limit
 from instructrec_jax.metrics.ranking import PMI, checked_normalisers
 from instructrec_jax.models.t5 import T5Config
-from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings, num_batch_shares
+from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings
+from instructrec_jax.parallel.placement import num_batch_shares
 from instructrec_jax.progress import stop_on
 from instructrec_jax.requests.request_files import INSTRUCTION
 from instructrec_jax.requests.row_files import RowFile

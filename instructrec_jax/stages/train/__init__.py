@@ -13,12 +13,8 @@ from instructrec_jax.checkpoints.ranking_config import DEFAULT_NORMALISER, Ranki
 from instructrec_jax.checkpoints.source import TOKENIZER_FILE, Source
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning, split
-from instructrec_jax.parallel.mesh import (
-    LogicalMesh,
-    describe_placement,
-    make_mesh,
-    num_parameters,
-)
+from instructrec_jax.parallel.mesh import LogicalMesh, make_mesh
+from instructrec_jax.parallel.placement import describe_placement, num_parameters
 from instructrec_jax.pipeline import loader
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.dry_run import DryRun

@@ -24,13 +24,8 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning
 from instructrec_jax.models.objectives import Objective, pack_candidates
 from instructrec_jax.models.t5 import T5Config
-from instructrec_jax.parallel.mesh import (
-    LogicalMesh,
-    MeshSettings,
-    abstract_model,
-    check_rows,
-    place_batch,
-)
+from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings, abstract_model
+from instructrec_jax.parallel.placement import check_rows, place_batch
 from instructrec_jax.pipeline import loader, registry
 from instructrec_jax.settings import MAX_CANDIDATES, Count, Range, Rows, Seed, check_fields
 from instructrec_jax.stages.run_data import RunData, dataset_of

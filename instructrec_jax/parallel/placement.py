@@ -1,0 +1,100 @@
+"""What lies where: memory that arrays take of each device, and the rows of batches."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from instructrec_jax.errors import UserError
+from instructrec_jax.parallel.mesh import LogicalMesh, mesh_axis_names
+
+
+def num_parameters(model: Any) -> int:
+    """Returns the number of parameters of a model or of its shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(model))
+
+
+def describe_placement(model: Any, optimizer_state: Any = None) -> str:
+    """Returns the number of parameters, the mesh, and the memory they take on a device.
+
+    Args:
+      model: arrays, or shapes, with shardings.
+      optimizer_state: likewise; None where there is no optimizer.
+    """
+    mesh = jax.tree.leaves(model)[0].sharding.mesh
+    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    memory = f"{_mebibytes(model)} MiB of parameters"
+    if optimizer_state is None:
+        memory += " per device"
+    else:
+        memory = (
+            f"{_mebibytes((model, optimizer_state))} MiB of state per device ({memory}, "
+            f"{_mebibytes(optimizer_state)} MiB of the optimizer's)"
+        )
+    return f"{num_parameters(model):,} parameters, mesh {axes}, {memory}"
+
+
+def _mebibytes(tree: Any) -> str:
+    return f"{bytes_per_device(tree) / 2**20:,.1f}"
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Returns the bytes each device holds of placed arrays, or of shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def batch_sharding(mesh: LogicalMesh) -> NamedSharding:
+    """Returns the sharding of a batch: rows over "data" and "fsdp", the rest whole."""
+    return mesh.sharding("batch")
+
+
+def num_batch_shares(mesh: LogicalMesh) -> int:
+    """Returns how many parts a batch is split into."""
+    return mesh.num_shares("batch")
+
+
+def check_rows(num_rows: int, mesh: LogicalMesh, *, name: str) -> None:
+    """Raises where a batch cannot be split evenly over the mesh.
+
+    Args:
+      num_rows: rows of the batch over all processes.
+      mesh: the device mesh.
+      name: what the user calls the number of rows.
+
+    Raises:
+      UserError: if the rows do not divide.
+    """
+    shares = num_batch_shares(mesh)
+    if num_rows < 1 or num_rows % shares:
+        axes = " x ".join(mesh_axis_names(dict(mesh.rules)["batch"]))
+        raise UserError(
+            f"{name} is {num_rows}; expected a multiple of {axes} = {shares}, the devices "
+            "that share the rows of a batch"
+        )
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: LogicalMesh) -> dict[str, jax.Array]:
+    """Moves the numeric arrays of a numpy batch onto the mesh and leaves text out.
+
+    Args:
+      batch: arrays of this process's rows alone, [BATCH_SIZE / processes, ...]. The batch on the
+        mesh is that of all processes, each one's rows on its own devices.
+      mesh: the device mesh.
+
+    Raises:
+      UserError: if the rows cannot be split evenly over the mesh.
+    """
+    sharding = batch_sharding(mesh)
+    numeric = {k: v for k, v in batch.items() if np.issubdtype(v.dtype, np.number)}
+    for name, value in numeric.items():
+        check_rows(value.shape[0] * jax.process_count(), mesh, name=f"BATCH_SIZE (of {name})")
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in numeric.items()
+    }
