@@ -19,6 +19,18 @@ from instructrec_jax.training.state import (
     abstract_state,
 )
 
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    """A device of a machine that is not there."""
+
+    id: int
+    process_index: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
 RATE = optimizers.constant(learning_rate=1e-3)
 FSDP = MeshSettings(data=1, fsdp=8)
 ALL_AXES = MeshSettings(data=2, fsdp=2, tensor=2)
@@ -74,6 +86,21 @@ def test_every_kind_of_parameter_has_its_place():
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(settings):
     with pytest.raises(UserError, match="does not fit 8 devices"):
         make_mesh(settings)
+
+
+@pytest.mark.parametrize("num_slices", [1, 2], ids=["of processes", "of slices"])
+def test_an_axis_crosses_slices_as_seldom_as_it_can(num_slices):
+    devices = [
+        FakeDevice(i, i // 4 if num_slices == 1 else i // 2, i * num_slices // 8) for i in range(8)
+    ]
+    settings = MeshSettings(data=1, fsdp=4, tensor=2, fsdp_slices=2)
+    placed = make_mesh(settings, devices).devices.devices
+    assert [device.id // 4 for device in placed[0, :, 0]] == [0, 0, 1, 1]
+    assert all(a.id // 4 == b.id // 4 for a, b in placed[0])
+    with pytest.raises(UserError, match=r"data_slices=4 and fsdp_slices=1 do not fit.* 2 slices"):
+        make_mesh(MeshSettings(data=4, tensor=2, data_slices=4), devices)
+    with pytest.raises(UserError, match="each must divide its axis"):
+        make_mesh(MeshSettings(data=1, fsdp=8, data_slices=2), devices)
 
 
 def test_minus_one_takes_the_devices_that_are_left():

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from instructrec_jax.errors import UserError, unknown_name
-from instructrec_jax.settings import Range, check_fields, refuse
+from instructrec_jax.settings import Count, Range, check_fields, refuse
 
 MESH_AXES = ("data", "fsdp", "tensor")
 AXIS_TYPES = (AxisType.Auto,) * 3  # the compiler fills in what `LogicalMesh.constrain` leaves open
@@ -45,6 +47,10 @@ class MeshSettings:
       data: copies of the model; -1 takes the devices that the others leave.
       fsdp: devices that share each copy's parameters along embed and split its batch.
       tensor: devices that share heads, mlp and vocab (T5X's NUM_PARTITIONS).
+      data_slices: slices over which "data" is split before it is split inside one: what crosses
+        the slower network between slices is then the sum of gradients alone. A slice is a TPU
+        slice; where the devices are of one slice or none, it is the devices of a process.
+      fsdp_slices: likewise for "fsdp", whose parameters are gathered in every layer.
       logical_axis_rules: changes of `DEFAULT_RULES`: the mesh axis, a list of them, or None for a
         logical axis. {"length": "tensor"} splits long inputs between layers as well; with None for
         heads, mlp and vocab also inside them.
@@ -53,6 +59,8 @@ class MeshSettings:
     data: Annotated[int, Range(-1)] = -1
     fsdp: Annotated[int, Range(-1)] = 1
     tensor: Annotated[int, Range(-1)] = 1
+    data_slices: Count = 1
+    fsdp_slices: Count = 1
     logical_axis_rules: Mapping[str, str | Sequence[str] | None] = dataclasses.field(
         default_factory=dict
     )
@@ -202,8 +210,30 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
     """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(settings, len(devices))
-    made = jax.make_mesh(shape, MESH_AXES, AXIS_TYPES, devices=devices)  # in order of their links
+    if settings.data_slices * settings.fsdp_slices > 1:
+        made = Mesh(_across_slices(settings, shape, devices), MESH_AXES, axis_types=AXIS_TYPES)
+    else:
+        made = jax.make_mesh(shape, MESH_AXES, AXIS_TYPES, devices=devices)  # in order of links
     return LogicalMesh(made, tuple(settings.rules.items()))
+
+
+def _across_slices(
+    settings: MeshSettings, shape: tuple[int, ...], devices: list[jax.Device]
+) -> np.ndarray:
+    """Returns the devices in the mesh's shape, those of a slice beside each other on every axis."""
+    slices = (settings.data_slices, settings.fsdp_slices, 1)
+    numbers = {getattr(device, "slice_index", 0) for device in devices}
+    is_one = len(numbers) == 1
+    found = len({device.process_index for device in devices}) if is_one else len(numbers)
+    if math.prod(slices) != found or any(n % part for n, part in zip(shape, slices, strict=True)):
+        axes = ", ".join(f"{name}={size}" for name, size in zip(MESH_AXES, shape, strict=True))
+        raise UserError(
+            f"data_slices={slices[0]} and fsdp_slices={slices[1]} do not fit a mesh {axes} on "
+            f"{found} slices (or processes): the two must multiply to that number, and each must "
+            "divide its axis"
+        )
+    inside = tuple(n // part for n, part in zip(shape, slices, strict=True))
+    return mesh_utils.create_hybrid_device_mesh(inside, slices, devices, process_is_granule=is_one)
 
 
 def partition_spec(
