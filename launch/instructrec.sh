@@ -24,8 +24,8 @@ log="$folder/$(verb_of "$@").${HOSTNAME:-host}.${JAX_PROCESS_ID:-${SLURM_PROCID:
 
 if [[ -n "$print" ]]; then
   settings=()
-  for name in JAX_PLATFORMS JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES JAX_PROCESS_ID \
-    JAX_LOCAL_DEVICE_IDS XLA_FLAGS XLA_PYTHON_CLIENT_MEM_FRACTION; do
+  for name in JAX_PLATFORMS JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES JAX_PROCESS_ID XLA_FLAGS \
+    XLA_PYTHON_CLIENT_MEM_FRACTION; do
     if [[ -n "${!name:-}" ]]; then settings+=("$name=${!name}"); fi
   done
   quoted env "${settings[@]}" "$command" "$@"

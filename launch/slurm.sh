@@ -27,11 +27,6 @@ nodes="$(processes_for "${SLURM_JOB_NUM_NODES:-1}" "$@")"
 command=(srun "--nodes=$nodes" "--ntasks=$nodes" --kill-on-bad-exit=1 --cpu-bind=none)
 command+=(launch/gpu.sh "$@")
 export EXIT_CODE_IF_STOPPED="$STOPPED"
-if [[ -n "${SLURM_GPUS_ON_NODE:-}" ]]; then
-  # JAX gives each process of a SLURM job one GPU unless told otherwise.
-  JAX_LOCAL_DEVICE_IDS="$(seq -s, 0 "$((SLURM_GPUS_ON_NODE - 1))")"
-  export JAX_LOCAL_DEVICE_IDS
-fi
 if [[ -n "$print" ]]; then
   quoted "${command[@]}"
   echo "# on each of $nodes nodes:"

@@ -26,8 +26,8 @@ PLACES = {
     "tpu_vm": ({}, {"JAX_PLATFORMS": "tpu"}),
     "tpu_pod": ({"TPU_NAME": "pod", "ZONE": "us-west4-a", "TPU_DIR": "a b"}, {}),
     "slurm": (
-        {"SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4"},
-        {"JAX_LOCAL_DEVICE_IDS": "0,1,2,3", "EXIT_CODE_IF_STOPPED": "143"},
+        {"SLURM_JOB_NUM_NODES": "2"},
+        {"EXIT_CODE_IF_STOPPED": "143"},
     ),
     "kubernetes": ({"IMAGE": "registry/a:gpu", "ACCELERATOR": "gpu", "HOSTS": "2"}, {}),
 }

@@ -15,6 +15,7 @@ from instructrec_jax.cli import (
     baseline_verbs,
     command_line,
     data_verbs,
+    doctor_verb,
     messages,
     model_verbs,
     plan_verb,
@@ -35,6 +36,7 @@ VERBS: tuple[Verb | Group, ...] = (
     data_verbs.INSPECT,
     data_verbs.LINT,
     data_verbs.VERIFY,
+    doctor_verb.DOCTOR,
     plan_verb.PLAN,
     model_verbs.TRAIN,
     model_verbs.EVAL,
@@ -58,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments after the command's name; those of the process if None.
 
     Returns:
-      The exit code: 0, 1 where `lint` or `verify` finds an error, 2 for a mistake that the user
-      can mend, 130 for an interruption. Errors of the program keep their traceback; those of the
-      machine (files, memory, encodings) end in one line, and show it where INSTRUCTREC_DEBUG is
-      set.
+      The exit code: 0, 1 where `lint`, `verify` or `doctor` finds an error, 2 for a mistake that
+      the user can mend, 130 for an interruption. Errors of the program keep their traceback; those
+      of the machine (files, memory, encodings) end in one line, and show it where
+      INSTRUCTREC_DEBUG is set.
     """
     if COMPLETION in os.environ:
         command_line.complete(VERBS)
