@@ -19,7 +19,7 @@ from instructrec_jax.instructions.language import Slot, plain_title, variants
 from instructrec_jax.instructions.render import render, render_record, slot_values
 from instructrec_jax.instructions.token_budget import MisfitError, TokenRenderer, arrange
 from instructrec_jax.pipeline import preprocessors, training_examples, vocabulary
-from instructrec_jax.pipeline.rendering import Fitted, TokenBudget
+from instructrec_jax.pipeline.rendering import BudgetedRenderer, Fitted
 from instructrec_jax.records import InstructionRecord
 from instructrec_jax.tasks import mixtures
 
@@ -161,14 +161,14 @@ def test_a_long_title_is_cut_by_whole_words_from_its_end():
 
 def test_without_lengths_nothing_is_dropped():
     record = dataclasses.replace(RECORD, history=("Lamp",) * 300)
-    budget = TokenBudget(
+    renderer = BudgetedRenderer(
         variant=VARIANTS["A1"],
         vocabulary=vocabulary.CorpusVocabulary(),
         max_tokens=None,
         task="t",
     )
     history = tf.constant(record.history)
-    found = budget.fit({}, history, tf.constant("id"))
+    found = renderer.fit({}, history, tf.constant("id"))
     assert int(found.num_history_dropped) == int(found.num_words_cut) == 0
     assert len(found.tokens) > 600
 

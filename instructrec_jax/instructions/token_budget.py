@@ -4,7 +4,7 @@ A title of more than `title_limit` tokens is cut first, the same way in history,
 answers. Then the oldest history items are dropped whole, as few as possible, and the newest is
 kept; then its title is shortened by whole words. In an answer, a teacher's text or a query is
 shortened next. Nothing else is ever cut: what still does not fit is an error that names the
-example. Training does the same inside TensorFlow (`pipeline.rendering`) and gets the same tokens.
+example. Training renders inside TensorFlow (`pipeline.rendering`) and shortens by what is here.
 """
 
 import collections
@@ -143,7 +143,7 @@ class TokenRenderer:
         if (states := self.feature_lengths.get("preference")) is not None:
             draw = dataclasses.replace(draw, states_preference=bool(states))
         values = slot_values(self.variant, record, draw)
-        budget = _Budget(segments, self.vocabulary, self.feature_lengths.get(feature))
+        budget = TokenBudget(segments, self.vocabulary, self.feature_lengths.get(feature))
         titles = [plain_title(title) for title in history]
         tokens, num_dropped, num_cut = budget.fit(values, titles, CUT_TEXTS[feature])
         if not budget.fits(tokens):
@@ -294,7 +294,7 @@ def with_candidates(record: InstructionRecord, indices: Sequence[int]) -> Instru
     )
 
 
-class _Budget(NamedTuple):
+class TokenBudget(NamedTuple):
     """Renders one wording within a number of tokens, EOS included; None for no limit."""
 
     segments: Segments

@@ -16,7 +16,7 @@ from instructrec_jax.instructions.language import QUERY_FIELDS, Query, Slot, Var
 from instructrec_jax.instructions.render import NO, NUM_ANSWER_TITLES, YES
 from instructrec_jax.instructions.token_budget import title_limit
 from instructrec_jax.pipeline import rendering
-from instructrec_jax.pipeline.rendering import Fitted, TokenBudget, assert_fits
+from instructrec_jax.pipeline.rendering import BudgetedRenderer, Fitted, assert_fits
 from instructrec_jax.tokenizer import EOS_ID
 
 Record = dict[str, tf.Tensor]
@@ -70,7 +70,7 @@ def pair(
     variant: Variant,
     task: str,
     *,
-    vocabulary: seqio.Vocabulary,
+    vocabulary: seqio.SentencePieceVocabulary,
     lengths: Mapping[str, int],
     seed: tf.Tensor,
 ) -> Record:
@@ -98,7 +98,7 @@ def group(
     variant: Variant,
     task: str,
     *,
-    vocabulary: seqio.Vocabulary,
+    vocabulary: seqio.SentencePieceVocabulary,
     lengths: Mapping[str, int],
     seed: tf.Tensor,
 ) -> Record:
@@ -159,7 +159,10 @@ def one_row_per_candidate(variant: Variant) -> Preprocessor:
 
 
 def arrange(
-    record: Record, lengths: Mapping[str, int], seed: tf.Tensor, vocabulary: seqio.Vocabulary
+    record: Record,
+    lengths: Mapping[str, int],
+    seed: tf.Tensor,
+    vocabulary: seqio.SentencePieceVocabulary,
 ) -> Record:
     """Returns the record with plain and cut titles, capped history and candidates in order.
 
@@ -190,24 +193,25 @@ def arrange(
         history = history[tf.maximum(0, tf.size(history) - lengths["history"]) :]
     limit = title_limit(lengths)
     candidates = tf.gather(record["candidates"], order)
-    plain = [rendering.plain_title(titles) for titles in (history, candidates)]
-    cut = [rendering.cut_titles(titles, vocabulary, limit) for titles in plain]
-    target = rendering.plain_title(record["target"])[tf.newaxis]
+    parts = [tf.size(history), tf.size(candidates), 1]
+    titles = tf.concat([history, candidates, record["target"][tf.newaxis]], axis=0)
+    plain = rendering.plain_title(titles)
+    cut = rendering.cut_titles(plain, vocabulary, limit)
+    (history, shown, target), (_, whole, _) = (
+        tf.split(cut, parts, num=3),
+        tf.split(plain, parts, num=3),
+    )
     with tf.control_dependencies(
-        rendering.assert_distinct(plain[1], cut[1], limit, example_id=record["example_id"])
+        rendering.assert_distinct(whole, shown, limit, example_id=record["example_id"])
     ):
         return {
             **record,
-            "history": cut[0],
-            "target": rendering.cut_titles(target, vocabulary, limit)[0],
+            "history": history,
+            "target": target[0],
             "candidate_ids": tf.gather(candidate_ids, order),
-            "candidates": tf.identity(cut[1]),
-            "num_titles_cut": tf.add_n(
-                [
-                    tf.reduce_sum(tf.cast(before != after, tf.int32))
-                    for before, after in zip(plain, cut, strict=True)
-                ]
-            ),
+            "candidates": tf.identity(shown),
+            # That of the target is counted where it is a candidate.
+            "num_titles_cut": tf.reduce_sum(tf.cast(plain[:-1] != cut[:-1], tf.int32)),
         }
 
 
@@ -285,7 +289,7 @@ def fit(
     record: Record,
     *,
     values: dict[Slot, tf.Tensor],
-    vocabulary: seqio.Vocabulary,
+    vocabulary: seqio.SentencePieceVocabulary,
     lengths: Mapping[str, int],
 ) -> Fitted:
     """Returns the instruction ("inputs") or the answer ("targets") within its budget.
@@ -299,7 +303,7 @@ def fit(
       vocabulary: how to tokenise.
       lengths: tokens of the feature, no limit where it is not there.
     """
-    budget = TokenBudget(
+    renderer = BudgetedRenderer(
         variant=variant,
         vocabulary=vocabulary,
         max_tokens=lengths.get(feature),
@@ -308,14 +312,14 @@ def fit(
     )
     is_answer = feature == "targets"
     history = record["history"][-NUM_ANSWER_TITLES:] if is_answer else record["history"]
-    return budget.fit(values, history, record["example_id"])
+    return renderer.fit(values, history, record["example_id"])
 
 
 def _candidate_tokens(
     variant: Variant,
     task: str,
     record: Record,
-    vocabulary: seqio.Vocabulary,
+    vocabulary: seqio.SentencePieceVocabulary,
     lengths: Mapping[str, int],
 ) -> tf.Tensor:
     """Returns [c, length] tokens of the candidates, each ending in EOS, padded with 0."""

@@ -1,14 +1,15 @@
 """Renders templates inside a TensorFlow graph within a number of tokens, for training.
 
 SeqIO would cut the tail of a prompt, where the candidates stand. What is dropped and cut instead,
-and what is an error, `instructions.token_budget` says. It and `instructions.render` say the same in
-plain Python: tests hold both to the same bytes and tokens.
+and what is an error, `instructions.token_budget` says: what has to be shortened is given to it.
+What is rendered here, `instructions.render` says in plain Python, to the same bytes.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -26,6 +27,8 @@ from instructrec_jax.instructions.language import (
 )
 from instructrec_jax.instructions.token_budget import (
     CUT_TEXTS,
+    TokenBudget,
+    cut_title,
     same_title_message,
     too_long_message,
 )
@@ -48,7 +51,7 @@ def join_titles(titles: tf.Tensor) -> tf.Tensor:
 
 
 def cut_titles(
-    titles: tf.Tensor, vocabulary: seqio.Vocabulary, max_tokens: int | None
+    titles: tf.Tensor, vocabulary: seqio.SentencePieceVocabulary, max_tokens: int | None
 ) -> tf.Tensor:
     """Returns titles of at most `max_tokens` tokens, as `token_budget.cut_title`.
 
@@ -60,31 +63,13 @@ def cut_titles(
     if max_tokens is None:
         return titles
 
-    def is_long(titles: tf.Tensor) -> tf.Tensor:
-        num_tokens = tf.cast(vocabulary.encode_tf(titles).row_lengths(), tf.int32)
-        return (tf.strings.length(titles) >= max_tokens) & (num_tokens > max_tokens)
-
-    def shortened(title: tf.Tensor, parts: tf.Tensor, separator: str) -> tf.Tensor:
-        def first(number: tf.Tensor) -> tf.Tensor:
-            return tf.strings.reduce_join(parts[:number], separator=separator)
-
-        title, _ = tf.while_loop(
-            lambda title, number: (number > 1) & is_long(title[tf.newaxis])[0],
-            lambda _, number: (first(number - 1), number - 1),
-            (title, tf.size(parts)),
-        )
-        return title
-
-    def cut(title: tf.Tensor) -> tf.Tensor:
-        title = shortened(title, tf.strings.split(title, " "), " ")
-        return shortened(title, tf.strings.unicode_split(title, "UTF-8"), "")
+    def cut(titles: np.ndarray) -> np.ndarray:
+        found = [cut_title(title.decode(), vocabulary.tokenizer, max_tokens) for title in titles]
+        return np.array([title.encode() for title in found], object)
 
     return tf.cond(
         tf.reduce_any(tf.strings.length(titles) >= max_tokens),
-        lambda: tf.map_fn(
-            lambda title: tf.cond(is_long(title[tf.newaxis])[0], lambda: cut(title), lambda: title),
-            titles,
-        ),
+        lambda: tf.ensure_shape(tf.numpy_function(cut, [titles], tf.string), [None]),
         lambda: titles,
     )
 
@@ -119,7 +104,7 @@ def _segment(
 # Begins and ends our message inside the text of a TensorFlow error; the loader takes it out.
 ERROR_BEGIN, ERROR_END = "[[instructrec: ", " :instructrec]]"
 
-Values = dict[Slot, tf.Tensor]
+Values = Mapping[Slot, tf.Tensor]
 
 
 class Fitted(NamedTuple):
@@ -137,7 +122,7 @@ class Fitted(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenBudget:
+class BudgetedRenderer:
     """Renders one wording within a number of tokens.
 
     Attributes:
@@ -149,7 +134,7 @@ class TokenBudget:
     """
 
     variant: Variant
-    vocabulary: seqio.Vocabulary
+    vocabulary: seqio.SentencePieceVocabulary
     max_tokens: int | None
     task: str
     feature: str = "inputs"
@@ -162,12 +147,14 @@ class TokenBudget:
           history: [n] plain titles, oldest first.
           example_id: scalar string, for messages.
         """
-        fitted = Fitted(self._tokens(values, history), tf.constant(0), tf.constant(0))
-        if self.max_tokens is not None and (self._shows_history or self._texts):
+        filled = {**values, Slot.HISTORY: join_titles(history)}
+        tokens = self.vocabulary.encode_tf(render(self._segments, filled))
+        fitted = Fitted(tokens, tf.constant(0), tf.constant(0))
+        if self.max_tokens is not None and self._can_shrink:
             fitted = tf.cond(
-                self._fits(fitted.tokens),
+                tf.size(tokens) < self.max_tokens,
                 lambda: fitted,
-                lambda: self._shorten(values, history, tf.size(fitted.tokens)),
+                lambda: self._shortened(values, history),
             )
         tokens = with_eos(fitted.tokens)
         check = assert_fits(
@@ -187,89 +174,23 @@ class TokenBudget:
         return template.target_segments if self.feature == "targets" else template.input_segments
 
     @property
-    def _shows_history(self) -> bool:
-        return Slot.HISTORY in slots_of(self._segments)
+    def _can_shrink(self) -> bool:
+        return not {Slot.HISTORY, *CUT_TEXTS[self.feature]}.isdisjoint(slots_of(self._segments))
 
-    @property
-    def _texts(self) -> list[Slot]:
-        """The slots whose text may be shortened after the history."""
-        return [slot for slot in CUT_TEXTS[self.feature] if slot in slots_of(self._segments)]
+    def _shortened(self, values: Values, history: tf.Tensor) -> Fitted:
+        """Returns what `token_budget` makes of it, in Python: few examples need it."""
+        shown = [slot for slot in slots_of(self._segments) if slot in values]
 
-    def _shorten(self, values: Values, history: tf.Tensor, num_tokens: tf.Tensor) -> Fitted:
-        """Shortens what may be, in the order of the module's head."""
-        values = dict(values)
-        num_dropped = num_cut = tf.constant(0)
-        tokens = tf.zeros([0], tf.int32)
-        if self._shows_history:
-            num_dropped = self._num_to_drop(values, history, num_tokens)
-            history = history[num_dropped:]
-            newest = tf.strings.reduce_join(history[-1:])
-            older = history[:-1]  # only where all of the history fits
+        def shorten(history: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, ...]:
+            budget = TokenBudget(self._segments, self.vocabulary.tokenizer, self.max_tokens)
+            filled = {slot: text.decode() for slot, text in zip(shown, texts, strict=True)}
+            titles = [title.decode() for title in history]
+            return tuple(map(np.int32, budget.fit(filled, titles, CUT_TEXTS[self.feature])))
 
-            def with_newest(title: tf.Tensor) -> tf.Tensor:
-                titles = tf.concat([older, title[tf.newaxis]], axis=0)
-                return self._tokens(values, titles[: tf.size(history)])
-
-            tokens, newest, num_cut = self._cut_words(newest, with_newest)
-            history = tf.concat([older, newest[tf.newaxis]], axis=0)[: tf.size(history)]
-        for slot in self._texts:
-
-            def with_text(text: tf.Tensor, slot: Slot = slot) -> tf.Tensor:
-                return self._tokens({**values, slot: text}, history)
-
-            tokens, values[slot], more = self._cut_words(values[slot], with_text)
-            num_cut += more
-        return Fitted(tokens, num_dropped, num_cut)
-
-    def _num_to_drop(self, values: Values, history: tf.Tensor, num_tokens: tf.Tensor) -> tf.Tensor:
-        """Returns how many of the oldest history items must go; the newest stays."""
-        (num_dropped,) = tf.while_loop(
-            lambda dropped: (
-                (dropped < tf.size(history) - 1)
-                & ~self._fits(self._tokens(values, history[dropped:]))
-            ),
-            lambda dropped: (dropped + 1,),
-            (tf.maximum(self._estimated_drops(history, num_tokens), 0),),
-        )
-        return num_dropped
-
-    def _cut_words(
-        self, text: tf.Tensor, tokens_with: Callable[[tf.Tensor], tf.Tensor]
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns tokens, text and number of words cut; one word at least is kept."""
-        words = tf.strings.split(text, " ")
-
-        def shortened(num_words: tf.Tensor) -> tf.Tensor:
-            return tf.strings.reduce_join(words[:num_words], separator=" ")
-
-        tokens, num_words = tf.while_loop(
-            lambda tokens, num_words: ~self._fits(tokens) & (num_words > 1),
-            lambda _, num_words: (tokens_with(shortened(num_words - 1)), num_words - 1),
-            (tokens_with(text), tf.size(words)),
-            shape_invariants=(tf.TensorShape([None]), tf.TensorShape([])),
-        )
-        return tokens, shortened(num_words), tf.size(words) - num_words
-
-    def _estimated_drops(self, history: tf.Tensor, num_tokens: tf.Tensor) -> tf.Tensor:
-        """Returns how many items must go, from the tokens that each of them takes.
-
-        SentencePiece pieces do not cross blanks, so an item with its separator takes the same
-        tokens alone as in the prompt; the loop that follows makes sure of it all the same.
-        """
-        items = tf.strings.join([history, LIST_SEPARATOR.rstrip()])
-        sizes = tf.cast(self.vocabulary.encode_tf(items).row_lengths(), tf.int32)
-        excess = num_tokens + 1 - self.max_tokens
-        num_enough = tf.reduce_sum(tf.cast(tf.cumsum(sizes) < excess, tf.int32)) + 1
-        return tf.minimum(num_enough, tf.size(history) - 1)
-
-    def _tokens(self, values: Values, history: tf.Tensor) -> tf.Tensor:
-        """Returns the tokens, without EOS, of the instruction with this history."""
-        filled = {**values, Slot.HISTORY: join_titles(history)}
-        return self.vocabulary.encode_tf(render(self._segments, filled))
-
-    def _fits(self, tokens: tf.Tensor) -> tf.Tensor:
-        """Returns whether tokens and EOS keep the budget."""
-        return tf.size(tokens) + 1 <= self.max_tokens
+        texts = tf.convert_to_tensor([values[slot] for slot in shown], tf.string)
+        shapes = ([None], [], [])
+        found = tf.numpy_function(shorten, [history, texts], [tf.int32] * len(shapes))
+        return Fitted(*map(tf.ensure_shape, found, shapes))
 
 
 def with_eos(tokens: tf.Tensor) -> tf.Tensor:
