@@ -185,12 +185,17 @@ class BudgetedRenderer:
             budget = TokenBudget(self._segments, self.vocabulary.tokenizer, self.max_tokens)
             filled = {slot: text.decode() for slot, text in zip(shown, texts, strict=True)}
             titles = [title.decode() for title in history]
-            return tuple(map(np.int32, budget.fit(filled, titles, CUT_TEXTS[self.feature])))
+            found = budget.fit(filled, titles, CUT_TEXTS[self.feature])
+            return tuple(np.array(value, np.int32) for value in found)
 
         texts = tf.convert_to_tensor([values[slot] for slot in shown], tf.string)
-        shapes = ([None], [], [])
-        found = tf.numpy_function(shorten, [history, texts], [tf.int32] * len(shapes))
-        return Fitted(*map(tf.ensure_shape, found, shapes))
+        types = [tf.int32, tf.int32, tf.int32]
+        tokens, num_dropped, num_cut = tf.numpy_function(shorten, [history, texts], types)
+        return Fitted(
+            tf.ensure_shape(tokens, [None]),
+            tf.ensure_shape(num_dropped, []),
+            tf.ensure_shape(num_cut, []),
+        )
 
 
 def with_eos(tokens: tf.Tensor) -> tf.Tensor:
