@@ -24,19 +24,16 @@ measures the cost of a user with 1, 10, 100 and 1000 candidates.
 import argparse
 import importlib.util
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import score_ways
+import turns
 
 from instructrec_jax.checkpoints.huggingface import write_huggingface
 from instructrec_jax.checkpoints.parameters import neutral_shapes
-from instructrec_jax.models.t5 import T5Config
 
 FEWER_USERS = {
     ("hf_repeat", "rerank10"): 4,
@@ -47,34 +44,15 @@ FEWER_USERS = {
 GROWTH = (1, 10, 100, 1000)
 
 
-class Worker:
+class Scoring(turns.Worker):
     """A process that scores one workload in one way."""
 
     def __init__(self, way: str, shape: tuple[int, int], users: int, folder: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, score_ways.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"},
-        )
         self.num_candidates = users * shape[1]
         self.flops = score_ways.useful_flops(score_ways.workload(*shape)[:users])
-        job = {"way": way, "shape": shape, "users": users, "folder": str(folder)}
-        self.first = self.ask(job)
         self.runs: list[dict] = []
-
-    def ask(self, job: dict) -> dict:
-        """Returns the answer to a job."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.communicate()
+        job = {"way": way, "shape": shape, "users": users, "folder": str(folder)}
+        super().__init__(score_ways.__file__, job)
 
     def figures(self) -> dict[str, float]:
         """Returns the medians over the runs."""
@@ -98,8 +76,7 @@ def _installed_ways() -> list[str]:
 
 def write_model(folder: Path) -> int:
     """Writes random weights as Hugging Face keeps them; returns their bytes."""
-    layers = score_ways.NUM_LAYERS
-    config = T5Config(**score_ways.SIZES, num_encoder_layers=layers, num_decoder_layers=layers)
+    config = score_ways.config_of()
     shapes, rng = neutral_shapes(config), np.random.default_rng(0)
 
     def weights(name: str) -> np.ndarray:
@@ -122,7 +99,7 @@ def compare(
     """Runs the ways on a workload in turn; returns its figures, "<figure>_<way>_<workload>"."""
     shape = score_ways.USERS[name]
     workers = {
-        way: Worker(way, shape, FEWER_USERS.get((way, name), shape[0]), folder) for way in ways
+        way: Scoring(way, shape, FEWER_USERS.get((way, name), shape[0]), folder) for way in ways
     }
     for _ in range(rounds):
         for worker in workers.values():
@@ -155,7 +132,7 @@ def growth(rounds: int, folder: Path) -> dict[str, float]:
     figures = {}
     for num_candidates in GROWTH:
         users = 8 if num_candidates < 1000 else 2
-        worker = Worker("ours", (users, num_candidates), users, folder)
+        worker = Scoring("ours", (users, num_candidates), users, folder)
         runs = [worker.ask({}) for _ in range(rounds)]
         worker.close()
         seconds = statistics.median(run["seconds"] for run in runs) / users

@@ -5,15 +5,16 @@ line for one more run) and answers each with one JSON line. Not meant to be star
 """
 
 import importlib
-import json
 import resource
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import turns
+
+from instructrec_jax.models.t5 import T5Config
 
 SIZES = {"emb_dim": 512, "num_heads": 6, "mlp_dim": 1024}
 NUM_LAYERS, HEAD_DIM, VOCAB_SIZE = 8, 64, 32128
@@ -21,6 +22,12 @@ USERS = {"rerank10": (32, 10), "rerank100": (8, 100)}
 PEAK_SIZE = 2048  # of the square matrices whose product is the machine's peak
 Request = tuple[np.ndarray, list[np.ndarray]]
 Run = Callable[[], list[np.ndarray]]
+
+
+def config_of(dropout_rate: float = 0.0) -> T5Config:
+    """Returns the sizes of the model."""
+    layers = {"num_encoder_layers": NUM_LAYERS, "num_decoder_layers": NUM_LAYERS}
+    return T5Config(**SIZES, **layers, dropout_rate=dropout_rate)
 
 
 def workload(num_users: int, num_candidates: int, seed: int = 0) -> list[Request]:
@@ -122,8 +129,8 @@ def ours(folder: Path, requests: Sequence[Request]) -> Run:
     return lambda: scorer(model, as_requests)
 
 
-def t5x(folder: Path, requests: Sequence[Request]) -> Run:
-    """Returns T5X's score mode: one (instruction, candidate) pair a row, padded to 512 and 24."""
+def t5x_model(folder: Path, *, dropout_rate: float, optimizer: Any = None) -> tuple[Any, Any]:
+    """Returns T5X's model and its parameters, those of a checkpoint."""
     import jax
     import seqio
     from flax import traverse_util
@@ -142,17 +149,26 @@ def t5x(folder: Path, requests: Sequence[Request]) -> Run:
         num_encoder_layers=NUM_LAYERS,
         num_decoder_layers=NUM_LAYERS,
         mlp_activations=("gelu", "linear"),
-        dropout_rate=0.0,
+        dropout_rate=dropout_rate,
         dtype="float32",
     )
     model = models.EncoderDecoderModel(
         module=network.Transformer(config=config),
         input_vocabulary=vocabulary,
         output_vocabulary=vocabulary,
-        optimizer_def=None,
+        optimizer_def=optimizer,
+        z_loss=1e-4,
+        loss_normalizing_factor="NUM_REAL_TARGET_TOKENS",
     )
     arrays = {tuple(name.split(".")): source.read(name) for name in neutral_shapes(source.config)}
-    params = jax.device_put(traverse_util.unflatten_dict(arrays))
+    return model, jax.device_put(traverse_util.unflatten_dict(arrays))
+
+
+def t5x(folder: Path, requests: Sequence[Request]) -> Run:
+    """Returns T5X's score mode: one (instruction, candidate) pair a row, padded to 512 and 24."""
+    import jax
+
+    model, params = t5x_model(folder, dropout_rate=0.0)
     score_batch = jax.jit(lambda params, batch: model.score_batch(params, batch))
 
     def padded(texts: Sequence[np.ndarray], width: int) -> np.ndarray:
@@ -203,22 +219,11 @@ def matmul_peak(way: str) -> Callable[[], float]:
         tensor = torch.from_numpy(a)
         run = lambda: tensor @ tensor  # noqa: E731
     run()
-    return lambda: 2 * PEAK_SIZE**3 / min(_seconds(run) for _ in range(4))
+    return lambda: 2 * PEAK_SIZE**3 / min(turns.seconds(run) for _ in range(4))
 
 
 def _text(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.append(rng.integers(3, 32100, size - 1), 1).astype(np.int32)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
-def _jobs() -> Iterator[dict]:
-    for line in sys.stdin:
-        yield json.loads(line)
 
 
 def _memory_of_imports(way: str) -> int:
@@ -235,7 +240,7 @@ def _memory_of_imports(way: str) -> int:
 
 def main() -> None:
     """Answers jobs until there are no more."""
-    jobs = _jobs()
+    jobs = turns.jobs()
     job = next(jobs)
     users = job["users"]
     requests = workload(*job["shape"])[:users]
@@ -248,11 +253,11 @@ def main() -> None:
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - base,
         "found": [values.tolist() for values in found],
     }
-    print(json.dumps(answer), flush=True)
+    turns.answer(answer)
     peak = matmul_peak(job["way"])
     for _ in jobs:
-        before, seconds, after = peak(), _seconds(run), peak()
-        print(json.dumps({"seconds": seconds, "peaks": [before, after]}), flush=True)
+        before, seconds, after = peak(), turns.seconds(run), peak()
+        turns.answer({"seconds": seconds, "peaks": [before, after]})
 
 
 if __name__ == "__main__":
