@@ -37,25 +37,26 @@ def test_paired_interval_agrees_with_plain_resampling_of_pairs():
     for name in ranking.METRIC_NAMES:
         difference = ours[name] - theirs[name]
         low, high = np.percentile(difference[draws].mean(axis=1), [2.5, 97.5])
-        found = statistics.paired_difference_intervals(RANKS, OTHER, seed=2)[name]
+        found = statistics.paired_differences(RANKS, OTHER, seed=2)[name]
         assert (found.low, found.high) == pytest.approx((low, high), abs=0.006), name
         assert found.estimate == pytest.approx(difference.mean()), name
 
 
 def test_pairing_narrows_the_interval_of_related_systems():
-    paired = statistics.paired_difference_intervals(RANKS, OTHER, seed=0)["hr@3"]
+    paired = statistics.paired_differences(RANKS, OTHER, seed=0)["hr@3"]
     single = statistics.bootstrap_intervals(RANKS, seed=0)["hr@3"]
     assert paired.high - paired.low < single.high - single.low
 
 
 def test_a_system_does_not_differ_from_itself():
-    for interval in statistics.paired_difference_intervals(RANKS, RANKS, seed=0).values():
-        assert (interval.estimate, interval.low, interval.high) == (0.0, 0.0, 0.0)
+    for found in statistics.paired_differences(RANKS, RANKS, seed=0).values():
+        assert (found.estimate, found.low, found.high) == (0.0, 0.0, 0.0)
+        assert (found.p_value, found.effect_size, found.detectable) == (1.0, 0.0, 0.0)
 
 
 def test_the_difference_turns_its_sign_with_the_systems():
-    forward = statistics.paired_difference_intervals(RANKS, OTHER, seed=0)["ndcg@5"]
-    backward = statistics.paired_difference_intervals(OTHER, RANKS, seed=0)["ndcg@5"]
+    forward = statistics.paired_differences(RANKS, OTHER, seed=0)["ndcg@5"]
+    backward = statistics.paired_differences(OTHER, RANKS, seed=0)["ndcg@5"]
     assert forward.estimate == pytest.approx(-backward.estimate)
     assert forward.estimate > 0 and forward.low > 0 > backward.high
 
@@ -73,7 +74,7 @@ def test_examples_of_an_event_are_averaged_and_drawn_together():
     difference = values - ranking.per_example(OTHER)["ndcg@5"].reshape(5, 60).mean(axis=0)
     draws = np.random.default_rng(1).integers(0, 60, size=(10_000, 60))
     single = statistics.bootstrap_intervals(RANKS, event=event, seed=2)["ndcg@5"]
-    paired = statistics.paired_difference_intervals(RANKS, OTHER, event=event, seed=2)["ndcg@5"]
+    paired = statistics.paired_differences(RANKS, OTHER, event=event, seed=2)["ndcg@5"]
     for found, expected in ((single, values), (paired, difference)):
         low, high = np.percentile(expected[draws].mean(axis=1), [2.5, 97.5])
         assert (found.low, found.high) == pytest.approx((low, high), abs=0.006)
@@ -124,4 +125,68 @@ def test_no_examples_or_unpaired_systems_are_refused():
     with pytest.raises(UserError, match="no examples"):
         statistics.bootstrap_intervals([], seed=0)
     with pytest.raises(ValueError, match="equal shapes"):
-        statistics.paired_difference_intervals([1, 2], [1], seed=0)
+        statistics.paired_differences([1, 2], [1], seed=0)
+
+
+def test_the_p_value_is_that_of_drawing_the_sign_of_each_event():
+    ours, theirs = ranking.per_example(RANKS), ranking.per_example(OTHER)
+    signs = np.random.default_rng(1).choice([-1.0, 1.0], size=(10_000, len(RANKS)))
+    for shift in (0, 1):  # far from each other, and nearly alike
+        other = np.roll(RANKS, 1) if shift else OTHER
+        theirs = ranking.per_example(other)
+        for name in ranking.METRIC_NAMES:
+            difference = ours[name] - theirs[name]
+            expected = np.mean(np.abs(signs @ difference) >= abs(difference.sum()) - 1e-9)
+            found = statistics.paired_differences(RANKS, other, seed=2)[name]
+            assert found.p_value == pytest.approx(expected, abs=0.02), name
+
+
+def test_few_differences_have_the_p_value_of_all_their_signs():
+    found = statistics.paired_differences([1, 1, 1, 2], [2, 2, 2, 1], seed=0)["hr@1"]
+    # Sums of four signs: of 16, the 2 of size 4 and the 8 of size 2 are as far from 0 as 2.
+    assert found.p_value == pytest.approx(10 / 16, abs=0.02)
+    always = statistics.paired_differences([1] * 5, [2] * 5, seed=0)["hr@1"]
+    assert always.p_value == pytest.approx(2 / 32, abs=0.01)
+    assert always.effect_size == np.inf and always.detectable == 0.0
+
+
+def test_two_equal_systems_seldom_seem_to_differ():
+    """Where systems do not differ, p is below .05 in a twentieth of the experiments."""
+    draw = np.random.default_rng(3)
+    found = [
+        statistics.paired_differences(
+            draw.integers(1, 11, 80), draw.integers(1, 11, 80), seed=number, num_resamples=400
+        )["ndcg@5"].p_value
+        for number in range(300)
+    ]
+    assert 0.02 < np.mean(np.array(found) <= 0.05) < 0.09
+    assert np.mean(found) == pytest.approx(0.5, abs=0.06)
+
+
+def test_effect_size_and_detectable_difference_are_those_of_the_events():
+    event = np.arange(300) % 60
+    values = ranking.per_example(RANKS)["ndcg@5"] - ranking.per_example(OTHER)["ndcg@5"]
+    means = values.reshape(5, 60).mean(axis=0)
+    found = statistics.paired_differences(RANKS, OTHER, event=event, seed=0)["ndcg@5"]
+    deviation = means.std(ddof=1)
+    assert found.effect_size == pytest.approx(means.mean() / deviation)
+    assert found.detectable == pytest.approx((1.959964 + 0.841621) * deviation / 60**0.5, rel=1e-5)
+
+
+def test_what_is_detectable_is_found_in_four_of_five_experiments():
+    draw, number = np.random.default_rng(0), 400
+    size = statistics.detectable_difference(1.0, number)
+    means = draw.normal(size, 1.0, (4000, number)).mean(axis=1)
+    assert np.mean(np.abs(means) * number**0.5 > 1.96) == pytest.approx(0.8, abs=0.03)
+    with pytest.raises(UserError, match="num_events is 0"):
+        statistics.detectable_difference(1.0, 0)
+
+
+def test_holm_corrects_for_the_number_of_comparisons():
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm([0.2]) == [0.2] and statistics.holm([]) == []
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    plain = np.random.default_rng(0).uniform(size=9).tolist()
+    assert all(
+        one <= other <= 1.0 for one, other in zip(plain, statistics.holm(plain), strict=True)
+    )

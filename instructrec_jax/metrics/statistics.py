@@ -9,18 +9,26 @@ distinct rank comes, which is one multinomial draw: 10,000 resamples of 50,000 e
 
 Where an event has several examples, each with other negatives, they are averaged first and drawn
 together: what is resampled is the event, such as a user's last choice.
+
+Whether two systems differ is tested by randomisation: where they do not, each event's difference
+might as well have the other sign (Smucker, Allan and Carterette, CIKM 2007). Of many comparisons in
+one table some seem to differ by chance: Holm's correction holds the probability of any such one.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
 
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95
+POWER = 0.8  # of `Difference.detectable`
+_ROUNDING = 1e-12  # relative: what rounding adds to a sum is no difference
 _MAX_DRAWN = 1 << 22  # numbers held at once
 
 
@@ -31,6 +39,23 @@ class Interval:
     estimate: float
     low: float
     high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference(Interval):
+    """The mean of paired differences over events, its interval, and how sure and how large it is.
+
+    Attributes:
+      p_value: of the two-sided randomisation test, before any correction.
+      effect_size: the mean divided by the standard deviation over events (Cohen's d_z); 0 where
+        all differences are 0, infinite where all are equal otherwise.
+      detectable: the smallest true difference that as many such events show with probability
+        `POWER` in a two-sided test at 1 - `CONFIDENCE`.
+    """
+
+    p_value: float
+    effect_size: float
+    detectable: float
 
 
 def bootstrap_intervals(
@@ -69,7 +94,7 @@ def bootstrap_intervals(
     return _intervals(*_by_event(table, row_of, event), seed, num_resamples, confidence)
 
 
-def paired_difference_intervals(
+def paired_differences(
     rank: ArrayLike,
     other_rank: ArrayLike,
     *,
@@ -77,7 +102,7 @@ def paired_difference_intervals(
     event: ArrayLike | None = None,
     num_resamples: int = NUM_RESAMPLES,
     confidence: float = CONFIDENCE,
-) -> dict[str, Interval]:
+) -> dict[str, Difference]:
     """Returns the difference of every metric between two systems on the same examples.
 
     Examples are resampled in pairs, so what makes an example hard for both cancels out.
@@ -91,7 +116,8 @@ def paired_difference_intervals(
       confidence: coverage asked for, such as 0.95.
 
     Returns:
-      By metric: mean of (system - other) and its interval; above 0 where the system is better.
+      By metric: mean of (system - other) with its interval and test; above 0 where the system is
+      better.
 
     Raises:
       UserError: if there is no example.
@@ -102,7 +128,100 @@ def paired_difference_intervals(
         raise ValueError(f"paired systems need equal shapes, got {ours.shape} and {theirs.shape}")
     pairs, row_of = np.unique(np.stack([ours, theirs], axis=1), axis=0, return_inverse=True)
     table = _metric_table(pairs[:, 0]) - _metric_table(pairs[:, 1])
-    return _intervals(*_by_event(table, row_of, event), seed, num_resamples, confidence)
+    kinds, counts = _by_event(table, row_of, event)
+    intervals = _intervals(kinds, counts, seed, num_resamples, confidence)
+    return {
+        name: Difference(
+            **dataclasses.asdict(intervals[name]),
+            p_value=_randomisation_p_value(column, counts, seed=seed, num_draws=num_resamples),
+            **_size(column, counts),
+        )
+        for name, column in zip(ranking.METRIC_NAMES, kinds.T, strict=True)
+    }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Returns p-values of one table, corrected for their number, in the same order.
+
+    Where no two systems differ, the lowest is below a level with at most that probability.
+
+    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure" (1979).
+
+    Example:
+      `holm([0.01, 0.04, 0.03])` is `[0.03, 0.06, 0.06]`.
+    """
+    found, highest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
+        highest = max(highest, min((len(p_values) - place) * p_values[index], 1.0))
+        found[index] = highest
+    return found
+
+
+def detectable_difference(
+    deviation: float, num_events: int, *, power: float = POWER, confidence: float = CONFIDENCE
+) -> float:
+    """Returns the smallest true difference that a number of events shows, by the normal law.
+
+    Args:
+      deviation: standard deviation of the differences over events. For HR@K of two systems that
+        hit or miss apart in a share s of the events it is at most sqrt(s).
+      num_events: how many, such as the users of the test split.
+      power: probability with which it is to be shown.
+      confidence: 1 less the level of the two-sided test.
+
+    Raises:
+      UserError: if there is no event.
+    """
+    if num_events < 1:
+        raise UserError(f"num_events is {num_events}; expected at least 1")
+    quantiles = stats.norm.ppf([1.0 - (1.0 - confidence) / 2.0, power])
+    return float(quantiles.sum() * deviation / np.sqrt(num_events))
+
+
+def _size(values: NDArray[np.float64], counts: NDArray[np.int64]) -> dict[str, float]:
+    """Returns effect size and detectable difference of differences that come so many times."""
+    number = int(counts.sum())
+    mean = float(counts @ values / number)
+    squares = float(counts @ (values - mean) ** 2)
+    deviation = np.sqrt(squares / max(number - 1, 1))
+    if deviation <= _ROUNDING * abs(mean) or not deviation:
+        effect = 0.0 if abs(mean) < _ROUNDING else float(np.copysign(np.inf, mean))
+    else:
+        effect = float(mean / deviation)
+    return {
+        "effect_size": effect,
+        "detectable": detectable_difference(float(deviation), number),
+    }
+
+
+def _randomisation_p_value(
+    values: NDArray[np.float64], counts: NDArray[np.int64], *, seed: int, num_draws: int
+) -> float:
+    """Returns how often a sum of differences is as far from 0 where each sign is drawn.
+
+    Args:
+      values: [kinds] differences.
+      counts: [kinds] events that have each of them. Of n events with one size, how many keep their
+        sign is one binomial draw.
+      seed: of the draws.
+      num_draws: how many.
+
+    Returns:
+      The p-value, at least 1 / (num_draws + 1).
+    """
+    sizes, size_of = np.unique(np.abs(values), return_inverse=True)
+    numbers = np.bincount(size_of, weights=counts, minlength=len(sizes)).astype(np.int64)
+    own, generator = abs(float(counts @ values)), np.random.default_rng(seed)
+    block = max(_MAX_DRAWN // len(sizes), 1)
+    at_least = sum(
+        int((np.abs(drawn @ sizes) >= own * (1.0 - _ROUNDING)).sum())
+        for begin in range(0, num_draws, block)
+        for drawn in [
+            2 * generator.binomial(numbers, 0.5, size=(min(block, num_draws - begin), len(sizes)))
+            - numbers
+        ]
+    )
+    return (1 + at_least) / (1 + num_draws)
 
 
 def homogeneity_p_value(
@@ -135,7 +254,7 @@ def homogeneity_p_value(
 
     generator = np.random.default_rng(seed)
     drawn = generator.multivariate_hypergeometric(sizes, number, size=num_draws, method="marginals")
-    at_least = chi_square(drawn) >= chi_square(hits) * (1 - 1e-12)
+    at_least = chi_square(drawn) >= chi_square(hits) * (1 - _ROUNDING)
     return float((1 + at_least.sum()) / (1 + num_draws))
 
 

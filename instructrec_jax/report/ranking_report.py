@@ -4,8 +4,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from instructrec_jax.metrics.ranking import METRIC_NAMES
-from instructrec_jax.metrics.statistics import Interval
-from instructrec_jax.report.results import IndexRow, Report, ScenarioResult, SystemResult
+from instructrec_jax.metrics.statistics import POWER, Interval
+from instructrec_jax.report.results import (
+    IndexRow,
+    Report,
+    ScenarioResult,
+    SystemResult,
+    corrected_p_values,
+)
 from instructrec_jax.report.tables import Document, Section, Table
 
 _HEADLINE_METRICS = ("hr@1", "ndcg@5")
@@ -49,6 +55,7 @@ def _scenario_values(result: ScenarioResult) -> dict[str, Any]:
         "test": {system.name: system.metrics for system in result.systems},
         "ties": {system.name: system.ties for system in result.systems},
         "minus": {system.name: system.minus for system in named},
+        "p_holm": corrected_p_values(named),
         "unsure": {system.name: system.unsure for system in named},
         "position_bias": {system.name: system.position_bias for system in named},
         "certain_hits": result.certain_hits,
@@ -159,15 +166,31 @@ def _system_lines(system: SystemResult) -> Iterator[str]:
 
 def _differences_table(named: list[SystemResult]) -> Table:
     """Returns the paired differences between systems."""
+    corrected = corrected_p_values(named)
     return Table(
-        note="Differences, paired by example.",
-        header=["system", "minus", *(name.upper() for name in METRIC_NAMES)],
+        note="Differences, paired by example. p: two-sided randomisation test, by Holm's "
+        "correction for the rows of a column. Detectable: the smallest true difference that so "
+        f"many events show with {POWER:.0%} probability.",
+        header=["system", "minus", *(name.upper() for name in METRIC_NAMES), "detectable HR@1"],
         rows=[
-            [system.name, other, *(_signed(difference[name]) for name in METRIC_NAMES)]
+            [
+                system.name,
+                other,
+                *(
+                    f"{_signed(difference[name])} {_p_value(corrected[system.name][other][name])}"
+                    for name in METRIC_NAMES
+                ),
+                _short(difference["hr@1"].detectable),
+            ]
             for system in named
             for other, difference in system.minus.items()
         ],
     )
+
+
+def _p_value(value: float) -> str:
+    """Returns such as 'p .012', 'p <.001'."""
+    return "p <.001" if value < 0.001 else f"p {_short(value)}"
 
 
 def _choices_table(named: list[SystemResult]) -> Table:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking, statistics
-from instructrec_jax.metrics.statistics import Interval
+from instructrec_jax.metrics.statistics import Difference, Interval
 from instructrec_jax.seeds import stable_seed
 
 MAX_INDEX_ROWS = 10
@@ -94,7 +94,7 @@ class SystemResult:
 
     name: str
     metrics: Mapping[str, Interval]
-    minus: Mapping[str, Mapping[str, Interval]]
+    minus: Mapping[str, Mapping[str, Difference]]
     ties: Ties
     choices: Sequence[Choice] = ()
     chosen: Choice | None = None
@@ -165,7 +165,7 @@ def compare(
     others: Sequence[str],
     event: NDArray[np.int64] | None,
     seed: int,
-) -> tuple[dict[str, Interval], dict[str, dict[str, Interval]]]:
+) -> tuple[dict[str, Interval], dict[str, dict[str, Difference]]]:
     """Returns a system's metrics with intervals, and its paired differences to others.
 
     Args:
@@ -180,7 +180,7 @@ def compare(
         own, event=event, seed=stable_seed(seed, "bootstrap", name)
     )
     minus = {
-        other: statistics.paired_difference_intervals(
+        other: statistics.paired_differences(
             own,
             ranks_by_system[other],
             event=event,
@@ -189,6 +189,21 @@ def compare(
         for other in others
     }
     return metrics, minus
+
+
+def corrected_p_values(systems: Sequence[SystemResult]) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns Holm's p-values of all differences of a scenario, each metric a table of its own.
+
+    Returns:
+      By system, by the system that is subtracted, by metric.
+    """
+    pairs = [(system.name, other) for system in systems for other in system.minus]
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for metric in ranking.METRIC_NAMES:
+        raw = [s.minus[other][metric].p_value for s in systems for other in s.minus]
+        for (name, other), p_value in zip(pairs, statistics.holm(raw), strict=True):
+            found.setdefault(name, {}).setdefault(other, {})[metric] = p_value
+    return found
 
 
 def ties(
