@@ -149,8 +149,8 @@ class Plan:
                 rows.append((name, f"refused by the compiler: {figures['refused']}"))
                 continue
             sent = ", ".join(
-                f"{number:,} {kind} ({_gib(size)})"
-                for kind, (number, size) in sorted(figures["collectives"].items())
+                f"{of['held']:,} {kind} ({of['runs']:,} runs a step, {_gib(of['bytes'])})"
+                for kind, of in sorted(figures["collectives"].items())
             )
             text = f"{_gib(figures['peak_bytes'])} a device, compiled in {figures['seconds']:.0f} s"
             rows += [(name, text), ("", f"its program holds {sent or 'no collectives'}")]

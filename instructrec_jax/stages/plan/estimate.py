@@ -7,7 +7,7 @@ through line by line (`training.step_costs`). A rule that splits "length" is not
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -126,9 +126,9 @@ class _OneDevice:
         """Returns the array."""
         return array
 
-    def gather(self, weight: Array, axes: Axes) -> Array:
-        """Returns the weight."""
-        return weight
+    def gather(self, weights: Sequence[Array], axes: Sequence[Axes]) -> Sequence[Array]:
+        """Returns the weights."""
+        return weights
 
 
 def _as_one_device(
