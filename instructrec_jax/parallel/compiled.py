@@ -61,8 +61,8 @@ def collectives(text: str) -> list[Collective]:
                 # A TPU's compiler writes an exchange that goes on beside several computations in
                 # each of them.
                 channel = _CHANNEL.search(line)
-                is_shared = channel is not None and name in fused
-                found.setdefault((one.kind, channel[1]) if is_shared else (name, line), one)
+                key = (one.kind, channel[1]) if channel and name in fused else (name, line)
+                found.setdefault(key, one)
     return [_of_parts(one, lines) for one in found.values()]
 
 
@@ -165,8 +165,9 @@ def _calls(lines: Sequence[str], all_lines: Mapping[str, list[str]]) -> Iterator
 
 def _rounds(condition: Sequence[str]) -> int:
     """Returns the rounds of a loop that counts up to a constant, 1 where it does not."""
-    constants = dict(found.groups() for line in condition if (found := _CONSTANT.match(line)))
+    found = filter(None, map(_CONSTANT.match, condition))
+    constants = {matched[1]: int(matched[2]) for matched in found}
     for line in condition:
         if (compared := _LESS_THAN.search(line)) and compared[2] in constants:
-            return int(constants[compared[2]])
+            return constants[compared[2]]
     return 1

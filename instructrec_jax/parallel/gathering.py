@@ -32,7 +32,8 @@ def _gathered(weights: Weights, stored: Shardings, used: Shardings) -> Weights:
     alike: dict[Any, dict[int, int]] = collections.defaultdict(dict)
     for place, weight in enumerate(weights):
         if (axis := _gathered_axis(stored[place], used[place])) is not None:
-            alike[stored[place].spec[axis], weight.shape[axis], weight.dtype][place] = axis
+            others = frozenset(filter(None, used[place].spec))  # a low-rank factor has none
+            alike[stored[place].spec[axis], others, weight.shape[axis], weight.dtype][place] = axis
     for (names, *_), axes in alike.items():
         if len(axes) > 1:
             together = jax.shard_map(

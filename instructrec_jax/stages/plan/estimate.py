@@ -17,6 +17,7 @@ from jax import Array
 from instructrec_jax.models.adapters import join, split, with_adapters
 from instructrec_jax.models.objectives import ROW_LENGTHS
 from instructrec_jax.models.sharding import Axes, constrained_by
+from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.mesh import LogicalMesh
 from instructrec_jax.parallel.placement import bytes_per_device, num_batch_shares
 from instructrec_jax.stages.run_data import RunData
@@ -102,6 +103,8 @@ def estimate_step(
     held = step_costs.peak_bytes(jaxpr, uncounted=gradients)
     if mesh.num_shares("embed") > 1:  # a table gathered for its product, and its whole gradient
         held += 2 * vocabulary * learning.model.emb_dim * 4
+        # A layer's kernels as they come, taken apart for their products, and their whole gradients.
+        held += 3 * _layer_bytes(state.model, mesh, learning.model.dtype)
     # When the gradients are there the activations are gone: one update at a time is computed.
     update = max(bytes_per_device([leaf]) for leaf in jax.tree.leaves(trained))
     targets = "packed_tokens" if learning.objective.ranks_candidates else "decoder_input_tokens"
@@ -117,6 +120,13 @@ def estimate_step(
         flops=step_costs.num_flops(jaxpr) * number * math.prod(mesh.shape.values()),
         tokens=math.prod(shapes["encoder_input_tokens"]) + math.prod(shapes[targets]),
     )
+
+
+def _layer_bytes(model: T5, mesh: LogicalMesh, dtype: str) -> int:
+    """Returns the bytes of a layer of the larger stack, gathered along embed, in a dtype."""
+    layers = [stack.layers for stack in (model.encoder, model.decoder)]
+    stored = max(bytes_per_device(of) // jax.tree.leaves(of)[0].shape[0] for of in layers)
+    return stored * mesh.num_shares("embed") * jnp.dtype(dtype).itemsize // 4
 
 
 class _OneDevice:
