@@ -1,6 +1,7 @@
 """Columns of records that a test writes down: histories, item sets and candidate lists."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,15 @@ from instructrec_jax.data.columnar import (
     ItemSets,
     starts_of,
 )
+from instructrec_jax.data.prepared import PreparedData, PreparedWriter
 from instructrec_jax.records import CandidateList, History
+
+
+def write_prepared(folder: Path, data: PreparedData) -> None:
+    """Writes artefact A's Parquet files at once."""
+    with PreparedWriter(folder) as writer:
+        writer.add_items(data.items, data.search_splits)
+        writer.add(data.histories, data.seen_items, data.candidates)
 
 
 def item_sets(rows: Iterable[Iterable[int]]) -> ItemSets:

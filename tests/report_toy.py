@@ -138,7 +138,7 @@ TEST = {"A7": 4.0, "A9": 2.5, "B7.specific": 0.2, "C10.specific": 3.0}
 def make_folders(root):
     data = make_data()
     (root / "prepared").mkdir()
-    prepared.write_prepared(root / "prepared", data)
+    columns.write_prepared(root / "prepared", data)
     Manifest(stage="prepare", inputs={}, settings={"dataset": "toy"}).write(root / "prepared")
     write_scores(root / "validation", data, "validation", VALIDATION)
     write_scores(root / "test", data, "test", TEST)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raw_logs import read_logs
+from raw_logs import events_of, named_events, read_logs
 
 from instructrec_jax.damage import Damage
 from instructrec_jax.data.readers import recognise
@@ -88,18 +88,13 @@ def write(folder: Path, edition: int = 2018, *, packed: bool = False, **lines) -
     return folder
 
 
-def events(log) -> list[tuple]:
-    columns = zip(log.event_user, log.event_item, log.event_time, strict=True)
-    return [(log.users[user], log.event_items[item], time) for user, item, time in columns]
-
-
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("edition", [2014, 2018, 2023])
 def test_every_edition_gives_the_same_log(tmp_path, edition, packed):
     folder = write(tmp_path, edition, packed=packed)
     assert recognise(folder)[0].name == "amazon"
     log = read_logs(folder)
-    assert events(log) == [review[:3] for review in REVIEWS]
+    assert named_events(log) == [review[:3] for review in REVIEWS]
     assert log.has_times and log.has_unix_times and log.has_item_file
     assert [(item.raw_id, item.title) for item in log.items] == [
         (raw_id, title or "") for raw_id, title, *_ in ITEMS
@@ -214,7 +209,7 @@ def test_times_of_another_unit_are_damage_that_names_it(tmp_path, edition, value
     for part in (f"{name} line 2: {field} is {value!r}, expected {unit} since 1970", hint):
         assert part in str(caught.value)
     damage = Damage(on_damage="skip")
-    assert len(read_logs(folder, damage).event_user) == 4
+    assert len(read_logs(folder, damage).events) == 4
     assert damage.counts == {"bad_time": 1}
 
 
@@ -254,7 +249,7 @@ def test_a_damaged_review_fails_by_file_and_line_or_is_left_out_and_counted(tmp_
         assert part in str(caught.value)
     damage = Damage(on_damage="skip")
     log = read_logs(folder, damage)
-    assert events(log) == [review[:3] for review in REVIEWS]
+    assert named_events(log) == [review[:3] for review in REVIEWS]
     assert [number for number, _ in log.reviews()] == [0, 1, 2, 3]
     assert damage.counts == {reason: 1}
     assert damage.examples == {reason: ["Rain_Gear_5.json line 3"]}
@@ -263,7 +258,7 @@ def test_a_damaged_review_fails_by_file_and_line_or_is_left_out_and_counted(tmp_
 def test_reviews_are_known_by_a_later_line_where_the_first_is_damaged(tmp_path):
     lines = ["{half", *(review_line(2018, review) for review in REVIEWS)]
     log = read_logs(write(tmp_path, reviews=lines, items=None), Damage(on_damage="skip"))
-    assert len(log.event_user) == 5
+    assert len(log.events) == 5
 
 
 def test_files_that_do_not_make_one_log_are_named(tmp_path):
@@ -304,8 +299,8 @@ def test_a_gzip_file_cut_anywhere_gives_its_whole_lines_or_an_error(tmp_path_fac
         assert "X.json.gz" in str(error) and damage.counts == {"cut_gzip": 1}
         return
     assert damage.counts == {"cut_gzip": 1}
-    np.testing.assert_array_equal(log.event_time - 10**9, np.arange(len(log.event_time)))
-    assert damage.examples["cut_gzip"] == [f"X.json.gz line {len(log.event_time) + 1}"]
+    np.testing.assert_array_equal(events_of(log)["time"] - 10**9, np.arange(len(log.events)))
+    assert damage.examples["cut_gzip"] == [f"X.json.gz line {len(log.events) + 1}"]
 
 
 JSON_LIKE = st.recursive(

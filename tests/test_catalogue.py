@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from raw_logs import event_parts
 
 from instructrec_jax.data.catalogue import clean_catalogue
+from instructrec_jax.data.events import EVENT
 from instructrec_jax.data.readers.raw_log import RawItem, RawLog
 from instructrec_jax.data.settings import PrepareSettings
 from instructrec_jax.errors import UserError
@@ -21,9 +23,7 @@ def log_of(*items: tuple[str, str, str], named: list[str] | None = None) -> RawL
         users=("u",),
         items=[RawItem(raw_id=i, title=t, category=c, brand=" Fen &amp; Co") for i, t, c in items],
         event_items=named,
-        event_user=np.zeros(len(named), np.int32),
-        event_item=np.arange(len(named), dtype=np.int32),
-        event_time=np.arange(len(named), dtype=np.float64),
+        events=event_parts(np.array([(0, item, item, item) for item in range(len(named))], EVENT)),
         has_times=True,
     )
 

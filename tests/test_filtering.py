@@ -1,12 +1,14 @@
 """Repeats, k-core, order and ties, against slow and plain re-implementations."""
 
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from raw_logs import event_parts
 
-from instructrec_jax.data import filtering
+from instructrec_jax.data import events, filtering
 
 PAIRS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 6), st.integers(0, 3)), max_size=60)
 
@@ -14,6 +16,15 @@ PAIRS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 6), st.integers(0, 
 def columns(rows):
     array = np.array(rows, dtype=np.int64).reshape(-1, 3)
     return array[:, 0], array[:, 1], array[:, 2].astype(np.float64)
+
+
+def k_core(user, item, k, *, max_part=events.MAX_PART):
+    """The core of a log of one part or several, and the numbers of the events that are left."""
+    rows = [(*pair, 0.0, number) for number, pair in enumerate(zip(user, item, strict=True))]
+    with mock.patch.object(events, "MAX_PART", max_part):
+        parts = event_parts(np.array(rows, events.EVENT)).by_user(8)
+    core = filtering.k_core(parts, 7, k, keep=parts.keep)
+    return core, sorted(number for part in parts for number in part["number"].tolist())
 
 
 @given(PAIRS, st.integers(1, 4))
@@ -26,24 +37,28 @@ def test_k_core_is_the_largest_set_in_which_all_have_k(rows, k):
         if not poor:
             break
         kept.remove(poor[0])
-    core = filtering.k_core(user, item, k)
-    assert core.kept.tolist() == kept
-    assert set(core.kept) <= set(core.kept_after_one_pass)
+    for parts in (1, 100):
+        core, left = k_core(user, item, k, max_part=parts)
+        assert left == kept
+        assert core.size.num_events == len(kept) <= core.after_one_pass.num_events
+        assert core.size.num_users == len(set(user[kept])) <= core.after_one_pass.num_users
+        assert core.size.num_items == len(set(item[kept])) <= core.after_one_pass.num_items
 
 
 def test_k_core_goes_on_where_one_pass_would_stop():
     # Item 2 has one event; without it user 1 is too short; without user 1 item 1 is too rare.
     user, item = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([0, 1, 3, 1, 2, 0, 3])
-    core = filtering.k_core(user, item, 2)
-    assert core.kept_after_one_pass.tolist() == [0, 1, 2, 3, 5, 6]
-    assert core.kept.tolist() == [0, 2, 5, 6]
+    core, left = k_core(user, item, 2)
+    assert left == [0, 2, 5, 6]
+    after = core.after_one_pass
+    assert (after.num_events, after.num_users, after.num_items) == (6, 3, 3)
     assert core.num_rounds == 3
 
 
 @given(PAIRS)
 def test_the_first_of_exact_repeats_is_kept_in_file_order(rows):
     firsts = [index for index, row in enumerate(rows) if row not in rows[:index]]
-    assert filtering.drop_repeats(*columns(rows)).tolist() == firsts
+    assert np.flatnonzero(filtering.is_first(*columns(rows))).tolist() == firsts
 
 
 @given(PAIRS)

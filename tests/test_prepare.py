@@ -1,6 +1,7 @@
 """`prepare` from files to artefact A: counts, protocol, reruns, refusals, real data."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -8,8 +9,11 @@ from pathlib import Path
 import pytest
 from synthetic import write_logs
 
+from instructrec_jax.data import events
 from instructrec_jax.data.prepared import read_prepared
-from instructrec_jax.data.settings import PrepareSettings
+from instructrec_jax.data.readers import raw_log
+from instructrec_jax.data.settings import PrepareSettings, SyntheticSettings
+from instructrec_jax.data.synthetic import write_log
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, read_manifest
 from instructrec_jax.settings import SettingError
@@ -363,3 +367,33 @@ def test_movielens_counts(tmp_path):
     )
     assert manifest.counts["items"] == 1682
     assert manifest.counts["users_with_time_tie_at_last_item"] == 415
+
+
+def test_parts_of_any_size_give_the_same_bytes(tmp_path, monkeypatch):
+    wanted = SyntheticSettings(
+        num_users=80, num_interactions=900, format="amazon_2018", has_reviews=True
+    )
+    write_log(tmp_path / "log", wanted)
+    settings = PrepareSettings(k_core=12, max_history=6, num_candidates=4)
+    found = []
+    for most in (events.MAX_PART, 1, 100):
+        monkeypatch.setattr(events, "MAX_PART", most)
+        monkeypatch.setattr(raw_log, "_BLOCK", most)
+        folder = tmp_path / str(most)
+        arguments = {"input_dir": tmp_path / "log", "output_dir": folder, "settings": settings}
+        manifest = prepare(dataset="toy", **arguments)
+        contents = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "manifest.json"}
+        found.append((manifest.counts, manifest.drops, manifest.examples, contents))
+    assert found[0][0]["reviews"] and found[0][1]["interactions_below_k_core"]
+    assert list(found[0][3]) and found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_a_full_disk_and_ctrl_c_leave_nothing(toy_logs, tmp_path, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(events.EventParts, "_write", fails)
+    with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt):
+        prepare(dataset="toy", input_dir=toy_logs, output_dir=tmp_path / "o")
+    assert list(tmp_path.iterdir()) == []

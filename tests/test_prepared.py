@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from instructrec_jax.data import prepared
 from instructrec_jax.data.columnar import Histories
-from instructrec_jax.data.prepared import PreparedData, read_prepared, write_prepared
+from instructrec_jax.data.prepared import PreparedData, read_prepared
 from instructrec_jax.data.reviews import Reviews, write_reviews
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest
@@ -86,7 +86,7 @@ def data_of(histories, num_searched=3):
 
 def stored(folder, data):
     folder.mkdir(exist_ok=True)
-    write_prepared(folder, data)
+    columns.write_prepared(folder, data)
     Manifest(stage="prepare", inputs={}, settings={"dataset": "toy"}).write(folder)
     return read_prepared(folder)
 
@@ -180,7 +180,9 @@ def test_columns_cost_what_their_numbers_cost():
 
 def written(path, texts, *, is_kept=None, max_chars=2000):
     is_kept = np.ones(len(texts), dtype=bool) if is_kept is None else np.array(is_kept)
-    return write_reviews(path, enumerate(texts), is_kept=is_kept, max_chars=max_chars)
+    rows = np.full(len(texts), -1, np.int32)
+    counts = write_reviews(path, enumerate(texts), is_kept=is_kept, rows=rows, max_chars=max_chars)
+    return rows, *counts
 
 
 @settings(max_examples=30)
@@ -188,8 +190,9 @@ def written(path, texts, *, is_kept=None, max_chars=2000):
 def test_reviews_are_found_by_the_row_of_their_event(tmp_path_factory, events):
     path = tmp_path_factory.mktemp("reviews") / "reviews.arrow"
     texts, is_kept = [text for text, _ in events], [kept for _, kept in events]
-    rows, _ = written(path, texts, is_kept=np.array(is_kept, dtype=bool))
+    rows, num_texts, _ = written(path, texts, is_kept=np.array(is_kept, dtype=bool))
     reviews = Reviews(path)
+    assert num_texts == len(reviews)
     assert sorted(row for row in rows.tolist() if row >= 0) == list(range(len(reviews)))
     for kept, row in zip(is_kept, rows.tolist(), strict=True):
         if not kept:
@@ -201,8 +204,8 @@ def test_reviews_are_found_by_the_row_of_their_event(tmp_path_factory, events):
 
 def test_reviews_are_cleaned_cut_and_counted(tmp_path):
     texts = ["Good &amp;amp; cheap\n", "  ", "one two three", "&#34;Gift&#34;"]
-    rows, num_cut = written(tmp_path / "r", texts, max_chars=12)
-    assert rows.tolist() == [0, -1, 1, 2] and num_cut == 1
+    rows, num_texts, num_cut = written(tmp_path / "r", texts, max_chars=12)
+    assert rows.tolist() == [0, -1, 1, 2] and (num_texts, num_cut) == (3, 1)
     assert list(Reviews(tmp_path / "r")) == ["Good & cheap", "one two", '"Gift"']
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from raw_logs import read_logs
+from raw_logs import named_events, read_logs
 from synthetic import write_logs
 
 from instructrec_jax.data.readers import recognise
@@ -32,14 +32,6 @@ def put(folder: Path, **contents: str | bytes) -> Path:
     return folder
 
 
-def events(log):
-    """Returns the events as a person would list them."""
-    return [
-        (log.users[user], log.event_items[item], time)
-        for user, item, time in zip(log.event_user, log.event_item, log.event_time, strict=True)
-    ]
-
-
 def test_all_formats_give_the_same_log(tmp_path):
     logs = []
     for form in ("tsv", "jsonl", "recbole"):
@@ -47,14 +39,14 @@ def test_all_formats_give_the_same_log(tmp_path):
         logs.append(read_logs(folder))
     assert len(logs[0].items) == 14
     for log in logs[1:]:
-        assert events(log) == events(logs[0])
+        assert named_events(log) == named_events(logs[0])
         assert log.items == logs[0].items
 
 
 def test_gzip_is_read_whatever_the_name_says(tmp_path):
     put(tmp_path, interactions__tsv=gzip.compress(INTERACTIONS.encode()), items__tsv__gz=ITEMS)
     log = read_logs(tmp_path)
-    assert events(log) == [("u1", "i1", 3.0), ("u1", "i2", 1.0), ("u2", "i1", 2.0)]
+    assert named_events(log) == [("u1", "i1", 3.0), ("u1", "i2", 1.0), ("u2", "i1", 2.0)]
     assert [item.category for item in log.items] == ["Toys", ""]
 
 
@@ -63,7 +55,7 @@ def test_quotes_blank_lines_line_ends_and_extra_columns_are_harmless(tmp_path):
     put(tmp_path, interactions__tsv=INTERACTIONS.rstrip("\n"), items__tsv=items)
     log = read_logs(tmp_path)
     assert [item.title for item in log.items] == ['"Kite', 'The "Best" "']
-    assert len(log.event_user) == 3
+    assert len(log.events) == 3
 
 
 def test_a_line_separator_inside_a_title_does_not_end_the_line(tmp_path):
@@ -75,7 +67,7 @@ def test_events_without_times_keep_the_order_of_the_file(tmp_path):
     put(tmp_path, interactions__tsv="user_id\titem_id\nu\ti2\nu\ti1\n", items__tsv=ITEMS)
     log = read_logs(tmp_path)
     assert not log.has_times
-    assert events(log) == [("u", "i2", 0.0), ("u", "i1", 1.0)]
+    assert named_events(log) == [("u", "i2", 0.0), ("u", "i1", 1.0)]
 
 
 def test_jsonl_takes_numbers_as_ids_and_lists_as_categories(tmp_path):
@@ -86,7 +78,7 @@ def test_jsonl_takes_numbers_as_ids_and_lists_as_categories(tmp_path):
         '{"item_id": "2", "title": null}\n',
     )
     log = read_logs(tmp_path)
-    assert events(log) == [("7", "1", 1.5)]
+    assert named_events(log) == [("7", "1", 1.5)]
     assert [(item.title, item.category) for item in log.items] == [
         ("Kite", "Toys, Air"),
         ("", ""),
@@ -99,7 +91,7 @@ def test_sequences_are_ordered_and_not_filtered_again_by_default(tmp_path):
     form, _ = recognise(tmp_path)
     log = read_logs(tmp_path)
     assert (form.name, form.default_k_core, log.has_times) == ("sequences", 1, False)
-    assert [event[:2] for event in events(log)] == [
+    assert [event[:2] for event in named_events(log)] == [
         ("0", "i2"),
         ("0", "i1"),
         ("0", "i2"),
@@ -115,7 +107,7 @@ def test_recbole_reads_movielens_names_and_genres(tmp_path):
         ml__user="user_id:token\n1\n",
     )
     log = read_logs(tmp_path)
-    assert events(log) == [("1", "9", 88.0)]
+    assert named_events(log) == [("1", "9", 88.0)]
     assert (log.items[0].title, log.items[0].category) == ("A Film", "Drama, War")
 
 
@@ -137,7 +129,7 @@ def test_recbole_reads_movielens_names_and_genres(tmp_path):
 )
 def test_movielens_is_read_as_it_is_published(tmp_path, files):
     log = read_logs(put(tmp_path, **files))
-    assert events(log) == [("1", "9", 1.3e9), ("2", "9", 1.3e9 + 1)]
+    assert named_events(log) == [("1", "9", 1.3e9), ("2", "9", 1.3e9 + 1)]
     first = log.items[0]
     assert (first.title, first.category) == ("Pok\u00e9mon (1998)", "Animation, Children's")
     assert [(i.title, i.category) for i in log.items[1:]] in ([], [('Matrix, The "2"', "")])
@@ -175,7 +167,7 @@ NAMED = {"user_id": "session_id", "item_id": "artist_id", "timestamp": "at", "ti
 @pytest.mark.parametrize("files", [LAST_FM, AS_TSV, AS_JSONL], ids=["recbole", "tsv", "jsonl"])
 def test_columns_of_other_names_are_read_by_the_names_that_the_user_gives(tmp_path, files):
     log = read_logs(put(tmp_path, **files), **NAMED)
-    assert events(log) == [("1", "9", 88.0)]
+    assert named_events(log) == [("1", "9", 88.0)]
     assert (log.items[0].raw_id, log.items[0].title) == ("9", "A Label")
 
 
@@ -199,7 +191,7 @@ def test_ordered_sequences_take_other_names_too(tmp_path):
         items__tsv="artist_id\ttitle\n9\tAn Act\n8\tAnother\n",
     )
     log = read_logs(tmp_path, user_id="session_id", item_id="artist_id")
-    assert [event[:2] for event in events(log)] == [("1", "9"), ("1", "8")]
+    assert [event[:2] for event in named_events(log)] == [("1", "9"), ("1", "8")]
 
 
 @pytest.mark.parametrize(
@@ -357,7 +349,7 @@ def test_blanks_at_the_ends_of_ids_do_not_count(tmp_path):
     events_of = "user_id\titem_id\ttimestamp\nu1 \ti1\t3\nu1\t i2\t1\n"
     put(tmp_path, interactions__tsv=events_of, items__tsv=ITEMS.replace("i1\t", "i1 \t"))
     log = read_logs(tmp_path)
-    assert events(log) == [("u1", "i1", 3.0), ("u1", "i2", 1.0)]
+    assert named_events(log) == [("u1", "i1", 3.0), ("u1", "i2", 1.0)]
     assert [item.raw_id for item in log.items] == ["i1", "i2"]
 
 

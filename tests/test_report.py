@@ -98,7 +98,7 @@ def test_draws_of_an_event_are_averaged_and_do_not_count_as_examples(tmp_path):
     both = sorted([*data.candidates, *again], key=lambda e: (e.position < 0, e.example_id))
     data = dataclasses.replace(data, candidates=columns.candidates(both, data.histories))
     (tmp_path / "prepared").mkdir()
-    prepared.write_prepared(tmp_path / "prepared", data)
+    columns.write_prepared(tmp_path / "prepared", data)
     Manifest(stage="prepare", inputs={}, settings={"dataset": "toy"}).write(tmp_path / "prepared")
     data = prepared.read_prepared(tmp_path / "prepared")
     for split in ("validation", "test"):

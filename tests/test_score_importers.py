@@ -2,11 +2,11 @@
 
 import json
 
+import columns
 import numpy as np
 import pytest
 from report_toy import TEST, VALIDATION, make_data, run, scenario, score_rows, write_scores
 
-from instructrec_jax.data import prepared
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest
 from instructrec_jax.scores import importers
@@ -62,7 +62,7 @@ def write_t5x_scores(folder, data, split, bonuses):
 def folders(tmp_path_factory):
     root, data = tmp_path_factory.mktemp("t5x"), make_data()
     (root / "prepared").mkdir()
-    prepared.write_prepared(root / "prepared", data)
+    columns.write_prepared(root / "prepared", data)
     Manifest(stage="prepare", inputs={}, settings={"dataset": "toy"}).write(root / "prepared")
     for split, bonuses in (("validation", VALIDATION), ("test", TEST)):
         write_scores(root / f"own_{split}", data, split, bonuses)

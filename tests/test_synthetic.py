@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raw_logs import read_logs
+from raw_logs import events_of, named_events, read_logs
 
 from instructrec_jax.cli import main
-from instructrec_jax.data.preparation import prepare_log
+from instructrec_jax.data.preparation import write_preparation
 from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.data.settings import KINDS, PrepareSettings, SyntheticSettings
 from instructrec_jax.data.synthetic import write_log
@@ -88,8 +88,8 @@ def test_every_format_is_understood_and_says_the_same(tmp_path, form, is_gzip):
     write_log(tmp_path / form, dataclasses.replace(SMALL, format=form, is_gzip=is_gzip))
     write_log(tmp_path / "toy", SMALL)
     log, same = read_logs(tmp_path / form), read_logs(tmp_path / "toy")
-    assert log.event_user.tolist() == same.event_user.tolist()
-    assert log.event_item.tolist() == same.event_item.tolist()
+    for name in ("user", "item"):
+        assert events_of(log)[name].tolist() == events_of(same)[name].tolist()
     assert [item.title for item in log.items] == [item.title for item in same.items]
     assert [item.category for item in log.items] == [item.category for item in same.items]
 
@@ -99,10 +99,8 @@ def test_reviews_come_through_prepare_to_the_history_entry_they_belong_to(tmp_pa
     write_log(tmp_path / "log", wanted)
     log = read_logs(tmp_path / "log")
     assert log.reviews is not None
-    texts = {}
-    for number, text in log.reviews():
-        pair = (log.users[log.event_user[number]], log.event_items[log.event_item[number]])
-        texts[pair] = text
+    pairs = [pair for *pair, _ in named_events(log)]
+    texts = {tuple(pairs[number]): text for number, text in log.reviews()}
     small = PrepareSettings(max_history=6, num_candidates=3)
     manifest = prepare(
         dataset="toy", input_dir=tmp_path / "log", output_dir=tmp_path / "o", settings=small
@@ -158,7 +156,7 @@ def test_a_log_is_written_and_prepared_without_an_object_an_event(tmp_path):
     write_log(tmp_path / "log", wanted)
     log = read_logs(tmp_path / "log")
     tracemalloc.start()
-    prepare_log(log, "toy", PrepareSettings(k_core=5))
+    write_preparation(tmp_path, log, "toy", PrepareSettings(k_core=5))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 40_000 * 150

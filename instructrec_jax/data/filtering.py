@@ -1,7 +1,7 @@
 """Which events of a log are kept: exact repeats, the k-core, time order, the cut to the last ones.
 
 Everything works on columns of integers, one entry per event, so that logs of many millions of
-events take seconds.
+events take seconds. But for the k-core they are the events of some users, with all of each.
 """
 
 import dataclasses
@@ -10,7 +10,30 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from instructrec_jax.data.events import EventParts, Events
+
 Ints = npt.NDArray[np.integer]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Size:
+    """How large a log is.
+
+    Attributes:
+      num_events: its events.
+      num_users: users with an event.
+      per_item: [items] events of each.
+    """
+
+    num_events: int
+    num_users: int
+    per_item: Ints
+
+    @property
+    def num_items(self) -> int:
+        """Items with an event."""
+        return int(np.count_nonzero(self.per_item))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -18,14 +41,28 @@ class Core:
     """The k-core of a log.
 
     Attributes:
-      kept: indices of the events that remain, ascending.
-      kept_after_one_pass: indices after a single round, which is what careless code returns.
+      size: what remains.
+      after_one_pass: what a single round leaves, which is what careless code returns.
       num_rounds: rounds that removed something.
     """
 
-    kept: Ints
-    kept_after_one_pass: Ints
+    size: Size
+    after_one_pass: Size
     num_rounds: int
+
+
+def size_of(events: EventParts, num_items: int) -> Size:
+    """Counts events, users and items.
+
+    Args:
+      events: in parts of whole users.
+      num_items: items are numbers below it.
+    """
+    num_users, per_item = 0, np.zeros(num_items, dtype=np.int64)
+    for part in events:
+        num_users += int(np.count_nonzero(_per_user(part["user"])))
+        per_item += np.bincount(part["item"], minlength=num_items)
+    return Size(num_events=len(events), num_users=num_users, per_item=per_item)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,19 +78,16 @@ class Ties:
     num_users_at_last: int
 
 
-def drop_repeats(user: Ints, item: Ints, time: npt.NDArray[np.float64]) -> Ints:
-    """Returns the events without exact repeats: same user, same item, same time.
+def is_first(user: Ints, item: Ints, time: npt.NDArray[np.float64]) -> Bools:
+    """Returns which events are no exact repeats of an earlier one: same user, item and time.
 
     Args:
       user: [events].
       item: [events].
       time: [events].
 
-    Returns:
-      Indices of the first of each group, ascending.
-
     Example:
-      user [0, 0, 0], item [4, 4, 4], time [1, 2, 1] -> [0, 1].
+      user [0, 0, 0], item [4, 4, 4], time [1, 2, 1] -> [True, True, False].
     """
     order = np.lexsort((time, item, user))  # stable: the first in the file leads its group
     is_new = np.zeros(len(order), dtype=bool)
@@ -63,33 +97,62 @@ def drop_repeats(user: Ints, item: Ints, time: npt.NDArray[np.float64]) -> Ints:
         is_new[1:] |= values[1:] != values[:-1]
     is_kept = np.zeros(len(order), dtype=bool)
     is_kept[order[is_new]] = True
-    return np.flatnonzero(is_kept)
+    return is_kept
 
 
-def k_core(user: Ints, item: Ints, k: int) -> Core:
-    """Drops users and items with fewer than `k` events until none is left (the paper: k = 5).
-
-    Args:
-      user: [events] indices.
-      item: [events] indices.
-      k: events that each user and each item must keep.
-
-    Returns:
-      The largest set of events in which every user and every item has at least `k`.
+def has_many(user: Ints, number: int) -> Bools:
+    """Returns which events are of users with at least so many.
 
     Example:
-      user [0, 0, 1, 1, 2], item [0, 1, 0, 1, 1] with k=2 -> kept [0, 1, 2, 3].
+      user [5, 5, 7], number 2 -> [True, True, False].
     """
-    kept = one_pass = np.arange(len(user), dtype=_index_type(len(user)))
+    return _per_user(user)[user - user.min()] >= number
+
+
+def is_among_last(user: Ints, number: int) -> Bools:
+    """Returns which events are among the last so many of their user, whose events are together.
+
+    Example:
+      user [3, 3, 3, 8], number 2 -> [False, True, True, True].
+    """
+    starts, lengths = split_by_user(user)
+    positions = np.arange(len(user)) - np.repeat(starts, lengths)
+    return positions >= np.repeat(lengths - number, lengths)
+
+
+def k_core(
+    events: EventParts,
+    num_items: int,
+    k: int,
+    *,
+    keep: Callable[[Callable[[Events], Bools]], None],
+) -> Core:
+    """Drops users and items with fewer than `k` events until none is left (the paper: k = 5).
+
+    What is left is the largest set of events in which every user and every item has at least `k`.
+
+    Args:
+      events: in parts of whole users.
+      num_items: items are numbers below it.
+      k: events that each user and each item must keep.
+      keep: `events.keep`, or a function that does the same and more.
+
+    Example:
+      user [0, 0, 1, 1, 2], item [0, 1, 0, 1, 1] with k=2 leaves the first four.
+    """
+    size = after_one_pass = size_of(events, num_items)
     num_rounds = 0
+
+    def is_in_both(part: Events) -> Bools:
+        return (size.per_item >= k)[part["item"]] & has_many(part["user"], k)
+
     while True:
-        users, items = user[kept], item[kept]
-        is_kept = (np.bincount(users) >= k)[users] & (np.bincount(items) >= k)[items]
-        if is_kept.all():
-            return Core(kept=kept, kept_after_one_pass=one_pass, num_rounds=num_rounds)
-        kept = kept[is_kept]
+        keep(is_in_both)
+        if len(events) == size.num_events:
+            return Core(size=size, after_one_pass=after_one_pass, num_rounds=num_rounds)
+        size = size_of(events, num_items)
         num_rounds += 1
-        one_pass = kept if num_rounds == 1 else one_pass
+        after_one_pass = size if num_rounds == 1 else after_one_pass
 
 
 def order_events(
@@ -167,18 +230,6 @@ def split_by_user(user: Ints) -> tuple[Ints, Ints]:
     return starts, np.diff(starts, append=len(user))
 
 
-def count_distinct(ids: Ints) -> int:
-    """Returns how many different ids there are, without sorting them.
-
-    Args:
-      ids: numbers from 0.
-
-    Example:
-      [4, 0, 4] -> 2.
-    """
-    return int(np.count_nonzero(np.bincount(ids))) if len(ids) else 0
-
-
-def _index_type(size: int) -> type[np.signedinteger]:
-    """Returns the smaller of the types that can count so far."""
-    return np.int32 if size <= np.iinfo(np.int32).max else np.int64
+def _per_user(user: Ints) -> Ints:
+    """Returns the events of each user from the first one on."""
+    return np.bincount(user - user.min())

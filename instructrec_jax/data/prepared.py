@@ -5,9 +5,10 @@ read when they are asked for, so that a log of 10^7 events opens in a moment.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -105,25 +106,64 @@ class PreparedData:
         return self.candidates.select(protocol=protocol, split=split)
 
 
-def write_prepared(folder: Path | str, data: PreparedData) -> None:
-    """Writes the Parquet files into a folder that exists.
+class PreparedWriter:
+    """Writes the Parquet files into a folder that exists, users and their examples part by part.
 
     The stage writes the manifest, and `write_reviews` the file of reviews, if any.
     """
-    groups: dict[str, tuple[int, Callable[[int, int], dict[str, Any]]]] = {
-        "items": (len(data.items), lambda begin, end: _item_columns(data, begin, end)),
-        "histories": (len(data.histories), lambda begin, end: _history_columns(data, begin, end)),
-        "candidates": (
-            len(data.candidates),
-            lambda begin, end: _candidate_columns(data.candidates, begin, end),
-        ),
-    }
-    for name, (num_rows, columns) in groups.items():
-        schema, path = _SCHEMAS[name], Path(folder) / f"{name}.parquet"
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for begin in range(0, num_rows, _GROUP_ROWS):
-                group = columns(begin, min(begin + _GROUP_ROWS, num_rows))
-                writer.write_table(pa.table(group, schema=schema))
+
+    def __init__(self, folder: Path | str) -> None:
+        """Begins the files."""
+        self._files = {
+            name: _RowGroups(Path(folder) / f"{name}.parquet", schema)
+            for name, schema in _SCHEMAS.items()
+        }
+        self._num_users = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def add_items(self, items: Sequence[Item], search_splits: Sequence[str]) -> None:
+        """Writes the catalogue."""
+        self._files["items"].add(len(items), functools.partial(_item_columns, items, search_splits))
+
+    def add(self, histories: Histories, seen_items: ItemSets, candidates: Candidates) -> None:
+        """Writes the next users, and the examples whose histories these are or that have none."""
+        of_users = functools.partial(_history_columns, histories, seen_items)
+        of_lists = functools.partial(_candidate_columns, candidates, self._num_users)
+        self._files["histories"].add(len(histories), of_users)
+        self._files["candidates"].add(len(candidates), of_lists)
+        self._num_users += len(histories)
+
+
+class _RowGroups:
+    """A Parquet file of row groups of one size, however many rows come at a time."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._schema, self._waiting = schema, schema.empty_table()
+
+    def add(self, num_rows: int, columns: Callable[[int, int], dict[str, Any]]) -> None:
+        """Adds rows; `columns` returns the rows from one number to another."""
+        for begin in range(0, num_rows, _GROUP_ROWS):
+            group = columns(begin, min(begin + _GROUP_ROWS, num_rows))
+            self._waiting = pa.concat_tables([self._waiting, pa.table(group, schema=self._schema)])
+            if len(self._waiting) >= _GROUP_ROWS:
+                self._write(self._waiting.slice(0, _GROUP_ROWS))
+                self._waiting = self._waiting.slice(_GROUP_ROWS)
+
+    def close(self) -> None:
+        """Writes what waits, and ends the file."""
+        if len(self._waiting):
+            self._write(self._waiting)
+        self._writer.close()
+
+    def _write(self, group: pa.Table) -> None:
+        self._writer.write_table(group.combine_chunks())
 
 
 def read_prepared(folder: Path | str) -> PreparedData:
@@ -175,17 +215,18 @@ def read_prepared(folder: Path | str) -> PreparedData:
     )
 
 
-def _item_columns(data: PreparedData, begin: int, end: int) -> dict[str, Any]:
+def _item_columns(
+    items: Sequence[Item], search_splits: Sequence[str], begin: int, end: int
+) -> dict[str, Any]:
     """Returns the catalogue's rows `begin` .. `end` - 1 as columns."""
     names = [field.name for field in dataclasses.fields(Item)]
-    items = data.items[begin:end]
-    columns: dict[str, Any] = {name: [getattr(item, name) for item in items] for name in names}
-    return {**columns, "search_split": list(data.search_splits[begin:end])}
+    rows = items[begin:end]
+    columns: dict[str, Any] = {name: [getattr(item, name) for item in rows] for name in names}
+    return {**columns, "search_split": list(search_splits[begin:end])}
 
 
-def _history_columns(data: PreparedData, begin: int, end: int) -> dict[str, Any]:
+def _history_columns(histories: Histories, seen: ItemSets, begin: int, end: int) -> dict[str, Any]:
     """Returns the histories `begin` .. `end` - 1 as columns."""
-    histories, seen = data.histories, data.seen_items
     nothing = np.zeros(len(histories) + 1, dtype=np.int64)
 
     def lists(column: npt.NDArray) -> pa.Array:
@@ -200,8 +241,17 @@ def _history_columns(data: PreparedData, begin: int, end: int) -> dict[str, Any]
     }
 
 
-def _candidate_columns(candidates: Candidates, begin: int, end: int) -> dict[str, Any]:
-    """Returns the candidate lists `begin` .. `end` - 1 as columns."""
+def _candidate_columns(
+    candidates: Candidates, first_row: int, begin: int, end: int
+) -> dict[str, Any]:
+    """Returns the candidate lists `begin` .. `end` - 1 as columns.
+
+    Args:
+      candidates: the lists.
+      first_row: where the file has the first of their histories.
+      begin: first list.
+      end: the list after the last.
+    """
     columns = candidates.columns
     rows = columns.history_rows[begin:end]
     return {
@@ -209,7 +259,7 @@ def _candidate_columns(candidates: Candidates, begin: int, end: int) -> dict[str
         "protocol": np.where(rows >= 0, LEAVE_ONE_OUT, PRODUCT_SEARCH),
         "split": np.where(columns.is_test[begin:end], TEST, VALIDATION),
         "user_id": candidates.user_ids(begin, end),
-        "history_row": rows,
+        "history_row": np.where(rows >= 0, rows + first_row, -1).astype(np.int32),
         "position": columns.positions[begin:end],
         "target_id": columns.target_ids[begin:end],
         "candidate_ids": _lists(columns.candidate_ids, columns.starts, begin, end),

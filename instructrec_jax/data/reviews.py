@@ -65,43 +65,45 @@ def write_reviews(
     reviews: Iterable[tuple[int, str]],
     *,
     is_kept: npt.NDArray[np.bool_],
+    rows: npt.NDArray[np.int32],
     max_chars: int,
-) -> tuple[npt.NDArray[np.int32], int]:
+) -> tuple[int, int]:
     """Writes the texts of kept events, in the order they come.
 
     Args:
       path: file to write.
       reviews: (event number, text as written), see `RawLog.reviews`.
-      is_kept: [events] whether the event's text is wanted.
+      is_kept: [events] whether the event's text is wanted; events beyond it are not.
+      rows: [events] -1; gets the row of each event's text.
       max_chars: longer texts are cut between words.
 
     Returns:
-      [events] int32, the row of each event's text or -1; and how many texts were cut.
+      How many texts were written, and how many of them were cut.
     """
-    row_of_event = np.full(len(is_kept), -1, dtype=np.int32)
-    num_cut = 0
+    num_texts = num_cut = 0
     options = pa.ipc.IpcWriteOptions(compression=None)
     with (
         pa.OSFile(str(path), "wb") as sink,
         pa.ipc.new_file(sink, _SCHEMA, options=options) as file,
     ):
-        for texts in _batches(_kept_texts(reviews, is_kept, row_of_event)):
+        for texts in _batches(_kept_texts(reviews, is_kept, rows)):
+            num_texts += len(texts)
             num_cut += sum(len(text) > max_chars for text in texts)
             cut = pa.array([cut_title(text, max_chars) for text in texts], type=pa.string())
             file.write_batch(pa.record_batch([cut], schema=_SCHEMA))
-    return row_of_event, num_cut
+    return num_texts, num_cut
 
 
 def _kept_texts(
     reviews: Iterable[tuple[int, str]],
     is_kept: npt.NDArray[np.bool_],
-    row_of_event: npt.NDArray[np.int32],
+    rows: npt.NDArray[np.int32],
 ) -> Iterator[str]:
     """Yields the cleaned texts of kept events that say anything; notes the row of each."""
     row = 0
     for event, text in reviews:
-        if is_kept[event] and row_of_event[event] < 0 and (clean := clean_text(text)):
-            row_of_event[event] = row
+        if event < len(is_kept) and is_kept[event] and (clean := clean_text(text)):
+            rows[event] = row
             row += 1
             yield clean
 

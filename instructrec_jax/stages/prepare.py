@@ -9,9 +9,9 @@ from typing import Any
 from instructrec_jax import files
 from instructrec_jax.damage import Damage
 from instructrec_jax.data import prepared
-from instructrec_jax.data.preparation import prepare_log, write_preparation
+from instructrec_jax.data.preparation import write_preparation
 from instructrec_jax.data.readers import recognise
-from instructrec_jax.data.readers.raw_log import Format, count_log
+from instructrec_jax.data.readers.raw_log import Format, LogBuilder, count_log
 from instructrec_jax.data.settings import FIELDS, FILE_TIES, PrepareSettings
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, find_finished
@@ -78,11 +78,10 @@ def prepare(
         _LOGGER.info("%s already holds this preparation: reused", output_dir)
     else:
         damage = Damage(on_damage=settings.on_damage, max_damaged=settings.max_damaged)
-        log = form.read(paths, damage, settings.fields)
-        read = count_log(log)
-        result = prepare_log(log, dataset, settings)
         with files.atomic_directory(output_dir) as folder:
-            result = write_preparation(folder, result, log, settings)
+            log = form.read(paths, LogBuilder(folder), damage, settings.fields)
+            read = count_log(log)
+            result = write_preparation(folder, log, dataset, settings)
             manifest = dataclasses.replace(
                 plan,
                 counts={**read, **result.counts},

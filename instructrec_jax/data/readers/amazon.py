@@ -102,10 +102,11 @@ def _find(folder: Path) -> tuple[Path, ...]:
     return (*reviews, *metas)
 
 
-def _read(paths: Sequence[Path], damage: Damage, _: Mapping[str, str]) -> RawLog:
+def _read(
+    paths: Sequence[Path], builder: LogBuilder, damage: Damage, _: Mapping[str, str]
+) -> RawLog:
     """Reads reviews in file order, then the metadata; without any, items have ids alone."""
     reviews, *metas = paths
-    builder = LogBuilder()
     builder.add_events(
         ReviewEvents(reviews, damage, compares_lines=True),
         again=functools.partial(ReviewEvents, reviews),

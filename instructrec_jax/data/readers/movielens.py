@@ -36,10 +36,11 @@ def _find(folder: Path) -> tuple[Path, ...]:
     return () if movies is None else (ratings, movies)
 
 
-def _read(paths: Sequence[Path], damage: Damage, _: Mapping[str, str]) -> RawLog:
+def _read(
+    paths: Sequence[Path], builder: LogBuilder, damage: Damage, _: Mapping[str, str]
+) -> RawLog:
     """Reads both files."""
     ratings, movies = paths
-    builder = LogBuilder()
     again = functools.partial(_open_events, ratings)
     builder.add_events(again(damage), again=again, damage=damage)
     for line, (item, title, genres) in _rows(movies, _MOVIES, damage):

@@ -113,10 +113,11 @@ def _find(folder: Path) -> tuple[Path, ...]:
     return interactions, *_find_items(folder, interactions)
 
 
-def _read(paths: Sequence[Path], damage: Damage, fields: Mapping[str, str]) -> RawLog:
+def _read(
+    paths: Sequence[Path], builder: LogBuilder, damage: Damage, fields: Mapping[str, str]
+) -> RawLog:
     """Reads interactions in file order, then the catalogue."""
     interactions, *items = paths
-    builder = LogBuilder()
     again = functools.partial(_open_events, interactions, renamed(_INTERACTION_COLUMNS, fields))
     builder.add_events(again(damage), again=again, damage=damage)
     _read_items(items, builder, damage, fields)
@@ -147,10 +148,11 @@ def _find_sequences(folder: Path) -> tuple[Path, ...]:
     return () if sequences is None else (sequences, *_find_items(folder, sequences))
 
 
-def _read_sequences(paths: Sequence[Path], damage: Damage, fields: Mapping[str, str]) -> RawLog:
+def _read_sequences(
+    paths: Sequence[Path], builder: LogBuilder, damage: Damage, fields: Mapping[str, str]
+) -> RawLog:
     """Reads the sequences, then the catalogue."""
     sequences, *items = paths
-    builder = LogBuilder()
     first_lines: dict[str, int] = {}
 
     def parse(line: int, row: list[Any]) -> tuple[str, list[str]]:

@@ -1,6 +1,5 @@
 """What a format of raw logs is, and what its reader returns: events and the catalogue."""
 
-import array
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,9 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from instructrec_jax.damage import Damage, damaged
+from instructrec_jax.data.events import EVENT, EventParts, Events
 from instructrec_jax.data.readers.values import UNIX_TIMES, as_id, as_text, as_time
 from instructrec_jax.data.titles import clean_text, is_seen, junk_kind
 from instructrec_jax.errors import UserError
@@ -18,6 +17,7 @@ from instructrec_jax.progress import Progress
 
 # user, item, time (None where the log has no times), review as written ("" for none)
 Event = tuple[str, str, float | None, str]
+_BLOCK = 1 << 18  # events that are written at a time
 
 
 class EventReader(Protocol):
@@ -121,21 +121,21 @@ class RawItem:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class RawLog:
-    """Events in file order, and the catalogue.
+    """The events, on disk, and the catalogue.
 
     Attributes:
       users: raw ids of the users, in order of appearance.
       items: the catalogue in file order, each raw id once.
       event_items: raw ids of the items that the events name, in order of appearance.
-      event_user: [events] int32, index into `users`.
-      event_item: [events] int32, index into `event_items`.
-      event_time: [events] float64 in the log's own unit; the event's number where there are none.
-      has_times: whether `event_time` comes from the log.
+      events: in parts of whole users, in file order within a part. `user` is an index into `users`,
+        `item` one into `event_items`; `time` is in the log's own unit, and the event's number where
+        there are no times.
+      has_times: whether times come from the log.
       num_items_listed_again: later lines of an item already in the catalogue, which only fill
         what the earlier ones leave open.
       reviews: reads the files again and yields (event number from 0, review as written) for every
         event that has a text; None where the format has no reviews. Texts never stay in memory.
-      has_unix_times: whether `event_time` is in seconds since 1970 (the format says so).
+      has_unix_times: whether times are in seconds since 1970 (the format says so).
       num_without_text: events whose review is empty or missing; 0 where there are no reviews.
       num_repeated_lines: lines that repeat an earlier line exactly; None where none were compared.
       num_details_of_unknown_items: brands and categories given for items not in the catalogue.
@@ -147,9 +147,7 @@ class RawLog:
     users: Sequence[str]
     items: Sequence[RawItem]
     event_items: Sequence[str]
-    event_user: npt.NDArray[np.int32]
-    event_item: npt.NDArray[np.int32]
-    event_time: npt.NDArray[np.float64]
+    events: EventParts
     has_times: bool
     num_items_listed_again: int = 0
     reviews: Callable[[], Iterator[tuple[int, str]]] | None = None
@@ -169,13 +167,16 @@ def count_log(log: RawLog) -> dict[str, int]:
       log_items_listed and log_items_without_title (of the catalogue); with reviews
       log_reviews_without_text; where lines were compared log_repeated_lines.
     """
-    pairs = log.event_user.astype(np.int64) * len(log.event_items) + log.event_item
-    pairs.sort()
+    num_pairs = 0
+    for events in log.events:
+        pairs = events["user"].astype(np.int64) * len(log.event_items) + events["item"]
+        pairs.sort()
+        num_pairs += int((pairs[1:] != pairs[:-1]).sum()) + 1
     counts = {
-        "log_interactions": len(log.event_user),
+        "log_interactions": len(log.events),
         "log_users": len(log.users),
         "log_items": len(log.event_items),
-        "log_pairs": int((pairs[1:] != pairs[:-1]).sum()) + 1,
+        "log_pairs": num_pairs,
         "log_items_listed": len(log.items),
         "log_items_without_title": sum(not is_seen(item.title) for item in log.items),
     }
@@ -187,15 +188,21 @@ def count_log(log: RawLog) -> dict[str, int]:
 
 
 class LogBuilder:
-    """Collects what a reader finds, one item or event at a time, in compact columns."""
+    """Collects what a reader finds, one item or event at a time; the events go to disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | str) -> None:
+        """Begins a log.
+
+        Args:
+          folder: of the file of events, see `EventParts`.
+        """
         self._items: dict[str, RawItem] = {}
         self._users: dict[str, int] = {}
         self._event_items: dict[str, int] = {}
-        self._user = array.array("i")
-        self._item = array.array("i")
-        self._time = array.array("d")
+        self._written = EventParts(folder)
+        self._rows: list[tuple[int, int, float, int]] = []
+        self._num_events = 0
+        self._units: dict[str, _Unit] = {}
         self._has_times = False
         self._num_again = 0
         self._num_unknown = 0
@@ -236,10 +243,25 @@ class LogBuilder:
 
     def add_sequence(self, user: str, items: Sequence[str]) -> None:
         """Adds the events of a user, oldest first, of a log that is ordered but not timed."""
-        codes, first = self._event_items, len(self._time)
-        self._user.extend([self._users.setdefault(user, len(self._users))] * len(items))
-        self._item.extend([codes.setdefault(item, len(codes)) for item in items])
-        self._time.extend(range(first, first + len(items)))
+        code, codes = self._users.setdefault(user, len(self._users)), self._event_items
+        for item in items:
+            self._add(code, codes.setdefault(item, len(codes)), None)
+
+    def _add(self, user: int, item: int, time: float | None) -> None:
+        """Adds an event."""
+        number = self._num_events
+        self._rows.append((user, item, float(number) if time is None else time, number))
+        self._num_events = number + 1
+        if len(self._rows) == _BLOCK:
+            self._write()
+
+    def _write(self) -> None:
+        """Writes the events that wait for it."""
+        events = np.array(self._rows, EVENT)
+        self._rows.clear()
+        if self._has_times:
+            _count_units(events, self._units)
+        self._written.add(events)
 
     def add_events(
         self, events: EventReader, *, again: Callable[[Damage], EventReader], damage: Damage
@@ -251,17 +273,15 @@ class LogBuilder:
           again: begins another pass, for the reviews.
           damage: the policy of the passes.
         """
-        users, items, times = self._users, self._event_items, self._time
+        users, items = self._users, self._event_items
         progress = Progress("prepare", total=None, unit="events")
         for user, item, time, _ in progress.track(events, every=10_000):
-            self._user.append(users.setdefault(user, len(users)))
-            self._item.append(items.setdefault(item, len(items)))
-            times.append(float(len(times)) if time is None else time)
             self._has_times = time is not None
+            self._add(users.setdefault(user, len(users)), items.setdefault(item, len(items)), time)
         self._events = events
         if events.has_reviews:
             self._reviews = functools.partial(
-                read_reviews, again, damage=damage, num_events=len(self._user)
+                read_reviews, again, damage=damage, num_events=self._num_events
             )
 
     def items_of_events(self) -> tuple[str, ...]:
@@ -280,17 +300,16 @@ class LogBuilder:
         Raises:
           UserError: if there is no item or no event.
         """
-        if not self._items or not self._user:
+        if not self._items or not self._num_events:
             raise UserError("the log holds no items or no interactions")
-        if self._events and self._has_times:
-            _check_one_unit(np.frombuffer(self._time, dtype=np.float64), self._events.path)
+        self._write()
+        if self._events:
+            _check_one_unit(self._units, self._events.path)
         return RawLog(
             users=tuple(self._users),
             items=tuple(self._items.values()),
             event_items=tuple(self._event_items),
-            event_user=np.frombuffer(self._user, dtype=np.int32),
-            event_item=np.frombuffer(self._item, dtype=np.int32),
-            event_time=np.frombuffer(self._time, dtype=np.float64),
+            events=self._written.by_user(len(self._users)),
             has_times=self._has_times,
             num_items_listed_again=self._num_again,
             reviews=self._reviews,
@@ -303,19 +322,32 @@ class LogBuilder:
         )
 
 
-def _check_one_unit(times: npt.NDArray[np.float64], path: Path) -> None:
+@dataclasses.dataclass(kw_only=True)
+class _Unit:
+    """The events whose times are in one unit since 1970: how many, and the first of them."""
+
+    first_time: float
+    first_number: int
+    count: int = 0
+
+
+def _count_units(events: Events, units: dict[str, _Unit]) -> None:
+    """Counts events by the unit of their times."""
+    (first, end), times = UNIX_TIMES, events["time"]
+    for unit, factor in (("seconds", 1), ("milliseconds", 1e3), ("microseconds", 1e6)):
+        is_of_it = (times >= first * factor) & (times < end * factor)
+        if number := int(np.count_nonzero(is_of_it)):
+            _, _, time, place = events[is_of_it.argmax()].item()
+            units.setdefault(unit, _Unit(first_time=time, first_number=place)).count += number
+
+
+def _check_one_unit(units: Mapping[str, _Unit], path: Path) -> None:
     """Refuses a log of seconds and milliseconds, whose order would be wrong."""
-    first, end = UNIX_TIMES
-    of_unit = {
-        unit: (times >= first * factor) & (times < end * factor)
-        for unit, factor in (("seconds", 1), ("milliseconds", 1e3), ("microseconds", 1e6))
-    }
-    found = {unit: is_of_it for unit, is_of_it in of_unit.items() if is_of_it.any()}
-    if len(found) > 1:
+    if len(units) > 1:
         examples = ", ".join(
-            f"{np.count_nonzero(is_of_it)} in {unit} (such as {times[is_of_it.argmax()]:.0f} of "
-            f"event {is_of_it.argmax() + 1})"
-            for unit, is_of_it in found.items()
+            f"{unit.count} in {name} (such as {unit.first_time:.0f} of event "
+            f"{unit.first_number + 1})"
+            for name, unit in units.items()
         )
         raise UserError(
             f"{path}: the times since 1970 are of several units: {examples}; write all in one unit"
@@ -330,8 +362,8 @@ class Format:
       name: short, for the manifest.
       understood: the files it consists of, as a message lists them.
       find: returns the files of this format in a folder, () if it is another format.
-      read: reads those files, given the policy for damaged lines and the user's names of columns by
-        their names in `fields`.
+      read: adds those files to a log, given the policy for damaged lines and the user's names of
+        columns by their names in `fields`.
       default_k_core: what `--k_core` is where the user gives none; 1 keeps what the files hold.
       fields: the columns that the user may call by another name.
     """
@@ -339,7 +371,7 @@ class Format:
     name: str
     understood: str
     find: Callable[[Path], tuple[Path, ...]]
-    read: Callable[[Sequence[Path], Damage, Mapping[str, str]], RawLog]
+    read: Callable[[Sequence[Path], LogBuilder, Damage, Mapping[str, str]], RawLog]
     default_k_core: int = 5
     fields: tuple[str, ...] = ()
 

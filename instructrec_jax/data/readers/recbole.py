@@ -70,10 +70,11 @@ def _find(folder: Path) -> tuple[Path, ...]:
     return tuple(path for path in found if path is not None)
 
 
-def _read(paths: Sequence[Path], damage: Damage, fields: Mapping[str, str]) -> RawLog:
+def _read(
+    paths: Sequence[Path], builder: LogBuilder, damage: Damage, fields: Mapping[str, str]
+) -> RawLog:
     """Reads both files."""
     events, items = paths
-    builder = LogBuilder()
     again = functools.partial(_open_events, events, renamed(_EVENT_COLUMNS, fields))
     builder.add_events(again(damage), again=again, damage=damage)
     _read_items(items, builder, damage, fields)
