@@ -14,7 +14,8 @@ from instructrec_jax.data.columnar import (
     ItemSets,
     starts_of,
 )
-from instructrec_jax.data.prepared import PreparedData, PreparedWriter
+from instructrec_jax.data.prepared import PreparedData
+from instructrec_jax.data.prepared_writer import PreparedWriter
 from instructrec_jax.records import CandidateList, History
 
 

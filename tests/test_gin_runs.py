@@ -162,6 +162,7 @@ MACROS = {
     "VOCABULARY": ("'spiece.model'", lambda f: f["data"].vocabulary, "spiece.model"),
     "BATCH_SIZE": ("16", lambda f: f["run"].batch_size, 16),
     "NUM_MICROBATCHES": ("4", lambda f: f["run"].num_microbatches, 4),
+    "MAX_SKIPPED_UPDATES": ("5", lambda f: f["run"].max_skipped_updates, 5),
     "USE_HARDWARE_RNG": ("True", lambda f: f["run"].use_hardware_rng, True),
     "RANDOM_SEED": ("3", lambda f: f["run"].seed, 3),
     "DROPOUT_RATE": ("0.2", lambda f: f["learning"].model.dropout_rate, 0.2),

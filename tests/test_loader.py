@@ -63,8 +63,10 @@ def test_training_batches_have_the_shapes_of_the_contract(toy):
         "decoder_target_tokens": (4, 24),
         "decoder_loss_weights": (4, 24),
         "example_id": (4, 1),
+        "example_number": (4, 1),
     }
-    assert all(rows.dtype == np.int32 for name, rows in batch.items() if name != "example_id")
+    told = ("example_id", "example_number")
+    assert all(rows.dtype == np.int32 for name, rows in batch.items() if name not in told)
     np.testing.assert_array_equal(batch["decoder_loss_weights"], batch["decoder_target_tokens"] > 0)
 
 
@@ -138,7 +140,7 @@ def test_the_batches_do_not_depend_on_the_number_of_processes(toy, pack, number)
     whole = training(5, **settings)
     shares = [training(5, process=(index, number), **settings) for index in range(number)]
     for batch, *parts in zip(whole, *shares, strict=True):
-        for name in batch.keys() - {"example_id"}:
+        for name in batch.keys() - {"example_id", "example_number"}:
             np.testing.assert_array_equal(batch[name], np.concatenate([p[name] for p in parts]))
         of_parts = [row for part in parts for row in part["example_id"].tolist()]
         for row, of_part in zip(batch["example_id"].tolist(), of_parts, strict=True):

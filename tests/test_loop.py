@@ -11,6 +11,7 @@ import pytest
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.training import metrics_log
+from instructrec_jax.training.guards import Guards
 from instructrec_jax.training.loop import Actions, Periods, run_loop
 from instructrec_jax.training.metrics_log import FILE_NAME, MetricsLog, as_table, read_metrics
 from instructrec_jax.training.state import TrainState
@@ -38,8 +39,9 @@ class Lossy:
 class Toy:
     """A loop over nothing that notes what happens: "save", "evaluate" and "best", with the step."""
 
-    def __init__(self, folder, *, first_step=0, metrics=None):
+    def __init__(self, folder, *, first_step=0, metrics=None, max_skipped=0, seen=None):
         self.folder, self.first_step = folder, first_step
+        self.max_skipped, self.seen = max_skipped, seen
         self.metrics = metrics or {}
         self.events = []
         self.hooks = {}
@@ -69,10 +71,15 @@ class Toy:
 
     def run(self, *, is_evaluation_missing=False, **periods):
         batches = (
-            {"number": number, "example_id": np.array([f"u{number}:1", ""])}
+            {
+                "number": number,
+                "example_id": np.array([f"u{number}:1", ""]),
+                "example_number": np.array([2 * number, -1]),
+            }
             for number in range(self.first_step, 1000)
         )
         log = MetricsLog(self.folder, first_step=self.first_step)
+        self.guards = Guards(log, max_skipped=self.max_skipped, seen=self.seen)
         actions = Actions(
             place=lambda batch: batch,
             save=self.save,
@@ -87,6 +94,7 @@ class Toy:
                 periods=Periods(**periods),
                 actions=actions,
                 log=log,
+                guards=self.guards,
                 is_evaluation_missing=is_evaluation_missing,
             )
         finally:
@@ -97,8 +105,12 @@ class Toy:
         return [event[1] for event in self.events if event[0] == "save"]
 
     @property
+    def lines(self):
+        return read_metrics(self.folder / FILE_NAME)
+
+    @property
     def logged(self):
-        return [(line["step"], "loss" in line) for line in read_metrics(self.folder / FILE_NAME)]
+        return [(line["step"], "loss" in line) for line in self.lines]
 
 
 def test_it_logs_evaluates_and_saves_by_its_periods_and_at_the_end(tmp_path):
@@ -230,7 +242,7 @@ def test_a_number_that_is_not_finite_stops_the_run_before_it_is_saved(
     tmp_path, name, value, periods
 ):
     toy = Toy(tmp_path, metrics={5: {name: value}})
-    match = rf"{name.split('_')[0]}.* of step 5 is (nan|inf).*examples of that batch: u4:1$"
+    match = rf"{name.split('_')[0]}.* of step 5 is (nan|inf).*examples of that batch.*: 8 \(u4:1\)$"
     with pytest.raises(UserError, match=match):
         toy.run(train_steps=9, **periods)
     assert all(step < 5 for step in toy.saved)

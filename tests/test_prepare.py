@@ -371,10 +371,10 @@ def test_movielens_counts(tmp_path):
 
 def test_parts_of_any_size_give_the_same_bytes(tmp_path, monkeypatch):
     wanted = SyntheticSettings(
-        num_users=80, num_interactions=900, format="amazon_2018", has_reviews=True
+        num_users=80, num_interactions=900, num_items=300, format="amazon_2018", has_reviews=True
     )
     write_log(tmp_path / "log", wanted)
-    settings = PrepareSettings(k_core=12, max_history=6, num_candidates=4)
+    settings = PrepareSettings(k_core=3, max_history=6, num_candidates=4)
     found = []
     for most in (events.MAX_PART, 1, 100):
         monkeypatch.setattr(events, "MAX_PART", most)

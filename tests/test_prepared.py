@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructrec_jax.data import prepared
+from instructrec_jax.data import prepared_writer
 from instructrec_jax.data.columnar import Histories
 from instructrec_jax.data.prepared import PreparedData, read_prepared
 from instructrec_jax.data.reviews import Reviews, write_reviews
@@ -124,7 +124,7 @@ def test_places_beyond_the_end_are_index_errors():
 @pytest.mark.parametrize("group", [2, 1 << 16], ids=["many row groups", "one row group"])
 @pytest.mark.parametrize("has_times", [True, False])
 def test_what_is_written_is_read_back(tmp_path, monkeypatch, group, has_times):
-    monkeypatch.setattr(prepared, "_GROUP_ROWS", group)
+    monkeypatch.setattr(prepared_writer, "_GROUP_ROWS", group)
     data = data_of(histories_of([3, 4, 2, 5, 3], has_times=has_times, has_reviews=has_times))
     again = stored(tmp_path / "a", data)
     assert again.items == tuple(data.items) and again.search_splits == tuple(data.search_splits)

@@ -115,7 +115,7 @@ def test_rows_that_processes_cannot_share_are_refused_before_anything_is_written
 
 def test_a_loss_that_is_not_finite_names_the_examples_of_packed_rows(toy_records, tmp_path):
     explodes = optimizers.constant(learning_rate=1e30)
-    message = r"of step \d is (nan|inf).*examples of that batch: \w+:\d+, \w+:\d+"
+    message = r"of step \d is (nan|inf).*examples of that batch.*: \d+ \(\w+:\d+\), \d+ \(\w+:\d+\)"
     with pytest.raises(UserError, match=message):
         train_toy(toy_records, tmp_path, 6, objective="packed text", learning_rate=explodes)
 
@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_its_checkpoint(toy_r
     explodes = optimizers.Schedule(
         lambda step: jnp.where(step < 3, 1e-3, 1e30), {"name": "explodes"}
     )
-    message = r"of step \d is (nan|inf).*examples of that batch: \w+:\d"
+    message = r"of step \d is (nan|inf).*examples of that batch.*: \d+ \(\w+:\d"
     with pytest.raises(UserError, match=message):
         train_toy(toy_records, tmp_path, 6, periods=periods, learning_rate=explodes)
     assert steps_in(tmp_path / store.LATEST) == [3]

@@ -13,7 +13,10 @@ LENGTHS = {"inputs": 512, "targets": 64}
 def examples_of(sizes) -> dict:
     """Examples of so many input and target tokens, each token the number of its example."""
     count = len(sizes)
-    found = {"example_id": np.array([f"u{i}".encode() for i in range(count)], object)}
+    found = {
+        "example_id": np.array([f"u{i}".encode() for i in range(count)], object),
+        "example_number": np.arange(100, 100 + count),
+    }
     for side, name in enumerate(LENGTHS):
         tokens = np.zeros((count, LENGTHS[name]), np.int32)
         for number, size in enumerate(sizes):
@@ -34,6 +37,8 @@ def test_either_side_may_be_the_one_that_is_full():
 def test_every_example_lies_whole_in_one_row(sizes):
     batch = packed_rows(examples_of(sizes), LENGTHS)
     found = {}
+    numbers = [f"u{n - 100}" if n >= 0 else "" for n in batch["example_number"].ravel().tolist()]
+    assert numbers == batch["example_id"].ravel().tolist()
     for row, ids in enumerate(batch["example_id"]):
         for segment, example in enumerate(filter(None, ids.tolist()), start=1):
             own = []

@@ -21,6 +21,7 @@ from instructrec_jax import files
 from instructrec_jax.checkpoints.arrays import (
     CHECKSUMS,
     DATA_POSITION,
+    SEEN,
     WHOLE,
     Index,
     StoredArray,
@@ -87,6 +88,7 @@ class CheckpointStore:
         metrics: Mapping[str, float] | None = None,
         *,
         data_position: Any = None,
+        seen: Any = None,
     ) -> None:
         """Saves a state; does nothing where the step is saved already or is not among the best.
 
@@ -95,6 +97,7 @@ class CheckpointStore:
           state: a pytree of arrays.
           metrics: of its evaluation.
           data_position: where the data go on after it, as JSON; `data_position` returns it.
+          seen: what the guards know of the steps, as JSON; `seen` returns it.
 
         Raises:
           UserError: if it, or the one before it, cannot be written.
@@ -102,12 +105,12 @@ class CheckpointStore:
         self.wait()
         if step in self._manager.all_steps() or self._is_beaten(metrics):
             return
-        arrays = named_arrays(state)
+        arrays, noted = named_arrays(state), {DATA_POSITION: data_position, SEEN: seen}
         if self._writer is None or not _is_addressable(arrays):
-            self._write(step, arrays, metrics, data_position)
+            self._write(step, arrays, metrics, noted)
             return
         arrays = {name: _on_host(array) for name, array in arrays.items()}
-        self._written = self._writer.submit(self._write, step, arrays, metrics, data_position)
+        self._written = self._writer.submit(self._write, step, arrays, metrics, noted)
 
     def wait(self) -> None:
         """Waits for what is written in the background; raises what `save` would have raised."""
@@ -116,7 +119,11 @@ class CheckpointStore:
             written.result()
 
     def _write(
-        self, step: int, arrays: Arrays, metrics: Mapping[str, float] | None, data_position: Any
+        self,
+        step: int,
+        arrays: Arrays,
+        metrics: Mapping[str, float] | None,
+        noted: Mapping[str, Any],
     ) -> None:
         """Writes a checkpoint and deletes those that are no longer kept."""
         import orbax.checkpoint as ocp
@@ -126,7 +133,7 @@ class CheckpointStore:
                 step,
                 args=ocp.args.PyTreeSave(arrays),
                 metrics=metrics and dict(metrics),
-                custom_metadata={CHECKSUMS: _checksums(arrays), DATA_POSITION: data_position},
+                custom_metadata={CHECKSUMS: _checksums(arrays), **noted},
             )
         except (ValueError, OSError) as error:  # a full disk is a ValueError of TensorStore
             reason = str(error).split(" [source")[0]
@@ -167,6 +174,10 @@ class CheckpointStore:
                 f"INITIAL_CHECKPOINT_PATH={str(folder)!r}"
             )
         return found
+
+    def seen(self, step: int) -> Any:
+        """Returns what the guards knew after a saved step, None where nobody noted it."""
+        return read_custom_metadata(self.folder / str(step)).get(SEEN)
 
     def close(self) -> None:
         """Waits for what is being written."""

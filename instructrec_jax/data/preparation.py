@@ -22,7 +22,7 @@ from instructrec_jax.data.columnar import (
     starts_of,
 )
 from instructrec_jax.data.events import Events
-from instructrec_jax.data.prepared import PreparedWriter
+from instructrec_jax.data.prepared_writer import PreparedWriter
 from instructrec_jax.data.readers.raw_log import RawLog
 from instructrec_jax.data.settings import MIN_HISTORY, RANDOM_TIES, PrepareSettings
 from instructrec_jax.data.titles import title_ids

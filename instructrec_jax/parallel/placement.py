@@ -80,7 +80,7 @@ def check_rows(num_rows: int, mesh: LogicalMesh, *, name: str) -> None:
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: LogicalMesh) -> dict[str, jax.Array]:
-    """Moves the numeric arrays of a numpy batch onto the mesh and leaves text out.
+    """Moves the numeric arrays of a numpy batch onto the mesh; ids and numbers of examples stay.
 
     Args:
       batch: arrays of this process's rows alone, [BATCH_SIZE / processes, ...]. The batch on the
@@ -92,6 +92,7 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: LogicalMesh) -> dict[str,
     """
     sharding = batch_sharding(mesh)
     numeric = {k: v for k, v in batch.items() if np.issubdtype(v.dtype, np.number)}
+    numeric.pop("example_number", None)
     for name, value in numeric.items():
         check_rows(value.shape[0] * jax.process_count(), mesh, name=f"BATCH_SIZE (of {name})")
     return {

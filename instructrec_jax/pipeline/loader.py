@@ -10,7 +10,7 @@ import math
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
@@ -149,7 +149,8 @@ def training_batches(
       int32 arrays: `encoder_input_tokens` [batch, inputs]; `decoder_input_tokens`,
       `decoder_target_tokens`, `decoder_loss_weights` [batch, targets]; packed also
       `encoder_segment_ids`, `encoder_positions` [batch, inputs] and `decoder_segment_ids`,
-      `decoder_positions` [batch, targets]. `example_id` str [batch, most examples in a row].
+      `decoder_positions` [batch, targets]. `example_id` str and `example_number` int64 [batch, most
+      examples in a row], see `training_examples`.
     """
     lengths = {name: feature_lengths[name] for name in ("inputs", "targets")}
     blank = {name: np.zeros(length, np.int32) for name, length in lengths.items()}
@@ -194,7 +195,7 @@ def ranking_training_batches(
       `encoder_input_tokens` [batch, inputs]; `candidate_tokens` [batch, candidates, targets], 0
       for padding; `candidate_ids` [batch, candidates], -1 for padding; `candidate_num_chars`
       [batch, candidates]; `target_index`, `num_history_dropped` [batch]; all int32; `example_id`
-      [batch] str.
+      str and `example_number` int64 [batch].
     """
     blank = {
         "inputs": np.zeros(feature_lengths["inputs"], np.int32),
@@ -222,14 +223,19 @@ def ranking_training_batches(
 
 
 def training_examples(
-    task_or_mixture: str, *, feature_lengths: Mapping[str, int], seed: int
+    task_or_mixture: str,
+    *,
+    feature_lengths: Mapping[str, int],
+    seed: int,
+    numbers: Iterable[int] | None = None,
 ) -> Iterator[Batch]:
-    """Returns the endless single examples of training, in its order.
+    """Returns single examples of training by number, which decides all of them.
 
     Args:
       task_or_mixture: its name.
       feature_lengths: as for `training_batches`, with "candidates"; other entries may be missing.
       seed: of order and draws.
+      numbers: from 0; None: all, in the order of training, without end.
 
     Returns:
       As `examples`.
@@ -243,7 +249,7 @@ def training_examples(
     else:
         blank["targets"] = np.zeros(most["targets"], np.int32)
     found = TrainingExamples(task_or_mixture, feature_lengths, blank, seed=seed)
-    for number in itertools.count():
+    for number in itertools.count() if numbers is None else numbers:
         example = {name: values[0] for name, values in found.read(number, 1).items()}
         for name in ("inputs",) if is_grouped else ("inputs", "targets"):
             example[name] = np.trim_zeros(example[name], "b")
@@ -330,6 +336,7 @@ def _contract_batch(batch: Batch, buckets: Sequence[int]) -> Batch:
         "target_index": batch["target_index"],
         "num_history_dropped": batch["num_history_dropped"],
         "example_id": training_rows.decoded(batch["example_id"]),
+        "example_number": batch["example_number"],
     }
 
 

@@ -79,6 +79,8 @@ class TrainingExamples:
     def read(self, begin: int, number: int) -> Batch:
         """Returns consecutive examples, padded as the blank one, [number, ...] of each feature.
 
+        Beside them stands `example_number` [number] int64.
+
         Raises:
           UserError: where an example does not fit, or a record is damaged.
         """
@@ -90,7 +92,7 @@ class TrainingExamples:
             which = np.flatnonzero(drawn.tasks == task)
             for name, values in self._tasks[task].read(drawn.counts[which]).items():
                 batch[name][which] = values
-        return batch
+        return {**batch, "example_number": np.arange(begin, begin + number)}
 
 
 class _Rendered:

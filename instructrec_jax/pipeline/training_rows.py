@@ -12,22 +12,31 @@ import numpy as np
 Batch = dict[str, np.ndarray]
 # Feature of the examples, side of the model, what its tokens are called there.
 _SIDES = (("inputs", "encoder", "input"), ("targets", "decoder", "target"))
+_NOTHING: dict[str, str | int] = {
+    "example_id": "",
+    "example_number": -1,
+}  # of the examples that a row does not have
 
 
 def single_rows(examples: Batch, lengths: Mapping[str, int]) -> Batch:
     """Returns one row per example.
 
     Args:
-      examples: `inputs`, `targets` int [n, any], 0 = padding; `example_id` [n] bytes.
+      examples: `inputs`, `targets` int [n, any], 0 = padding; `example_id` [n] bytes;
+        `example_number` [n] int64.
       lengths: tokens of "inputs" and "targets".
 
     Returns:
-      A training batch (DESIGN.md section 5) of n rows, and `example_id` str [n, 1].
+      A training batch (DESIGN.md section 5) of n rows; `example_id` str, `example_number` [n, 1].
     """
     inputs, targets = (_widened(examples[name], lengths[name]) for name, *_ in _SIDES)
-    ids = decoded(examples["example_id"])[:, None]
     return _with_decoder_inputs(
-        {"encoder_input_tokens": inputs, "decoder_target_tokens": targets, "example_id": ids}
+        {
+            "encoder_input_tokens": inputs,
+            "decoder_target_tokens": targets,
+            "example_id": decoded(examples["example_id"])[:, None],
+            "example_number": examples["example_number"][:, None],
+        }
     )
 
 
@@ -39,7 +48,8 @@ def packed_rows(examples: Batch, lengths: Mapping[str, int]) -> Batch:
       lengths: tokens of "inputs" and "targets" of a row.
 
     Returns:
-      A packed training batch, and `example_id` str [rows, most examples in a row], "" for none.
+      A packed training batch; `example_id` str and `example_number` [rows, most examples in a
+      row], "" and -1 for none.
     """
     tokens = {name: examples[name][:, : lengths[name]] for name, *_ in _SIDES}
     sizes = np.stack([np.count_nonzero(tokens[name], axis=1) for name, *_ in _SIDES], axis=1)
@@ -58,9 +68,10 @@ def packed_rows(examples: Batch, lengths: Mapping[str, int]) -> Batch:
         ):
             batch[made] = np.zeros(shape, np.int32)
             batch[made][where] = values
-    ids = decoded(examples["example_id"])
-    batch["example_id"] = np.full((num_rows, int(segment.max())), "", ids.dtype)
-    batch["example_id"][row, segment - 1] = ids
+    told = {**examples, "example_id": decoded(examples["example_id"])}
+    for name, nothing in _NOTHING.items():
+        batch[name] = np.full((num_rows, int(segment.max())), nothing, told[name].dtype)
+        batch[name][row, segment - 1] = told[name]
     return _with_decoder_inputs(batch)
 
 
@@ -93,21 +104,20 @@ def best_fit(sizes: np.ndarray, limits: Sequence[int]) -> np.ndarray:
 
 
 def concatenated(parts: Sequence[Batch]) -> Batch:
-    """Returns the rows of all parts, whose ids may differ in width."""
-    merged = {
-        name: np.concatenate([part[name] for part in parts])
-        for name in parts[0]
-        if name != "example_id"
-    }
-    ids = [part["example_id"] for part in parts]
-    if "decoder_segment_ids" in merged:
-        width = merged["decoder_segment_ids"].max()
-        fill = [max(width - of_part.shape[1], 0) for of_part in ids]
-        ids = [
-            np.pad(of_part[:, :width], ((0, 0), (0, number)), constant_values="")
-            for of_part, number in zip(ids, fill, strict=True)
-        ]
-    return {**merged, "example_id": np.concatenate(ids)}
+    """Returns the rows of all parts, whose ids and numbers of examples may differ in width."""
+    segments = [
+        part["decoder_segment_ids"].max() for part in parts if "decoder_segment_ids" in part
+    ]
+
+    def of(part: Batch, name: str) -> np.ndarray:
+        values = part[name]
+        if not segments or name not in _NOTHING:
+            return values
+        values = values[:, : max(segments)]
+        missing = ((0, 0), (0, max(segments) - values.shape[1]))
+        return np.pad(values, missing, constant_values=_NOTHING[name])
+
+    return {name: np.concatenate([of(part, name) for part in parts]) for name in parts[0]}
 
 
 def _places(row: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 from instructrec_jax.data.columnar import TRAIN
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.token_budget import TokenRenderer, arrange
-from instructrec_jax.settings import Count, check_arguments
+from instructrec_jax.settings import Count, Natural, check_arguments
 from instructrec_jax.stages.run_data import RunData, dataset_of, plain_data
 from instructrec_jax.tokenizer import SentencePieceModel
 
@@ -68,6 +68,7 @@ def inspect(
     data_dir: Path | str | None = None,
     split: str = "train",
     num_examples: Count = 3,
+    numbers: Sequence[Natural] = (),
     input_tokens: Count | None = None,
     target_tokens: Count | None = None,
     task_module: str | None = None,
@@ -84,6 +85,8 @@ def inspect(
       data_dir: output folder of `build`; by default the run's.
       split: "train", "validation" or "test".
       num_examples: examples to show, at least 1.
+      numbers: examples of training to show in place of the first, by their place in its order, as
+        messages and incidents.jsonl of a run name them.
       input_tokens: most tokens of an instruction; by default the run's, without one no limit.
       target_tokens: most tokens of an answer, likewise.
       task_module: module that registers the tasks; by default the run's, else the shipped one.
@@ -97,6 +100,11 @@ def inspect(
     """
     check_arguments(inspect, locals())
     limits = {"inputs": input_tokens, "targets": target_tokens}
+    if numbers and split != TRAIN:
+        raise UserError(
+            f"--numbers are places in the order of training, but --split is {split!r}; leave one "
+            "of the two out"
+        )
     if run is None and data_dir is None:
         raise UserError("neither --data_dir nor --gin_file is given; name the output of `build`")
     # Only now: the flags of `inspect` do without TensorFlow and SeqIO.
@@ -121,12 +129,15 @@ def inspect(
     stream: Iterator[Mapping[str, Any]]
     if split == TRAIN:
         lengths = {**lengths, "candidates": shown.num_candidates}
-        stream = loader.training_examples(name, feature_lengths=lengths, seed=shown.seed)
+        stream = loader.training_examples(
+            name, feature_lengths=lengths, seed=shown.seed, numbers=numbers or None
+        )
     elif isinstance(provider, registry.InstructionTask):
         stream = _evaluated_examples(provider, split, lengths, words)
     else:
         stream = loader.examples(name, split=split, feature_lengths=lengths)
-    return [_rendered(example, words) for example in itertools.islice(stream, num_examples)]
+    number = len(numbers) or num_examples
+    return [_rendered(example, words) for example in itertools.islice(stream, number)]
 
 
 def _evaluated_examples(

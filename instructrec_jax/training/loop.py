@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from instructrec_jax.errors import UserError
 from instructrec_jax.progress import Progress, Stop, StopAskedError, stop_on
 from instructrec_jax.settings import Count, check_fields
+from instructrec_jax.training.guards import Guards
 from instructrec_jax.training.metrics_log import MetricsLog, StepTimes, as_table
 from instructrec_jax.training.state import TrainState
-from instructrec_jax.training.step import Metrics, TrainStep
+from instructrec_jax.training.step import TrainStep
 
 logger = logging.getLogger(__name__)
 NumpyBatch = Mapping[str, np.ndarray]
@@ -88,6 +88,7 @@ def run_loop(
     periods: Periods,
     actions: Actions,
     log: MetricsLog,
+    guards: Guards,
     is_evaluation_missing: bool = False,
 ) -> TrainState:
     """Trains until `periods.train_steps`, or until a signal asks to stop after the current step.
@@ -103,17 +104,18 @@ def run_loop(
       periods: when to log, evaluate and save.
       actions: how to.
       log: where metrics go.
+      guards: what looks at each step's loss and gradient.
       is_evaluation_missing: whether the state was saved and its evaluation did not end.
 
     Returns:
       The last state, saved.
 
     Raises:
-      UserError: if loss or gradient is not finite; the last checkpoint holds a state before it.
+      UserError: if loss or gradient is not finite and too many updates were skipped before; the
+        last checkpoint holds a state before it.
       KeyboardInterrupt: after Ctrl-C, when the state is saved; at once at the second one.
     """
     first_step = step = int(state.step)
-    unchecked: _Unchecked | None = None
     progress = Progress(
         "train", total=periods.last_step, unit="steps", done=step, seconds_between_lines=0.0
     )
@@ -127,41 +129,36 @@ def run_loop(
                 batch = next(batches)
             state, metrics = train_step(state, actions.place(batch))
             step += 1
-            # The previous step's loss is looked at while this one runs: no waiting.
-            _check_finite(unchecked)
-            unchecked = _Unchecked(step, metrics, batch)
+            guards.watch(step, metrics, batch)
             if periods.is_logged(step) or step == first_step + 1:
-                _check_finite(unchecked)
+                guards.check()
                 values = {name: float(value) for name, value in metrics.items()}
-                log.write(step, {**values, **times.up_to(step)})
+                finite = {name: value for name, value in values.items() if math.isfinite(value)}
+                log.write(step, {**finite, **guards.counts(), **times.up_to(step)})
                 progress.advance(step - progress.done, _spell(values))
             if periods.is_saved(step):
-                _save(step, state, unchecked, actions=actions, times=times)
+                _save(step, state, guards, actions=actions, times=times)
             if periods.is_evaluated(step):
                 with times.spent_on("evaluation"):
                     _evaluate(step, state, actions=actions, log=log, stop=stop)
         if stop.is_asked:
             if step > first_step:
-                _save(step, state, unchecked, actions=actions, times=times)
+                _save(step, state, guards, actions=actions, times=times)
             name = "Ctrl-C" if stop.asked_by == signal.SIGINT else "SIGTERM"
             logger.info(
                 "stopped on %s after step %d; the same command goes on from there", name, step
             )
+    guards.say_counts()
     if stop.asked_by == signal.SIGINT:
         raise KeyboardInterrupt
     return state
 
 
 def _save(
-    step: int,
-    state: TrainState,
-    unchecked: "_Unchecked | None",
-    *,
-    actions: Actions,
-    times: StepTimes,
+    step: int, state: TrainState, guards: Guards, *, actions: Actions, times: StepTimes
 ) -> None:
     """Saves a state, its last step checked."""
-    _check_finite(unchecked)
+    guards.check()
     with times.spent_on("save"):
         actions.save(step, state)
 
@@ -182,30 +179,6 @@ def _evaluate(
     actions.keep_best(step, state, measured)
     log.write(step, measured)
     logger.info("%s", as_table(f"step {step}", measured))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Unchecked:
-    """A step whose loss has not been checked yet."""
-
-    step: int
-    metrics: Metrics
-    batch: NumpyBatch
-
-
-def _check_finite(taken: _Unchecked | None) -> None:
-    """Raises where a step's loss, or the gradient that made its parameters, is not finite."""
-    for name in ("loss", "gradient_norm"):
-        if taken is None or math.isfinite(value := float(taken.metrics[name])):
-            continue
-        ids = [str(example) for example in np.ravel(taken.batch.get("example_id", ())) if example]
-        more = f" and {len(ids) - 20} more" if len(ids) > 20 else ""
-        named = f"; examples of that batch: {', '.join(ids[:20])}{more}" if ids else ""
-        raise UserError(
-            f"the {name.replace('_', ' ')} of step {taken.step} is {value}; training stops here "
-            "and the last checkpoint is kept. Look at the data, or start a new MODEL_DIR with a "
-            "lower LEARNING_RATE, INITIAL_CHECKPOINT_PATH being this one" + named
-        )
 
 
 def _spell(values: Mapping[str, float]) -> str:

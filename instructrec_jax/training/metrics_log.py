@@ -1,4 +1,7 @@
-"""What a run measured, step by step: metrics.jsonl and TensorBoard events in MODEL_DIR."""
+"""What a run measured, step by step: metrics.jsonl, TensorBoard events, incidents.jsonl.
+
+They stand in MODEL_DIR.
+"""
 
 import contextlib
 import json
@@ -6,11 +9,12 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
 
-FILE_NAME = "metrics.jsonl"
+FILE_NAME, INCIDENTS = "metrics.jsonl", "incidents.jsonl"
 TIMING = "timing/"  # begins the names of what differs from run to run
 
 
@@ -28,11 +32,12 @@ class MetricsLog:
         # Imports torch where that is installed, which takes seconds: only where events are written.
         from tensorboardX import SummaryWriter
 
-        self._path = Path(model_dir) / FILE_NAME
-        kept = [line for line in read_metrics(self._path) if line["step"] <= first_step]
+        path, self._incidents = (Path(model_dir) / name for name in (FILE_NAME, INCIDENTS))
+        kept = _keep_lines(path, first_step)
         self._last = {name for line in kept if line["step"] == first_step for name in line}
-        files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._stream = self._path.open("a", encoding="utf-8")
+        if not _keep_lines(self._incidents, first_step):
+            self._incidents.unlink()
+        self._stream = path.open("a", encoding="utf-8")
         events = Path(model_dir) / "tensorboard"
         self._events = SummaryWriter(str(events), purge_step=first_step + 1 if first_step else None)
         for path in events.glob(f"*.{socket.gethostname()}"):  # nothing written names the host
@@ -50,8 +55,14 @@ class MetricsLog:
         for name, value in values.items():
             self._events.add_scalar(name.replace("@", "_at_"), value, step)  # its names allow no @
 
+    def report(self, step: int, incident: Mapping[str, Any]) -> None:
+        """Appends something to incidents.jsonl that nobody expects of a step."""
+        line = {"step": step, "time": round(time.time(), 3), **incident}
+        with self._incidents.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
     def close(self) -> None:
-        """Flushes both files."""
+        """Flushes metrics and events."""
         self._stream.close()
         self._events.close()
 
@@ -120,6 +131,13 @@ def as_table(title: str, values: Mapping[str, float]) -> str:
     return "\n".join(
         head.ljust(first) + "".join(map(str.rjust, cells, widths)) for head, *cells in texts
     )
+
+
+def _keep_lines(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Removes the lines of later steps from a file; returns the others."""
+    kept = [line for line in read_metrics(path) if line["step"] <= last_step]
+    files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return kept
 
 
 def read_metrics(path: Path | str) -> list[dict[str, float]]:

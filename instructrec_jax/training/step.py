@@ -36,6 +36,7 @@ def make_train_step(
     fine_tuning: FineTuning = EVERYTHING,
     num_microbatches: int = 1,
     rng: str = SOFTWARE_RNG,
+    skips_non_finite: bool = False,
 ) -> Any:
     """Returns the jitted step; the state given to it is donated.
 
@@ -52,6 +53,8 @@ def make_train_step(
       num_microbatches: parts of the batch whose gradients are computed in turn and added up.
       rng: JAX's name of what draws the objective's numbers. Those of `HARDWARE_RNG` depend on how
         arrays are sharded.
+      skips_non_finite: leave model and optimizer state as they are where loss or gradient is not
+        finite.
 
     Returns:
       A function of (state, batch) that gives (state, metrics); metrics are float32 scalars, with
@@ -82,10 +85,17 @@ def make_train_step(
                 of_part = lambda part, key: gradient_of(trained, part, key, totals)  # noqa: E731
                 parts = _microbatches(batch, num_microbatches)
                 (loss, metrics), gradient = _sum(of_part, parts, key)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trained)
-        model = join(optax.apply_updates(trained, updates), rest)
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), **metrics}
-        return TrainState(state.step + 1, model, optimizer_state), metrics
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trained)
+        learnt = (optax.apply_updates(trained, updates), optimizer_state)
+        if skips_non_finite:
+            is_finite = jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"])
+            learnt = jax.tree.map(
+                lambda new, old: jnp.where(is_finite, new, old),
+                learnt,
+                (trained, state.optimizer_state),
+            )
+        return TrainState(state.step + 1, join(learnt[0], rest), learnt[1]), metrics
 
     return jax.jit(
         train_step,

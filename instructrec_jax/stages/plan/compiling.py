@@ -74,6 +74,7 @@ def _train_step(learning: Learning, data: RunData, run: TrainSettings, mesh: Log
         fine_tuning=learning.fine_tuning,
         num_microbatches=run.num_microbatches or 1,
         rng=HARDWARE_RNG if run.use_hardware_rng else SOFTWARE_RNG,
+        skips_non_finite=run.max_skipped_updates > 0,
     )
 
 

@@ -32,6 +32,7 @@ from instructrec_jax.stages.train.start import (
     placer,
 )
 from instructrec_jax.tokenizer import SentencePieceModel
+from instructrec_jax.training.guards import Guards
 from instructrec_jax.training.loop import Actions, Periods, run_loop
 from instructrec_jax.training.metrics_log import MetricsLog
 from instructrec_jax.training.optimizers import describe
@@ -99,6 +100,11 @@ def train(
             logger.info("nothing left to do: %s is at step %d", run.model_dir, step)
             return None
         position = latest.data_position(step) if done else None
+        guards = Guards(
+            log,
+            max_skipped=run.max_skipped_updates,
+            seen=latest.seen(step) if done else None,
+        )
         batches = open_batches(objective, data, run, position=position)
         opened.callback(batches.close)
         run_loop(
@@ -108,11 +114,12 @@ def train(
             periods=periods,
             actions=Actions(
                 place=placer(objective, mesh),
-                save=_saver(latest, batches, tuning),
+                save=_saver(latest, batches, guards, tuning),
                 evaluate=evaluate,
                 keep_best=_keeper(best, tuning),
             ),
             log=log,
+            guards=guards,
             is_evaluation_missing=is_due,
         )
     return None
@@ -258,16 +265,22 @@ def _train_step(
         fine_tuning=learning.fine_tuning,
         num_microbatches=run.num_microbatches or 1,
         rng=HARDWARE_RNG if run.use_hardware_rng else SOFTWARE_RNG,
+        skips_non_finite=run.max_skipped_updates > 0,
     )
 
 
 def _saver(
-    latest: store.CheckpointStore, batches: loader.Batches, tuning: FineTuning
+    latest: store.CheckpointStore, batches: loader.Batches, guards: Guards, tuning: FineTuning
 ) -> Callable[[int, TrainState], None]:
     """Returns what keeps a state with the latest ones, and where the data go on after it."""
 
     def save(step: int, state: TrainState) -> None:
-        latest.save(step, stored_part(state, tuning), data_position=data_position(batches))
+        latest.save(
+            step,
+            stored_part(state, tuning),
+            data_position=data_position(batches),
+            seen=dataclasses.asdict(guards.seen),
+        )
 
     return save
 

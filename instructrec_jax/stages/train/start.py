@@ -27,7 +27,7 @@ from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings, abstract_model
 from instructrec_jax.parallel.placement import check_rows, place_batch
 from instructrec_jax.pipeline import loader, registry
-from instructrec_jax.settings import MAX_CANDIDATES, Count, Range, Rows, Seed, check_fields
+from instructrec_jax.settings import MAX_CANDIDATES, Count, Natural, Range, Rows, Seed, check_fields
 from instructrec_jax.stages.run_data import RunData, dataset_of
 from instructrec_jax.stages.train.warm_start import warm
 from instructrec_jax.training.adafactor import AdafactorState, find_state, replace_state
@@ -68,6 +68,8 @@ class TrainSettings:
       use_cached: read what SeqIO has cached of tasks from elsewhere (USE_CACHED_TASKS); ours render
         while they are read, whatever it says.
       keep_checkpoints: how many of the latest to keep, beside the best.
+      max_skipped_updates: steps whose loss or gradient may be not finite (MAX_SKIPPED_UPDATES):
+        they leave the model as it is; one more stops the run.
     """
 
     model_dir: str
@@ -83,6 +85,7 @@ class TrainSettings:
     warm_start: bool = False
     use_cached: bool = False
     keep_checkpoints: Count = 2
+    max_skipped_updates: Natural = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
