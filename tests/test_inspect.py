@@ -1,5 +1,7 @@
 """The stage `inspect`: what it shows of tasks, mixtures and tasks from elsewhere."""
 
+from collections.abc import Sequence
+
 import pytest
 import seqio
 import tensorflow as tf
@@ -71,6 +73,7 @@ def test_a_mixture_may_hold_a_task_from_elsewhere(toy):
         ("tiy.A7", {}, "unknown dataset 'tiy'; the nearest known: toy"),
         ("toy.A7", {"split": "tests"}, "no split 'tests'"),
         ("toy.A7", {"num_examples": 0}, "num_examples is 0"),
+        ("toy.A7", {"numbers": [3]}, "--numbers are places in the order of training, but --split"),
         ("toy.A7", {"input_tokens": 0}, "input_tokens is 0"),
         ("toy.A7", {"input_tokens": 30}, "raise it"),
         (
@@ -89,13 +92,16 @@ RUN = [f"gin/{name}.gin" for name in ("models/t5_tiny", "mixtures/ml_100k")]
 LENGTHS = {"inputs": 400, "targets": 30, "history": 3, "candidates": 4, "title": 14}
 
 
-def shown_by_command(capsys, records, task: str, split: str, kind: str) -> list[str]:
+def shown_by_command(
+    capsys, records, task: str, split: str, kind: str, numbers: Sequence[int] = ()
+) -> list[str]:
     """The instructions that the command shows with the gin files of a run."""
     files = [f"--gin_file={file}" for file in (*RUN, f"gin/runs/{kind}.gin")]
     macros = [f"--gin.TASK_FEATURE_LENGTHS={LENGTHS}", "--gin.RANDOM_SEED=5"][
         : 1 + (split == "train")
     ]
     flags = [f"--data_dir={records}", f"--split={split}", "--num_examples=8"]
+    flags += ["--numbers", *map(str, numbers)] if numbers else []
     assert main(["inspect", task, *flags, *files, *macros]) == 0
     blocks = capsys.readouterr().out.split("instruction (")[1:]
     return [" ".join(block.split("  answer (")[0].split("\n", 1)[1].split()) for block in blocks]
@@ -120,7 +126,12 @@ def test_it_shows_what_training_reads(toy, capsys):
     )
     for batches, task in ((rankings, "toy.A7.grouped"), (pairs, "toy.A7")):
         shown = shown_by_command(capsys, toy, task, "train", "from_scratch")
-        assert in_words(next(batches)["encoder_input_tokens"], toy) == shown
+        first, second = next(batches), next(batches)
+        assert in_words(first["encoder_input_tokens"], toy) == shown
+        numbers = second["example_number"].ravel()[[3, 1]].tolist()
+        assert numbers == [11, 9]
+        shown = shown_by_command(capsys, toy, task, "train", "from_scratch", numbers=numbers)
+        assert in_words(second["encoder_input_tokens"][[3, 1]], toy) == shown
 
 
 def test_it_shows_what_scoring_reads(toy, capsys):

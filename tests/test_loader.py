@@ -171,7 +171,7 @@ def test_rows_are_laid_out_as_by_seqio_and_name_their_examples(toy, pack):
     """SeqIO is given the examples of one row at a time."""
     lengths = {"inputs": 512, "targets": 64}
     (batch,) = training(1, name="toy.A1", feature_lengths=lengths, pack=pack)
-    ids = batch.pop("example_id")
+    ids, _ = (batch.pop(f"example_{name}") for name in ("id", "number"))
     number = batch["decoder_segment_ids"].max(axis=1) if pack else np.ones(4)
     assert np.count_nonzero(ids != "", axis=1).tolist() == number.tolist()
     assert not pack or number.max() > 1
@@ -207,8 +207,10 @@ def test_ranking_batches_have_the_shapes_of_the_contract(toy):
         "target_index": (4,),
         "num_history_dropped": (4,),
         "example_id": (4,),
+        "example_number": (4,),
     }
-    assert all(rows.dtype == np.int32 for name, rows in batch.items() if name != "example_id")
+    told = ("example_id", "example_number")
+    assert all(rows.dtype == np.int32 for name, rows in batch.items() if name not in told)
     words = vocabulary.CorpusVocabulary()
     for tokens, characters in zip(
         batch["candidate_tokens"].reshape(-1, 24), batch["candidate_num_chars"].ravel(), strict=True
