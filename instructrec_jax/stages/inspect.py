@@ -108,7 +108,7 @@ def inspect(
     if run is None and data_dir is None:
         raise UserError("neither --data_dir nor --gin_file is given; name the output of `build`")
     # Only now: the flags of `inspect` do without TensorFlow and SeqIO.
-    from instructrec_jax.pipeline import loader, record_store, registry
+    from instructrec_jax.pipeline import record_store
 
     if data_dir is not None:
         record_store.use_data_dir(data_dir)
@@ -122,22 +122,31 @@ def inspect(
         feature_lengths={**shown.data.feature_lengths, **given},
     )
     words = data.open(task)
+    stream = _examples(task, split, dataclasses.replace(shown, data=data), words, numbers)
+    number = len(numbers) or num_examples
+    return [_rendered(example, words) for example in itertools.islice(stream, number)]
+
+
+def _examples(
+    task: str, split: str, run: ShownRun, words: SentencePieceModel, numbers: Sequence[int]
+) -> Iterator[Mapping[str, Any]]:
+    """Returns the examples as the run reads them; of training all, or those of some numbers."""
+    from instructrec_jax.pipeline import loader, registry
+
     name = task.removesuffix(f".{registry.RANK}")
     if split != TRAIN:
         name = name.removesuffix(f".{registry.GROUPED}")
-    provider, lengths = registry.get_for(split, name), data.feature_lengths
-    stream: Iterator[Mapping[str, Any]]
+    provider, lengths = registry.get_for(split, name), run.data.feature_lengths
     if split == TRAIN:
-        lengths = {**lengths, "candidates": shown.num_candidates}
-        stream = loader.training_examples(
-            name, feature_lengths=lengths, seed=shown.seed, numbers=numbers or None
+        return loader.training_examples(
+            name,
+            feature_lengths={**lengths, "candidates": run.num_candidates},
+            seed=run.seed,
+            numbers=numbers or None,
         )
-    elif isinstance(provider, registry.InstructionTask):
-        stream = _evaluated_examples(provider, split, lengths, words)
-    else:
-        stream = loader.examples(name, split=split, feature_lengths=lengths)
-    number = len(numbers) or num_examples
-    return [_rendered(example, words) for example in itertools.islice(stream, number)]
+    if isinstance(provider, registry.InstructionTask):
+        return _evaluated_examples(provider, split, lengths, words)
+    return loader.examples(name, split=split, feature_lengths=lengths)
 
 
 def _evaluated_examples(
