@@ -120,7 +120,8 @@ def test_a_skipped_step_leaves_model_and_optimizer_as_they_were():
     finite, wrong = ({"x": jnp.full((8, 4), value)} for value in (1.0, jnp.nan))
     results = {}
     for skips in (True, False):
-        step = make_train_step(objective, optimizer, skips_non_finite=skips, **settings)
+        of_step = optimizers.skipping_non_finite(optimizer) if skips else optimizer
+        step = make_train_step(objective, of_step, **settings)
         for name, batches in (("with", [finite, wrong, finite]), ("without", [finite, finite])):
             state = initial_state(Line, optimizer, mesh, seed=0)
             for batch in batches:

@@ -10,7 +10,7 @@ from instructrec_jax.cli.main import main
 from instructrec_jax.errors import UserError
 from instructrec_jax.pipeline import loader
 from instructrec_jax.pipeline.registry import pair_features, register_mixture
-from instructrec_jax.stages.inspect import as_text, inspect
+from instructrec_jax.stages.inspect import TokenLimits, as_text, inspect
 from instructrec_jax.stages.score.request_sets import Rendering, SetReader, task_sets
 from instructrec_jax.tokenizer import load_vocabulary
 
@@ -18,7 +18,11 @@ from instructrec_jax.tokenizer import load_vocabulary
 def test_it_shows_examples_with_their_tokens(toy_records):
     whole = inspect("toy.A7", data_dir=toy_records, split="test", num_examples=2)
     cut = inspect(
-        "toy.A7.rank", data_dir=toy_records, split="test", num_examples=2, input_tokens=200
+        "toy.A7.rank",
+        data_dir=toy_records,
+        split="test",
+        num_examples=2,
+        limits=TokenLimits(input_tokens=200),
     )
     assert [example.example_id for example in whole] == [example.example_id for example in cut]
     assert whole[0].num_history_dropped == 0 < cut[0].num_history_dropped
@@ -33,7 +37,13 @@ def test_it_shows_examples_with_their_tokens(toy_records):
 
 
 def test_the_last_lines_count_what_was_read(toy_records):
-    found = inspect("toy.A7", data_dir=toy_records, split="test", num_examples=5, input_tokens=200)
+    found = inspect(
+        "toy.A7",
+        data_dir=toy_records,
+        split="test",
+        num_examples=5,
+        limits=TokenLimits(input_tokens=200),
+    )
     dropped = [example.num_history_dropped for example in found]
     lengths, losses = as_text(found, "toy.A7").splitlines()[-2:]
     assert lengths.startswith("5 examples: ")
@@ -74,8 +84,7 @@ def test_a_mixture_may_hold_a_task_from_elsewhere(toy):
         ("toy.A7", {"split": "tests"}, "no split 'tests'"),
         ("toy.A7", {"num_examples": 0}, "num_examples is 0"),
         ("toy.A7", {"numbers": [3]}, "--numbers are places in the order of training, but --split"),
-        ("toy.A7", {"input_tokens": 0}, "input_tokens is 0"),
-        ("toy.A7", {"input_tokens": 30}, "raise it"),
+        ("toy.A7", {"limits": TokenLimits(input_tokens=30)}, "raise it"),
         (
             "toy.A7",
             {"task_module": "instructrec_jax.tasks.none"},
@@ -86,6 +95,11 @@ def test_a_mixture_may_hold_a_task_from_elsewhere(toy):
 def test_it_names_what_it_cannot_show(toy_records, task, changes, message):
     with pytest.raises(UserError, match=message):
         inspect(task, data_dir=toy_records, **{"split": "test", "num_examples": 1, **changes})
+
+
+def test_a_limit_of_no_token_is_refused():
+    with pytest.raises(UserError, match="input_tokens is 0"):
+        TokenLimits(input_tokens=0)
 
 
 RUN = [f"gin/{name}.gin" for name in ("models/t5_tiny", "mixtures/ml_100k")]

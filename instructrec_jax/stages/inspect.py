@@ -12,7 +12,7 @@ import numpy as np
 from instructrec_jax.data.columnar import TRAIN
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.token_budget import TokenRenderer, arrange
-from instructrec_jax.settings import Count, Natural, check_arguments
+from instructrec_jax.settings import Count, Natural, check_arguments, check_fields
 from instructrec_jax.stages.run_data import RunData, dataset_of, plain_data
 from instructrec_jax.tokenizer import SentencePieceModel
 
@@ -62,6 +62,22 @@ class ShownRun:
     num_candidates: int = 10
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenLimits:
+    """How long a shown example may be.
+
+    Attributes:
+      input_tokens: most tokens of an instruction; by default the run's, without one no limit.
+      target_tokens: most tokens of an answer, likewise.
+    """
+
+    input_tokens: Count | None = None
+    target_tokens: Count | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 def inspect(
     task: str,
     *,
@@ -69,8 +85,7 @@ def inspect(
     split: str = "train",
     num_examples: Count = 3,
     numbers: Sequence[Natural] = (),
-    input_tokens: Count | None = None,
-    target_tokens: Count | None = None,
+    limits: TokenLimits | None = None,
     task_module: str | None = None,
     run: Callable[[], ShownRun] | None = None,
 ) -> list[RenderedExample]:
@@ -87,8 +102,7 @@ def inspect(
       num_examples: examples to show, at least 1.
       numbers: examples of training to show in place of the first, by their place in its order, as
         messages and incidents.jsonl of a run name them.
-      input_tokens: most tokens of an instruction; by default the run's, without one no limit.
-      target_tokens: most tokens of an answer, likewise.
+      limits: of tokens; by default the run's, without one none.
       task_module: module that registers the tasks; by default the run's, else the shipped one.
       run: returns the run that reads the examples; without it they are read without limits.
 
@@ -99,7 +113,7 @@ def inspect(
       UserError: if the task, its data or the split is missing, or a number is impossible.
     """
     check_arguments(inspect, locals())
-    limits = {"inputs": input_tokens, "targets": target_tokens}
+    limits = limits or TokenLimits()
     if numbers and split != TRAIN:
         raise UserError(
             f"--numbers are places in the order of training, but --split is {split!r}; leave one "
@@ -114,7 +128,8 @@ def inspect(
         record_store.use_data_dir(data_dir)
         record_store.check_dataset(dataset_of(task))
     shown = run() if run else ShownRun(data=plain_data(str(data_dir), task))
-    given = {side: number for side, number in limits.items() if number is not None}
+    most = {"inputs": limits.input_tokens, "targets": limits.target_tokens}
+    given = {side: number for side, number in most.items() if number is not None}
     data = dataclasses.replace(
         shown.data,
         data_dir=str(data_dir or shown.data.data_dir),

@@ -5,7 +5,6 @@ It is generic in the model: it takes any `nnx.Module`.
 
 import dataclasses
 import logging
-import math
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -111,8 +110,7 @@ def run_loop(
       The last state, saved.
 
     Raises:
-      UserError: if loss or gradient is not finite and too many updates were skipped before; the
-        last checkpoint holds a state before it.
+      UserError: as `Guards.check`; the last checkpoint holds a state before that step.
       KeyboardInterrupt: after Ctrl-C, when the state is saved; at once at the second one.
     """
     first_step = step = int(state.step)
@@ -133,8 +131,7 @@ def run_loop(
             if periods.is_logged(step) or step == first_step + 1:
                 guards.check()
                 values = {name: float(value) for name, value in metrics.items()}
-                finite = {name: value for name, value in values.items() if math.isfinite(value)}
-                log.write(step, {**finite, **guards.counts(), **times.up_to(step)})
+                log.write(step, {**values, **guards.counts(), **times.up_to(step)})
                 progress.advance(step - progress.done, _spell(values))
             if periods.is_saved(step):
                 _save(step, state, guards, actions=actions, times=times)

@@ -5,6 +5,7 @@ They stand in MODEL_DIR.
 
 import contextlib
 import json
+import math
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -48,11 +49,12 @@ class MetricsLog:
         return name in self._last
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line and one TensorBoard point for each value."""
-        line = {"step": step, "time": round(time.time(), 3), **values}
+        """Appends one line and one TensorBoard point for each value that is finite."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        line = {"step": step, "time": round(time.time(), 3), **finite}
         self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()
-        for name, value in values.items():
+        for name, value in finite.items():
             self._events.add_scalar(name.replace("@", "_at_"), value, step)  # its names allow no @
 
     def report(self, step: int, incident: Mapping[str, Any]) -> None:

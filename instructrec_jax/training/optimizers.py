@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -164,6 +165,28 @@ def adamw(
     settings = _described("adamw", locals())
     adam = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay)
     return Optimizer(_clipped(adam, clip_norm), settings)
+
+
+def skipping_non_finite(
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns an optimizer that does nothing, and changes no state, on what is not finite.
+
+    Args:
+      optimizer: does it otherwise; the step gives it the loss as `value`.
+    """
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update(
+        gradient: Any, state: Any, parameters: Any = None, *, value: Array, **more: Any
+    ) -> tuple[Any, Any]:
+        is_finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
+        updates, after = inner.update(gradient, state, parameters, value=value, **more)
+        updates = jax.tree.map(lambda change: jnp.where(is_finite, change, 0), updates)
+        after = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, state)
+        return updates, after
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _clipped(

@@ -36,7 +36,6 @@ def make_train_step(
     fine_tuning: FineTuning = EVERYTHING,
     num_microbatches: int = 1,
     rng: str = SOFTWARE_RNG,
-    skips_non_finite: bool = False,
 ) -> Any:
     """Returns the jitted step; the state given to it is donated.
 
@@ -45,7 +44,7 @@ def make_train_step(
 
     Args:
       objective: maps (model, batch, key) to (loss, metrics); of several microbatches see above.
-      optimizer: an optax transformation.
+      optimizer: an optax transformation; it may ask for the loss as `value`.
       mesh: the device mesh.
       shardings: of every array of the state, as `state_shardings` gives them.
       seed: of the objective's keys.
@@ -53,8 +52,6 @@ def make_train_step(
       num_microbatches: parts of the batch whose gradients are computed in turn and added up.
       rng: JAX's name of what draws the objective's numbers. Those of `HARDWARE_RNG` depend on how
         arrays are sharded.
-      skips_non_finite: leave model and optimizer state as they are where loss or gradient is not
-        finite.
 
     Returns:
       A function of (state, batch) that gives (state, metrics); metrics are float32 scalars, with
@@ -68,6 +65,7 @@ def make_train_step(
             f"NUM_MICROBATCHES is {num_microbatches}, but {objective!r} has no method `totals`, by "
             "which the losses of microbatches add up; leave NUM_MICROBATCHES out"
         )
+    update = optax.with_extra_args_support(optimizer).update
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed, impl=rng), state.step)
@@ -85,17 +83,10 @@ def make_train_step(
                 of_part = lambda part, key: gradient_of(trained, part, key, totals)  # noqa: E731
                 parts = _microbatches(batch, num_microbatches)
                 (loss, metrics), gradient = _sum(of_part, parts, key)
+        updates, optimizer_state = update(gradient, state.optimizer_state, trained, value=loss)
+        model = join(optax.apply_updates(trained, updates), rest)
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), **metrics}
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, trained)
-        learnt = (optax.apply_updates(trained, updates), optimizer_state)
-        if skips_non_finite:
-            is_finite = jnp.isfinite(loss) & jnp.isfinite(metrics["gradient_norm"])
-            learnt = jax.tree.map(
-                lambda new, old: jnp.where(is_finite, new, old),
-                learnt,
-                (trained, state.optimizer_state),
-            )
-        return TrainState(state.step + 1, join(learnt[0], rest), learnt[1]), metrics
+        return TrainState(state.step + 1, model, optimizer_state), metrics
 
     return jax.jit(
         train_step,

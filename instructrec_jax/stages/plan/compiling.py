@@ -16,7 +16,7 @@ from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.plan.estimate import batch_shapes
 from instructrec_jax.stages.run_data import RunData
-from instructrec_jax.stages.train.start import Learning, TrainSettings
+from instructrec_jax.stages.train.start import Learning, TrainSettings, step_optimizer
 from instructrec_jax.training.step import HARDWARE_RNG, SOFTWARE_RNG, lower_train_step
 
 logger = logging.getLogger(__name__)
@@ -68,13 +68,12 @@ def _train_step(learning: Learning, data: RunData, run: TrainSettings, mesh: Log
     return lower_train_step(
         learning.model.init,
         learning.objective,
-        learning.optimizer,
+        step_optimizer(learning, run),
         mesh=mesh,
         batch=batch_shapes(learning, data, run),
         fine_tuning=learning.fine_tuning,
         num_microbatches=run.num_microbatches or 1,
         rng=HARDWARE_RNG if run.use_hardware_rng else SOFTWARE_RNG,
-        skips_non_finite=run.max_skipped_updates > 0,
     )
 
 

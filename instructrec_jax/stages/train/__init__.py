@@ -30,6 +30,7 @@ from instructrec_jax.stages.train.start import (
     open_batches,
     open_initial,
     placer,
+    step_optimizer,
 )
 from instructrec_jax.tokenizer import SentencePieceModel
 from instructrec_jax.training.guards import Guards
@@ -87,10 +88,8 @@ def train(
     evaluate = make_evaluate(validation, data, Scorer(mesh), vocabulary=vocabulary)
     _claim(learning, data, run, initial)
     _describe_model(data, run, validation, config_text)
-    latest, best = _open_stores(run, validation)
     with contextlib.ExitStack() as opened:
-        opened.callback(latest.close)
-        opened.callback(best.close)
+        latest, best = _open_stores(run, validation, opened)
         state = initialise(learning, run, mesh, latest=latest, abstract=abstract, initial=initial)
         step = int(state.step)
         log = opened.enter_context(contextlib.closing(MetricsLog(run.model_dir, first_step=step)))
@@ -100,11 +99,7 @@ def train(
             logger.info("nothing left to do: %s is at step %d", run.model_dir, step)
             return None
         position = latest.data_position(step) if done else None
-        guards = Guards(
-            log,
-            max_skipped=run.max_skipped_updates,
-            seen=latest.seen(step) if done else None,
-        )
+        guards = _guards(log, run, latest, step=step if done else None)
         batches = open_batches(objective, data, run, position=position)
         opened.callback(batches.close)
         run_loop(
@@ -243,14 +238,25 @@ def _describe_model(
 
 
 def _open_stores(
-    run: TrainSettings, validation: ValidationSettings
+    run: TrainSettings, validation: ValidationSettings, opened: contextlib.ExitStack
 ) -> tuple[store.CheckpointStore, store.CheckpointStore]:
     """Returns the latest checkpoints of a run, and the best."""
     folder, metric = Path(run.model_dir), validation.headline
-    return (
+    stores = (
         store.CheckpointStore(folder / store.LATEST, keep=run.keep_checkpoints, in_background=True),
         store.CheckpointStore(folder / store.BEST, keep=1, best_metric=metric, in_background=True),
     )
+    for each in stores:
+        opened.callback(each.close)
+    return stores
+
+
+def _guards(
+    log: MetricsLog, run: TrainSettings, latest: store.CheckpointStore, *, step: int | None
+) -> Guards:
+    """Returns the guards of a run, which go on from a step where it is given."""
+    seen = None if step is None else latest.seen(step)
+    return Guards(log, max_skipped=run.max_skipped_updates, seen=seen)
 
 
 def _train_step(
@@ -258,14 +264,13 @@ def _train_step(
 ) -> TrainStep:
     return make_train_step(
         learning.objective,
-        learning.optimizer,
+        step_optimizer(learning, run),
         mesh=mesh,
         shardings=shardings_of(abstract),
         seed=run.seed,
         fine_tuning=learning.fine_tuning,
         num_microbatches=run.num_microbatches or 1,
         rng=HARDWARE_RNG if run.use_hardware_rng else SOFTWARE_RNG,
-        skips_non_finite=run.max_skipped_updates > 0,
     )
 
 

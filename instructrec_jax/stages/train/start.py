@@ -31,6 +31,7 @@ from instructrec_jax.settings import MAX_CANDIDATES, Count, Natural, Range, Rows
 from instructrec_jax.stages.run_data import RunData, dataset_of
 from instructrec_jax.stages.train.warm_start import warm
 from instructrec_jax.training.adafactor import AdafactorState, find_state, replace_state
+from instructrec_jax.training.optimizers import skipping_non_finite
 from instructrec_jax.training.state import (
     TrainState,
     initial_state,
@@ -221,6 +222,12 @@ def open_batches(
         use_cached=run.use_cached,
         **shared,
     )
+
+
+def step_optimizer(learning: Learning, run: TrainSettings) -> optax.GradientTransformation:
+    """Returns the optimizer as the step takes it."""
+    is_skipping = run.max_skipped_updates > 0
+    return skipping_non_finite(learning.optimizer) if is_skipping else learning.optimizer
 
 
 def data_position(batches: loader.Batches) -> loader.Position:
