@@ -16,7 +16,7 @@ from instructrec_jax.training.loop import Periods
 
 PRESETS = Path(__file__).with_name("presets.json")
 FITS, TOO_LARGE, UNKNOWN = "fits", "does not fit", "not known"
-ESTIMATE, COMPILER = "an estimate (leave room for as much again)", "the compiler's count"
+ESTIMATE, COMPILER = "an estimate (leave room for half as much again)", "the compiler's count"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
