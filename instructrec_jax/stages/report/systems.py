@@ -36,6 +36,7 @@ _FACTS = {
     "checkpoint_sha256": "checkpoint",
     "teacher": "teacher",
     "TASK_FEATURE_LENGTHS": "feature_lengths",
+    "parts": "parts",
     "score_command": "command",
 }
 _NEEDS = {"mean": "num_tokens", "char": "num_chars", PMI: "prior_log_likelihood"}
@@ -185,10 +186,13 @@ class ScoredSplit:
     def unsure(self, template_id: str) -> list[str]:
         """Returns the metrics whose K is larger than the ranks that the views make sure of."""
         sure = self.view["sure_ranks"]
-        has_rounds = any(self._scores.last_round[row].max() > 1 for row in self._rows[template_id])
-        if sure is None or not has_rounds:
+        if sure is None or not self.has_rounds(template_id):
             return []
         return [name for name in ranking.METRIC_NAMES if int(name.split("@")[1]) > sure]
+
+    def has_rounds(self, template_id: str) -> bool:
+        """Returns whether some candidates of a template's examples took part in a later round."""
+        return any(self._scores.last_round[row].max() > 1 for row in self._rows[template_id])
 
     def shows_all(self) -> bool:
         """Returns whether each prompt shows all candidates, in their order."""
