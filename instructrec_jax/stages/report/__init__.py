@@ -24,10 +24,10 @@ from instructrec_jax.stages.report.choice import ChoiceSettings, Entry, entry_of
 from instructrec_jax.stages.report.exports import ExportSettings, Ranked, write_exports
 from instructrec_jax.stages.report.fusion import SIGN, fused_entry, parts_of
 from instructrec_jax.stages.report.systems import (
-    BASELINES,
     Baselines,
     Known,
     Run,
+    both_splits,
     known_lists,
     read_system,
     splits_of,
@@ -63,7 +63,8 @@ def report(
       dataset: name of the dataset; must be the one that was prepared.
       prepared_dir: artefact A.
       scores: by the name of each system where its scores of the validation split and of the test
-        split are, or those of the test split alone, see `scores.importers`.
+        split are, or those of the test split alone, see `scores.importers`; or one folder that
+        holds both, in `validation` and `test`, as `baseline` writes it.
       output_dir: folder to write; one that holds the same report is kept.
       metrics_file: JSONL metrics of the training run, for the curve.
       texts_dir: artefact B that the records were built with; the report then warns of test
@@ -75,7 +76,7 @@ def report(
       UserError: if scores are missing or do not belong to the candidates of A.
     """
     choice = choice or ChoiceSettings()
-    paths = {name: [Path(path) for path in own] for name, own in scores.items()}
+    paths = {name: both_splits(own) for name, own in scores.items()}
     planned = _plan(dataset, Path(prepared_dir), paths, metrics_file, choice)
     fused = [parts_of(name, list(paths)) for name in choice.fuse]
     if texts_dir is not None:
@@ -121,8 +122,6 @@ def _plan(
     if not paths:
         raise UserError("no scores were given; name those of at least one system")
     for name, own in paths.items():
-        if name in {baseline.name for baseline in BASELINES}:
-            raise UserError(f"system {name!r} has the name of a baseline; give it another")
         if SIGN in name:
             raise UserError(f"system {name!r} has a {SIGN} in its name; give it another")
         for split, path in zip(splits_of(own), own, strict=True):
@@ -216,10 +215,13 @@ def _fused_entries(
 
 
 def _test_runs(scenario: str, entries: Sequence[Entry], baselines: Baselines) -> list[Run]:
-    """Returns what the baselines, then the systems, ranked of the examples that all scored."""
+    """Returns what the baselines, then the systems, ranked of the examples that all scored.
+
+    A system that bears a baseline's name takes its place.
+    """
     examples, rows = _shared_examples(scenario, entries)
     own = [entry.run(entry.system.test, r) for entry, r in zip(entries, rows, strict=True)]
-    return [*baselines.runs(examples), *own]
+    return [*baselines.runs(examples, without={run.name for run in own}), *own]
 
 
 def _scenario(
