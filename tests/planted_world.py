@@ -9,11 +9,10 @@ import numpy as np
 
 from instructrec_jax.data import synthetic
 from instructrec_jax.data.settings import KINDS, SyntheticSettings
-from instructrec_jax.metrics import ranking
 
 NUM_BRANDS = synthetic._NUM_BRANDS
 WORLD = SyntheticSettings(
-    num_users=2000, num_items=96, num_interactions=24_000, seed=3, zipf_exponent=0.7
+    num_users=2000, num_items=192, num_interactions=18_000, seed=3, zipf_exponent=0.7
 )
 
 
@@ -45,7 +44,7 @@ def raw_numbers(data):
     return np.array([int(item.raw_id.lstrip("i")) for item in data.items])
 
 
-def best_scores(data, examples, candidates, settings):
+def best_scores(data, examples, candidates, settings=WORLD):
     """Returns [n, c] log P(candidate | history); histories must be whole, and users not cut."""
     probability = item_probabilities(settings)
     number = raw_numbers(data)
@@ -80,18 +79,12 @@ def next_probabilities(probability, seen):
     return found
 
 
-def popular_scores(data, examples, candidates, settings):
+def popular_scores(data, examples, candidates, settings=WORLD):
     """Returns [n, c] log P(candidate) of a user of whom nothing is known."""
     return np.log(item_probabilities(settings).mean(axis=0)[raw_numbers(data)])[candidates]
 
 
-def ndcg_at_5(examples, scores):
-    """Returns NDCG@5, ties against the target."""
-    targets = [example.candidate_ids.index(example.target_id) for example in examples]
-    return ranking.evaluate(ranking.ranks(scores, targets))["ndcg@5"]
-
-
-def pair_scores(data, examples, candidates, settings):
+def pair_scores(data, examples, candidates, settings=WORLD):
     """Returns [n, c] the sum over history items of log P(item, candidate) / P(item) P(candidate).
 
     It knows all pairs, and takes the items of a history for independent, as systems do that add up
@@ -107,17 +100,3 @@ def pair_scores(data, examples, candidates, settings):
         seen = list(histories[example.user_id][: example.position])
         scores[row] = information[np.ix_(seen, candidates[row])].sum(axis=0)
     return scores + np.log(alone)[candidates]
-
-
-def kind_scores(data, examples, candidates):
-    """Returns [n, c] how many of the last ten history items are of the candidate's kind."""
-    kind = raw_numbers(data) % len(KINDS)
-    histories = {history.user_id: history.item_ids for history in data.histories}
-    last = [list(histories[e.user_id][: e.position])[-10:] for e in examples]
-    return np.array(
-        [
-            [(kind[seen] == kind[candidate]).sum() for candidate in row]
-            for seen, row in zip(last, candidates, strict=True)
-        ],
-        np.float64,
-    )

@@ -17,7 +17,7 @@ from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
 from instructrec_jax.records import CandidateList
 
-REGULARISATION = 50.0  # chosen on MovieLens-100K validation among 20 to 500
+REGULARISATION = 1000.0  # NDCG@5 on MovieLens-100K validation: .688 at 100, .736 here, .740 at 2000
 MAX_ITEMS = 40_000  # a matrix of items by items is held: 6.4 GB
 
 

@@ -172,6 +172,29 @@ TRAINED = (
         "BERT4Rec (Sun et al., CIKM 2019).",
     ),
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _AllVerb(_TrainedVerb):
+    """Every system that needs nothing but artefact A, one after another."""
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Runs each verb into its own folder."""
+        for verb in (*UNTRAINED, *TRAINED):
+            folder = f"{options.output_dir}/{verb.name}"
+            verb.run(argparse.Namespace(**{**vars(options), "output_dir": folder}))
+        return 0
+
+
+ALL = _AllVerb(
+    name="all",
+    summary="each of these that needs no server",
+    description=(
+        "Runs all systems that need nothing but artefact A, each into a folder of its name. What\n"
+        "is there already is kept. --gin.NAME=VALUE changes the settings of all that are trained."
+    ),
+    example=("instructrec baseline all --prepared_dir=runs/prepared --output_dir=runs/baselines"),
+)
 BASELINE = Group(
     name="baseline",
     summary="other systems rank the same candidates",
@@ -180,5 +203,5 @@ BASELINE = Group(
         "E, which `report` takes beside the scores of a model."
     ),
     example=UNTRAINED[0].example,
-    verbs=(*UNTRAINED, *TRAINED, LLM),
+    verbs=(*UNTRAINED, *TRAINED, ALL, LLM),
 )
