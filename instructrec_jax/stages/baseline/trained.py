@@ -47,6 +47,7 @@ from instructrec_jax.stages.baseline.scores import (
     scored_requests,
     write_scores,
 )
+from instructrec_jax.training.guards import Guards
 from instructrec_jax.training.loop import Actions, Periods, run_loop
 from instructrec_jax.training.metrics_log import FILE_NAME, MetricsLog, read_metrics
 from instructrec_jax.training.optimizers import describe
@@ -225,6 +226,7 @@ class _Run:
                     has_converged=progress.has_ended,
                 ),
                 log=log,
+                guards=Guards(log, max_skipped=0),
                 is_evaluation_missing=is_due,
             )
         return int(state.step) >= self._periods.last_step or progress.has_ended()
