@@ -102,6 +102,9 @@ def write_batches(examples: dict[str, np.ndarray], folder: Path, shape: tuple[in
     kept = shape[0] * shape[1]
     if len(packed["example_id"]) < kept:
         raise SystemExit(f"{number} examples fill fewer than {kept} rows; take a larger --window")
+    window_fill = float(
+        (packed["encoder_input_tokens"][:-1] > 0).mean()
+    )  # its last row may be short
     names = packed.pop("example_id")[:kept]
     del packed["example_number"]
     packed = {name: array[:kept].reshape(*shape, -1) for name, array in packed.items()}
@@ -114,6 +117,7 @@ def write_batches(examples: dict[str, np.ndarray], folder: Path, shape: tuple[in
     return {
         "examples": len(index),
         "useful_tokens": sum(tokens.values()),
+        "input_fill_of_window": window_fill,
         "input_fill": tokens["inputs"] / packed["encoder_input_tokens"].size,
         "target_fill": tokens["targets"] / packed["decoder_target_tokens"].size,
         "longest": int((chosen["inputs"] > 0).sum(axis=1).max()),
@@ -171,7 +175,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=1)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--window", type=int, default=128)
-    parser.add_argument("--target_length", type=int, default=64)
+    parser.add_argument("--target_length", type=int, default=40)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--records", help="DATA_DIR of real examples")
     parser.add_argument("--task", help="the task that reads them")
