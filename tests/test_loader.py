@@ -138,7 +138,7 @@ def test_the_batches_do_not_depend_on_the_number_of_processes(toy, pack, number)
     lengths = {"inputs": 512, "targets": 64}
     settings = {"batch_size": 24, "pack": pack, "feature_lengths": lengths}
     whole = training(5, **settings)
-    shares = [training(5, process=(index, number), **settings) for index in range(number)]
+    shares = [training(5, rows=rows, **settings) for rows in np.split(np.arange(24), number)]
     for batch, *parts in zip(whole, *shares, strict=True):
         for name in batch.keys() - {"example_id", "example_number"}:
             np.testing.assert_array_equal(batch[name], np.concatenate([p[name] for p in parts]))
@@ -147,8 +147,16 @@ def test_the_batches_do_not_depend_on_the_number_of_processes(toy, pack, number)
             assert [i for i in row if i] == [i for i in of_part if i]
 
 
+def test_rows_of_a_process_need_not_be_neighbours(toy):
+    rows = [1, 2, 9, 15, 16]
+    whole, own = (training(3, batch_size=24, rows=of) for of in (None, rows))
+    for batch, part in zip(whole, own, strict=True):
+        for name in batch.keys() - {"example_id", "example_number"}:
+            np.testing.assert_array_equal(part[name], batch[name][rows])
+
+
 def test_a_process_notes_the_position_of_its_own_rows_alone(toy):
-    streams = [stream(batch_size=16, process=(index, 4)) for index in range(4)]
+    streams = [stream(batch_size=16, rows=range(4 * i, 4 * i + 4)) for i in range(4)]
     for batches in streams:
         next(batches)
     assert [batches.position for batches in streams] == [
@@ -237,20 +245,3 @@ def test_each_epoch_shows_every_example_once(toy):
     (total,) = {len(list(loader.examples("toy.A8", split="train")))}
     batches = ranking_training(total, batch_size=1, seed=1, name="toy.A8")
     assert len({batch["example_id"][0] for batch in batches}) == total
-
-
-def test_inputs_are_trimmed_to_the_smallest_bucket_that_holds_them(toy):
-    lengths = {"inputs": 400, "targets": 24}
-    settings = {"name": "toy.A7", "batch_size": 2, "feature_lengths": lengths}
-    whole = ranking_training(30, **settings)
-    trimmed = ranking_training(30, buckets=(64, 320, 360), **settings)
-    widths = set()
-    for full, cut in zip(whole, trimmed, strict=True):
-        width = cut["encoder_input_tokens"].shape[1]
-        widths.add(width)
-        longest = int((full["encoder_input_tokens"] > 0).sum(axis=1).max())
-        assert width == min(w for w in (64, 320, 360, 400) if w >= longest)
-        np.testing.assert_array_equal(
-            full["encoder_input_tokens"][:, :width], cut["encoder_input_tokens"]
-        )
-    assert len(widths) > 1

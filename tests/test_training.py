@@ -97,22 +97,6 @@ def test_a_run_of_an_earlier_version_is_refused_since_its_order_was_another(toy_
         train_toy(toy_records, tmp_path, 6)
 
 
-@pytest.mark.parametrize(
-    ("objective", "num_processes", "message"),
-    [
-        ("packed text", 3, "BATCH_SIZE is 8; expected a multiple of the 3 processes"),
-        ("listwise", 2, "the listwise objective runs in one process, not in 2"),
-    ],
-)
-def test_rows_that_processes_cannot_share_are_refused_before_anything_is_written(
-    tmp_path, monkeypatch, objective, num_processes, message
-):
-    monkeypatch.setattr(jax, "process_count", lambda: num_processes)
-    with pytest.raises(UserError, match=message):
-        train_toy("no such folder", tmp_path / "run", 3, objective=objective)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_loss_that_is_not_finite_names_the_examples_of_packed_rows(toy_records, tmp_path):
     explodes = optimizers.constant(learning_rate=1e30)
     message = r"of step \d is (nan|inf).*examples of that batch.*: \d+ \(\w+:\d+\), \d+ \(\w+:\d+\)"

@@ -16,6 +16,7 @@ from tiny_model import tiny_config
 from instructrec_jax.cli import main
 from instructrec_jax.models.adapters import EVERYTHING
 from instructrec_jax.models.objectives import Listwise, NegativeLogLikelihood
+from instructrec_jax.parallel.mesh import MeshSettings
 from instructrec_jax.stages import train as stage
 from instructrec_jax.stages.evaluate import ValidationSettings
 from instructrec_jax.stages.run_data import RunData
@@ -76,6 +77,8 @@ def train_toy(
     *,
     objective="listwise",
     learning_rate=1e-3,
+    optimizer=None,
+    mesh=None,
     periods=None,
     model=MODEL,
     fine_tuning=EVERYTHING,
@@ -97,7 +100,8 @@ def train_toy(
             learning=Learning(
                 model=model,
                 objective=loss,
-                optimizer=optimizers.adamw(learning_rate=rate),
+                optimizer=optimizer or optimizers.adamw(learning_rate=rate),
+                mesh=mesh or MeshSettings(),
                 fine_tuning=fine_tuning,
             ),
             data=RunData(data_dir=str(data_dir), feature_lengths=LENGTHS),

@@ -59,7 +59,7 @@ class CheckpointStore:
           keep: how many to keep; older (or worse) ones are deleted after a newer one is complete.
           best_metric: keep those with the highest value of this metric instead of the latest.
           in_background: write while the caller goes on; only the copy to host memory is waited for.
-            Not where several processes share an array.
+            One process alone does; several write while the callers wait.
         """
         import orbax.checkpoint as ocp  # a quarter of a second that reading does without
 
@@ -106,7 +106,7 @@ class CheckpointStore:
         if step in self._manager.all_steps() or self._is_beaten(metrics):
             return
         arrays, noted = named_arrays(state), {DATA_POSITION: data_position, SEEN: seen}
-        if self._writer is None or not _is_addressable(arrays):
+        if self._writer is None or jax.process_count() > 1:
             self._write(step, arrays, metrics, noted)
             return
         arrays = {name: _on_host(array) for name, array in arrays.items()}
@@ -141,6 +141,8 @@ class CheckpointStore:
                 f"cannot write checkpoint {step} into {self.folder}: {reason}; mend the disk, the "
                 "same command then goes on from the checkpoint before"
             ) from None
+        if jax.process_index():
+            return
         for marker in (self.folder / str(step)).rglob("commit_success.txt"):
             files.write_text(marker, f"Checkpoint commit was successful to {step}")  # not where
 
@@ -220,7 +222,8 @@ def restore(folder: Path, abstract: Any) -> Any:
     """Restores the part of a checkpoint that `abstract` asks for.
 
     Host memory holds one array at a time beside what is in place; in a run of several processes, of
-    that only the shards of this process's devices, whose checksum cannot be compared.
+    an array that is split over them only the shards of this process's devices, whose checksum
+    cannot be compared.
 
     Args:
       folder: a step folder, as `resolve_checkpoint` returns it.
@@ -240,7 +243,7 @@ def restore(folder: Path, abstract: Any) -> Any:
         dtypes=None,
         hint="use the gin files that it was trained with, or another MODEL_DIR",
     )
-    if not all(leaf.sharding.is_fully_addressable for leaf in wanted.values()):
+    if not all(_is_whole_here(leaf.sharding) for leaf in wanted.values()):
         _say_unchecked(folder, "is read in shards, which no checksum fits")
     arrays = [_place(stored[name], leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
@@ -273,21 +276,22 @@ def _say_unchecked(folder: Path, why: str) -> None:
     logger.info("checkpoint %s %s: damage in its arrays goes unnoticed", folder, why)
 
 
-def _is_addressable(arrays: Arrays) -> bool:
-    """Whether this process holds all of the arrays."""
-    return all(getattr(array, "is_fully_addressable", True) for array in arrays.values())
+def _is_whole_here(sharding: jax.sharding.Sharding) -> bool:
+    """Whether the devices of this process hold all of an array."""
+    return sharding.is_fully_addressable or sharding.is_fully_replicated
 
 
 def _checksums(arrays: Arrays) -> dict[str, int]:
     """Returns the checksums of arrays; {} where no process of the run holds all of them."""
-    if not _is_addressable(arrays):
+    shardings = [array.sharding for array in arrays.values() if isinstance(array, jax.Array)]
+    if not all(map(_is_whole_here, shardings)):
         return {}
     return {name: checksum_of(_on_host(array)) for name, array in arrays.items()}
 
 
 def _on_host(array: jax.Array | np.ndarray) -> np.ndarray:
     """Returns an array's numbers; of a copy, since a JAX array keeps them as long as it lives."""
-    if isinstance(array, jax.Array):
+    if isinstance(array, jax.Array) and array.is_fully_addressable:
         array = jax.device_put(array, array.sharding, may_alias=False)
     return np.asarray(array)
 
@@ -295,7 +299,7 @@ def _on_host(array: jax.Array | np.ndarray) -> np.ndarray:
 def _place(stored: StoredArray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     """Reads an array whole, or the shards of this process's devices, and places them."""
     shards: dict[str, np.ndarray] = {}
-    whole = stored.read() if leaf.sharding.is_fully_addressable else None
+    whole = stored.read() if _is_whole_here(leaf.sharding) else None
 
     def read(index: Index | None) -> np.ndarray:
         key = str(index)  # slices have no hash

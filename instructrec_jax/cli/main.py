@@ -9,6 +9,7 @@ import contextlib
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 
 from instructrec_jax.cli import (
@@ -49,6 +50,7 @@ VERBS: tuple[Verb | Group, ...] = (
     model_verbs.DEMO,
 )
 USER_ERROR = 2
+_PROCESSES = "instructrec_jax.parallel.processes"  # imports jax: only some verbs do
 COMPLETION = "_ARGCOMPLETE"  # set where a shell asks which words may follow
 DEBUG = "INSTRUCTREC_DEBUG"  # set to anything: errors of the machine show their traceback
 
@@ -75,19 +77,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         with own_process:
             return _run(arguments)
     except UserError as error:
-        messages.show(messages.wrapped(f"instructrec: {error}"), sys.stderr)
-        return USER_ERROR
+        return _failed(f"instructrec: {error}")
     except (OSError, MemoryError, RecursionError, UnicodeError) as error:
         if os.environ.get(DEBUG):
             raise
-        line = f"instructrec: {_in_words(error)} ({DEBUG}=1 shows where)"
-        messages.show(messages.wrapped(line), sys.stderr)
-        return USER_ERROR
+        return _failed(f"instructrec: {_in_words(error)} ({DEBUG}=1 shows where)")
+    except Exception:
+        if not _is_one_of_several():
+            raise
+        traceback.print_exc()
+        return _failed("instructrec: an error of the program")
     except KeyboardInterrupt:
         again = shlex.join(["instructrec", *arguments])
         line = f"interrupted; the same command goes on from what was saved: {again}"
         messages.show(line, sys.stderr)
         return INTERRUPTED
+
+
+def _failed(line: str) -> int:
+    """Says what is wrong and returns the exit code; one of several processes ends with it now."""
+    messages.show(messages.spoken(line), sys.stderr)
+    if _is_one_of_several():
+        sys.modules[_PROCESSES].leave(USER_ERROR)
+    return USER_ERROR
+
+
+def _is_one_of_several() -> bool:
+    """Whether this process has joined others; it has not where nobody has asked for it."""
+    module = sys.modules.get(_PROCESSES)
+    return module is not None and module.is_joined()
 
 
 def _in_words(error: Exception) -> str:

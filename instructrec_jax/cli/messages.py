@@ -59,6 +59,18 @@ def say_less_or_more(talk: str) -> None:
         root.handlers[0].setFormatter(_Lines(_WITH_SOURCE))
 
 
+def speak_as(index: int) -> None:
+    """Has a process that is not the first of its run show warnings alone, with its index."""
+    if index:
+        _Lines.speaker = f"process {index}: "
+        say_less_or_more(QUIET)
+
+
+def spoken(text: str) -> str:
+    """Returns a text in short lines, with the index of the process if that is not the first."""
+    return wrapped(_Lines.speaker + text)
+
+
 class HelpPage(argparse.HelpFormatter):
     """A help page whose paragraphs are filled, and whose indented lines stay lines."""
 
@@ -79,11 +91,13 @@ class HelpPage(argparse.HelpFormatter):
 
 
 class _Lines(logging.Formatter):
-    """Folds long messages."""
+    """Folds long messages, and says who speaks where that is not the first process of a run."""
+
+    speaker = ""
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the message in short lines."""
-        return wrapped(super().format(record))
+        return spoken(super().format(record))
 
 
 class _Messages(logging.StreamHandler):

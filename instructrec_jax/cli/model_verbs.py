@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from instructrec_jax.cli import messages
 from instructrec_jax.cli.verb import Verb, add_gin_flags, bindings_of, print_result
 from instructrec_jax.errors import UserError
 from instructrec_jax.settings import address_problem
@@ -52,6 +53,29 @@ class GinVerb(Verb):
             metavar="N",
             help="with --dry_run: as if there were N devices, whatever this machine has",
         )
+        parser.add_argument(
+            "--multiprocess_gpu",
+            action="store_true",
+            help="refuse to run alone, if neither the flags below nor the environment say which "
+            "processes run together (T5X's)",
+        )
+        parser.add_argument(
+            "--coordinator_address",
+            metavar="HOST:PORT",
+            help="where process 0 waits for the others; in place of JAX_COORDINATOR_ADDRESS",
+        )
+        parser.add_argument(
+            "--process_count",
+            type=int,
+            metavar="N",
+            help="processes that run together; in place of JAX_NUM_PROCESSES",
+        )
+        parser.add_argument(
+            "--process_index",
+            type=int,
+            metavar="I",
+            help="which of them this is, from 0 on; in place of JAX_PROCESS_ID",
+        )
 
     def run(self, options: argparse.Namespace) -> int:
         """Runs the function as gin configures it; prints its result, or the config of a dry run."""
@@ -64,14 +88,27 @@ class GinVerb(Verb):
             _pretend_devices(options.num_devices, is_dry=options.dry_run)
         function = self.load()
         from instructrec_jax.cli import gin_config
+        from instructrec_jax.parallel import processes
 
-        returned = gin_config.run_with_gin(
-            function,
-            gin_file_names=options.gin_file,
-            bindings=bindings_of(options),
-            search_paths=options.gin_search_paths,
-            dry_run=options.dry_run,
-        )
+        index = 0
+        if options.num_devices is None:
+            index = processes.initialise(
+                options.coordinator_address,
+                options.process_count,
+                options.process_index,
+                is_wanted=options.multiprocess_gpu,
+            )
+        messages.speak_as(index)
+        with processes.together():
+            returned = gin_config.run_with_gin(
+                function,
+                gin_file_names=options.gin_file,
+                bindings=bindings_of(options),
+                search_paths=options.gin_search_paths,
+                dry_run=options.dry_run,
+            )
+        if index:
+            return 0
         if options.dry_run:
             print_result(f"{gin_config.resolved_config()}\n{returned.as_text()}")
             return 0 if returned.would_start else WOULD_STOP
@@ -149,8 +186,7 @@ class _ReportVerb(Verb):
             metavar="NAME=[VALIDATION:]TEST",
             help="a system, and where its scores of the validation split are (they choose the "
             "template; a system with one template needs none) and those of the test split (they "
-            "give the numbers), or the folder of a baseline, which holds both; once for each "
-            "system; one that bears the name of a baseline takes its place",
+            "give the numbers); once for each system",
         )
 
 

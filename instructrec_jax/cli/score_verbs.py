@@ -44,7 +44,10 @@ class _ScoreVerb(GinVerb):
         given = [flag.name for flag in flags.flags_of(plain) if flag.name in vars(options)]
         by_gin = [f"--gin_file={name}" for name in options.gin_file]
         by_gin += [f"--gin.{binding}" for binding in bindings_of(options)]
-        others = ("gin_search_paths", "dry_run", "num_devices")
+        others = (
+            *("gin_search_paths", "dry_run", "num_devices"),
+            *("multiprocess_gpu", "coordinator_address", "process_count"),
+        )
         by_gin += [f"--{name}" for name in others if getattr(options, name)]
         if not given:
             if by_gin:

@@ -68,11 +68,7 @@ MACROS = {
 }
 
 FLAGS = {
-    "--coordinator_address": "leave it out: a run is one process, which uses all its devices",
     "--logtostderr": "leave it out: messages go to stderr",
-    "--multiprocess_gpu": "leave it out: one process uses all GPUs of its machine (launch/gpu.sh)",
-    "--process_count": "leave it out: a run is one process, which uses all its devices",
-    "--process_index": "leave it out: a run is one process, which uses all its devices",
     "--run_mode": "write the verb: instructrec train, eval or score",
     "--seqio_additional_cache_dirs": (
         "call seqio.add_global_cache_dirs in the module that MIXTURE_OR_TASK_MODULE names; our own "

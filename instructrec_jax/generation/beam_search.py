@@ -34,7 +34,7 @@ from instructrec_jax.models.incremental_decoding import (
 from instructrec_jax.models.sharding import constrained_by
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.mesh import LogicalMesh
-from instructrec_jax.parallel.placement import check_rows, place_batch
+from instructrec_jax.parallel.placement import check_rows, on_host, place_batch, place_whole
 
 _ROUNDING = 64  # instructions are padded to multiples of it, for few compiled shapes
 METADATA_KEY = b"instructrec"
@@ -126,7 +126,7 @@ def generate_from_catalogue(
         placed = batch if mesh is None else place_batch(batch, mesh)
         tokens, blocked = placed["instructions"], placed["blocked"]
         found = _search(model, tokens, blocked, trie, sizes=sizes, mesh=mesh)
-        for member, titles, log_likelihood in zip(members, *map(np.asarray, found), strict=False):
+        for member, titles, log_likelihood in zip(members, *on_host(found), strict=False):
             gone = list(excluded[member])
             own = [catalogue.item_ids[title] for title in titles]
             results[member] = Generated(
@@ -370,9 +370,8 @@ def _sizes(catalogue: CatalogueTrie, *, num_titles: int, num_beams: int) -> _Siz
 
 def _on_devices(catalogue: CatalogueTrie, mesh: LogicalMesh | None) -> _Trie:
     """Returns the tree, whole on every device."""
-    sharding = None if mesh is None else mesh.sharding()
-    names = _Trie._fields
-    return _Trie(*(jax.device_put(getattr(catalogue, name), sharding) for name in names))
+    trie = _Trie(*(getattr(catalogue, name) for name in _Trie._fields))
+    return jax.device_put(trie) if mesh is None else place_whole(trie, mesh.sharding())
 
 
 def _padded(rows: Sequence[np.ndarray], number: int, width: int, padding: int = 0) -> np.ndarray:

@@ -93,8 +93,35 @@ def _packed_token_log_likelihood(model: T5, batch: Batch, dropout_key: Array | N
     return jnp.where(owners > 0, model.target_logits(hidden, targets, logits) - log_z, 0.0)
 
 
-def pack_candidates(
+def ranking_sizes(
     batch: Mapping[str, np.ndarray], row_lengths: Sequence[int] = ROW_LENGTHS
+) -> tuple[int, int, int]:
+    """Returns what decides the shapes of a packed ranking batch, each the largest of its rows.
+
+    Returns:
+      (tokens of an instruction, tokens of an example's candidates, rows of the largest length that
+      they take). Of a batch in parts the largest of each number counts.
+    """
+    used = np.flatnonzero(batch["encoder_input_tokens"].any(axis=0))
+    num_tokens = (batch["candidate_tokens"] > 0).sum(axis=-1, dtype=np.int32)
+    most_rows = int(_places(num_tokens, row_lengths[-1])[0].max(initial=0)) + 1
+    return int(used[-1]) + 1 if len(used) else 0, int(num_tokens.sum(axis=1).max()), most_rows
+
+
+def trim_instructions(
+    batch: Mapping[str, np.ndarray], buckets: Sequence[int], longest: int
+) -> dict[str, np.ndarray]:
+    """Returns a batch whose instructions are cut to the smallest bucket that holds the longest."""
+    tokens = batch["encoder_input_tokens"]
+    fitting = [bucket for bucket in buckets if longest <= bucket < tokens.shape[1]]
+    return {**batch, "encoder_input_tokens": tokens[:, : min(fitting)] if fitting else tokens}
+
+
+def pack_candidates(
+    batch: Mapping[str, np.ndarray],
+    row_lengths: Sequence[int] = ROW_LENGTHS,
+    *,
+    sizes: tuple[int, int, int] | None = None,
 ) -> dict[str, np.ndarray]:
     """Returns a ranking batch with its candidates side by side in rows; short ones cost little.
 
@@ -105,6 +132,7 @@ def pack_candidates(
     Args:
       batch: `candidate_tokens` int32 [B, C, T], 0 = padding, and anything else, which is kept.
       row_lengths: ascending.
+      sizes: `ranking_sizes` of the batch that this one is a part of; None: its own.
 
     Returns:
       The batch with, in place of `candidate_tokens`: `packed_tokens` and `packed_candidates`
@@ -125,10 +153,13 @@ def pack_candidates(
             f"a candidate has {num_tokens.max()} tokens and a packed row holds {row_lengths[-1]}; "
             "shorten titles with `instructrec prepare --max_title_chars`"
         )
-    longest = num_tokens.sum(axis=1).max(initial=0)
+    longest = num_tokens.sum(axis=1).max(initial=0) if sizes is None else sizes[1]
     row_length = next((size for size in row_lengths if size >= longest), row_lengths[-1])
     row, begin = _places(num_tokens, row_length)
-    shape = (len(tokens), int(row.max(initial=0)) + 1, row_length)
+    num_rows = int(row.max(initial=0)) + 1
+    if sizes is not None and longest > row_length:
+        num_rows = sizes[2]
+    shape = (len(tokens), num_rows, row_length)
     packed = {name: np.zeros(shape, np.int32) for name in ("packed_tokens", "packed_candidates")}
     example, candidate, place = np.nonzero(tokens)
     where = (example, row[example, candidate], begin[example, candidate] + place)

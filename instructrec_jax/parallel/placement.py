@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from instructrec_jax.errors import UserError
@@ -79,23 +80,59 @@ def check_rows(num_rows: int, mesh: LogicalMesh, *, name: str) -> None:
         )
 
 
-def place_batch(batch: Mapping[str, np.ndarray], mesh: LogicalMesh) -> dict[str, jax.Array]:
+def process_rows(num_rows: int, mesh: LogicalMesh) -> tuple[int, ...]:
+    """Returns the rows of a batch that lie on devices of this process, ascending.
+
+    Processes may have rows in common: where the devices that share heads and MLP are of several.
+    """
+    places = batch_sharding(mesh).addressable_devices_indices_map((num_rows,)).values()
+    return tuple(sorted({row for place in places if place for row in range(num_rows)[place[0]]}))
+
+
+def place_batch(
+    batch: Mapping[str, np.ndarray], mesh: LogicalMesh, *, num_rows: int | None = None
+) -> dict[str, jax.Array]:
     """Moves the numeric arrays of a numpy batch onto the mesh; ids and numbers of examples stay.
 
     Args:
-      batch: arrays of this process's rows alone, [BATCH_SIZE / processes, ...]. The batch on the
-        mesh is that of all processes, each one's rows on its own devices.
+      batch: arrays [rows, ...]: the whole batch, in each process, or the `process_rows` alone.
       mesh: the device mesh.
+      num_rows: rows of the whole batch where `batch` holds this process's; None: it is whole.
 
     Raises:
       UserError: if the rows cannot be split evenly over the mesh.
     """
-    sharding = batch_sharding(mesh)
     numeric = {k: v for k, v in batch.items() if np.issubdtype(v.dtype, np.number)}
     numeric.pop("example_number", None)
     for name, value in numeric.items():
-        check_rows(value.shape[0] * jax.process_count(), mesh, name=f"BATCH_SIZE (of {name})")
-    return {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in numeric.items()
-    }
+        total = len(value) if num_rows is None else num_rows
+        check_rows(total, mesh, name=f"BATCH_SIZE (of {name})")
+    sharding = batch_sharding(mesh)
+    if num_rows is None or jax.process_count() == 1:
+        return place_whole(numeric, sharding)
+    index_of = {row: index for index, row in enumerate(process_rows(num_rows, mesh))}
+
+    def placed(value: np.ndarray) -> jax.Array:
+        def part(place: Any) -> np.ndarray:
+            rows = range(num_rows)[place[0]]
+            return value[index_of[rows[0]] :][: len(rows)]
+
+        return jax.make_array_from_callback((num_rows, *value.shape[1:]), sharding, part)
+
+    return {name: placed(value) for name, value in numeric.items()}
+
+
+def place_whole(tree: Any, sharding: NamedSharding) -> Any:
+    """Moves arrays that every process holds whole onto devices, each of which takes its part."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def placed(value: np.ndarray) -> jax.Array:  # device_put would compare those of all processes
+        return jax.make_array_from_callback(value.shape, sharding, lambda place: value[place])
+
+    return jax.tree.map(placed, tree)
+
+
+def on_host(tree: Any) -> Any:
+    """Returns arrays in the memory of every process, whole, whatever devices they lie on."""
+    return multihost_utils.process_allgather(tree, tiled=True)

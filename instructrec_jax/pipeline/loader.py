@@ -18,9 +18,8 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from instructrec_jax.errors import UserError
-from instructrec_jax.pipeline import registry, tfrecords, training_rows
-from instructrec_jax.pipeline.record_store import data_dir_in_use, hide_accelerators
+from instructrec_jax.pipeline import registry, training_rows
+from instructrec_jax.pipeline.record_store import hide_accelerators
 from instructrec_jax.pipeline.training_examples import Batch, TrainingExamples, user_error
 
 _FEW_CORES = 8
@@ -49,7 +48,7 @@ class Batches(Iterator[Batch]):
         window: Callable[[int], Batch],
         *,
         batch_size: int,
-        process: tuple[int, int] = (0, 1),
+        rows: Sequence[int] | None = None,
         position: Position | None = None,
         finish: Callable[[Batch], Batch] = lambda batch: batch,
     ) -> None:
@@ -57,18 +56,17 @@ class Batches(Iterator[Batch]):
 
         Args:
           window: makes the rows of a window, at least one, by its number.
-          batch_size: rows of a batch of all processes; a multiple of their number.
-          process: index of this process and number of processes.
+          batch_size: rows of a batch of all processes.
+          rows: those of this process, ascending; None: all.
           position: where to begin; None for the beginning.
           finish: makes a batch of this process's rows.
         """
-        index, number = process
-        self._size, own = row_group_size(batch_size), batch_size // number
+        own = np.arange(batch_size) if rows is None else np.asarray(rows)
+        self._size = row_group_size(batch_size)
         self._num_groups = batch_size // self._size
-        first = index * own // self._size
-        self._held = range(first, -(-(index + 1) * own // self._size))
-        begin = index * own - first * self._size
-        self._rows = slice(begin, begin + own)
+        groups, inverse = np.unique(own // self._size, return_inverse=True)
+        self._held = groups.tolist()
+        self._rows = inverse * self._size + own % self._size  # among those of the groups held
         self._window, self._finish = window, finish
         self.position: Position = [[0, 0] for _ in range(self._num_groups)]
         if position is not None:
@@ -130,7 +128,7 @@ def training_batches(
     seed: int,
     pack: bool,
     position: Position | None = None,
-    process: tuple[int, int] = (0, 1),
+    rows: Sequence[int] | None = None,
     use_cached: bool = False,
 ) -> Batches:
     """Returns an endless stream of batches for maximum-likelihood training.
@@ -143,7 +141,7 @@ def training_batches(
       seed: of order and draws.
       pack: whether several examples share a row.
       position: where to begin: `Batches.position` of the stream that stopped.
-      process: index of this process and number of processes; it gets its share of the rows.
+      rows: those of this process, ascending; None: all.
       use_cached: read tasks from elsewhere as SeqIO has cached them.
 
     Returns:
@@ -162,7 +160,7 @@ def training_batches(
     return Batches(
         lambda window: as_rows(examples.read(window * size, size), lengths),
         batch_size=batch_size,
-        process=process,
+        rows=rows,
         position=position,
     )
 
@@ -174,9 +172,8 @@ def ranking_training_batches(
     batch_size: int,
     num_candidates: int,
     seed: int,
-    buckets: Sequence[int] = (),
     position: Position | None = None,
-    process: tuple[int, int] = (0, 1),
+    rows: Sequence[int] | None = None,
 ) -> Batches:
     """Returns an endless stream of batches with the candidates of each example side by side.
 
@@ -188,9 +185,8 @@ def ranking_training_batches(
       batch_size: rows of all processes.
       num_candidates: how many to keep of each example, the target among them.
       seed: of order and draws.
-      buckets: lengths to which the inputs may be trimmed, by the longest row of the batch.
       position: where to begin, see `training_batches`.
-      process: index of this process and number of processes.
+      rows: those of this process, ascending; None: all.
 
     Returns:
       `encoder_input_tokens` [batch, inputs]; `candidate_tokens` [batch, candidates, targets], 0
@@ -217,9 +213,9 @@ def ranking_training_batches(
     return Batches(
         lambda window: examples.read(window * size, size),
         batch_size=batch_size,
-        process=process,
+        rows=rows,
         position=position,
-        finish=lambda batch: _contract_batch(batch, buckets),
+        finish=_contract_batch,
     )
 
 
@@ -292,16 +288,11 @@ def numpy_batches(ds: tf.data.Dataset) -> Iterator[Batch]:
     # Every map uses all cores, up to 16, without tuning, which on two cores took a quarter of the
     # processor time (measured); it pays where there are many.
     options.autotune.enabled = (os.cpu_count() or 1) > _FEW_CORES
-    # Names of their own: modules go first at exit.
-    misfit, loss = tf.errors.InvalidArgumentError, tf.errors.DataLossError
+    misfit = tf.errors.InvalidArgumentError  # a name of its own: modules go first at exit
     try:
         yield from ds.with_options(options).prefetch(4).as_numpy_iterator()
     except misfit as error:
         raise user_error(error) from None
-    except loss as error:
-        tfrecords.check_records(sorted(data_dir_in_use().rglob("*.tfrecord-*")))
-        problem = error.message.splitlines()[0]
-        raise UserError(f"a task from elsewhere reads a damaged file: {problem}") from None
 
 
 def _examples(name: str, split: str, feature_lengths: Mapping[str, int] | None) -> tf.data.Dataset:
@@ -332,10 +323,10 @@ def _filled(mixture: seqio.Mixture) -> seqio.Mixture:
     return filled
 
 
-def _contract_batch(batch: Batch, buckets: Sequence[int]) -> Batch:
-    """Returns a batch under the contract's names, its inputs trimmed."""
+def _contract_batch(batch: Batch) -> Batch:
+    """Returns a batch under the contract's names."""
     return {
-        "encoder_input_tokens": _trimmed(batch["inputs"], buckets),
+        "encoder_input_tokens": batch["inputs"],
         "candidate_tokens": batch["candidates"],
         "candidate_ids": batch["candidate_ids"],
         "candidate_num_chars": batch["candidate_num_chars"],
@@ -344,14 +335,6 @@ def _contract_batch(batch: Batch, buckets: Sequence[int]) -> Batch:
         "example_id": training_rows.decoded(batch["example_id"]),
         "example_number": batch["example_number"],
     }
-
-
-def _trimmed(tokens: np.ndarray, buckets: Sequence[int]) -> np.ndarray:
-    """Returns [batch, length] tokens cut to the smallest bucket that holds the longest row."""
-    used = np.flatnonzero(tokens.any(axis=0))
-    longest = int(used[-1]) + 1 if len(used) else 0
-    fitting = [bucket for bucket in buckets if longest <= bucket < tokens.shape[1]]
-    return tokens[:, : min(fitting)] if fitting else tokens
 
 
 def check_records(name: str, split: str) -> int:

@@ -25,7 +25,7 @@ from instructrec_jax.models.sharding import constrained_by
 from instructrec_jax.models.shared_decoding import FlatInstructions, Memory, PrefixTrees
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.mesh import LogicalMesh
-from instructrec_jax.parallel.placement import batch_sharding, num_batch_shares
+from instructrec_jax.parallel.placement import batch_sharding, num_batch_shares, place_whole
 from instructrec_jax.scoring.prefix_trees import TokenRequest, Tokens, TreeBuilder, reading_order
 from instructrec_jax.scoring.shapes import Shapes, fit_shapes
 
@@ -265,7 +265,7 @@ class Scorer:
             self._compiled.add(
                 (jax.tree.structure(arrays), *map(np.shape, jax.tree.leaves(arrays)))
             )
-            placed = jax.device_put(arrays, self._sharding)
+            placed = place_whole(arrays, self._sharding)
             if isinstance(step, EncodeStep):
                 memory = self._programs.encode(model, memory, placed, np.int32(step.half))
             else:

@@ -20,6 +20,7 @@ from instructrec_jax.checkpoints.source import Source, load_model, open_for_run
 from instructrec_jax.instructions.token_budget import TokenRenderer, arrange, title_limit
 from instructrec_jax.metrics import ranking
 from instructrec_jax.models.t5 import T5, T5Config
+from instructrec_jax.parallel import processes
 from instructrec_jax.parallel.mesh import MeshSettings
 from instructrec_jax.pipeline import loader, registry
 from instructrec_jax.scoring.prefix_trees import TokenRequest
@@ -28,6 +29,7 @@ from instructrec_jax.seeds import stable_seed
 from instructrec_jax.settings import Count, Names, OneOf, Rows, check_fields
 from instructrec_jax.stages.dry_run import DryRun, open_dry
 from instructrec_jax.stages.run_data import RunData
+from instructrec_jax.stages.together import check_run
 from instructrec_jax.tokenizer import SentencePieceModel
 from instructrec_jax.training.metrics_log import as_table
 
@@ -128,24 +130,24 @@ def evaluate(
     if dry_run:
         dry = open_dry(run.checkpoint_path, model, mesh, **words)
         return _dry_run(dry, model, data, run, validation=validation)
-    checkpoint, device_mesh, shapes = open_for_run(run.checkpoint_path, model, mesh, **words)
-    vocabulary = data.open(*validation.tasks, vocab_size=model.vocab_size)
-    chosen = registry.evaluated_tasks(validation.tasks, split=validation.split)
-    normaliser, why = chosen_normaliser(validation.normaliser, checkpoint.ranking)
-    logger.info("candidates are ranked by %s, %s", normaliser, why)
-    validation = dataclasses.replace(validation, tasks=chosen, normaliser=normaliser)
-    planned = _plan(model, data, validation, checkpoint)
-    output = Path(run.output_dir)
-    if manifest.find_finished(output, planned):
-        logger.info("eval: %s is up to date", output)
-        found = files.read_json(output / FILE_NAME, Metrics, remedy=manifest.RERUN)
-    else:
+    with processes.sharing_errors():
+        checkpoint, device_mesh, shapes = open_for_run(run.checkpoint_path, model, mesh, **words)
+        vocabulary = data.open(*validation.tasks, vocab_size=model.vocab_size)
+        chosen = registry.evaluated_tasks(validation.tasks, split=validation.split)
+        normaliser, why = chosen_normaliser(validation.normaliser, checkpoint.ranking)
+        logger.info("candidates are ranked by %s, %s", normaliser, why)
+        validation = dataclasses.replace(validation, tasks=chosen, normaliser=normaliser)
         data.check_tokenizer(chosen[0], checkpoint.tokenizer)
+        planned = _plan(model, data, validation, checkpoint)
+    output = Path(run.output_dir)
+    check_run(planned, config_text, output)
+    found = processes.on_main(lambda: _finished(output, planned))
+    if found is None:
         restored = load_model(checkpoint, shapes)
         found = {"step": checkpoint.step}
         measure = make_evaluate(validation, data, Scorer(device_mesh), vocabulary=vocabulary)
         found |= measure(restored)
-        _write(found, output, planned, config_text)
+        processes.on_main(lambda: _write(found, output, planned, config_text))
     measured = {name: value for name, value in found.items() if name != "step"}
     logger.info("%s", as_table(f"step {found['step']:.0f}", measured))
     return found
@@ -187,6 +189,14 @@ def _plan(
         "feature_lengths": dict(data.feature_lengths),
     }
     return manifest.Manifest(stage="eval", inputs=inputs, settings=settings)
+
+
+def _finished(output: Path, planned: manifest.Manifest) -> Metrics | None:
+    """Returns what an earlier run has measured, None where there is none."""
+    if not manifest.find_finished(output, planned):
+        return None
+    logger.info("eval: %s is up to date", output)
+    return files.read_json(output / FILE_NAME, Metrics, remedy=manifest.RERUN)
 
 
 def _write(found: Metrics, output: Path, planned: manifest.Manifest, config_text: str) -> None:

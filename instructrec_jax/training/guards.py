@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from instructrec_jax.errors import UserError
+from instructrec_jax.parallel import processes
 from instructrec_jax.training.metrics_log import INCIDENTS, MetricsLog
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class Guards:
 
     def say_counts(self) -> None:
         """Says what was counted, if anything."""
-        if any(self.counts().values()):
+        if processes.is_main() and any(self.counts().values()):
             logger.warning(
                 "skipped updates: %d, loss spikes: %d; %s names their steps and examples",
                 *(*self.counts().values(), INCIDENTS),
@@ -145,13 +146,10 @@ class Guards:
     ) -> str:
         """Writes an incident with all examples of its batch; returns words that name the first."""
         ids, numbers = (np.ravel(batch.get(f"example_{kind}", ())) for kind in ("id", "number"))
-        examples = sorted(
-            {
-                (int(number), str(example))
-                for number, example in zip(numbers, ids, strict=True)
-                if number >= 0
-            }
-        )
+        own = [(int(n), str(i)) for n, i in zip(numbers, ids, strict=True) if n >= 0]
+        # All processes come here at the same step, each with the rows of its devices.
+        of_all = processes.gathered(own)
+        examples = sorted({(number, example) for part in of_all for number, example in part})
         values = {name: v if math.isfinite(v) else str(v) for name, v in found.items()}
         self._log.report(
             step,

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from instructrec_jax.progress import Progress, Stop, StopAskedError, stop_on
+from instructrec_jax.parallel.stopping import AgreedStop, agreed
+from instructrec_jax.progress import Progress, StopAskedError, stop_on
 from instructrec_jax.settings import Count, check_fields
 from instructrec_jax.training.guards import Guards
 from instructrec_jax.training.metrics_log import MetricsLog, StepTimes, as_table
@@ -71,14 +72,12 @@ class Actions:
       save: keeps a state with the latest ones; does nothing where the step is kept already.
       evaluate: measures a model on validation data, by metric name.
       keep_best: keeps an evaluated state if it is the best so far.
-      has_converged: whether training ends before its last step.
     """
 
     place: Callable[[NumpyBatch], dict[str, jax.Array]]
     save: Callable[[int, TrainState], None]
     evaluate: Callable[[Any], dict[str, float]]
     keep_best: Callable[[int, TrainState, Mapping[str, float]], None]
-    has_converged: Callable[[], bool] = lambda: False
 
 
 def run_loop(
@@ -92,11 +91,11 @@ def run_loop(
     guards: Guards,
     is_evaluation_missing: bool = False,
 ) -> TrainState:
-    """Trains until `periods.train_steps`, until it has converged, or until a signal asks to stop.
+    """Trains until `periods.train_steps`, or until a signal asks to stop after the current step.
 
     A state is saved before it is evaluated, so that a kill during the evaluation loses no step.
     SIGTERM ends the run as if it were complete, for its machine is needed; after Ctrl-C nothing
-    that waits for the run may go on.
+    that waits for the run may go on. All processes stop after the same step.
 
     Args:
       state: where to start; its buffers are donated.
@@ -119,12 +118,12 @@ def run_loop(
     progress = Progress(
         "train", total=periods.last_step, unit="steps", done=step, seconds_between_lines=0.0
     )
-    with stop_on(signal.SIGTERM, signal.SIGINT) as stop, progress:
+    with stop_on(signal.SIGTERM, signal.SIGINT) as asked, agreed(asked) as stop, progress:
         if is_evaluation_missing:
             logger.info("step %d was saved and not evaluated; evaluating it now", step)
             _evaluate(step, state, actions=actions, log=log, stop=stop)
         times = StepTimes(step)
-        while step < periods.last_step and not (stop.is_asked or actions.has_converged()):
+        while step < periods.last_step and not stop.is_due():
             with times.spent_on("data"):
                 batch = next(batches)
             state, metrics = train_step(state, actions.place(batch))
@@ -140,15 +139,15 @@ def run_loop(
             if periods.is_evaluated(step):
                 with times.spent_on("evaluation"):
                     _evaluate(step, state, actions=actions, log=log, stop=stop)
-        if stop.is_asked:
+        if stop.is_due():
             if step > first_step:
                 _save(step, state, guards, actions=actions, times=times)
-            name = "Ctrl-C" if stop.asked_by == signal.SIGINT else "SIGTERM"
+            name = "Ctrl-C" if asked.asked_by == signal.SIGINT else "SIGTERM"
             logger.info(
                 "stopped on %s after step %d; the same command goes on from there", name, step
             )
     guards.say_counts()
-    if stop.asked_by == signal.SIGINT:
+    if asked.asked_by == signal.SIGINT:
         raise KeyboardInterrupt
     return state
 
@@ -163,7 +162,7 @@ def _save(
 
 
 def _evaluate(
-    step: int, state: TrainState, *, actions: Actions, log: MetricsLog, stop: Stop
+    step: int, state: TrainState, *, actions: Actions, log: MetricsLog, stop: AgreedStop
 ) -> None:
     """Evaluates a saved state; a request to stop breaks it off, and a later run then does it again.
 

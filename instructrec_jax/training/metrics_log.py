@@ -69,6 +69,22 @@ class MetricsLog:
         self._events.close()
 
 
+class NoMetricsLog(MetricsLog):
+    """Stands for the log in a process that is not the one that writes."""
+
+    def __init__(self) -> None:
+        """Opens nothing."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes nothing."""
+
+    def report(self, step: int, incident: Mapping[str, Any]) -> None:
+        """Writes nothing."""
+
+    def close(self) -> None:
+        """Closes nothing."""
+
+
 class StepTimes:
     """Where the time between two logged steps went."""
 

@@ -24,6 +24,7 @@ from instructrec_jax.generation.beam_search import (
 from instructrec_jax.generation.catalogue_trie import CatalogueTrie
 from instructrec_jax.metrics import ranking
 from instructrec_jax.models.t5 import T5, T5Config
+from instructrec_jax.parallel import processes
 from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings, make_mesh
 from instructrec_jax.parallel.placement import check_rows
 from instructrec_jax.pipeline import loader, registry
@@ -33,6 +34,7 @@ from instructrec_jax.stages.dry_run import DryRun, open_dry
 from instructrec_jax.stages.generate import catalogue
 from instructrec_jax.stages.generate.catalogue import CatalogueRequest
 from instructrec_jax.stages.run_data import RunData, dataset_of
+from instructrec_jax.stages.together import check_run, output_directory
 from instructrec_jax.training.metrics_log import as_table
 
 logger = logging.getLogger(__name__)
@@ -110,22 +112,23 @@ def generate(
     if dry_run:
         dry = open_dry(run.checkpoint_path, model, mesh, **words)
         return _dry_run(dry, model, data, run)
-    checkpoint, device_mesh, shapes = open_for_run(run.checkpoint_path, model, mesh, **words)
-    vocabulary = data.open(*run.tasks, vocab_size=model.vocab_size)
-    run = dataclasses.replace(run, tasks=registry.matching_tasks(run.tasks, split=run.split))
-    planned = _plan(model, data, run, checkpoint)
+    with processes.sharing_errors():
+        checkpoint, device_mesh, shapes = open_for_run(run.checkpoint_path, model, mesh, **words)
+        vocabulary = data.open(*run.tasks, vocab_size=model.vocab_size)
+        run = dataclasses.replace(run, tasks=registry.matching_tasks(run.tasks, split=run.split))
+        planned = _plan(model, data, run, checkpoint)
+        data.check_tokenizer(run.tasks[0], checkpoint.tokenizer)
     output = Path(run.output_dir)
-    if manifest.find_finished(output, planned):
-        logger.info("generate: %s is up to date", output)
-        return files.read_json(output / FILE_NAME, Metrics, remedy=manifest.RERUN)
-    data.check_tokenizer(run.tasks[0], checkpoint.tokenizer)
+    check_run(planned, config_text, output)
+    if (earlier := processes.on_main(lambda: _finished(output, planned))) is not None:
+        return earlier
     prepared = catalogue.open_catalogue(run.prepared_dir, run.tasks[0])
     lengths = data.feature_lengths
     trie = catalogue.make_trie(prepared, vocabulary, lengths)
     logger.info("%d items of %d titles", len(prepared.items), trie.num_titles)
     search = _searcher(load_model(checkpoint, shapes), trie, run, device_mesh)
     found: Metrics = {"step": checkpoint.step}
-    with files.atomic_directory(output) as folder:
+    with output_directory(output) as folder:
         for task in run.tasks:
             read = functools.partial(catalogue.requests, task, prepared, vocabulary, lengths)
             stream = read(split=run.split, exclude_history=run.exclude_history)
@@ -159,6 +162,14 @@ def _dry_run(
         run = dataclasses.replace(run, tasks=tasks)
         dry.look_at_output(run.output_dir, _plan(model, data, run, dry.checkpoint))
     return dry
+
+
+def _finished(output: Path, planned: manifest.Manifest) -> Metrics | None:
+    """Returns what an earlier run has measured, None where there is none."""
+    if not manifest.find_finished(output, planned):
+        return None
+    logger.info("generate: %s is up to date", output)
+    return files.read_json(output / FILE_NAME, Metrics, remedy=manifest.RERUN)
 
 
 def _plan(

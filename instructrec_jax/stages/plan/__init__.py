@@ -16,7 +16,7 @@ from instructrec_jax.training.loop import Periods
 
 PRESETS = Path(__file__).with_name("presets.json")
 FITS, TOO_LARGE, UNKNOWN = "fits", "does not fit", "not known"
-ESTIMATE, COMPILER = "an estimate (leave room for half as much again)", "the compiler's count"
+ESTIMATE, COMPILER = "an estimate (leave room for as much again)", "the compiler's count"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,8 +149,8 @@ class Plan:
                 rows.append((name, f"refused by the compiler: {figures['refused']}"))
                 continue
             sent = ", ".join(
-                f"{of['held']:,} {kind} ({of['runs']:,} runs a step, {_gib(of['bytes'])})"
-                for kind, of in sorted(figures["collectives"].items())
+                f"{number:,} {kind} ({_gib(size)})"
+                for kind, (number, size) in sorted(figures["collectives"].items())
             )
             text = f"{_gib(figures['peak_bytes'])} a device, compiled in {figures['seconds']:.0f} s"
             rows += [(name, text), ("", f"its program holds {sent or 'no collectives'}")]
@@ -195,7 +195,7 @@ def plan(
     if not 0 < utilisation <= 1:
         raise UserError(f"--utilisation is {utilisation}; expected a share above 0, up to 1")
     mesh = topologies.abstract_mesh(learning.mesh, target)
-    check_batch(learning.objective, run, mesh, data.feature_lengths)
+    check_batch(run, mesh, data.feature_lengths)
     return Plan(
         target=target,
         mesh=dict(mesh.shape),

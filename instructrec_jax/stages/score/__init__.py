@@ -24,8 +24,10 @@ from instructrec_jax.instructions.task_modules import find_variant
 from instructrec_jax.instructions.token_budget import title_limit
 from instructrec_jax.metrics.ranking import PMI, checked_normalisers
 from instructrec_jax.models.t5 import T5Config
+from instructrec_jax.parallel import processes
 from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings
 from instructrec_jax.parallel.placement import num_batch_shares
+from instructrec_jax.parallel.stopping import agreed
 from instructrec_jax.progress import stop_on
 from instructrec_jax.requests.request_files import INSTRUCTION
 from instructrec_jax.requests.row_files import RowFile
@@ -46,6 +48,7 @@ from instructrec_jax.stages.score.request_sets import (
     task_sets,
 )
 from instructrec_jax.stages.score.shards import CLAIMS, score_shards
+from instructrec_jax.stages.together import check_run
 
 logger = logging.getLogger(__name__)
 _MIN_COMPILE_SECONDS = 0.1  # of programs that are worth keeping
@@ -140,30 +143,26 @@ def score(
     if dry_run:
         dry = open_dry(run.checkpoint_path, model, mesh, **words)
         return _dry_run(dry, model, data, run)
-    checkpoint, device_mesh, shapes = open_for_run(run.checkpoint_path, model, mesh, **words)
-    normaliser, why = chosen_normaliser(run.normaliser, checkpoint.ranking)
-    logger.info("candidates are ranked by %s, %s", normaliser, why)
-    run = dataclasses.replace(run, normaliser=normaliser)
-    with stop_on(signal.SIGTERM) as stop:
-        opened = _open(data, run, checkpoint.tokenizer, model)
-        planned = _plan(model, opened, run, checkpoint)
+    with stop_on(signal.SIGTERM) as asked, agreed(asked) as stop:
+        with processes.sharing_errors():
+            checkpoint, device_mesh, shapes = open_for_run(
+                run.checkpoint_path, model, mesh, **words
+            )
+            normaliser, why = chosen_normaliser(run.normaliser, checkpoint.ranking)
+            logger.info("candidates are ranked by %s, %s", normaliser, why)
+            run = dataclasses.replace(run, normaliser=normaliser)
+            opened = _open(data, run, checkpoint.tokenizer, model)
+            planned = _plan(model, opened, run, checkpoint)
         folder = Path(run.output_dir)
-        earlier = manifest.find_same_work(folder, planned)
-        if earlier is not None and earlier.files:
-            manifest.check_files(folder, may_lack=True)
-        if earlier is not None and _is_finished(earlier, opened.sets, folder):
-            logger.info("nothing left to do: %s holds all of it", folder)
-            shutil.rmtree(folder / CLAIMS, ignore_errors=True)
+        check_run(planned, config_text, folder)
+        if processes.on_main(lambda: _is_done(folder, planned, opened.sets)):
             return None
         readers = [SetReader(own) for own in opened.sets]
         scorer = make_scorer(device_mesh, readers, step_tokens=run.step_tokens)
         keep_compiled(run.compilation_cache_dir)
         restored = load_model(checkpoint, shapes)
-        if earlier is None:  # only now: a mistake leaves no folder behind
-            planned.write(folder)
-            manifest.find_same_work(folder, planned)  # another run may have been as quick
-            if config_text:
-                files.write_text(folder / "config.gin", config_text)
+        processes.on_main(lambda: _claim(folder, planned, config_text))
+        processes.check_seen(folder / manifest.FILE_NAME)
         is_finished = score_shards(
             readers,
             folder,
@@ -174,7 +173,7 @@ def score(
         )
         logger.info("steps of %d shapes were compiled", scorer.num_compiled)
         if is_finished:
-            _finish(folder, opened.sets)
+            processes.on_main(lambda: _finish(folder, opened.sets))
     return None
 
 
@@ -292,6 +291,27 @@ def _metadata(
         }
         for own in opened.sets
     }
+
+
+def _is_done(folder: Path, planned: manifest.Manifest, sets: Sequence[RequestSet]) -> bool:
+    """Whether an earlier run has done all of this; its files are checked."""
+    earlier = manifest.find_same_work(folder, planned)
+    if earlier is not None and earlier.files:
+        manifest.check_files(folder, may_lack=True)
+    if earlier is None or not _is_finished(earlier, sets, folder):
+        return False
+    logger.info("nothing left to do: %s holds all of it", folder)
+    shutil.rmtree(folder / CLAIMS, ignore_errors=True)
+    return True
+
+
+def _claim(folder: Path, planned: manifest.Manifest, config_text: str) -> None:
+    """Makes the folder of the run, only now: a mistake leaves none behind."""
+    if manifest.find_same_work(folder, planned) is None:
+        planned.write(folder)
+        manifest.find_same_work(folder, planned)  # another run may have been as quick
+        if config_text:
+            files.write_text(folder / "config.gin", config_text)
 
 
 def _is_finished(earlier: manifest.Manifest, sets: Sequence[RequestSet], folder: Path) -> bool:

@@ -14,7 +14,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from instructrec_jax.damage import Damage
-from instructrec_jax.progress import Progress, Stop, StopAskedError
+from instructrec_jax.parallel import processes
+from instructrec_jax.parallel.stopping import AgreedStop
+from instructrec_jax.progress import Progress, StopAskedError
 from instructrec_jax.scores import parts
 from instructrec_jax.scores.claims import Claims
 from instructrec_jax.scores.parts import ScoredRequest, Shard
@@ -36,19 +38,20 @@ def score_shards(
     *,
     score: ScoreRequests,
     metadata: Mapping[str, Mapping[str, Any]],
-    stop: Stop,
+    stop: AgreedStop,
     stale_seconds: float,
 ) -> bool:
     """Writes the parts of all shards that nobody has written, and waits for those of others.
 
-    The next shard is read, rendered and tokenised while one is scored.
+    The next shard is read, rendered and tokenised while one is scored. Of processes that run
+    together the first one claims shards and writes their parts; all read and score them.
 
     Args:
       readers: of the sets that are scored.
       folder: where parts and claims lie.
       score: gives the log-likelihoods of requests, float32 [c] each.
       metadata: what the parts of each template say of where they come from.
-      stop: asks to stop: the shard being scored is dropped.
+      stop: asks to stop: the shard being scored is dropped, by several processes finished.
       stale_seconds: age after which the claim of another process is dead.
 
     Returns:
@@ -67,7 +70,7 @@ def score_shards(
         "score", total=len(names), unit="parts", done=num_written(), seconds_between_lines=0.0
     )
     with progress, Claims(folder / CLAIMS, stale_seconds=stale_seconds) as claims:
-        ahead = ReadAhead(lambda is_over: _claimed(work, folder, claims, is_over))
+        ahead = ReadAhead(lambda is_over: _read(work, folder, claims, is_over))
         with contextlib.closing(ahead):
             while True:
                 try:
@@ -84,16 +87,15 @@ def score_shards(
                         *(num_written(), len(names)),
                     )
                     return False
-                own = metadata[shard.template]
-                rows = parts.score_rows(shard.template, decided, normaliser=own["normaliser"])
-                _write(folder, shard, rows, own, damage)
-                claims.give_back(shard.file_name)
-                rate = sum(len(row["candidate_ids"]) for row in rows) / (time.monotonic() - mark)
-                mark = time.monotonic()
-                note = f"{shard.file_name}: {len(rows)} requests, {rate:.0f} candidates/s"
-                progress.advance(num_written() - progress.done, note)
                 num_tied += sum(request.has_equal_candidates for request in requests)
-    if num_tied:
+                if not processes.is_main():
+                    continue
+                number = _write(folder, shard, decided, metadata[shard.template], damage)
+                claims.give_back(shard.file_name)
+                rate, mark = number / (time.monotonic() - mark), time.monotonic()
+                note = f"{shard.file_name}: {len(decided)} requests, {rate:.0f} candidates/s"
+                progress.advance(num_written() - progress.done, note)
+    if num_tied and processes.is_main():
         logger.warning(
             "%d requests hold candidates of equal tokens: no model tells these apart, so they tie",
             num_tied,
@@ -127,27 +129,40 @@ def decide(
     return [request.scored for request in requests if request.outcome is not None]
 
 
-def _claimed(
+def _read(
     work: Sequence[tuple[SetReader, Shard]],
     folder: Path,
     claims: Claims,
     is_over: threading.Event,
 ) -> Iterator[Ready]:
-    """Claims shards and reads them, until all parts are there."""
-    left = list(work)
+    """Reads the shards that this process, or the first of those that run together, claims."""
+    shards = [shard for _, shard in work]
+    claimed = _claimed(shards, folder, claims, is_over) if processes.is_main() else iter(())
+    channel = processes.Channel("shards", is_over)
+    while (index := channel.gathered(next(claimed, None))[0]) is not None:
+        reader, shard = work[index]
+        yield reader, shard, *reader.read(shard)
+
+
+def _claimed(
+    shards: Sequence[Shard], folder: Path, claims: Claims, is_over: threading.Event
+) -> Iterator[int]:
+    """Yields the index of each shard that could be claimed, until all parts are there."""
+    left = list(range(len(shards)))
     is_waiting = False
     while left:
         taken, num_taken = [], 0
-        for reader, shard in left:
+        for index in left:
+            shard = shards[index]
             if parts.is_written(folder, shard):
                 continue
             if not claims.take(shard.file_name):
-                taken.append((reader, shard))
+                taken.append(index)
             elif parts.is_written(folder, shard):  # by another process, a moment ago
                 claims.give_back(shard.file_name)
             else:
                 num_taken += 1
-                yield reader, shard, *reader.read(shard)
+                yield index
         if taken and not num_taken:
             if not is_waiting:
                 logger.info("waiting for %d parts that other processes are at", len(taken))
@@ -160,16 +175,22 @@ def _claimed(
 def _write(
     folder: Path,
     shard: Shard,
-    rows: list[dict[str, Any]],
+    decided: Sequence[ScoredRequest],
     metadata: Mapping[str, Any],
     damage: Damage,
-) -> None:
-    """Writes a part, unless another process has written the same and tidied up."""
+) -> int:
+    """Writes a part, unless another process has written the same and tidied up.
+
+    Returns:
+      How many candidates it holds.
+    """
+    rows = parts.score_rows(shard.template, decided, normaliser=metadata["normaliser"])
     try:
         parts.write_part(folder / shard.file_name, rows, metadata, damage)
     except FileNotFoundError:
         if not parts.is_written(folder, shard):
             raise
+    return sum(len(row["candidate_ids"]) for row in rows)
 
 
 class ReadAhead(Generic[_Item]):

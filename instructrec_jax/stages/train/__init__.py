@@ -13,6 +13,7 @@ from instructrec_jax.checkpoints.ranking_config import DEFAULT_NORMALISER, Ranki
 from instructrec_jax.checkpoints.source import TOKENIZER_FILE, Source
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning, split
+from instructrec_jax.parallel import processes
 from instructrec_jax.parallel.mesh import LogicalMesh, make_mesh
 from instructrec_jax.parallel.placement import describe_placement, num_parameters
 from instructrec_jax.pipeline import loader
@@ -20,6 +21,7 @@ from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.dry_run import DryRun
 from instructrec_jax.stages.evaluate import ValidationSettings, make_evaluate
 from instructrec_jax.stages.run_data import RunData
+from instructrec_jax.stages.together import check_run
 from instructrec_jax.stages.train.start import (
     Learning,
     TrainSettings,
@@ -35,7 +37,7 @@ from instructrec_jax.stages.train.start import (
 from instructrec_jax.tokenizer import SentencePieceModel
 from instructrec_jax.training.guards import Guards
 from instructrec_jax.training.loop import Actions, Periods, run_loop
-from instructrec_jax.training.metrics_log import MetricsLog
+from instructrec_jax.training.metrics_log import MetricsLog, NoMetricsLog
 from instructrec_jax.training.optimizers import describe
 from instructrec_jax.training.state import TrainState, abstract_state, shardings_of, stored_part
 from instructrec_jax.training.step import (
@@ -78,37 +80,37 @@ def train(
     """
     mesh, tuning, objective = make_mesh(learning.mesh), learning.fine_tuning, learning.objective
     abstract = abstract_state(learning.model.init, learning.optimizer, mesh, fine_tuning=tuning)
-    check_batch(objective, run, mesh, data.feature_lengths)  # before MODEL_DIR is claimed
+    check_batch(run, mesh, data.feature_lengths)  # before MODEL_DIR is claimed
     if dry_run:
         return _dry_run(learning, data, run, periods, abstract=abstract)
-    initial = open_initial(learning, run)
-    first_step, periods = _count_steps(run, periods, initial)
-    logger.info(_describe(abstract, learning, run, periods, first_step=first_step))
-    vocabulary, _ = _open_data(learning, data, run, initial)
-    evaluate = make_evaluate(validation, data, Scorer(mesh), vocabulary=vocabulary)
-    _claim(learning, data, run, initial)
+    with processes.sharing_errors():
+        initial = open_initial(learning, run)
+        first_step, periods = _count_steps(run, periods, initial)
+        logger.info(_describe(abstract, learning, run, periods, first_step=first_step))
+        vocabulary, _ = _open_data(learning, data, run, initial)
+        evaluate = make_evaluate(validation, data, Scorer(mesh), vocabulary=vocabulary)
+    _claim(learning, data, run, initial, config_text)
     _describe_model(data, run, validation, config_text)
     with contextlib.ExitStack() as opened:
         latest, best = _open_stores(run, validation, opened)
         state = initialise(learning, run, mesh, latest=latest, abstract=abstract, initial=initial)
         step = int(state.step)
-        log = opened.enter_context(contextlib.closing(MetricsLog(run.model_dir, first_step=step)))
-        done = step - first_step
-        is_due = done > 0 and periods.is_evaluated(step) and not log.began_with(validation.headline)
+        log = _open_log(run, step, opened)
+        done = step > first_step
+        is_due = done and periods.is_evaluated(step) and not _is_evaluated(log, validation)
         if step >= periods.last_step and not is_due:
             logger.info("nothing left to do: %s is at step %d", run.model_dir, step)
             return None
         position = latest.data_position(step) if done else None
         guards = _guards(log, run, latest, step=step if done else None)
-        batches = open_batches(objective, data, run, position=position)
+        batches = open_batches(objective, data, run, mesh=mesh, position=position)
         opened.callback(batches.close)
         run_loop(
-            state,
-            batches,
+            *(state, batches),
             train_step=_train_step(learning, run, mesh=mesh, abstract=abstract),
             periods=periods,
             actions=Actions(
-                place=placer(objective, mesh),
+                place=placer(objective, data, run, mesh),
                 save=_saver(latest, batches, guards, tuning),
                 evaluate=evaluate,
                 keep_best=_keeper(best, tuning),
@@ -182,11 +184,36 @@ def _count_steps(
     return first_step, dataclasses.replace(periods, train_steps=last_step)
 
 
-def _claim(learning: Learning, data: RunData, run: TrainSettings, initial: Source | None) -> None:
-    """Refuses a MODEL_DIR that holds a run of another model, mixture or seed."""
-    manifest.claim(run.model_dir, _planned(learning, data, run, initial))
-    if learning.fine_tuning.lora is not None and initial is not None:
-        claim_base(run.model_dir, initial, learning.fine_tuning.lora)
+def _claim(
+    learning: Learning,
+    data: RunData,
+    run: TrainSettings,
+    initial: Source | None,
+    config_text: str,
+) -> None:
+    """Refuses a MODEL_DIR of a run of another model, mixture or seed, and processes that differ."""
+    with processes.sharing_errors():
+        planned = _planned(learning, data, run, initial)
+    check_run(planned, config_text, run.model_dir)
+
+    def claim() -> None:
+        manifest.claim(run.model_dir, planned)
+        if learning.fine_tuning.lora is not None and initial is not None:
+            claim_base(run.model_dir, initial, learning.fine_tuning.lora)
+
+    processes.on_main(claim)
+
+
+def _is_evaluated(log: MetricsLog, validation: ValidationSettings) -> bool:
+    """Whether the evaluation of the step that the run starts from has been logged."""
+    return processes.on_main(lambda: log.began_with(validation.headline))
+
+
+def _open_log(run: TrainSettings, step: int, opened: contextlib.ExitStack) -> MetricsLog:
+    """Returns where metrics go, of process 0 alone; it is closed with the run."""
+    log = MetricsLog(run.model_dir, first_step=step) if processes.is_main() else NoMetricsLog()
+    opened.callback(log.close)
+    return log
 
 
 def _planned(
@@ -224,17 +251,23 @@ def _describe_model(
 
     Says whose texts the model learns from.
     """
+    folder = Path(run.model_dir)
     logger.info("%s", data.about_texts(run.mixture))
-    RankingConfig(
-        normaliser=validation.normaliser or DEFAULT_NORMALISER,
-        feature_lengths=data.feature_lengths,
-        extra_ids=data.extra_ids,
-    ).write(run.model_dir)
-    data.copy_vocabulary(run.mixture, Path(run.model_dir) / TOKENIZER_FILE)
-    if config_text:
-        files.write_text(Path(run.model_dir) / "config.gin", config_text)
-    claimed = manifest.read_manifest(run.model_dir)
-    claimed.write_finished(run.model_dir, TOKENIZER_FILE, ranking_config.FILE_NAME)
+
+    def write() -> None:
+        RankingConfig(
+            normaliser=validation.normaliser or DEFAULT_NORMALISER,
+            feature_lengths=data.feature_lengths,
+            extra_ids=data.extra_ids,
+        ).write(folder)
+        data.copy_vocabulary(run.mixture, folder / TOKENIZER_FILE)
+        if config_text:
+            files.write_text(folder / "config.gin", config_text)
+        claimed = manifest.read_manifest(folder)
+        claimed.write_finished(folder, TOKENIZER_FILE, ranking_config.FILE_NAME)
+
+    processes.on_main(write)
+    processes.check_seen(folder / manifest.FILE_NAME)
 
 
 def _open_stores(

@@ -11,9 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import jax
-import numpy as np
 import optax
-from jax.experimental import multihost_utils
 
 from instructrec_jax.checkpoints import store
 from instructrec_jax.checkpoints.parameters import parameters
@@ -22,10 +20,16 @@ from instructrec_jax.checkpoints.t5x_layout import assemble_slots
 from instructrec_jax.data.columnar import TRAIN
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning
-from instructrec_jax.models.objectives import Objective, pack_candidates
+from instructrec_jax.models.objectives import (
+    Objective,
+    pack_candidates,
+    ranking_sizes,
+    trim_instructions,
+)
 from instructrec_jax.models.t5 import T5Config
+from instructrec_jax.parallel import processes
 from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings, abstract_model
-from instructrec_jax.parallel.placement import check_rows, place_batch
+from instructrec_jax.parallel.placement import check_rows, place_batch, process_rows
 from instructrec_jax.pipeline import loader, registry
 from instructrec_jax.settings import MAX_CANDIDATES, Count, Natural, Range, Rows, Seed, check_fields
 from instructrec_jax.stages.run_data import RunData, dataset_of
@@ -139,6 +143,7 @@ def initialise(
 ) -> TrainState:
     """Returns the state to start from."""
     tuning, state, step = learning.fine_tuning, None, latest.latest_step()
+    processes.check_alike({f"the latest checkpoint in {latest.folder}": step})
     # 1. The latest checkpoint in MODEL_DIR: an interrupted run goes on where it was.
     if step is not None:
         logger.info("resuming from step %d in %s", step, latest.folder)
@@ -191,6 +196,7 @@ def open_batches(
     data: RunData,
     run: TrainSettings,
     *,
+    mesh: LogicalMesh,
     position: loader.Position | None,
 ) -> loader.Batches:
     """Returns the endless batches of this process.
@@ -199,12 +205,13 @@ def open_batches(
       objective: decides whether a row is a whole ranking.
       data: records and tasks.
       run: this run.
+      mesh: the device mesh, which says what rows are on devices of this process.
       position: where they begin, as `data_position` gave it; None for the first one.
     """
     shared: dict[str, Any] = {
         "batch_size": run.batch_size,
         "seed": run.seed,
-        "process": (jax.process_index(), jax.process_count()),
+        "rows": process_rows(run.batch_size, mesh),
         "position": position,
     }
     if objective.ranks_candidates:
@@ -212,7 +219,6 @@ def open_batches(
             run.mixture,
             feature_lengths=data.feature_lengths,
             num_candidates=run.num_candidates,
-            buckets=data.buckets,
             **shared,
         )
     return loader.training_batches(
@@ -232,17 +238,26 @@ def step_optimizer(learning: Learning, run: TrainSettings) -> optax.GradientTran
 
 def data_position(batches: loader.Batches) -> loader.Position:
     """Returns where the batches of all processes go on, for any number of processes."""
-    if jax.process_count() == 1:
-        return [list(of_group) for of_group in batches.position]
-    everywhere = multihost_utils.process_allgather(np.array(batches.position))
-    return everywhere.max(axis=0).tolist()
+    # Groups without a row in a process are at [0, 0] there.
+    of_groups = zip(*processes.gathered(batches.position), strict=True)
+    return [list(max(positions)) for positions in of_groups]
 
 
-def placer(objective: Objective, mesh: LogicalMesh) -> Callable[[Mapping], dict[str, jax.Array]]:
+def placer(
+    objective: Objective, data: RunData, run: TrainSettings, mesh: LogicalMesh
+) -> Callable[[Mapping], dict[str, jax.Array]]:
     """Returns what brings a numpy batch into the form the objective takes, on the devices."""
-    if objective.ranks_candidates:
-        return lambda batch: place_batch(pack_candidates(batch), mesh)
-    return functools.partial(place_batch, mesh=mesh)
+    place = functools.partial(place_batch, mesh=mesh, num_rows=run.batch_size)
+    if not objective.ranks_candidates:
+        return place
+
+    def place_ranking(batch: Mapping) -> dict[str, jax.Array]:
+        # The shapes of all processes are one: by the largest among the rows of all.
+        largest = map(max, zip(*processes.gathered(ranking_sizes(batch)), strict=True))
+        longest, *_ = sizes = tuple(largest)
+        return place(pack_candidates(trim_instructions(batch, data.buckets, longest), sizes=sizes))
+
+    return place_ranking
 
 
 def check_mixture(objective: Objective, run: TrainSettings) -> int:
@@ -252,13 +267,10 @@ def check_mixture(objective: Objective, run: TrainSettings) -> int:
     return loader.check_records(name, TRAIN)
 
 
-def check_batch(
-    objective: Objective, run: TrainSettings, mesh: LogicalMesh, lengths: Mapping[str, int]
-) -> None:
-    """Raises UserError if a batch cannot be shared by the devices and processes.
+def check_batch(run: TrainSettings, mesh: LogicalMesh, lengths: Mapping[str, int]) -> None:
+    """Raises UserError if a batch cannot be shared by the devices.
 
     Args:
-      objective: of the run.
       run: this run.
       mesh: the device mesh.
       lengths: TASK_FEATURE_LENGTHS.
@@ -278,14 +290,3 @@ def check_batch(
                 f"is {number}"
             )
         check_rows(run.batch_size // number, mesh, name="BATCH_SIZE / NUM_MICROBATCHES")
-    num_processes = jax.process_count()
-    if run.batch_size % num_processes:
-        raise UserError(
-            f"BATCH_SIZE is {run.batch_size}; expected a multiple of the {num_processes} "
-            "processes, each of which loads its share of the rows"
-        )
-    if num_processes > 1 and objective.ranks_candidates:
-        raise UserError(
-            f"the listwise objective runs in one process, not in {num_processes}: its rows are "
-            "packed to the longest of a process; use objectives.NegativeLogLikelihood"
-        )

@@ -204,4 +204,5 @@ def _average(attention: Attention, key: Array) -> None:
 
 def _as(old: Array, new: NDArray[np.floating] | Array) -> Array:
     """Returns a new value of a parameter, in its dtype and sharding."""
-    return jax.device_put(jnp.asarray(new, old.dtype), old.sharding)
+    place = jax.jit(lambda new: jnp.asarray(new, old.dtype), out_shardings=old.sharding)
+    return place(new)
