@@ -233,31 +233,35 @@ def with_dtype(model: T5, dtype: str) -> T5:
     return jax.tree.unflatten(jax.tree.structure(shapes), jax.tree.leaves(model))
 
 
-def measure_numbers(size: str, *, num_users: int = 4, num_candidates: int = 10) -> Figures:
+def measure_likelihoods(size: str, *, num_users: int = 4, num_candidates: int = 10) -> Figures:
     """Compares float32 on this device with float32 on the CPU, and bfloat16 with float32."""
-    config, batch = config_of(size), packed_batch(2)
     requests = as_requests(score_ways.workload(num_users, num_candidates))
     device, cpu = jax.devices()[0], jax.devices("cpu")[0]
     with jax.default_device(cpu):
-        model = jax.jit(config.init)(jax.random.key(0))
+        model = jax.jit(config_of(size).init)(jax.random.key(0))
         exact = Scorer(one_device(cpu))(model, requests)
     likelihood = Scorer(one_device())(jax.device_put(model, device), requests)
     narrow = with_dtype(jax.device_put(model, device), "bfloat16")
-    figures: Figures = {
+    return {
         "log_likelihood": difference(likelihood, exact),
         "log_likelihood_bfloat16": difference(Scorer(one_device())(narrow, requests), exact),
     }
-    report(figures)
+
+
+def measure_gradient(size: str) -> Figures:
+    """Compares loss and gradient in float32 on this device with those on the CPU."""
+    batch, devices = packed_batch(1), (jax.devices()[0], jax.devices("cpu")[0])
+    model = jax.jit(config_of(size).init)(jax.random.key(0))
     gradient = jax.jit(
         jax.value_and_grad(lambda model, batch: NegativeLogLikelihood()(model, batch)[0])
     )
     found = []
-    for where in (device, cpu):
+    for where in devices:
         loss, grads = gradient(jax.device_put(model, where), jax.device_put(batch, where))
         found.append((float(loss), float(optax.tree.norm(grads))))
+        report({"loss_so_far": found[-1][0]})
     (loss, norm), (exact_loss, exact_norm) = found
-    differences = {"loss": abs(loss / exact_loss - 1), "gradient_norm": abs(norm / exact_norm - 1)}
-    return {**figures, **differences}
+    return {"loss": abs(loss / exact_loss - 1), "gradient_norm": abs(norm / exact_norm - 1)}
 
 
 def difference(found: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
@@ -328,7 +332,8 @@ MEASURES: dict[str, Callable[[], Figures]] = {
     "score xl, 100 candidates": lambda: measure_scoring(
         "xl", num_users=48, num_candidates=100, step_tokens=16384, hf_users=4
     ),
-    "numbers small": lambda: measure_numbers("small"),
+    "log-likelihoods small": lambda: measure_likelihoods("small"),
+    "gradient small": lambda: measure_gradient("small"),
     "train base, 32 rows": lambda: measure_training("base", num_rows=32),
     "train base, 32 rows, hardware rng": lambda: measure_training(
         "base", num_rows=32, rng=HARDWARE_RNG
@@ -336,7 +341,8 @@ MEASURES: dict[str, Callable[[], Figures]] = {
 }
 TINY: dict[str, Callable[[], Figures]] = {
     "peak": lambda: measure_peak(512),
-    "numbers tiny": lambda: measure_numbers("tiny"),
+    "log-likelihoods tiny": lambda: measure_likelihoods("tiny"),
+    "gradient tiny": lambda: measure_gradient("tiny"),
     "train tiny": lambda: measure_training(
         "tiny", num_rows=2, num_steps=2, remat_policy="full", rng=HARDWARE_RNG, key_block=256
     ),
