@@ -28,6 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 VOCAB_SIZE = 600
+_NUM_STEPS, _MOST_STEPS = 40, 4  # of a training run, and until it is killed
 
 
 def make_inputs(folder: Path, num_requests: int) -> None:
@@ -92,7 +93,12 @@ class TrainStorm:
             "DATA_DIR": str(folder / "records"),
             "MIXTURE_OR_TASK_NAME": "toys.A7.grouped",
             "EVAL_TASKS": ["toys.A7"],
-            **{"TRAIN_STEPS": 40, "BATCH_SIZE": 8, "LOG_PERIOD": 1, "loop.Periods.checkpoint": 2},
+            **{
+                "TRAIN_STEPS": _NUM_STEPS,
+                "BATCH_SIZE": 8,
+                "LOG_PERIOD": 1,
+                "loop.Periods.checkpoint": 2,
+            },
             **{"EVAL_PERIOD": 10, "EVAL_STEPS": 1, "EVALUATOR_NUM_EXAMPLES": 16},
         }
         names = ("models/t5_tiny", "mixtures/ml_100k", "runs/from_scratch")
@@ -105,7 +111,7 @@ class TrainStorm:
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         self.finish("undisturbed")  # compiles
         began, process = time.monotonic(), self._start("again")
-        self._wait_for_a_step(process, "again")
+        self._wait_for_steps(process, "again", 1)
         started = time.monotonic()
         process.communicate()
         self.seconds = {"start": started - began, "training": time.monotonic() - started}
@@ -119,8 +125,10 @@ class TrainStorm:
             process = self._start(f"storm {folders}")
             longest = self.seconds["start"]
             if self._draw.random() > 0.25:
-                self._wait_for_a_step(process, f"storm {folders}")
-                longest = 3 * self.seconds["training"] / number
+                self._wait_for_steps(
+                    process, f"storm {folders}", self._draw.randint(0, _MOST_STEPS)
+                )
+                longest = self.seconds["training"] / _NUM_STEPS
             try:
                 process.wait(self._draw.uniform(0.0, longest))
             except subprocess.TimeoutExpired:
@@ -138,14 +146,18 @@ class TrainStorm:
         self.check(f"storm {folders}")
         print(f"{killed} kills over {folders + 1} folders: the same arrays and figures")
 
-    def _wait_for_a_step(self, process: subprocess.Popen, name: str) -> None:
-        """Waits until a run has logged a step, or has ended."""
+    def _wait_for_steps(self, process: subprocess.Popen, name: str, number: int) -> None:
+        """Waits until a run has logged so many steps of its own, or has ended."""
         path = self._folder / name / "metrics.jsonl"
         before = path.stat().st_mtime_ns if path.exists() else 0
+        kept: int | None = None
         while process.poll() is None:
             # Its start writes the file anew, without the steps after its checkpoint.
-            if path.exists() and path.stat().st_mtime_ns > before and path.stat().st_size:
-                return
+            if path.exists() and path.stat().st_mtime_ns > before:
+                lines = path.read_text().count("\n")
+                kept = lines if kept is None else kept
+                if lines >= kept + number:
+                    return
             time.sleep(0.01)
 
     def finish(self, name: str) -> None:

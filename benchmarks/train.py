@@ -97,7 +97,8 @@ def write_batches(examples: dict[str, np.ndarray], folder: Path, shape: tuple[in
     number = len(examples["inputs"])
     ids = np.array([str(index) for index in range(number)], np.bytes_)
     lengths = {name: array.shape[1] for name, array in examples.items()}
-    packed = packed_rows({**examples, "example_id": ids}, lengths)
+    told = {"example_id": ids, "example_number": np.arange(number)}
+    packed = packed_rows({**examples, **told}, lengths)
     kept = shape[0] * shape[1]
     if len(packed["example_id"]) < kept:
         raise SystemExit(f"{number} examples fill fewer than {kept} rows; take a larger --window")
@@ -105,6 +106,7 @@ def write_batches(examples: dict[str, np.ndarray], folder: Path, shape: tuple[in
         (packed["encoder_input_tokens"][:-1] > 0).mean()
     )  # its last row may be short
     names = packed.pop("example_id")[:kept]
+    del packed["example_number"]
     packed = {name: array[:kept].reshape(*shape, -1) for name, array in packed.items()}
     np.savez(folder / "packed.npz", **packed)
     owner = [(int(name), row // shape[1]) for row, own in enumerate(names) for name in own if name]

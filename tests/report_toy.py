@@ -12,6 +12,7 @@ from instructrec_jax.records import CandidateList, History, Item
 from instructrec_jax.scores import parts
 from instructrec_jax.scores.parts import part_name
 from instructrec_jax.stages import report as stage
+from instructrec_jax.stages.report.choice import ChoiceSettings
 
 NUM_USERS, NUM_ITEMS = 60, 40
 ALL_AT_ONCE = {"strategy": "AllAtOnce", "sure_ranks": None}
@@ -162,6 +163,6 @@ def run(folders, output, **changes):
         "scores": {"model": (folders / "validation", folders / "test")},
         "output_dir": output,
         "metrics_file": folders / "metrics.jsonl",
-        "normalisers": ("sum", "mean"),
     }
-    return stage.report(**(arguments | changes))
+    choice = ChoiceSettings(normalisers=changes.pop("normalisers", ("sum", "mean")))
+    return stage.report(**(arguments | changes), choice=choice)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructrec_jax.pipeline.data_order import draws, hashed, permuted
+from instructrec_jax.data.data_order import draws, hashed, permuted
 
 RATES = [3.0, 1.0, 7.5, 0.01, 100.0]
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from instructrec_jax.models.objectives import Listwise, NegativeLogLikelihood
 from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel import topologies
 from instructrec_jax.parallel.mesh import MeshSettings
-from instructrec_jax.stages.plan import FITS, PRESETS, TOO_LARGE, UNKNOWN, plan
+from instructrec_jax.stages.plan import FITS, PRESETS, TOO_LARGE, UNKNOWN, compiling, plan
 from instructrec_jax.stages.plan.compiling import compile_part
 from instructrec_jax.stages.plan.estimate import batch_shapes, estimate_step
 from instructrec_jax.stages.run_data import RunData
@@ -165,7 +166,7 @@ def test_the_estimate_is_within_a_factor_of_two_of_the_compiler(mesh):
     exact = estimated.parameters + estimated.optimizer_state
     assert exact <= found["arguments"] <= exact + 2**16  # and the batch
     assert found["peak_bytes"] / 2 < estimated.peak < found["peak_bytes"] * 2
-    assert found["collectives"]["all-reduce"][0] > 0
+    assert found["collectives"]["all-reduce"]["held"] > 0
 
 
 def test_what_is_split_takes_less_of_a_device():
@@ -198,11 +199,30 @@ def test_steps_give_hours_and_a_price():
 
 @pytest.mark.parametrize(("peak", "verdict"), [(2**30, FITS), (2**34, TOO_LARGE)])
 def test_the_compiler_has_the_last_word(peak, verdict):
-    figures = {"peak_bytes": peak, "collectives": {"all-reduce": (3, 2**20)}, "seconds": 1.0}
+    sent = {"all-reduce": {"held": 3, "runs": 48, "bytes": 2**30}}
+    figures = {"peak_bytes": peak, "collectives": sent, "seconds": 1.0}
     found = planned("v5e:2x2", programs={"train step": figures})
     assert found.verdict == verdict
     assert "the compiler's count" in found.as_text()
-    assert "3 all-reduce" in found.as_text()
+    assert "3 all-reduce (48 runs a step, 1.00 GiB)" in found.as_text()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded by 4.75G.",
+        "the total memory required for HLO temporaries (20.50G) exceeds available HBM (15.75G).",
+    ],
+)
+def test_what_the_compiler_refuses_for_its_size_does_not_fit(said):
+    def refuse():
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {said}")
+
+    figures = compiling.compiled_figures("train step", SimpleNamespace(compile=refuse))
+    assert figures["peak_bytes"] == 20.5 * 2**30
+    found = planned("v5e:2x2", programs={"train step": figures})
+    assert found.verdict == TOO_LARGE
+    assert "refused by the compiler" in found.as_text()
 
 
 def test_without_a_memory_there_is_no_verdict():
@@ -271,7 +291,8 @@ def test_a_run_that_cannot_be_shared_is_told_before_anything_is_compiled(flag, m
 )
 def test_a_run_is_compiled_for_a_slice_that_is_not_there(tmp_path, capsys):
     written = tmp_path / "plan.json"
-    assert main(["plan", *GIN, "--topology=v5e:2x2", f"--json={written}"]) == 0
+    quick = ["--gin.DROPOUT_RATE=0.0", "--gin.BATCH_SIZE=4", "--topology=v5e:2x2"]
+    assert main(["plan", *GIN, *quick, f"--json={written}"]) == 0
     found = json.loads(written.read_text())["compiled"]
     assert {"train step", "encoding step", "decoding step"} == {*found}
     assert found["train step"]["peak_bytes"] > 2**20

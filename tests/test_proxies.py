@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 from pytest import approx
 
+from instructrec_jax.metrics.bm25 import BM25
 from instructrec_jax.records import Item
 from instructrec_jax.teacher.audit import Example
 from instructrec_jax.teacher.proxies import proxies, share_above_others
@@ -51,13 +53,21 @@ def test_bm25_weighs_rare_words_and_short_documents_more():
 
 
 def test_bm25_is_as_by_hand():
-    from instructrec_jax.teacher.proxies import _bm25_weights
-
     documents = [["brass", "lamp", "brass"], ["kettle"]]
-    weights = _bm25_weights(documents, {"brass": 0, "lamp": 1, "kettle": 2}).toarray()
+    weights = BM25(documents).weights.toarray()
     rarity, damping = math.log1p(1.5 / 1.5), 1.5 * (0.25 + 0.75 * 3 / 2)
     assert weights[0] == approx([rarity * 2 / (2 + damping), rarity / (1 + damping), 0.0])
     assert weights[1] == approx([0.0, 0.0, rarity / (1 + 1.5 * (0.25 + 0.75 / 2))])
+
+
+def test_bm25_scores_candidates_as_it_scores_all_documents():
+    documents = [["brass", "lamp"], ["copper", "kettle"], ["brass", "kettle"], []]
+    queries, candidates = [["brass", "brass", "tin"], ["kettle"]], np.array([[2, 0], [3, 1]])
+    index = BM25(documents)
+    found = index.candidate_scores(queries, candidates)
+    for query, row, own in zip(queries, candidates, found, strict=True):
+        assert own == approx(index.scores(query)[row])
+    assert index.scores(["brass", "brass"]) == approx(2 * index.scores(["brass"]))
 
 
 def test_texts_that_speak_of_their_target_are_above_texts_that_do_not():

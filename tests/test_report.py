@@ -236,7 +236,6 @@ def test_unfinished_scoring_is_refused(folders, tmp_path):
         ({"prepared_dir": "nowhere"}, "nowhere holds no candidates.parquet"),
         ({"scores": {"model": ("nowhere", "nowhere")}}, "no scores in nowhere"),
         ({"scores": {}}, "name those of at least one system"),
-        ({"scores": {"random": ("a", "b")}}, "'random' has the name of a baseline"),
     ],
 )
 def test_wrong_arguments_are_named(folders, tmp_path, changes, message):

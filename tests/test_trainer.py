@@ -15,6 +15,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.parallel.placement import place_batch
 from instructrec_jax.training import optimizers
+from instructrec_jax.training.guards import Guards
 from instructrec_jax.training.loop import Actions, Periods, run_loop
 from instructrec_jax.training.metrics_log import MetricsLog, read_metrics
 from instructrec_jax.training.state import abstract_state, initial_state, shardings_of
@@ -86,6 +87,7 @@ def run(folder, last_step, optimizer, settings):
             keep_best=lambda step, state, measured: None,
         ),
         log=log,
+        guards=Guards(log, max_skipped=0),
     )
     log.close()
     checkpoints.close()

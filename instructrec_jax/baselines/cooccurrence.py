@@ -223,6 +223,19 @@ def score_by_cooccurrence(
 
 def _count_pairs(sequences: Sequence[NDArray[np.integer]], size: int) -> sparse.csr_matrix:
     """Returns [size, size] in how many sequences two different ids occur together."""
+    present = incidence(sequences, size)
+    counts = (present.T @ present).tocsr()
+    counts.setdiag(0)
+    counts.eliminate_zeros()
+    return counts
+
+
+def incidence(sequences: Sequence[NDArray[np.integer]], size: int) -> sparse.csr_matrix:
+    """Returns [sequences, size] 1 where a sequence holds an id, float64.
+
+    Raises:
+      UserError: if an id is not within 0 .. size - 1.
+    """
     distinct = [np.unique(sequence) for sequence in sequences]
     columns = np.concatenate(distinct) if distinct else np.zeros(0, dtype=np.int64)
     columns = columns.astype(np.int64)
@@ -230,10 +243,5 @@ def _count_pairs(sequences: Sequence[NDArray[np.integer]], size: int) -> sparse.
         wrong = columns.min() if columns.min() < 0 else columns.max()
         raise UserError(f"id {wrong} is outside 0 .. {size - 1}; was another vocabulary used?")
     rows = np.repeat(np.arange(len(distinct)), [len(ids) for ids in distinct])
-    present = sparse.csr_matrix(
-        (np.ones(len(columns)), (rows, columns)), shape=(len(distinct), size)
-    )
-    counts = (present.T @ present).tocsr()
-    counts.setdiag(0)
-    counts.eliminate_zeros()
-    return counts
+    ones = np.ones(len(columns))
+    return sparse.csr_matrix((ones, (rows, columns)), shape=(len(distinct), size))

@@ -1,9 +1,18 @@
 """The verbs by which other systems rank the candidates that models are measured on."""
 
+import argparse
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from instructrec_jax.cli.verb import Group, Verb, output_dir
+from instructrec_jax.cli.verb import (
+    Group,
+    Verb,
+    add_gin_flags,
+    bindings_of,
+    output_dir,
+    print_result,
+)
 
 
 def _plan_or_folder(returned: Any, arguments: Mapping[str, Any]) -> str:
@@ -36,13 +45,163 @@ LLM = Verb(
     spelled={"tasks": "--task"},
     result=_plan_or_folder,
 )
+_UNTRAINED = "instructrec_jax.stages.baseline.untrained"
+
+
+def _both_splits(_: Any, arguments: Mapping[str, Any]) -> str:
+    return arguments["asked"].output_dir
+
+
+def _untrained(name: str, summary: str, description: str) -> Verb:
+    """Returns the verb of a system that is not trained."""
+    return Verb(
+        name=name,
+        summary=summary,
+        description=f"{description}\n\n{_SCENARIOS}",
+        example=(
+            f"instructrec baseline {name} --prepared_dir=runs/prepared \\\n"
+            f"    --output_dir=runs/baselines/{name}"
+        ),
+        function=f"{_UNTRAINED}:{name}",
+        result=_both_splits,
+    )
+
+
+_SCENARIOS = (
+    "Ranks the validation and the test split of each scenario. `report --scores NAME=OUTPUT_DIR`\n"
+    "takes both."
+)
+UNTRAINED = (
+    _untrained(
+        "popularity",
+        "how often an item was chosen in training",
+        "Ranks by how often an item stands in the training part of the histories.",
+    ),
+    _untrained(
+        "cooccurrence",
+        "likeness to the last items, from counts of pairs",
+        "Ranks by the likeness of a candidate to the last ten items of the history (positive\n"
+        "pointwise mutual information, truncated SVD) and by popularity.",
+    ),
+    _untrained(
+        "ease",
+        "a linear model of which items follow from which",
+        "Ranks by EASE (Steck, WWW 2019), which is solved in closed form: memory grows with the\n"
+        "square of the number of items.",
+    ),
+    _untrained(
+        "bm25",
+        "words that a candidate shares with query and history",
+        "Ranks by BM25 over title, brand and category of the items. The query is what the user\n"
+        "asks for, and the titles of the last ten items of the history: product search has no\n"
+        "history, sequential recommendation no query.",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _TrainedVerb(Verb):
+    """A system that is trained as its file in gin/baselines says."""
+
+    takes_gin = True
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the two folders, and the flags that change what the gin file says."""
+        for name, text in _FOLDERS.items():
+            parser.add_argument(f"--{name}", required=True, metavar="DIR", help=text)
+        add_gin_flags(parser)
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Trains and scores; prints the folder."""
+        from instructrec_jax.cli import gin_config
+
+        folders = {name: getattr(options, name) for name in _FOLDERS}
+        gin_config.run_with_gin(
+            self.load(),
+            gin_file_names=[f"gin/baselines/{self.name}.gin", *options.gin_file],
+            bindings=[
+                *(f"{name.upper()}={folder!r}" for name, folder in folders.items()),
+                *bindings_of(options),
+            ],
+            search_paths=options.gin_search_paths,
+        )
+        print_result(folders["output_dir"])
+        return 0
+
+
+_FOLDERS = {
+    "prepared_dir": "artefact A",
+    "output_dir": "folder for checkpoints, and for artefact E of both splits, in `validation` and "
+    "`test`",
+}
+
+
+def _trained(name: str, summary: str, description: str) -> Verb:
+    """Returns the verb of a system that is trained."""
+    return _TrainedVerb(
+        name=name,
+        summary=summary,
+        description=(
+            f"{description}\n\n"
+            "Training ends when NDCG@5 on validation no longer improves; the best checkpoint\n"
+            "ranks both splits. Stopped, the same command goes on. Settings are those of\n"
+            f"gin/baselines/{name}.gin, which --gin.NAME=VALUE changes."
+        ),
+        example=(
+            f"instructrec baseline {name} --prepared_dir=runs/prepared \\\n"
+            f"    --output_dir=runs/baselines/{name}"
+        ),
+        function="instructrec_jax.stages.baseline.trained:train_and_score",
+    )
+
+
+TRAINED = (
+    _trained(
+        "sasrec",
+        "attention over the items before, one negative, trained",
+        "SASRec (Kang and McAuley, ICDM 2018) with the loss of its paper.",
+    ),
+    _trained(
+        "sasrec_softmax",
+        "the same with a softmax over the whole catalogue",
+        "SASRec with a softmax over all items in place of one negative, which is far stronger.",
+    ),
+    _trained(
+        "bert4rec",
+        "attention on both sides finds masked items, trained",
+        "BERT4Rec (Sun et al., CIKM 2019).",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _AllVerb(_TrainedVerb):
+    """Every system that needs nothing but artefact A, one after another."""
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Runs each verb into its own folder."""
+        for verb in (*UNTRAINED, *TRAINED):
+            folder = f"{options.output_dir}/{verb.name}"
+            verb.run(argparse.Namespace(**{**vars(options), "output_dir": folder}))
+        return 0
+
+
+ALL = _AllVerb(
+    name="all",
+    summary="each of these that needs no server",
+    description=(
+        "Runs all systems that need nothing but artefact A, each into a folder of its name. What\n"
+        "is there already is kept. --gin.NAME=VALUE changes the settings of all that are trained."
+    ),
+    example=("instructrec baseline all --prepared_dir=runs/prepared --output_dir=runs/baselines"),
+)
 BASELINE = Group(
     name="baseline",
     summary="other systems rank the same candidates",
     description=(
-        "Has another system rank the candidates of a task, and writes artefact E, which `report`\n"
-        "takes beside the scores of a model."
+        "Has another system rank the candidates that models are measured on, and writes artefact\n"
+        "E, which `report` takes beside the scores of a model."
     ),
-    example=LLM.example,
-    verbs=(LLM,),
+    example=UNTRAINED[0].example,
+    verbs=(*UNTRAINED, *TRAINED, ALL, LLM),
 )

@@ -186,7 +186,8 @@ class _ReportVerb(Verb):
             metavar="NAME=[VALIDATION:]TEST",
             help="a system, and where its scores of the validation split are (they choose the "
             "template; a system with one template needs none) and those of the test split (they "
-            "give the numbers); once for each system",
+            "give the numbers), or the folder of a baseline, which holds both; once for each "
+            "system; one that bears the name of a baseline takes its place",
         )
 
 

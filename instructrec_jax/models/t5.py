@@ -35,7 +35,7 @@ from instructrec_jax.models.attention import (
     blockwise_attention,
     precision_of,
 )
-from instructrec_jax.models.sharding import constrain, in_use, is_constrained
+from instructrec_jax.models.sharding import constrain, in_use, is_constrained, kernels_in_use
 from instructrec_jax.settings import OneOf, Range, check_fields
 
 NORM_EPSILON = 1e-6
@@ -43,7 +43,10 @@ NORM_EPSILON = 1e-6
 
 Width = Annotated[int, Range(1, 2**24)]
 Layers = Annotated[int, Range(1, 1000)]
-_OF_WEIGHTS = ("convert_element_type", "sharding_constraint")
+_OF_WEIGHTS = {  # what `kernels_in_use` is made of; of activations these cost little to do again
+    "all_gather_invariant", "concatenate", "convert_element_type", "reshape",
+    "sharding_constraint", "split", "transpose",
+}  # fmt: skip
 # What a layer stores for its backward pass, by T5X's names; all else is computed again there.
 REMAT_POLICIES: Mapping[str, Callable[..., Any]] = {
     # Weights gathered from other devices would be those of all layers: they are gathered again.
@@ -345,6 +348,7 @@ class Encoder(nnx.Module):
 
         def run(x: Array, layer_and_key: Any) -> tuple[Array, None]:
             layer, key = layer_and_key
+            layer = kernels_in_use(layer, self.config.dtype)
             return _stream(layer(x, bias, key)), None
 
         layer_keys = _split_or_none(keys[1], self.config.num_encoder_layers)
@@ -391,6 +395,7 @@ class Decoder(nnx.Module):
 
         def run(x: Array, layer_and_key: Any) -> tuple[Array, None]:
             layer, key = layer_and_key
+            layer = kernels_in_use(layer, self.config.dtype)
             biases = {"self_bias": self_bias, "cross_bias": cross_bias}
             return _stream(layer(x, encoded, **biases, dropout_key=key)), None
 

@@ -13,6 +13,13 @@ _COLLECTIVE = re.compile(rf"= (\(?\w+\[.*?) ({'|'.join(_KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"([a-z]+[0-9]*)(?:e\w+)?\[([0-9,]*)\]")
 _CALLED = re.compile(r"(body|condition|calls|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_FUSED = re.compile(r" fusion\(.*calls=%?([\w.\-]+)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_CONSTANT = re.compile(r"^\s*%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
+_LESS_THAN = re.compile(r"ROOT .* compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=LT")
+_SCATTERED = (
+    "all-reduce-scatter"  # what a TPU's compiler calls a sum of which each device keeps a part
+)
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 _BYTES = {"pred": 1, "s4": 1, "u4": 1}
 
@@ -46,21 +53,28 @@ def collectives(text: str) -> list[Collective]:
     """
     lines = _by_computation(text)
     times = _times(lines)
-    return [
-        found
-        for name, own in lines.items()
-        for line in own
-        if (found := _collective(line, name, times[name]))
-    ]
+    fused = {name for own in lines.values() for line in own for name in _FUSED.findall(line)}
+    found: dict[object, Collective] = {}
+    for name, own in lines.items():
+        for line in own:
+            if one := _collective(line, name, times[name]):
+                # A TPU's compiler writes an exchange that goes on beside several computations in
+                # each of them.
+                channel = _CHANNEL.search(line)
+                key = (one.kind, channel[1]) if channel and name in fused else (name, line)
+                found.setdefault(key, one)
+    return [_of_parts(one, lines) for one in found.values()]
 
 
-def totals(found: Sequence[Collective]) -> Mapping[str, tuple[int, int]]:
-    """Returns (how many run, bytes that each device has of them), by kind."""
-    sums: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
+def totals(found: Sequence[Collective]) -> Mapping[str, Mapping[str, int]]:
+    """Returns by kind how many a program holds, how often they run, and the bytes of all runs."""
+    sums: dict[str, dict[str, int]] = {}
     for one in found:
-        number, size = sums[one.kind]
-        sums[one.kind] = number + one.times, size + one.times * one.num_bytes
-    return dict(sums)
+        own = sums.setdefault(one.kind, {"held": 0, "runs": 0, "bytes": 0})
+        own["held"] += 1
+        own["runs"] += one.times
+        own["bytes"] += one.times * one.num_bytes
+    return sums
 
 
 def _collective(line: str, computation: str, times: int) -> Collective | None:
@@ -69,6 +83,7 @@ def _collective(line: str, computation: str, times: int) -> Collective | None:
         return None
     arrays = _ARRAY.findall(matched[1])
     if matched[3] and matched[2] != "all-reduce":  # begun, it gives its operands and its results
+        arrays = [array for array in arrays if array != ("u32", "")]  # without what is waited for
         arrays = arrays[len(arrays) // 2 :]
     shapes = [tuple(int(size) for size in sizes.split(",") if size) for _, sizes in arrays]
     source = _SOURCE.search(line)
@@ -82,6 +97,20 @@ def _collective(line: str, computation: str, times: int) -> Collective | None:
         times=times,
         computation=computation,
         source=source[1] if source else "",
+    )
+
+
+def _of_parts(one: Collective, lines: Mapping[str, list[str]]) -> Collective:
+    """Returns a sum of which each device keeps a part as a reduce-scatter, others as they are."""
+    if not one.computation.startswith(_SCATTERED):
+        return one
+    (dtype, sizes), *_ = _ARRAY.findall(next(x for x in lines[one.computation] if "ROOT" in x))
+    shape = tuple(int(size) for size in sizes.split(",") if size)
+    return dataclasses.replace(
+        one,
+        kind="reduce-scatter",
+        shapes=(shape,),
+        num_bytes=_item_bytes(dtype) * math.prod(shape),
     )
 
 
@@ -106,7 +135,7 @@ def _times(lines: Mapping[str, list[str]]) -> Mapping[str, int]:
     """Returns how often each computation runs."""
     callers: dict[str, list[tuple[str, int]]] = collections.defaultdict(list)
     for name, own in lines.items():
-        for called, rounds in _calls(own):
+        for called, rounds in _calls(own, lines):
             callers[called].append((name, rounds))
 
     @functools.cache
@@ -116,10 +145,29 @@ def _times(lines: Mapping[str, list[str]]) -> Mapping[str, int]:
     return {name: of(name) for name in lines}
 
 
-def _calls(lines: Sequence[str]) -> Iterator[tuple[str, int]]:
+def _calls(lines: Sequence[str], all_lines: Mapping[str, list[str]]) -> Iterator[tuple[str, int]]:
     """Yields the computations that lines call, and how often."""
     for line in lines:
+        called = [
+            (kind, name)
+            for kind, names in _CALLED.findall(line)
+            for name in re.findall(r"[\w.\-]+", names)
+        ]
         trips = _TRIPS.search(line)
-        for kind, names in _CALLED.findall(line):
-            for name in re.findall(r"[\w.\-]+", names):
-                yield name, int(trips[1]) if trips and kind == "body" else 1
+        for kind, name in called:
+            if kind == "body" and trips:
+                yield name, int(trips[1])
+            elif kind == "body":
+                yield name, _rounds(all_lines.get(dict(called).get("condition", ""), []))
+            else:
+                yield name, 1
+
+
+def _rounds(condition: Sequence[str]) -> int:
+    """Returns the rounds of a loop that counts up to a constant, 1 where it does not."""
+    found = filter(None, map(_CONSTANT.match, condition))
+    constants = {matched[1]: int(matched[2]) for matched in found}
+    for line in condition:
+        if (compared := _LESS_THAN.search(line)) and compared[2] in constants:
+            return constants[compared[2]]
+    return 1

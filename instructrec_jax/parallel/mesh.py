@@ -1,7 +1,6 @@
 """The device mesh, the table from logical to mesh axes, and the shardings that follow from it."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
@@ -13,11 +12,13 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from instructrec_jax.errors import UserError, unknown_name
+from instructrec_jax.parallel.gathering import gather
 from instructrec_jax.settings import Count, Range, check_fields, refuse
 
 MESH_AXES = ("data", "fsdp", "tensor")
 AXIS_TYPES = (AxisType.Auto,) * 3  # the compiler fills in what `LogicalMesh.constrain` leaves open
 MeshAxes = str | tuple[str, ...] | None
+Axes = tuple[str | None, ...]  # logical
 Tree = TypeVar("Tree")
 
 # Parameters are sharded over "fsdp" along embed and over "tensor" along heads, mlp and vocab;
@@ -126,7 +127,7 @@ class LogicalMesh:
         """Returns how a parameter or a batch with these logical axes is stored."""
         return NamedSharding(self.devices, partition_spec(axes, dict(self.rules)))
 
-    def constrain(self, array: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    def constrain(self, array: jax.Array, axes: Axes) -> jax.Array:
         """Returns an activation whose last dimensions are split as the rules say.
 
         A dimension that the devices do not divide stays whole.
@@ -140,16 +141,24 @@ class LogicalMesh:
         sharding = NamedSharding(self.devices, PartitionSpec(*spec))
         return jax.lax.with_sharding_constraint(array, sharding)
 
-    def gather(self, weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        """Returns a weight gathered over the mesh axes that split the batch.
+    def gather(self, weights: Sequence[jax.Array], axes: Sequence[Axes]) -> Sequence[jax.Array]:
+        """Returns weights gathered over the mesh axes that split the batch.
 
-        Its gradient is summed over the batch into the shards that the weight is stored in.
+        Their gradients are summed over the batch into the shards that the weights are stored in.
         """
-        used = self._used(axes)
-        spec = PartitionSpec(*(used[axis] if axis else None for axis in axes))
-        return _gather(weight, NamedSharding(self.devices, spec), self.sharding(*axes))
+        stored = tuple(self.sharding(*own) for own in axes)
+        return gather(tuple(weights), stored, tuple(map(self._in_use, axes)))
 
-    def _used(self, axes: tuple[str | None, ...]) -> dict[str, tuple[str, ...]]:
+    def _in_use(self, axes: Axes) -> NamedSharding:
+        """Returns how a weight is split in a product."""
+        used = self._used(axes)
+        spec = list(self.sharding(*axes).spec)
+        for dimension, axis in enumerate(axes):
+            if axis is not None and self._size(used[axis]) < self.num_shares(axis):
+                spec[dimension] = used[axis] or None
+        return NamedSharding(self.devices, PartitionSpec(*spec))
+
+    def _used(self, axes: Axes) -> dict[str, tuple[str, ...]]:
         """Returns the mesh axes of each logical axis of an activation, or of a weight in use.
 
         What batch and length are split over is theirs, whether or not the array has them.
@@ -166,25 +175,6 @@ class LogicalMesh:
 
     def _size(self, names: tuple[str, ...]) -> int:
         return math.prod(self.shape[name] for name in names)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(weight: jax.Array, used: NamedSharding, stored: NamedSharding) -> jax.Array:
-    """Returns the weight split as it is used; its gradient is split as it is stored."""
-    # Both ends are fixed: else the compiler gathers before a cast to a narrower dtype, and gets the
-    # gradient of an embedding by an all-to-all of activations.
-    return _resharded(weight, stored, used)
-
-
-def _resharded(array: jax.Array, before: NamedSharding, after: NamedSharding) -> jax.Array:
-    held = jax.lax.with_sharding_constraint(array, before)
-    return jax.lax.with_sharding_constraint(held, after)
-
-
-_gather.defvjp(
-    lambda weight, used, stored: (_resharded(weight, stored, used), None),
-    lambda used, stored, _, gradient: (_resharded(gradient, used, stored),),
-)
 
 
 def mesh_shape(settings: MeshSettings, num_devices: int) -> tuple[int, ...]:

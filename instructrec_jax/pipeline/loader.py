@@ -18,8 +18,9 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from instructrec_jax.pipeline import registry, training_rows
-from instructrec_jax.pipeline.record_store import hide_accelerators
+from instructrec_jax.errors import UserError
+from instructrec_jax.pipeline import registry, tfrecords, training_rows
+from instructrec_jax.pipeline.record_store import data_dir_in_use, hide_accelerators
 from instructrec_jax.pipeline.training_examples import Batch, TrainingExamples, user_error
 
 _FEW_CORES = 8
@@ -288,11 +289,16 @@ def numpy_batches(ds: tf.data.Dataset) -> Iterator[Batch]:
     # Every map uses all cores, up to 16, without tuning, which on two cores took a quarter of the
     # processor time (measured); it pays where there are many.
     options.autotune.enabled = (os.cpu_count() or 1) > _FEW_CORES
-    misfit = tf.errors.InvalidArgumentError  # a name of its own: modules go first at exit
+    # Names of their own: modules go first at exit.
+    misfit, loss = tf.errors.InvalidArgumentError, tf.errors.DataLossError
     try:
         yield from ds.with_options(options).prefetch(4).as_numpy_iterator()
     except misfit as error:
         raise user_error(error) from None
+    except loss as error:
+        tfrecords.check_records(sorted(data_dir_in_use().rglob("*.tfrecord-*")))
+        problem = error.message.splitlines()[0]
+        raise UserError(f"a task from elsewhere reads a damaged file: {problem}") from None
 
 
 def _examples(name: str, split: str, feature_lengths: Mapping[str, int] | None) -> tf.data.Dataset:

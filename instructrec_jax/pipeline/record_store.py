@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
@@ -18,6 +17,8 @@ from instructrec_jax.data.columnar import SPLITS
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.instructions.coverage import num_renderable
 from instructrec_jax.manifest import check_files, read_manifest
+from instructrec_jax.pipeline import tfrecords
+from instructrec_jax.pipeline.tfrecords import damaged
 from instructrec_jax.records import InstructionRecord
 
 VERSION = "2.0.0"
@@ -340,6 +341,7 @@ def column_batches(
         for batch in ds.with_options(options).prefetch(1):
             yield {name: _rows(values) for name, values in batch.items()}
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+        tfrecords.check_records(paths)
         raise damaged(paths[0].parent, error.message.splitlines()[0]) from None
 
 
@@ -352,16 +354,12 @@ def record_files(dataset: str, config: str, split: str) -> list[Path]:
         files.check_is_file(path)
     if paths and len(paths) != int(paths[-1].name.rpartition("-")[-1]):
         raise damaged(folder / place, f"{paths[-1].name} is of more files than are there")
-    check_files(folder, f"{place}/*.json", pattern)
+    try:
+        check_files(folder, f"{place}/*.json", pattern)
+    except UserError:
+        tfrecords.check_records(paths)  # names the byte, where a record is damaged
+        raise
     return paths
-
-
-def damaged(folder: Path, problem: str) -> UserError:
-    """Returns the error for records that cannot be read."""
-    # TensorFlow's words, without the operation that read and without what it failed with.
-    problem = re.sub(r"^\{\{.*?\}\} |' failed with .*", "", problem)
-    again = f"; remove {folder.parents[1]} and run `instructrec build` again"
-    return UserError(f"the records in {folder} are damaged ({problem}){again}")
 
 
 def hide_accelerators() -> None:

@@ -15,9 +15,9 @@ import seqio
 import tensorflow as tf
 
 from instructrec_jax.data.columnar import TRAIN
+from instructrec_jax.data.data_order import Integers, draws, hashed, permuted
 from instructrec_jax.errors import UserError
 from instructrec_jax.pipeline import record_store, registry, vocabulary
-from instructrec_jax.pipeline.data_order import Integers, draws, hashed, permuted
 from instructrec_jax.pipeline.preprocessors import Form
 from instructrec_jax.pipeline.record_index import RecordIndex, parsed
 from instructrec_jax.pipeline.registry import InstructionTask

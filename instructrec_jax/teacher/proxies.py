@@ -1,18 +1,16 @@
 """What can be measured of a teacher's texts without people."""
 
 import itertools
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.sparse
 
 from instructrec_jax.instructions.leaks import GENERIC_WORDS, content_words, words
+from instructrec_jax.metrics.bm25 import BM25
 from instructrec_jax.records import Item
 from instructrec_jax.teacher.audit import Example
 
 _ALIGNED = 2000  # texts that are compared with every item
-_SATURATION, _LENGTH_WEIGHT = 1.5, 0.75  # k1 and b of BM25, as search engines have them
 
 
 def proxies(examples: Sequence[Example], items: Sequence[Item]) -> dict[str, float]:
@@ -64,32 +62,13 @@ def share_above_others(
     Example:
       A query for "red lamp" whose target "red lamp" is above "red kettle" and "blue cup": 1.0.
     """
-    number = {word: n for n, word in enumerate(dict.fromkeys(itertools.chain(*documents)))}
-    weights = _bm25_weights(documents, number)
+    index = BM25(documents)
     shares = []
     for query, target in zip(queries, targets, strict=True):
-        columns = [number[word] for word in dict.fromkeys(query) if word in number]
-        scores = np.asarray(weights[:, columns].sum(axis=1)).ravel()
+        scores = index.scores([*dict.fromkeys(query)])
         below, equal = (scores < scores[target]).sum(), (scores == scores[target]).sum() - 1
         shares.append((below + equal / 2) / (len(documents) - 1))
     return float(np.mean(shares))
-
-
-def _bm25_weights(
-    documents: Sequence[Sequence[str]], number: dict[str, int]
-) -> scipy.sparse.csc_array:
-    """Returns [documents, words] what each word adds to the score of each document."""
-    counted = [Counter(document) for document in documents]
-    rows = np.repeat(np.arange(len(documents)), [len(counts) for counts in counted])
-    columns = np.array([number[word] for counts in counted for word in counts], dtype=np.int64)
-    times = np.array([n for counts in counted for n in counts.values()], dtype=np.float64)
-    lengths = np.array([len(document) for document in documents])
-    having = np.bincount(columns, minlength=len(number))
-    rarity = np.log1p((len(documents) - having + 0.5) / (having + 0.5))
-    relative = lengths / max(1.0, lengths.mean())
-    damping = _SATURATION * (1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * relative)
-    values = rarity[columns] * times / (times + damping[rows])
-    return scipy.sparse.csc_array((values, (rows, columns)), shape=(len(documents), len(number)))
 
 
 def _telling(text: str) -> list[str]:

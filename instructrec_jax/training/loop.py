@@ -72,12 +72,14 @@ class Actions:
       save: keeps a state with the latest ones; does nothing where the step is kept already.
       evaluate: measures a model on validation data, by metric name.
       keep_best: keeps an evaluated state if it is the best so far.
+      has_converged: whether training ends before its last step.
     """
 
     place: Callable[[NumpyBatch], dict[str, jax.Array]]
     save: Callable[[int, TrainState], None]
     evaluate: Callable[[Any], dict[str, float]]
     keep_best: Callable[[int, TrainState, Mapping[str, float]], None]
+    has_converged: Callable[[], bool] = lambda: False
 
 
 def run_loop(
@@ -91,7 +93,7 @@ def run_loop(
     guards: Guards,
     is_evaluation_missing: bool = False,
 ) -> TrainState:
-    """Trains until `periods.train_steps`, or until a signal asks to stop after the current step.
+    """Trains until `periods.train_steps`, until it has converged, or until a signal asks to stop.
 
     A state is saved before it is evaluated, so that a kill during the evaluation loses no step.
     SIGTERM ends the run as if it were complete, for its machine is needed; after Ctrl-C nothing
@@ -123,7 +125,7 @@ def run_loop(
             logger.info("step %d was saved and not evaluated; evaluating it now", step)
             _evaluate(step, state, actions=actions, log=log, stop=stop)
         times = StepTimes(step)
-        while step < periods.last_step and not stop.is_due():
+        while step < periods.last_step and not (stop.is_due() or actions.has_converged()):
             with times.spent_on("data"):
                 batch = next(batches)
             state, metrics = train_step(state, actions.place(batch))

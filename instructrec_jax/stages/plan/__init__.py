@@ -16,7 +16,7 @@ from instructrec_jax.training.loop import Periods
 
 PRESETS = Path(__file__).with_name("presets.json")
 FITS, TOO_LARGE, UNKNOWN = "fits", "does not fit", "not known"
-ESTIMATE, COMPILER = "an estimate (leave room for as much again)", "the compiler's count"
+ESTIMATE, COMPILER = "an estimate (leave room for half as much again)", "the compiler's count"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,8 +149,8 @@ class Plan:
                 rows.append((name, f"refused by the compiler: {figures['refused']}"))
                 continue
             sent = ", ".join(
-                f"{number:,} {kind} ({_gib(size)})"
-                for kind, (number, size) in sorted(figures["collectives"].items())
+                f"{of['held']:,} {kind} ({of['runs']:,} runs a step, {_gib(of['bytes'])})"
+                for kind, of in sorted(figures["collectives"].items())
             )
             text = f"{_gib(figures['peak_bytes'])} a device, compiled in {figures['seconds']:.0f} s"
             rows += [(name, text), ("", f"its program holds {sent or 'no collectives'}")]

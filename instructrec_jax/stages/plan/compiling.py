@@ -23,7 +23,9 @@ logger = logging.getLogger(__name__)
 TRAIN, SCORE = "train", "score"
 PARTS = (TRAIN, SCORE)
 _SCORE_TOKENS = 2048  # of instructions in a step of each group of devices: `score`'s STEP_TOKENS
-_NEEDED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+_NEEDED = re.compile(
+    r"(?:Used |\()([\d.]+)([KMGT])(?: of [\d.]+[KMGT] hbm|\) exceeds available HBM)"
+)
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 Figures = dict[str, Any]
 
@@ -48,7 +50,7 @@ def compile_part(
     Returns:
       By program: "peak_bytes" of a device while it runs, with the parts of the model that it leaves
       alone; "arguments", "outputs", "temporaries" and "shared" (by arguments and outputs), bytes;
-      "collectives", (number, bytes) by kind; "seconds" of compiling.
+      "collectives", by kind as `compiled.totals` gives them; "seconds" of compiling.
       Of a program that the compiler refuses for its size "peak_bytes" and "refused", its message.
 
     Raises:
@@ -56,7 +58,9 @@ def compile_part(
     """
     mesh = make_mesh(learning.mesh, topologies.described_devices(target))
     if part == TRAIN:
-        return {"train step": _compiled("train step", _train_step(learning, data, run, mesh))}
+        return {
+            "train step": compiled_figures("train step", _train_step(learning, data, run, mesh))
+        }
     return _scoring_steps(learning, data, run, mesh)
 
 
@@ -87,7 +91,7 @@ def _scoring_steps(
     number = 2 * math.ceil(_SCORE_TOKENS / inputs) * num_batch_shares(mesh)
     model = abstract_model(learning.model.init, mesh)
     programs = Scorer(mesh).lower(model, [request] * number)
-    found = {f"{name[:-1]}ing step": _compiled(name, one) for name, one in programs.items()}
+    found = {f"{name[:-1]}ing step": compiled_figures(name, one) for name, one in programs.items()}
     # Each step is given the part of the model that it uses; the rest is there all the same, and so
     # is the memory of instructions, which encoding returns.
     resident = bytes_per_device(model) + found["encoding step"].get("outputs", 0)
@@ -97,7 +101,13 @@ def _scoring_steps(
     return found
 
 
-def _compiled(name: str, lowered: Any) -> Figures:
+def compiled_figures(name: str, lowered: Any) -> Figures:
+    """Returns the figures of one program, as `compile_part` gives them.
+
+    Args:
+      name: of the program, for the log.
+      lowered: what `jax.jit(...).lower` returns.
+    """
     begin = time.monotonic()
     try:
         program = lowered.compile()

@@ -7,7 +7,7 @@ through line by line (`training.step_costs`). A rule that splits "length" is not
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jax import Array
 from instructrec_jax.models.adapters import join, split, with_adapters
 from instructrec_jax.models.objectives import ROW_LENGTHS
 from instructrec_jax.models.sharding import Axes, constrained_by
+from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.mesh import LogicalMesh
 from instructrec_jax.parallel.placement import bytes_per_device, num_batch_shares
 from instructrec_jax.stages.run_data import RunData
@@ -102,6 +103,8 @@ def estimate_step(
     held = step_costs.peak_bytes(jaxpr, uncounted=gradients)
     if mesh.num_shares("embed") > 1:  # a table gathered for its product, and its whole gradient
         held += 2 * vocabulary * learning.model.emb_dim * 4
+        # A layer's kernels as they come, taken apart for their products, and their whole gradients.
+        held += 3 * _layer_bytes(state.model, mesh, learning.model.dtype)
     # When the gradients are there the activations are gone: one update at a time is computed.
     update = max(bytes_per_device([leaf]) for leaf in jax.tree.leaves(trained))
     targets = "packed_tokens" if learning.objective.ranks_candidates else "decoder_input_tokens"
@@ -119,6 +122,13 @@ def estimate_step(
     )
 
 
+def _layer_bytes(model: T5, mesh: LogicalMesh, dtype: str) -> int:
+    """Returns the bytes of a layer of the larger stack, gathered along embed, in a dtype."""
+    layers = [stack.layers for stack in (model.encoder, model.decoder)]
+    stored = max(bytes_per_device(of) // jax.tree.leaves(of)[0].shape[0] for of in layers)
+    return stored * mesh.num_shares("embed") * jnp.dtype(dtype).itemsize // 4
+
+
 class _OneDevice:
     """Traces a model as one of several devices sees it: all arrays are its shares already."""
 
@@ -126,9 +136,9 @@ class _OneDevice:
         """Returns the array."""
         return array
 
-    def gather(self, weight: Array, axes: Axes) -> Array:
-        """Returns the weight."""
-        return weight
+    def gather(self, weights: Sequence[Array], axes: Sequence[Axes]) -> Sequence[Array]:
+        """Returns the weights."""
+        return weights
 
 
 def _as_one_device(

@@ -15,17 +15,19 @@ from instructrec_jax.data import prepared as prepared_files
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import RERUN, Manifest
-from instructrec_jax.metrics import ranking, statistics
+from instructrec_jax.metrics import statistics
 from instructrec_jax.records import CandidateList
 from instructrec_jax.report import caveats, curves, ranking_report, results, tables
 from instructrec_jax.report.results import Report, ScenarioResult, SystemResult
 from instructrec_jax.scores.importers import holds_t5x_scores
-from instructrec_jax.stages.report.choice import Entry, entry_of
+from instructrec_jax.stages.report.choice import ChoiceSettings, Entry, entry_of
 from instructrec_jax.stages.report.exports import ExportSettings, Ranked, write_exports
+from instructrec_jax.stages.report.fusion import SIGN, fused_entry, parts_of
 from instructrec_jax.stages.report.systems import (
-    BASELINES,
     Baselines,
+    Known,
     Run,
+    both_splits,
     known_lists,
     read_system,
     splits_of,
@@ -47,8 +49,8 @@ def report(
     scores: Mapping[str, Sequence[Path | str]],
     output_dir: Path | str,
     metrics_file: Path | str | None = None,
-    normalisers: Sequence[str] | None = None,
     texts_dir: Path | str | None = None,
+    choice: ChoiceSettings | None = None,
     export: ExportSettings | None = None,
 ) -> dict[str, Any]:
     """Writes report.json, .md, .html and .txt and the training curve; returns the JSON.
@@ -61,23 +63,22 @@ def report(
       dataset: name of the dataset; must be the one that was prepared.
       prepared_dir: artefact A.
       scores: by the name of each system where its scores of the validation split and of the test
-        split are, or those of the test split alone, see `scores.importers`.
+        split are, or those of the test split alone, see `scores.importers`; or one folder that
+        holds both, in `validation` and `test`, as `baseline` writes it.
       output_dir: folder to write; one that holds the same report is kept.
       metrics_file: JSONL metrics of the training run, for the curve.
-      normalisers: what candidates may be ranked by: sum, mean (per token), char (per character),
-        pmi (needs scores WITH_PRIOR); validation chooses. By default all that the scores allow,
-        first the one that the model was trained to be ranked by, which wins where others do not
-        differ.
       texts_dir: artefact B that the records were built with; the report then warns of test
         intentions that are also texts of training positions.
+      choice: what each system chooses among on validation, and which systems are fused.
       export: what to write for other programs beside the report.
 
     Raises:
       UserError: if scores are missing or do not belong to the candidates of A.
     """
-    names = None if normalisers is None else ranking.checked_normalisers(normalisers)
-    paths = {name: [Path(path) for path in own] for name, own in scores.items()}
-    planned = _plan(dataset, Path(prepared_dir), paths, metrics_file, names)
+    choice = choice or ChoiceSettings()
+    paths = {name: both_splits(own) for name, own in scores.items()}
+    planned = _plan(dataset, Path(prepared_dir), paths, metrics_file, choice)
+    fused = [parts_of(name, list(paths)) for name in choice.fuse]
     if texts_dir is not None:
         read_texts_manifest(
             texts_dir, prepared=files.sha256(Path(prepared_dir) / manifest.FILE_NAME)
@@ -94,7 +95,7 @@ def report(
     if data.dataset != dataset:
         raise UserError(f"{prepared_dir} holds dataset {data.dataset!r}, not {dataset!r}")
     repeated = {} if texts_dir is None else _repeated_intentions(data, Path(texts_dir))
-    made, ranked = _make_report(data, paths, names, planned, repeated)
+    made, ranked = _make_report(data, paths, choice.normalisers, planned, repeated, fused)
     with files.atomic_directory(output) as folder:
         if metrics_file is not None:
             curves.plot_training_curve(read_metrics(metrics_file), folder / CURVE)
@@ -111,7 +112,7 @@ def _plan(
     prepared_dir: Path,
     paths: Mapping[str, Sequence[Path]],
     metrics_file: Path | str | None,
-    names: Sequence[str] | None,
+    choice: ChoiceSettings,
 ) -> Manifest:
     """Returns the manifest of the report that was asked for."""
     candidates = prepared_dir / "candidates.parquet"
@@ -121,8 +122,8 @@ def _plan(
     if not paths:
         raise UserError("no scores were given; name those of at least one system")
     for name, own in paths.items():
-        if name in {baseline.name for baseline in BASELINES}:
-            raise UserError(f"system {name!r} has the name of a baseline; give it another")
+        if SIGN in name:
+            raise UserError(f"system {name!r} has a {SIGN} in its name; give it another")
         for split, path in zip(splits_of(own), own, strict=True):
             _check_finished(path)
             inputs[f"{name} {split}"] = files.sha256(path)
@@ -133,8 +134,8 @@ def _plan(
     settings = {
         "dataset": dataset,
         "systems": list(paths),
-        "normalisers": "all" if names is None else list(names),
         "seed": SEED,
+        **choice.told(),
     }
     return Manifest(stage="report", inputs=inputs, settings=settings)
 
@@ -163,6 +164,7 @@ def _make_report(
     names: Sequence[str] | None,
     planned: Manifest,
     repeated: Mapping[str, str],
+    fused: Sequence[Sequence[str]],
 ) -> tuple[Report, list[Ranked]]:
     """Computes every scenario that was scored, and what each system ranked in it."""
     known = known_lists(data)
@@ -190,6 +192,7 @@ def _make_report(
             for system in systems
             if system.name in templates
         ]
+        entries += _fused_entries(scenario, entries, fused, known)
         runs = _test_runs(scenario, entries, baselines)
         made.append(_scenario(scenario, entries, runs, data, facts=facts, repeated=repeated))
         of_validation = [run for entry in entries if (run := entry.validation_run()) is not None]
@@ -197,11 +200,28 @@ def _make_report(
     return Report(dataset=data.dataset, scenarios=made), ranked
 
 
+def _fused_entries(
+    scenario: str, entries: Sequence[Entry], fused: Sequence[Sequence[str]], known: Known
+) -> list[Entry]:
+    """Returns the systems that are fused from others, where all their parts were scored."""
+    by_name, found = {entry.system.name: entry for entry in entries}, []
+    for parts in fused:
+        if lacking := [name for name in parts if name not in by_name]:
+            shown = SIGN.join(parts)
+            _logger.warning("%s: no %s without %s", scenario, shown, ", ".join(lacking))
+        else:
+            found.append(fused_entry(scenario, [by_name[name] for name in parts], known))
+    return found
+
+
 def _test_runs(scenario: str, entries: Sequence[Entry], baselines: Baselines) -> list[Run]:
-    """Returns what the baselines, then the systems, ranked of the examples that all scored."""
+    """Returns what the baselines, then the systems, ranked of the examples that all scored.
+
+    A system that bears a baseline's name takes its place.
+    """
     examples, rows = _shared_examples(scenario, entries)
     own = [entry.run(entry.system.test, r) for entry, r in zip(entries, rows, strict=True)]
-    return [*baselines.runs(examples), *own]
+    return [*baselines.runs(examples, without={run.name for run in own}), *own]
 
 
 def _scenario(
@@ -230,7 +250,7 @@ def _scenario(
         made.append(SystemResult(name=name, metrics=metrics, minus=minus, ties=ties[name]))
     for number, (entry, run) in enumerate(zip(entries, runs[num_baselines:], strict=True)):
         later = names[num_baselines + number + 1 :]
-        others = [*names[:num_baselines], *later]
+        others = list(dict.fromkeys([*names[:num_baselines], *later, *entry.parts]))
         metrics, minus = results.compare(ranks, run.name, others=others, event=event, seed=SEED)
         made.append(
             SystemResult(

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,32 @@ from instructrec_jax.stages.report.systems import Run, ScoredSplit, System, know
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ChoiceSettings:
+    """What each system chooses among on validation.
+
+    Attributes:
+      normalisers: what candidates may be ranked by: sum, mean (per token), char (per character),
+        pmi (needs scores WITH_PRIOR). By default all that the scores allow, first the one that the
+        model was trained to be ranked by, which wins where others do not differ.
+      fuse: systems to add, each the weighted sum of others, such as model+cooccurrence, which all
+        have validation scores.
+    """
+
+    normalisers: Sequence[str] | None = None
+    fuse: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.normalisers is not None:
+            ranking.checked_normalisers(self.normalisers)
+
+    def told(self) -> dict[str, Any]:
+        """Returns the settings as manifests hold them."""
+        names = self.normalisers
+        found = {"normalisers": "all" if names is None else list(names)}
+        return found | ({"fuse": list(self.fuse)} if self.fuse else {})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
     """A system in one scenario, with what it chose on validation.
 
@@ -25,11 +52,13 @@ class Entry:
       system: the system.
       choices: what it chose among; none where it had no choice.
       chosen: by which it ranks.
+      parts: names of the systems that it is fused from.
     """
 
     system: System
     choices: Sequence[Choice]
     chosen: Choice
+    parts: Sequence[str] = ()
 
     @property
     def examples(self) -> list[CandidateList]:

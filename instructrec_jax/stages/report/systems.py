@@ -1,7 +1,7 @@
 """The systems of a report: their scores of both splits, checked against artefact A, as ranks."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from instructrec_jax.metrics.ranking import PMI
 from instructrec_jax.records import CandidateList
 from instructrec_jax.report.results import template_order
 from instructrec_jax.scores.importers import read_any_scores
-from instructrec_jax.scores.parts import NO_QUERY, ScoredRequest, Scores
+from instructrec_jax.scores.parts import NO_QUERY, Scores
+from instructrec_jax.stages.baseline.scores import NO_PROMPT, scored_requests
 
 BASELINES = (Chance, Popularity, Cooccurrence)
 SPLITS = ("validation", "test")
-_NO_PROMPT = {"strategy": "no prompt", "sure_ranks": None}
 _NO_SETTINGS = {"strategy", "sure_ranks"}
 # What a number needs beside it to mean something: names in the report, and in the metadata of E.
 _FACTS = {
@@ -36,6 +36,7 @@ _FACTS = {
     "checkpoint_sha256": "checkpoint",
     "teacher": "teacher",
     "TASK_FEATURE_LENGTHS": "feature_lengths",
+    "parts": "parts",
     "score_command": "command",
 }
 _NEEDS = {"mean": "num_tokens", "char": "num_chars", PMI: "prior_log_likelihood"}
@@ -171,11 +172,11 @@ class ScoredSplit:
     @property
     def view(self) -> Mapping[str, Any]:
         """Which candidates each prompt showed: strategy, settings and the ranks it is sure of."""
-        return self.metadata.get("candidate_view", _NO_PROMPT)
+        return self.metadata.get("candidate_view", NO_PROMPT)
 
     def view_facts(self, template_id: str) -> str:
         """Returns how the candidates of a template's examples were compared, for the protocol."""
-        if self.view == _NO_PROMPT:
+        if self.view == NO_PROMPT:
             return "no prompt"
         number = float(np.asarray(self._scores.num_views)[self._rows[template_id]].mean())
         settings = [f"{name} {self.view[name]}" for name in sorted(self.view.keys() - _NO_SETTINGS)]
@@ -185,10 +186,13 @@ class ScoredSplit:
     def unsure(self, template_id: str) -> list[str]:
         """Returns the metrics whose K is larger than the ranks that the views make sure of."""
         sure = self.view["sure_ranks"]
-        has_rounds = any(self._scores.last_round[row].max() > 1 for row in self._rows[template_id])
-        if sure is None or not has_rounds:
+        if sure is None or not self.has_rounds(template_id):
             return []
         return [name for name in ranking.METRIC_NAMES if int(name.split("@")[1]) > sure]
+
+    def has_rounds(self, template_id: str) -> bool:
+        """Returns whether some candidates of a template's examples took part in a later round."""
+        return any(self._scores.last_round[row].max() > 1 for row in self._rows[template_id])
 
     def shows_all(self) -> bool:
         """Returns whether each prompt shows all candidates, in their order."""
@@ -310,6 +314,13 @@ def splits_of(paths: Sequence[Path]) -> Sequence[str]:
     return SPLITS[-len(paths) :]
 
 
+def both_splits(paths: Sequence[Path | str]) -> list[Path]:
+    """Returns the paths of a system's scores; one folder of both splits stands for its two."""
+    found = [Path(path) for path in paths]
+    inner = [found[0] / split for split in SPLITS]
+    return inner if len(found) == 1 and all(path.is_dir() for path in inner) else found
+
+
 def read_system(name: str, paths: Sequence[Path], known: Known) -> System:
     """Reads the scores of a system.
 
@@ -357,22 +368,21 @@ class Baselines:
         self._known = known
         self._systems = [make(data, seed=seed) for make in BASELINES]
 
-    def runs(self, examples: Sequence[CandidateList]) -> Iterator[Run]:
-        """Yields what each baseline that can score these test examples makes of them."""
-        ids = [np.array(example.candidate_ids, np.int32) for example in examples]
-        candidates = ranking.stack_rows(ids, -1)
+    def runs(
+        self, examples: Sequence[CandidateList], *, without: Collection[str] = ()
+    ) -> Iterator[Run]:
+        """Yields what each baseline that can score these test examples makes of them.
+
+        Args:
+          examples: of one scenario.
+          without: names of baselines to leave out.
+        """
         for system in self._systems:
-            values = system.score(examples, candidates)
-            if values is None:
+            if system.name in without:
                 continue
-            requests = [
-                ScoredRequest(
-                    request_id=example.example_id,
-                    candidate_ids=own,
-                    log_likelihood=row[: len(own)],
-                )
-                for example, own, row in zip(examples, ids, values, strict=True)
-            ]
+            requests = scored_requests(examples, system.score)
+            if requests is None:
+                continue
             told = {"system": system.name, "family": system.name, "query": NO_QUERY}
             scores = Scores.of({system.name: requests}, {system.name: told})
             yield Run(

@@ -1,0 +1,218 @@
+"""Systems fused from others: weighted sums of their scores, or of their reciprocal ranks.
+
+An example's scores of each part are standardised over its candidates, so that weights compare what
+is alike. The weights, in tenths, are chosen on validation, as a template is. Reciprocal ranks need
+none.
+
+Source: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion Outperforms Condorcet and Individual
+Rank Learning Methods" (SIGIR 2009), with its constant of 60.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instructrec_jax.errors import UserError, unknown_name
+from instructrec_jax.metrics import ranking
+from instructrec_jax.report import results
+from instructrec_jax.report.results import Choice
+from instructrec_jax.scores.parts import NO_QUERY, ScoredRequest, Scores
+from instructrec_jax.stages.report.choice import Entry
+from instructrec_jax.stages.report.systems import Known, Run, ScoredSplit, System
+
+SIGN = "+"  # between the names of the parts
+_STEPS = 10
+_MAX_PARTS = 4
+_RANK_CONSTANT = 60
+_BY_RANKS = "reciprocal ranks"
+_PerExample = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+def parts_of(fused: str, systems: Sequence[str]) -> list[str]:
+    """Returns the parts that the name of a fused system lists.
+
+    Args:
+      fused: such as "model+cooccurrence".
+      systems: names of the systems whose scores were given.
+
+    Raises:
+      UserError: if there are less than two, more than four, one twice, or one without scores.
+    """
+    parts = fused.split(SIGN)
+    if not 2 <= len(parts) <= _MAX_PARTS or len(set(parts)) < len(parts):
+        raise UserError(
+            f"--fuse is {fused!r}; expected 2 to {_MAX_PARTS} different systems, such as "
+            f"model{SIGN}cooccurrence"
+        )
+    for part in parts:
+        if part not in systems:
+            raise unknown_name(f"system of --fuse {fused}", part, systems)
+    return parts
+
+
+def fused_entry(scenario: str, parts: Sequence[Entry], known: Known) -> Entry:
+    """Returns the system that some others make together in one scenario.
+
+    Args:
+      scenario: such as "sequential".
+      parts: the others, each with the template and normaliser that it chose.
+      known: the candidate lists of A.
+
+    Raises:
+      UserError: if one has no validation scores, ranked its candidates in several rounds, or they
+        share no example.
+    """
+    name = SIGN.join(part.system.name for part in parts)
+    of_validation, of_test = [], []
+    for part in parts:
+        if (validation := part.validation_run()) is None:
+            raise UserError(
+                f"--fuse {name} chooses weights on validation, of which {part.system.name} has no "
+                f"scores; give {part.system.name}=VALIDATION:TEST"
+            )
+        of_validation.append(validation)
+        of_test.append(part.run(part.system.test, np.arange(len(part.examples))))
+    aligned = _Aligned.of(of_validation, name)
+    mixes = dict(_mixes([part.system.name for part in parts]))
+    choices = [
+        Choice(
+            template_id=label,
+            normaliser="sum",
+            num_examples=len(aligned.examples),
+            metrics=ranking.evaluate(ranking.ranks(aligned.mixed(weights), aligned.target_index)),
+        )
+        for label, weights in mixes.items()
+    ]
+    chosen = results.choose(choices)
+    family, _, query = scenario.partition(".")
+    told = {
+        "system": name,
+        "family": family,
+        "query": query or NO_QUERY,
+        "parts": ", ".join(
+            f"{part.system.name} ({part.chosen.template_id}, {part.chosen.normaliser})"
+            for part in parts
+        ),
+    }
+
+    def split_of(aligned: _Aligned, split: str) -> ScoredSplit:
+        requests = aligned.requests(mixes[chosen.template_id])
+        scores = Scores.of({chosen.template_id: requests}, {chosen.template_id: told})
+        return ScoredSplit(scores, split, known, name=name)
+
+    system = System(
+        name=name,
+        validation=split_of(aligned, "validation"),
+        test=split_of(_Aligned.of(of_test, name), "test"),
+    )
+    return Entry(
+        system=system,
+        choices=choices,
+        chosen=chosen,
+        parts=[part.system.name for part in parts],
+    )
+
+
+def _mixes(names: Sequence[str]) -> Iterator[tuple[str, tuple[float, ...] | None]]:
+    """Yields the mixes to choose among: a label with the weight of each part, None for ranks."""
+    for tenths in itertools.product(range(_STEPS, -1, -1), repeat=len(names)):
+        if sum(tenths) == _STEPS:
+            shown = [
+                f"{tenth / _STEPS:g} {name}" for tenth, name in zip(tenths, names, strict=True)
+            ]
+            yield " + ".join(shown), tuple(tenth / _STEPS for tenth in tenths)
+    yield _BY_RANKS, None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Aligned:
+    """The scores of several systems for the examples they share.
+
+    Attributes:
+      examples: n ids.
+      candidate_ids: n arrays int64 [c], ascending.
+      standardised: float64 [parts, n, longest], -inf at padding.
+      reciprocal_ranks: likewise.
+      target_index: int64 [n].
+    """
+
+    examples: Sequence[str]
+    candidate_ids: Sequence[NDArray[np.int64]]
+    standardised: NDArray[np.float64]
+    reciprocal_ranks: NDArray[np.float64]
+    target_index: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, runs: Sequence[Run], name: str) -> "_Aligned":
+        """Returns what the runs have in common."""
+        for run in runs:
+            if run.scores.has_rounds(run.template):
+                raise UserError(
+                    f"--fuse {name}: {run.name} ranked its candidates in several rounds, whose "
+                    "scores do not compare; score with candidate_views.AllAtOnce"
+                )
+        values = [_values_by_example(run) for run in runs]
+        shared = [example for example in values[0] if all(example in own for own in values)]
+        if not shared:
+            raise UserError(f"--fuse {name}: its parts scored no example in common")
+        first = {found.example.example_id: found.example for found in runs[0].ranked()}
+        ids = [np.sort(np.asarray(first[example].candidate_ids, np.int64)) for example in shared]
+
+        def stacked(make: _PerExample) -> NDArray[np.float64]:
+            rows = [[make(own[example]) for example in shared] for own in values]
+            return np.stack([ranking.stack_rows(own, -np.inf) for own in rows])
+
+        targets = [first[example].target_id for example in shared]
+        places = [np.searchsorted(own, target) for own, target in zip(ids, targets, strict=True)]
+        return cls(
+            examples=shared,
+            candidate_ids=ids,
+            standardised=stacked(_standardised),
+            reciprocal_ranks=stacked(_reciprocal_ranks),
+            target_index=np.array(places, np.int64),
+        )
+
+    def mixed(self, weights: Sequence[float] | None) -> NDArray[np.float64]:
+        """Returns the fused scores, [n, longest]; None for the weights: by reciprocal ranks."""
+        if weights is None:
+            return self.reciprocal_ranks.sum(axis=0)
+        used = [number for number, weight in enumerate(weights) if weight]
+        return sum(weights[number] * self.standardised[number] for number in used)  # type: ignore[return-value]
+
+    def requests(self, weights: Sequence[float] | None) -> list[ScoredRequest]:
+        """Returns the fused scores as rows of artefact E."""
+        rows = zip(
+            self.examples, self.candidate_ids, self.mixed(weights), self.target_index, strict=True
+        )
+        return [
+            ScoredRequest(
+                request_id=example,
+                candidate_ids=ids,
+                log_likelihood=row[: len(ids)].astype(np.float32),
+                target_index=int(target),
+            )
+            for example, ids, row, target in rows
+        ]
+
+
+def _values_by_example(run: Run) -> dict[str, NDArray[np.float64]]:
+    """Returns the scores of each example, in ascending order of its candidates' ids."""
+    return {
+        found.example.example_id: found.values[np.argsort(found.candidate_ids)].astype(np.float64)
+        for found in run.ranked()
+    }
+
+
+def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns values with mean 0 and deviation 1; all 0 where they are equal."""
+    finite = np.isfinite(values)
+    values = np.where(finite, values, values[finite].min(initial=0.0))
+    deviation = values.std()
+    return (values - values.mean()) / deviation if deviation > 0 else np.zeros_like(values)
+
+
+def _reciprocal_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 1.0 / (_RANK_CONSTANT + ranking.ranks_of_all(values))
