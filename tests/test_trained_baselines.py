@@ -16,6 +16,7 @@ from instructrec_jax.data.columnar import LEAVE_ONE_OUT, TEST
 from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
+from instructrec_jax.parallel.mesh import MeshSettings
 from instructrec_jax.scores.parts import read_scores
 from instructrec_jax.stages.baseline import trained
 from instructrec_jax.stages.baseline.scores import BaselineSettings
@@ -179,6 +180,17 @@ def test_a_stopped_run_goes_on_to_the_same_scores(toy_prepared, tmp_path, monkey
         assert np.array_equal(one.log_likelihood, other.log_likelihood)
 
 
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec"])
+def test_a_sharded_run_learns_what_one_on_copies_learns(toy_prepared, tmp_path, name):
+    run(toy_prepared, tmp_path / "copies", name, steps=4)
+    run(toy_prepared, tmp_path / "split", name, steps=4, mesh=MeshSettings(fsdp=2, tensor=2))
+    one, other = (read_metrics(tmp_path / f / "metrics.jsonl") for f in ("copies", "split"))
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in (one, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    scores = [read_scores(tmp_path / f / "test").log_likelihood for f in ("copies", "split")]
+    assert np.concatenate(scores[0]) == pytest.approx(np.concatenate(scores[1]), abs=1e-3)
+
+
 def test_training_ends_where_it_no_longer_improves(toy_prepared, tmp_path, monkeypatch):
     values = iter([0.5, 0.9, 0.8, 0.7, 0.6])
     real = ranking.evaluate
@@ -188,7 +200,7 @@ def test_training_ends_where_it_no_longer_improves(toy_prepared, tmp_path, monke
     assert [path.name for path in (tmp_path / "a" / "best").iterdir()] == ["8"]
     assert read_scores(tmp_path / "a" / "test").metadata["checkpoint_step"] == 8
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "test").iterdir()}
-    run(toy_prepared, tmp_path / "a", steps=40, patience=2)
+    run(toy_prepared, tmp_path / "a", steps=60, patience=2)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "test").iterdir()}
 
 

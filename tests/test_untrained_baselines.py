@@ -7,7 +7,7 @@ import pytest
 
 from instructrec_jax.baselines.bm25 import Bm25
 from instructrec_jax.baselines.ease import Ease, ease_weights
-from instructrec_jax.cli import main
+from instructrec_jax.cli import baseline_verbs, main
 from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
@@ -92,6 +92,16 @@ def test_what_is_written_is_what_a_report_computes_itself(toy_prepared, tmp_path
         {name: own["hr@1"]["estimate"] for name, own in systems.items()} for systems in found
     )
     assert given["cooccurrence"] == both["cooccurrence"] == both["other"]
+
+
+def test_all_is_each_of_them_in_a_folder_of_its_name(toy_prepared, tmp_path, monkeypatch):
+    some = [verb for verb in baseline_verbs.UNTRAINED if verb.name in ("ease", "popularity")]
+    monkeypatch.setattr(baseline_verbs, "UNTRAINED", some)
+    monkeypatch.setattr(baseline_verbs, "TRAINED", ())
+    words = ["baseline", "all", f"--prepared_dir={toy_prepared}", f"--output_dir={tmp_path}"]
+    assert main.main(words) == 0
+    for name in ("ease", "popularity"):
+        assert read_scores(tmp_path / name / "test").metadata["system"] == name
 
 
 def test_a_query_of_a_teacher_needs_its_texts(toy_prepared, toy_texts, tmp_path):

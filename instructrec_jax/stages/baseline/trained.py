@@ -149,6 +149,7 @@ def train_and_score(
         manifest.claim(folder, run.planned)
         if config_text:
             files.write_text(folder / _CONFIG, config_text)
+        manifest.read_manifest(folder).write_finished(folder, _CONFIG)
         if run.train(scenarios[VALIDATION][0]):
             run.score(scenarios)
 
@@ -159,6 +160,8 @@ class _Run:
     def __init__(
         self, learning: Learning, asked: BaselineSettings, periods: Periods, data: PreparedData
     ) -> None:
+        if jax.process_count() > 1:
+            raise UserError("a baseline is trained by one process, on all of its devices")
         self._learning, self._asked, self._periods = learning, asked, periods
         self._mesh, self._folder = make_mesh(learning.mesh), Path(asked.output_dir)
         check_rows(learning.batch_size, self._mesh, name="BATCH_SIZE")
@@ -180,7 +183,6 @@ class _Run:
             "batch_size": learning.batch_size,
             "patience": learning.patience,
             "num_validation": learning.num_validation,
-            "train_steps": self._periods.last_step,
             "evaluated_every": self._periods.evaluate,
             "scenarios": list(self._asked.scenarios),
             "seed": self._asked.seed,
