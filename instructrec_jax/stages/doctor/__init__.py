@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from instructrec_jax import files, processes
-from instructrec_jax.seeds import stable_seed
+from instructrec_jax import files
 from instructrec_jax.settings import Range, check_arguments
 from instructrec_jax.stages.doctor.checks import DEVICE_CHECKS, Check
 from instructrec_jax.stages.doctor.machine import Machine, folder_checks, nearest_folder
@@ -72,29 +71,18 @@ def doctor(
     machine = Machine.read()
     model, data = (None if path is None else Path(path) for path in (model_dir, data_dir))
     beside = nearest_folder(Path.cwd() if model is None else model.absolute().parent)
-    report = Report(
-        checks=[
-            *machine.checks(),
-            *folder_checks(model, data),
-            *_device_checks(machine, _folder_for_a_checkpoint(beside), seconds),
-        ]
-    )
+    checks = [*machine.checks(), *folder_checks(model, data)]
+    of_devices, process = _look_at_devices(machine, beside, seconds)
+    report = Report(checks=[*checks, *of_devices])
     if json_path is not None:
-        number = _process_id()
-        files.write_text(f"{json_path}.{number}" if number else json_path, report.as_json())
+        files.write_text(f"{json_path}.{process}" if process else json_path, report.as_json())
     return report
 
 
-def _folder_for_a_checkpoint(beside: Path) -> Path:
-    """Returns a folder that all processes of a run name alike, and no other run does."""
-    run = os.environ.get("JAX_COORDINATOR_ADDRESS", f"{processes.host_id()}:{os.getpid()}")
-    return beside / f".doctor.{stable_seed(run):016x}.tmp"
-
-
-def _device_checks(machine: Machine, folder: Path, seconds: float) -> list[Check]:
-    """Returns what a process of its own finds out about the devices, within a time."""
+def _look_at_devices(machine: Machine, beside: Path, seconds: float) -> tuple[list[Check], int]:
+    """Returns what a process of its own finds out, within a time, and which of several it is."""
     accelerators = " ".join(["gpu"] * machine.has_gpu + ["tpu"] * machine.has_tpu)
-    command = [sys.executable, "-m", _PROGRAM, str(folder), accelerators]
+    command = [sys.executable, "-m", _PROGRAM, str(beside), accelerators]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
         written, said = done.stdout, done.stderr.strip().splitlines()
@@ -103,18 +91,16 @@ def _device_checks(machine: Machine, folder: Path, seconds: float) -> list[Check
     except subprocess.TimeoutExpired as stopped:
         written = (stopped.stdout or b"").decode(errors="replace")
         failure, mend = f"did not end within {seconds:g} s", _why_it_hangs()
-    finally:
-        if _process_id() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-    found = [Check(**json.loads(line)) for line in written.splitlines()]
+    found, process = [], 0
+    for line in map(json.loads, written.splitlines()):
+        if "folder" not in line:
+            found.append(Check(**line))
+        elif (process := line["process"]) == 0:
+            shutil.rmtree(line["folder"], ignore_errors=True)
     for name in DEVICE_CHECKS[len(found) :]:
         found.append(Check(name=name, found=failure, mend=mend))
         failure, mend = "not looked at", "mend what is said before it"
-    return found
-
-
-def _process_id() -> int:
-    return int(os.environ.get("JAX_PROCESS_ID", "0"))
+    return found, process
 
 
 def _why_it_hangs() -> str:

@@ -6,16 +6,18 @@ It writes a line of JSON for each check as soon as it is done.
 import dataclasses
 import json
 import os
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from instructrec_jax.parallel import processes
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.stages.doctor.checks import (
     ALL_REDUCE,
@@ -76,7 +78,7 @@ def look_at_checkpoint(folder: Path) -> str | Problem:
     rows = NamedSharding(make_mesh(MeshSettings()).devices, PartitionSpec("data"))
     saved = jax.make_array_from_callback(values.shape, rows, lambda index: values[index])
     found = _saved_and_restored(folder, saved)
-    multihost_utils.sync_global_devices("all have read it")
+    processes.gathered(None)  # all have read it, before it is removed
     shards = zip(found.addressable_shards, saved.addressable_shards, strict=True)
     if not all(np.array_equal(after.data, before.data) for after, before in shards):
         return Problem(
@@ -120,36 +122,36 @@ def look_at_cache() -> str | Problem:
     return f"compiled programs are kept in {folder}"
 
 
-def main(folder: str, accelerators: str) -> None:
-    """Runs the checks and writes what each found to stdout.
+def main(beside: str, accelerators: str) -> None:
+    """Runs the checks; writes to stdout which process this is, and then what each found.
 
     Args:
-      folder: where a checkpoint is tried.
+      beside: the folder in which a checkpoint is tried.
       accelerators: words "gpu", "tpu" for what the machine has.
     """
     lines = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print
+    folder = Path(beside)
 
-    def tell(name: str, look: Callable[[], str | Problem]) -> None:
-        lines.write(json.dumps(dataclasses.asdict(run_check(name, look))) + "\n")
+    def tell(found: Any) -> None:
+        lines.write(json.dumps(found) + "\n")
         lines.flush()
 
     def devices() -> str | Problem:
-        _join()
+        nonlocal folder
+        index = processes.initialise()
+        folder = folder / f".doctor.{processes.gathered(secrets.token_hex(8))[0]}.tmp"
+        tell({"process": index, "folder": str(folder)})
         return look_at_devices(has_gpu="gpu" in accelerators, has_tpu="tpu" in accelerators)
 
-    tell(DEVICES, devices)
-    tell(ALL_REDUCE, look_at_all_reduce)
-    tell(CHECKPOINT, lambda: look_at_checkpoint(Path(folder)))
-    tell(CACHE, look_at_cache)
-
-
-def _join() -> None:
-    """Joins the other processes of the run, if there are any."""
-    if (number := int(os.environ.get("JAX_NUM_PROCESSES", "1"))) > 1:
-        jax.distributed.initialize(
-            os.environ["JAX_COORDINATOR_ADDRESS"], number, int(os.environ["JAX_PROCESS_ID"])
-        )
+    looks: dict[str, Callable[[], str | Problem]] = {
+        DEVICES: devices,
+        ALL_REDUCE: look_at_all_reduce,
+        CHECKPOINT: lambda: look_at_checkpoint(folder),
+        CACHE: look_at_cache,
+    }
+    for name, look in looks.items():
+        tell(dataclasses.asdict(run_check(name, look)))
 
 
 if __name__ == "__main__":
