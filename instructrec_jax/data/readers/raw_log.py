@@ -1,5 +1,6 @@
 """What a format of raw logs is, and what its reader returns: events and the catalogue."""
 
+import array
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -200,8 +201,8 @@ class LogBuilder:
         self._users: dict[str, int] = {}
         self._event_items: dict[str, int] = {}
         self._written = EventParts(folder)
-        self._rows: list[tuple[int, int, float, int]] = []
-        self._num_events = 0
+        # The events that wait to be written.
+        self._user, self._item, self._time = array.array("i"), array.array("i"), array.array("d")
         self._units: dict[str, _Unit] = {}
         self._has_times = False
         self._num_again = 0
@@ -243,22 +244,20 @@ class LogBuilder:
 
     def add_sequence(self, user: str, items: Sequence[str]) -> None:
         """Adds the events of a user, oldest first, of a log that is ordered but not timed."""
-        code, codes = self._users.setdefault(user, len(self._users)), self._event_items
-        for item in items:
-            self._add(code, codes.setdefault(item, len(codes)), None)
-
-    def _add(self, user: int, item: int, time: float | None) -> None:
-        """Adds an event."""
-        number = self._num_events
-        self._rows.append((user, item, float(number) if time is None else time, number))
-        self._num_events = number + 1
-        if len(self._rows) == _BLOCK:
+        codes, first = self._event_items, len(self._written) + len(self._time)
+        self._user.extend([self._users.setdefault(user, len(self._users))] * len(items))
+        self._item.extend([codes.setdefault(item, len(codes)) for item in items])
+        self._time.extend(range(first, first + len(items)))
+        if len(self._time) >= _BLOCK:
             self._write()
 
     def _write(self) -> None:
         """Writes the events that wait for it."""
-        events = np.array(self._rows, EVENT)
-        self._rows.clear()
+        events, first = np.empty(len(self._time), EVENT), len(self._written)
+        events["number"] = np.arange(first, first + len(events))
+        for name, column in (("user", self._user), ("item", self._item), ("time", self._time)):
+            events[name] = column
+            del column[:]
         if self._has_times:
             _count_units(events, self._units)
         self._written.add(events)
@@ -273,15 +272,21 @@ class LogBuilder:
           again: begins another pass, for the reviews.
           damage: the policy of the passes.
         """
-        users, items = self._users, self._event_items
+        users, items, times = self._users, self._event_items, self._time
+        first = len(self._written)
         progress = Progress("prepare", total=None, unit="events")
         for user, item, time, _ in progress.track(events, every=10_000):
+            self._user.append(users.setdefault(user, len(users)))
+            self._item.append(items.setdefault(item, len(items)))
+            times.append(float(first + len(times)) if time is None else time)
             self._has_times = time is not None
-            self._add(users.setdefault(user, len(users)), items.setdefault(item, len(items)), time)
+            if len(times) == _BLOCK:
+                self._write()
+                first += _BLOCK
         self._events = events
         if events.has_reviews:
             self._reviews = functools.partial(
-                read_reviews, again, damage=damage, num_events=self._num_events
+                read_reviews, again, damage=damage, num_events=first + len(times)
             )
 
     def items_of_events(self) -> tuple[str, ...]:
@@ -300,7 +305,7 @@ class LogBuilder:
         Raises:
           UserError: if there is no item or no event.
         """
-        if not self._items or not self._num_events:
+        if not self._items or not len(self._written) + len(self._time):
             raise UserError("the log holds no items or no interactions")
         self._write()
         if self._events:
