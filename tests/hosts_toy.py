@@ -15,8 +15,10 @@ from score_toy import score_toy
 
 from instructrec_jax.cli import main, messages
 from instructrec_jax.errors import UserError
+from instructrec_jax.manifest import Manifest
 from instructrec_jax.parallel import processes
 from instructrec_jax.parallel.mesh import MeshSettings
+from instructrec_jax.stages.together import check_run
 
 # Rounding does not grow with it, as it does where AdamW divides by the square of small gradients.
 SGD = optax.sgd(0.02)
@@ -41,20 +43,27 @@ def score(records, model, output) -> None:
     score_toy(records, model, output)
 
 
-def be_refused(records, folder) -> None:
+def be_refused() -> None:
     """Says why runs are refused that differ between processes, in every process alike."""
     own = processes.jax.process_index()
     processes._SECONDS_TO_SEE = 0.0
+    planned = Manifest(stage="train", inputs={}, settings={"seed": own})
     for attempt in (
-        lambda: train(records, folder, 3, "listwise", seed=own),
-        lambda: train(records, f"{folder}{own}", 3, "listwise"),
-        lambda: train(records if own else "nowhere", folder, 3, "listwise"),
+        lambda: check_run(planned, "", "runs/model"),
+        lambda: check_run(planned, f"BATCH_SIZE = {8 + own}", "runs/model"),
+        lambda: open_elsewhere(f"nowhere, says process {own}"),
         lambda: processes.check_seen(Path(__file__ if own == 0 else f"{__file__}.elsewhere")),
     ):
         try:
             attempt()
         except UserError as error:
             sys.stderr.write(f"refused: {error}\n")
+
+
+def open_elsewhere(folder: str) -> None:
+    with processes.sharing_errors():
+        if processes.is_main():
+            raise UserError(folder)
 
 
 def _run(words) -> int:
