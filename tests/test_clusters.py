@@ -1,6 +1,9 @@
 """How a process learns which others it runs with."""
 
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -90,3 +93,20 @@ def test_flags_of_t5x_are_taken(capsys):
     flags = ["--coordinator_address=node1:8476", "--process_count=2", "--process_index=2"]
     assert main.main(["train", gin, *flags]) == 2
     assert f"{INDEX} is 2 and {NUMBER} is 2; expected an index" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("index", "message"), [(0, "not all of the 2 processes came"), (1, "process 0 does not answer")]
+)
+def test_a_process_whose_others_do_not_come_ends_with_a_message(index, message):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    code = "import sys; from instructrec_jax.parallel.processes import initialise as join; "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}join({address!r}, 2, {index})"],
+        env=os.environ | {processes.START_SECONDS: "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("instructrec: ") and message in done.stderr

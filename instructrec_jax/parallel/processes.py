@@ -32,7 +32,8 @@ from instructrec_jax.parallel.clusters import ADDRESS, INDEX, NUMBER, Place, fin
 
 logger = logging.getLogger(__name__)
 START_SECONDS = "INSTRUCTREC_START_SECONDS"  # how long all processes may take to come together
-_START_SECONDS = 300.0
+_START_SECONDS = 300
+_PLACES: list[Place] = []  # that of this process, once it joins others
 # A process that is silent for longer is dead, and ends the others.
 HEARTBEAT_SECONDS = "INSTRUCTREC_HEARTBEAT_SECONDS"
 _HEARTBEAT_SECONDS = 60
@@ -64,8 +65,8 @@ def initialise(
       UserError: if the environment says half of it, or nonsense; or if processes have different
         numbers of devices. Where not all processes come in time, the process ends with a message.
     """
-    if jax.distributed.is_initialized():
-        return jax.process_index()
+    if is_joined():
+        return _PLACES[0].index
     given = {ADDRESS: address, NUMBER: number, INDEX: index}
     place = find({name: str(value) for name, value in given.items() if value is not None})
     if place is None:
@@ -75,13 +76,14 @@ def initialise(
                 "--coordinator_address=HOST:PORT, --process_count=N and --process_index=I"
             )
         return 0
-    seconds = float(os.environ.get(START_SECONDS, _START_SECONDS))
+    seconds = _seconds(START_SECONDS, _START_SECONDS)
     where = place.address or f"the address that JAX knows of {place.method}"
     logger.info(
-        "process %d of %d waits up to %.0f seconds for the others, at %s",
+        "process %d of %d waits up to %d seconds for the others, at %s",
         *(place.index, place.number, seconds, where),
     )
     _check_address(place)
+    _PLACES.append(place)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
     with _limited(place, seconds):
         jax.distributed.initialize(
@@ -89,14 +91,33 @@ def initialise(
             place.number,
             place.index,
             cluster_detection_method=place.method or "deactivate",
-            local_device_ids=[] if place.has_host else None,
-            initialization_timeout=int(seconds) + 60,  # its own end is a core dump
-            heartbeat_timeout_seconds=int(os.environ.get(HEARTBEAT_SECONDS, _HEARTBEAT_SECONDS)),
+            local_device_ids=_local_devices(place),
+            initialization_timeout=seconds + 60,  # its own end is a core dump
+            heartbeat_timeout_seconds=_seconds(HEARTBEAT_SECONDS, _HEARTBEAT_SECONDS),
         )
     _keep_stdout_for_results()
     _check_devices()
     _meet()
     return place.index
+
+
+def _seconds(name: str, default: int) -> int:
+    """Returns a number of seconds that the environment may set."""
+    text = os.environ.get(name, str(default))
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise UserError(
+            f"{name} is {text!r}; expected a whole number of seconds, such as {default}"
+        )
+    return int(text)
+
+
+def _local_devices(place: Place) -> list[int] | None:
+    """Returns which devices of the host JAX is to take: [] for all, None for what it chooses.
+
+    In a cluster that is one GPU, by the process's number on its host, also where it is alone there.
+    """
+    is_all = place.method is not None and place.has_host
+    return [] if is_all and "JAX_LOCAL_DEVICE_IDS" not in os.environ else None
 
 
 def _check_address(place: Place) -> None:
@@ -116,14 +137,14 @@ def _check_address(place: Place) -> None:
 
 
 @contextmanager
-def _limited(place: Place, seconds: float) -> Iterator[None]:
+def _limited(place: Place, seconds: int) -> Iterator[None]:
     """Ends this process with a message if the block takes longer: JAX cannot be interrupted."""
 
     def give_up() -> None:
-        missing = f"not all of the {place.number} processes came within {seconds:.0f} seconds"
+        missing = f"not all of the {place.number} processes came within {seconds} seconds"
         advice = f"start one for each {INDEX} from 0 to {place.number - 1}, with the same {NUMBER}"
         if place.address and not _answers(place.address):
-            missing = f"process 0 does not answer at {place.address} after {seconds:.0f} seconds"
+            missing = f"process 0 does not answer at {place.address} after {seconds} seconds"
             advice = "see that it runs there, and that nothing is between (a firewall, a proxy)"
         logger.error("instructrec: %s; %s. %s=N waits longer", missing, advice, START_SECONDS)
         leave(2)
@@ -184,15 +205,15 @@ def _meet() -> None:
 
 
 def is_joined() -> bool:
-    """Whether this process is one of several."""
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+    """Whether this process has joined others, or is about to."""
+    return bool(_PLACES)
 
 
 def leave(code: int) -> None:
     """Ends this process of several without waiting for the others, as Python's own end would."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if jax.distributed.is_initialized() and is_main():
+    if _PLACES and not _PLACES[0].index:
         time.sleep(_SECONDS_TO_SPEAK)
     os._exit(code)
 
