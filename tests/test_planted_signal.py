@@ -20,8 +20,9 @@ from instructrec_jax.stages.prepare import prepare
 
 CLOSE = 0.98
 SMALL = [
-    "--gin.TRAIN_STEPS=1200",
+    "--gin.TRAIN_STEPS=2000",
     "--gin.EVAL_PERIOD=200",
+    "--gin.PATIENCE=2",
     "--gin.DROPOUT_RATE=0.1",
     "--gin.LEARNING_RATE=3e-3",
     *(
