@@ -56,7 +56,10 @@ class EventParts:
         """Keeps of each part the events at the places that a function chooses, in that order."""
         numbers = [number for number, length in enumerate(self._lengths) if length]
         for number, events in zip(numbers, self, strict=True):
-            kept = events[choose(events)]
+            chosen = choose(events)
+            if chosen.dtype == np.bool_ and chosen.all():
+                continue
+            kept = events[chosen]
             self._lengths[number] = len(kept)
             self._write(self._begins[number], kept)
 
