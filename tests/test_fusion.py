@@ -73,6 +73,8 @@ def test_two_systems_that_err_apart_are_better_together(folder, tmp_path):
     means = {name: own["ndcg@5"]["estimate"] for name, own in found["test"].items()}
     assert means["one+other"] > max(means["one"], means["other"])
     assert list(found["minus"]["one+other"])[-2:] == ["one", "other"]
+    assert list(found["minus"]["one"])[-1] == "other"
+    assert "one" not in found["minus"]["other"], "each pair stands once"
     assert found["protocol"]["systems"]["one+other"]["parts"].startswith("one (sequential")
     text = (tmp_path / "out" / "report.txt").read_text()
     assert "one+other minus one: HR@1 +" in text
@@ -99,6 +101,11 @@ def test_the_figures_are_those_of_the_chosen_weights_worked_out_anew(folder, tmp
         assert found["test"]["one+other"][name]["estimate"] == pytest.approx(value)
 
 
+def test_a_fused_system_may_have_a_name_of_its_own(folder, tmp_path):
+    found = fused(folder, tmp_path / "out", "one", "other", fuse="both=one+other")
+    assert "both" in found["test"] and "one+other" not in found["test"]
+
+
 def test_a_part_that_tells_nothing_gets_little_weight(folder, tmp_path):
     found = fused(folder, tmp_path / "out", "one", "noise", fuse="noise+one")
     choices = {
@@ -118,6 +125,7 @@ def test_a_part_that_tells_nothing_gets_little_weight(folder, tmp_path):
         ("one", "expected 2 to 4 different systems"),
         ("one+one", "expected 2 to 4 different systems"),
         ("one+othr", "unknown system of --fuse one.othr 'othr'.*other"),
+        ("one=one+other", "'one' has scores; give it another name"),
     ],
 )
 def test_a_mistake_is_one_message(folder, tmp_path, fuse, message):

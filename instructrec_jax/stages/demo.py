@@ -11,11 +11,13 @@ from typing import Any
 from instructrec_jax.data.settings import PrepareSettings
 from instructrec_jax.manifest import Manifest
 from instructrec_jax.stages.annotate import annotate
+from instructrec_jax.stages.baseline.scores import SEARCH, BaselineSettings
+from instructrec_jax.stages.baseline.untrained import cooccurrence
 from instructrec_jax.stages.build import BuildSettings, build
 from instructrec_jax.stages.data import fetch
 from instructrec_jax.stages.prepare import prepare
 from instructrec_jax.stages.report import report
-from instructrec_jax.stages.report.choice import chosen_templates
+from instructrec_jax.stages.report.choice import ChoiceSettings, chosen_templates
 from instructrec_jax.training.metrics_log import FILE_NAME as METRICS_FILE
 
 logger = logging.getLogger(__name__)
@@ -106,12 +108,29 @@ def demo(
                 "NUM_REQUESTS": SMOKE_REQUESTS if is_smoke else None,
             }
             score([MODEL_FILE, MIXTURE_FILE, SCORE_FILE], **{**macros, **run})
+    scenarios = [scenario for scenario in chosen if not scenario.startswith(SEARCH)]
+    with _stage("baseline cooccurrence", root / "cooccurrence"):
+        asked = BaselineSettings(
+            prepared_dir=str(root / "prepared"),
+            output_dir=str(root / "cooccurrence"),
+            scenarios=scenarios,
+        )
+        cooccurrence(asked=asked)
     # The table comes last, where a reader looks.
     logger.info("== report, after %.0f s, in %s", time.monotonic() - began, root / "report")
+    return _reported(name, root)
+
+
+def _reported(name: str, root: Path) -> dict[str, Any]:
+    """Compares the model, what needs no training, and the two together."""
     return report(
         dataset=name,
         prepared_dir=root / "prepared",
-        scores={"model": [root / "scores" / split for split in ("validation", "test")]},
+        scores={
+            "cooccurrence": [root / "cooccurrence"],
+            "model": [root / "scores" / split for split in ("validation", "test")],
+        },
+        choice=ChoiceSettings(fuse=["fused=model+cooccurrence"]),
         output_dir=root / "report",
         metrics_file=root / "model" / METRICS_FILE,
         texts_dir=root / "texts",

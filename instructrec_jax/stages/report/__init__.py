@@ -22,8 +22,9 @@ from instructrec_jax.report.results import Report, ScenarioResult, SystemResult
 from instructrec_jax.scores.importers import holds_t5x_scores
 from instructrec_jax.stages.report.choice import ChoiceSettings, Entry, entry_of
 from instructrec_jax.stages.report.exports import ExportSettings, Ranked, write_exports
-from instructrec_jax.stages.report.fusion import SIGN, fused_entry, parts_of
+from instructrec_jax.stages.report.fusion import SIGN, FusedName, fused_entry, parts_of
 from instructrec_jax.stages.report.systems import (
+    BASELINES,
     Baselines,
     Known,
     Run,
@@ -78,7 +79,7 @@ def report(
     choice = choice or ChoiceSettings()
     paths = {name: both_splits(own) for name, own in scores.items()}
     planned = _plan(dataset, Path(prepared_dir), paths, metrics_file, choice)
-    fused = [parts_of(name, list(paths)) for name in choice.fuse]
+    fused = [parts_of(given, list(paths)) for given in choice.fuse]
     if texts_dir is not None:
         read_texts_manifest(
             texts_dir, prepared=files.sha256(Path(prepared_dir) / manifest.FILE_NAME)
@@ -164,7 +165,7 @@ def _make_report(
     names: Sequence[str] | None,
     planned: Manifest,
     repeated: Mapping[str, str],
-    fused: Sequence[Sequence[str]],
+    fused: Sequence[FusedName],
 ) -> tuple[Report, list[Ranked]]:
     """Computes every scenario that was scored, and what each system ranked in it."""
     known = known_lists(data)
@@ -201,16 +202,16 @@ def _make_report(
 
 
 def _fused_entries(
-    scenario: str, entries: Sequence[Entry], fused: Sequence[Sequence[str]], known: Known
+    scenario: str, entries: Sequence[Entry], fused: Sequence[FusedName], known: Known
 ) -> list[Entry]:
     """Returns the systems that are fused from others, where all their parts were scored."""
     by_name, found = {entry.system.name: entry for entry in entries}, []
-    for parts in fused:
-        if lacking := [name for name in parts if name not in by_name]:
-            shown = SIGN.join(parts)
-            _logger.warning("%s: no %s without %s", scenario, shown, ", ".join(lacking))
+    for name, parts in fused:
+        if lacking := [part for part in parts if part not in by_name]:
+            _logger.warning("%s: no %s without %s", scenario, name, ", ".join(lacking))
         else:
-            found.append(fused_entry(scenario, [by_name[name] for name in parts], known))
+            own = [by_name[part] for part in parts]
+            found.append(fused_entry(name, scenario, own, known))
     return found
 
 
@@ -248,9 +249,9 @@ def _scenario(
     for name in names[:num_baselines]:
         metrics, minus = results.compare(ranks, name, others=(), event=event, seed=SEED)
         made.append(SystemResult(name=name, metrics=metrics, minus=minus, ties=ties[name]))
-    for number, (entry, run) in enumerate(zip(entries, runs[num_baselines:], strict=True)):
-        later = names[num_baselines + number + 1 :]
-        others = list(dict.fromkeys([*names[:num_baselines], *later, *entry.parts]))
+    order = _order_of_subtraction(entries)
+    for entry, run in zip(entries, runs[num_baselines:], strict=True):
+        others = [*names[:num_baselines], *order[order.index(run.name) + 1 :]]
         metrics, minus = results.compare(ranks, run.name, others=others, event=event, seed=SEED)
         made.append(
             SystemResult(
@@ -280,6 +281,16 @@ def _scenario(
         warnings=[*caveats.caveats(first_examples, data), *of_texts],
         facts={**facts, **details},
     )
+
+
+def _order_of_subtraction(entries: Sequence[Entry]) -> list[str]:
+    """Returns the names of systems: from each those after it are subtracted.
+
+    Fused systems are first, and those that bear a baseline's name last.
+    """
+    baselines = {baseline.name for baseline in BASELINES}
+    ordered = sorted(entries, key=lambda e: (not e.parts, e.system.name in baselines))
+    return [entry.system.name for entry in ordered]
 
 
 def _shared_examples(

@@ -26,8 +26,8 @@ class ChoiceSettings:
       normalisers: what candidates may be ranked by: sum, mean (per token), char (per character),
         pmi (needs scores WITH_PRIOR). By default all that the scores allow, first the one that the
         model was trained to be ranked by, which wins where others do not differ.
-      fuse: systems to add, each the weighted sum of others, such as model+cooccurrence, which all
-        have validation scores.
+      fuse: systems to add, each the weighted sum of others, such as model+cooccurrence or
+        both=model+cooccurrence, which all have validation scores.
     """
 
     normalisers: Sequence[str] | None = None

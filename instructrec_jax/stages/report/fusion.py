@@ -11,6 +11,7 @@ Rank Learning Methods" (SIGIR 2009), with its constant of 60.
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,32 +32,44 @@ _BY_RANKS = "reciprocal ranks"
 _PerExample = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
-def parts_of(fused: str, systems: Sequence[str]) -> list[str]:
-    """Returns the parts that the name of a fused system lists.
+class FusedName(NamedTuple):
+    """The name of a fused system, and the systems that it is made of."""
+
+    name: str
+    parts: Sequence[str]
+
+
+def parts_of(given: str, systems: Sequence[str]) -> FusedName:
+    """Returns what a fused system is called and made of.
 
     Args:
-      fused: such as "model+cooccurrence".
+      given: such as "model+cooccurrence", or "both=model+cooccurrence" with a name of its own.
       systems: names of the systems whose scores were given.
 
     Raises:
-      UserError: if there are less than two, more than four, one twice, or one without scores.
+      UserError: if there are less than two parts, more than four, one twice, or one without scores,
+        or if the name is taken.
     """
-    parts = fused.split(SIGN)
+    name, _, listed = given.rpartition("=")
+    parts = listed.split(SIGN)
     if not 2 <= len(parts) <= _MAX_PARTS or len(set(parts)) < len(parts):
         raise UserError(
-            f"--fuse is {fused!r}; expected 2 to {_MAX_PARTS} different systems, such as "
+            f"--fuse is {given!r}; expected 2 to {_MAX_PARTS} different systems, such as "
             f"model{SIGN}cooccurrence"
         )
     for part in parts:
         if part not in systems:
-            raise unknown_name(f"system of --fuse {fused}", part, systems)
-    return parts
+            raise unknown_name(f"system of --fuse {given}", part, systems)
+    if name in systems:
+        raise UserError(f"--fuse is {given!r}, but {name!r} has scores; give it another name")
+    return FusedName(name or listed, parts)
 
 
-def fused_entry(scenario: str, parts: Sequence[Entry], known: Known) -> Entry:
+def fused_entry(name: str, scenario: str, parts: Sequence[Entry], known: Known) -> Entry:
     """Returns the system that some others make together in one scenario.
 
     Args:
+      name: of the system.
       scenario: such as "sequential".
       parts: the others, each with the template and normaliser that it chose.
       known: the candidate lists of A.
@@ -65,7 +78,6 @@ def fused_entry(scenario: str, parts: Sequence[Entry], known: Known) -> Entry:
       UserError: if one has no validation scores, ranked its candidates in several rounds, or they
         share no example.
     """
-    name = SIGN.join(part.system.name for part in parts)
     of_validation, of_test = [], []
     for part in parts:
         if (validation := part.validation_run()) is None:
