@@ -53,15 +53,17 @@ def collectives(text: str) -> list[Collective]:
     """
     lines = _by_computation(text)
     times = _times(lines)
-    fused = {name for own in lines.values() for line in own for name in _FUSED.findall(line)}
+    reader = {
+        fused: name for name, own in lines.items() for x in own for fused in _FUSED.findall(x)
+    }
     found: dict[object, Collective] = {}
     for name, own in lines.items():
         for line in own:
             if one := _collective(line, name, times[name]):
                 # A TPU's compiler writes an exchange that goes on beside several computations in
-                # each of them.
-                channel = _CHANNEL.search(line)
-                key = (one.kind, channel[1]) if channel and name in fused else (name, line)
+                # each of them. Another loop may have the same channel.
+                channel, is_fused = _CHANNEL.search(line), name in reader
+                key = (reader[name], one.kind, channel[1]) if channel and is_fused else (name, line)
                 found.setdefault(key, one)
     return [_of_parts(one, lines) for one in found.values()]
 
