@@ -9,8 +9,6 @@ import pytest
 
 from instructrec_jax import files, open_model, settings
 from instructrec_jax.cli import flags, gin_config, main
-from instructrec_jax.cli.model_verbs import GinVerb
-from instructrec_jax.cli.plan_verb import PlanVerb
 from instructrec_jax.cli.verb import Group
 from instructrec_jax.errors import UserError
 from instructrec_jax.settings import SettingError
@@ -19,7 +17,7 @@ ADDRESS = "gs://bucket/folder"
 REFUSAL = "is 'gs://bucket/folder'; expected a path on this machine: mount the bucket (gcsfuse), "
 SERVER_REFUSAL = "is 'gs://bucket/folder'; expected the address of a server, such as "
 VERBS = [v for verb in main.VERBS for v in (verb.verbs if isinstance(verb, Group) else [verb])]
-PLAIN = [v for v in VERBS if not isinstance(v, GinVerb | PlanVerb) or v.name == "score"]
+PLAIN = [v for v in VERBS if not v.takes_gin or v.name == "score"]
 
 
 def _train():

@@ -136,7 +136,7 @@ def test_a_damaged_file_is_named(tmp_path):
     (path,) = tmp_path.rglob("*.tfrecord-*")
     path.write_bytes(path.read_bytes()[:-100])
     record_store.use_data_dir(tmp_path)
-    with pytest.raises(UserError, match=r"own/leave_one_out/.* are damaged \(truncated record at"):
+    with pytest.raises(UserError, match=r"own/leave_one_out/.* are damaged \(the record at byte"):
         check_records("own")
 
 

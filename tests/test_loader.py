@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import tensorflow as tf
 
 from instructrec_jax.pipeline import loader, training_examples, vocabulary
 from instructrec_jax.pipeline.registry import register_mixture
+from instructrec_jax.pipeline.training_examples import TrainingExamples
 
 
 @pytest.fixture(autouse=True)
@@ -245,3 +247,17 @@ def test_each_epoch_shows_every_example_once(toy):
     (total,) = {len(list(loader.examples("toy.A8", split="train")))}
     batches = ranking_training(total, batch_size=1, seed=1, name="toy.A8")
     assert len({batch["example_id"][0] for batch in batches}) == total
+
+
+def test_threads_that_cut_examples_at_the_same_time_agree(toy):
+    """Which they do in Python, with a tokeniser that they share."""
+    lengths = {"inputs": 40, "targets": 64}
+    blank = {"inputs": np.zeros(40, np.int32), "num_history_dropped": np.zeros((), np.int32)}
+    training_examples._renderer.cache_clear()
+    examples = TrainingExamples("toy.A1", lengths, blank, seed=0)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda begin: examples.read(begin, 4), range(0, 64, 4)))
+    whole = examples.read(0, 64)
+    assert whole["num_history_dropped"].any()
+    for name, values in whole.items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in found]), values)

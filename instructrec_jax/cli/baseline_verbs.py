@@ -46,6 +46,7 @@ LLM = Verb(
     result=_plan_or_folder,
 )
 _UNTRAINED = "instructrec_jax.stages.baseline.untrained"
+_TRAIN = "instructrec_jax.stages.baseline.trained:train_and_score"
 
 
 def _both_splits(_: Any, arguments: Mapping[str, Any]) -> str:
@@ -151,7 +152,7 @@ def _trained(name: str, summary: str, description: str) -> Verb:
             f"instructrec baseline {name} --prepared_dir=runs/prepared \\\n"
             f"    --output_dir=runs/baselines/{name}"
         ),
-        function="instructrec_jax.stages.baseline.trained:train_and_score",
+        function=_TRAIN,
     )
 
 
@@ -193,7 +194,8 @@ ALL = _AllVerb(
         "Runs all systems that need nothing but artefact A, each into a folder of its name. What\n"
         "is there already is kept. --gin.NAME=VALUE changes the settings of all that are trained."
     ),
-    example=("instructrec baseline all --prepared_dir=runs/prepared --output_dir=runs/baselines"),
+    example="instructrec baseline all --prepared_dir=runs/prepared --output_dir=runs/baselines",
+    function=_TRAIN,
 )
 BASELINE = Group(
     name="baseline",

@@ -63,8 +63,10 @@ def cut_titles(
     if max_tokens is None:
         return titles
 
+    tokenizer = vocabulary.tokenizer  # taken here: threads may call what follows, not load it
+
     def cut(titles: np.ndarray) -> np.ndarray:
-        found = [cut_title(title.decode(), vocabulary.tokenizer, max_tokens) for title in titles]
+        found = [cut_title(title.decode(), tokenizer, max_tokens) for title in titles]
         return np.array([title.encode() for title in found], object)
 
     return tf.cond(
@@ -180,9 +182,10 @@ class BudgetedRenderer:
     def _shortened(self, values: Values, history: tf.Tensor) -> Fitted:
         """Returns what `token_budget` makes of it, in Python: few examples need it."""
         shown = [slot for slot in slots_of(self._segments) if slot in values]
+        tokenizer = self.vocabulary.tokenizer  # see `cut_titles`
 
         def shorten(history: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, ...]:
-            budget = TokenBudget(self._segments, self.vocabulary.tokenizer, self.max_tokens)
+            budget = TokenBudget(self._segments, tokenizer, self.max_tokens)
             filled = {slot: text.decode() for slot, text in zip(shown, texts, strict=True)}
             titles = [title.decode() for title in history]
             found = budget.fit(filled, titles, CUT_TEXTS[self.feature])

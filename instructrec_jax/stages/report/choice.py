@@ -15,6 +15,7 @@ from instructrec_jax.records import CandidateList
 from instructrec_jax.report import results
 from instructrec_jax.report.results import Choice
 from instructrec_jax.scores.importers import read_any_scores
+from instructrec_jax.settings import check_fields
 from instructrec_jax.stages.report.systems import Run, ScoredSplit, System, known_lists
 
 
@@ -34,6 +35,7 @@ class ChoiceSettings:
     fuse: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.normalisers is not None:
             ranking.checked_normalisers(self.normalisers)
 
