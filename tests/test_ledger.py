@@ -10,7 +10,7 @@ import time
 import pytest
 from teacher_toy import answer, question
 
-from instructrec_jax import processes
+from instructrec_jax import workers
 from instructrec_jax.errors import UserError
 from instructrec_jax.teacher import ledger as ledger_module
 from instructrec_jax.teacher.ledger import Ledger, Verdict
@@ -159,7 +159,7 @@ def test_a_run_says_that_it_lives(ledger, monkeypatch):
     ledger._database.run("DELETE FROM runs")
     ledger.renew()
     rows = ledger._database.rows("SELECT host, pid FROM runs")
-    assert rows == [(processes.host_id(), os.getpid())]
+    assert rows == [(workers.host_id(), os.getpid())]
 
 
 def test_the_ledger_of_another_data_set_is_refused(ledger, path):

@@ -27,7 +27,7 @@ LEVELS = {
     "settings": (0, ""),
     "tokenizer": (0, ""),
     "progress": (0, ""),
-    "processes": (0, ""),
+    "workers": (0, ""),
     "tasks": (0, ""),
     "data": (1, ""),
     "instructions": (1, ""),

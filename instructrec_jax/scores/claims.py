@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from instructrec_jax import files, processes
+from instructrec_jax import files, workers
 
 STALE_SECONDS = 120.0
 _RENEWALS = 6  # in the time after which a claim is stale
@@ -32,7 +32,7 @@ class Claims:
             of the hosts differ.
         """
         self._folder, self._stale_seconds = Path(folder), stale_seconds
-        self._owner = {"host": processes.host_id(), "pid": os.getpid()}
+        self._owner = {"host": workers.host_id(), "pid": os.getpid()}
         self._held: set[str] = set()
         self._is_over = threading.Event()
         self._renewal = threading.Thread(target=self._renew, name="claims", daemon=True)
@@ -94,9 +94,7 @@ class Claims:
         if owner.get("host") == self._owner["host"]:
             pid = owner["pid"]
             # Our own number: of an earlier process, as containers count from 1 each time.
-            if not processes.is_alive(pid) or (
-                pid == self._owner["pid"] and name not in self._held
-            ):
+            if not workers.is_alive(pid) or (pid == self._owner["pid"] and name not in self._held):
                 return True
         return age > self._stale_seconds
 

@@ -22,7 +22,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from instructrec_jax import processes
+from instructrec_jax import workers
 from instructrec_jax.errors import UserError
 from instructrec_jax.teacher.database import Database
 from instructrec_jax.teacher.questions import Answer, Question
@@ -301,7 +301,7 @@ class Ledger:
 
     def _enter(self, run: int | None) -> int:
         """Enters that this run lives, and returns its number."""
-        mine = (run, processes.host_id(), os.getpid(), self._renewed)
+        mine = (run, workers.host_id(), os.getpid(), self._renewed)
         entered = self._database.run("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", *mine)
         return int(entered.lastrowid or 0)
 
@@ -311,10 +311,10 @@ class Ledger:
         if not rows:
             return False
         ((host, pid, renewed),) = rows
-        if host == processes.host_id():
+        if host == workers.host_id():
             if pid == os.getpid():  # perhaps of an earlier process, as containers count from 1
                 return (self._path, run) in _OPEN
-            if not processes.is_alive(pid):
+            if not workers.is_alive(pid):
                 return False
         return time.time() - renewed < STALE_SECONDS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from instructrec_jax import files, processes
+from instructrec_jax import files, workers
 from instructrec_jax.data.prepared import PreparedData, read_prepared
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.manifest import Manifest, find_finished, read_manifest
@@ -84,7 +84,7 @@ def annotate(
     drops: _Tally = collections.Counter()
     with files.atomic_directory(output_dir) as folder:
         with texts.TextsWriter(folder) as writer:
-            blocks = processes.map_parts(work, begins, num_workers=num_workers)
+            blocks = workers.map_parts(work, begins, num_workers=num_workers)
             progress = Progress("annotate", total=len(begins), unit="blocks of users")
             for block in progress.track(blocks):
                 for name, table in block.tables.items():

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructrec_jax import files, processes
+from instructrec_jax import files, workers
 from instructrec_jax.data.columnar import CONFIGS, SPLITS
 from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.errors import UserError
@@ -126,7 +126,7 @@ def write_all(work: Work, shards: Sequence[Shard], *, num_workers: int) -> Itera
       shards: what to write.
       num_workers: processes; 1 for this one alone.
     """
-    written = processes.map_parts(
+    written = workers.map_parts(
         functools.partial(write_shard, work), shards, num_workers=num_workers
     )
     for shard, _ in zip(shards, written, strict=True):

@@ -8,19 +8,19 @@ import time
 
 import pytest
 
-from instructrec_jax import processes
+from instructrec_jax import workers
 from instructrec_jax.errors import UserError
 
 PROGRAM = """
 import os, sys, time
-from instructrec_jax import processes
+from instructrec_jax import workers
 
 def rest(seconds):
     print(os.getpid(), flush=True)
     time.sleep(seconds)
 
 if __name__ == "__main__":
-    list(processes.map_parts(rest, [60, 60], num_workers=2))
+    list(workers.map_parts(rest, [60, 60], num_workers=2))
 """
 
 
@@ -36,19 +36,19 @@ def end(_):
 
 def test_results_come_in_order_and_more_workers_than_parts_do_no_harm():
     for num_workers in (1, 2, 9):
-        found = processes.map_parts(halve, range(0, 10, 2), num_workers=num_workers)
+        found = workers.map_parts(halve, range(0, 10, 2), num_workers=num_workers)
         assert list(found) == [0, 1, 2, 3, 4]
-    assert list(processes.map_parts(halve, [], num_workers=2)) == []
+    assert list(workers.map_parts(halve, [], num_workers=2)) == []
 
 
 def test_a_mistake_in_a_worker_is_raised_here():
     with pytest.raises(UserError, match="3 is odd"):
-        list(processes.map_parts(halve, [2, 3], num_workers=2))
+        list(workers.map_parts(halve, [2, 3], num_workers=2))
 
 
 def test_a_worker_that_is_killed_is_one_message():
     with pytest.raises(UserError, match="a worker process was killed"):
-        list(processes.map_parts(end, [1, 2], num_workers=2))
+        list(workers.map_parts(end, [1, 2], num_workers=2))
 
 
 def is_alive(pid):
