@@ -41,11 +41,13 @@ class Core:
     """The k-core of a log.
 
     Attributes:
+      before: what there was.
       size: what remains.
       after_one_pass: what a single round leaves, which is what careless code returns.
       num_rounds: rounds that removed something.
     """
 
+    before: Size
     size: Size
     after_one_pass: Size
     num_rounds: int
@@ -140,7 +142,7 @@ def k_core(
     Example:
       user [0, 0, 1, 1, 2], item [0, 1, 0, 1, 1] with k=2 leaves the first four.
     """
-    size = after_one_pass = size_of(events, num_items)
+    size = before = after_one_pass = size_of(events, num_items)
     num_rounds = 0
 
     def is_in_both(part: Events) -> Bools:
@@ -149,7 +151,9 @@ def k_core(
     while True:
         keep(is_in_both)
         if len(events) == size.num_events:
-            return Core(size=size, after_one_pass=after_one_pass, num_rounds=num_rounds)
+            return Core(
+                before=before, size=size, after_one_pass=after_one_pass, num_rounds=num_rounds
+            )
         size = size_of(events, num_items)
         num_rounds += 1
         after_one_pass = size if num_rounds == 1 else after_one_pass

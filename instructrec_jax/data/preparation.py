@@ -100,8 +100,8 @@ def write_preparation(
             "exact_repeats",
             lambda part: filtering.is_first(part["user"], part["item"], part["time"]),
         )
-    _keep_core(settings.k_core or 1, found)
-    left = _keep_long_users(found)
+    core = _keep_core(settings.k_core or 1, found)
+    left = _keep_long_users(core, found)
     if not left.num_events:
         raise UserError(_nothing_left(found.drops))
     _order(found, dataset=dataset, settings=settings)
@@ -142,11 +142,10 @@ def _keep_known(listed: Sequence[Item], found: Preparation) -> npt.NDArray[np.in
     return listed_ids
 
 
-def _keep_core(k: int, found: Preparation) -> None:
-    """Applies the k-core; records what a single pass would have kept."""
+def _keep_core(k: int, found: Preparation) -> filtering.Size:
+    """Applies the k-core; records what a single pass would have kept. Returns what is left."""
     reason, log = "interactions_below_k_core", found.log
     counts, drops, num_items = found.counts, found.drops, len(log.event_items)
-    before = filtering.size_of(log.events, num_items)
     core = filtering.k_core(
         log.events, num_items, k, keep=lambda choose: found.keep(reason, choose)
     )
@@ -154,19 +153,27 @@ def _keep_core(k: int, found: Preparation) -> None:
     counts["one_pass_users"] = core.after_one_pass.num_users
     counts["one_pass_items"] = core.after_one_pass.num_items
     counts["one_pass_interactions"] = core.after_one_pass.num_events
-    drops["users_below_k_core"] = before.num_users - core.size.num_users
-    drops["items_below_k_core"] = before.num_items - core.size.num_items
+    drops["users_below_k_core"] = core.before.num_users - core.size.num_users
+    drops["items_below_k_core"] = core.before.num_items - core.size.num_items
+    return core.size
 
 
-def _keep_long_users(found: Preparation) -> filtering.Size:
-    """Keeps users with enough events for a training, a validation and a test item."""
-    events, num_items = found.log.events, len(found.log.event_items)
-    num_users = filtering.size_of(events, num_items).num_users
-    found.keep(
-        "interactions_of_short_users", lambda part: filtering.has_many(part["user"], MIN_HISTORY)
-    )
-    left = filtering.size_of(events, num_items)
-    found.drops["users_too_short"] = num_users - left.num_users
+def _keep_long_users(before: filtering.Size, found: Preparation) -> filtering.Size:
+    """Keeps users with enough events for a training, a validation and a test item.
+
+    Args:
+      before: what there is.
+      found: the log, and what is counted.
+
+    Returns:
+      What is left.
+    """
+    reason, events = "interactions_of_short_users", found.log.events
+    found.keep(reason, lambda part: filtering.has_many(part["user"], MIN_HISTORY))
+    left = before
+    if len(events) < before.num_events:
+        left = filtering.size_of(events, len(found.log.event_items))
+    found.drops["users_too_short"] = before.num_users - left.num_users
     return left
 
 
