@@ -19,6 +19,7 @@ on the CPU. `JAX_LOG_COMPILES=1` shows in the messages of a failed measure where
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -250,16 +251,13 @@ def measure_likelihoods(size: str, *, num_users: int = 4, num_candidates: int = 
 
 def measure_gradient(size: str) -> Figures:
     """Compares loss and gradient in float32 on this device with those on the CPU."""
-    batch, devices = packed_batch(1), (jax.devices()[0], jax.devices("cpu")[0])
+    batch = packed_batch(1)
     model = jax.jit(config_of(size).init)(jax.random.key(0))
-    gradient = jax.jit(
-        jax.value_and_grad(lambda model, batch: NegativeLogLikelihood()(model, batch)[0])
-    )
+    gradient = jax.jit(jax.value_and_grad(NegativeLogLikelihood(), has_aux=True))
     found = []
-    for where in devices:
-        loss, grads = gradient(jax.device_put(model, where), jax.device_put(batch, where))
+    for where in (jax.devices()[0], jax.devices("cpu")[0]):
+        (loss, _), grads = gradient(jax.device_put(model, where), jax.device_put(batch, where))
         found.append((float(loss), float(optax.tree.norm(grads))))
-        report({"loss_so_far": found[-1][0]})
     (loss, norm), (exact_loss, exact_norm) = found
     return {"loss": abs(loss / exact_loss - 1), "gradient_norm": abs(norm / exact_norm - 1)}
 
@@ -314,18 +312,14 @@ def peak_gib() -> float:
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**30
 
 
+TRAIN_XL = functools.partial(measure_training, "xl", num_rows=32, remat_policy="full")
+TRAIN_BASE = functools.partial(measure_training, "base", num_rows=32)
 MEASURES: dict[str, Callable[[], Figures]] = {
     "peak": lambda: measure_peak(8192),
-    "train xl, 32 rows": lambda: measure_training("xl", num_rows=32, remat_policy="full"),
-    "train xl, 32 rows, hardware rng": lambda: measure_training(
-        "xl", num_rows=32, remat_policy="full", rng=HARDWARE_RNG
-    ),
-    "train xl, 32 rows, hardware rng, keys in blocks": lambda: measure_training(
-        "xl", num_rows=32, remat_policy="full", rng=HARDWARE_RNG, key_block=256
-    ),
-    "train xl, 32 rows, hardware rng, minimal": lambda: measure_training(
-        "xl", num_rows=32, remat_policy="minimal", rng=HARDWARE_RNG
-    ),
+    "train xl": TRAIN_XL,
+    "train xl, hardware rng": lambda: TRAIN_XL(rng=HARDWARE_RNG),
+    "train xl, hardware rng, minimal": lambda: TRAIN_XL(rng=HARDWARE_RNG, remat_policy="minimal"),
+    "train xl, hardware rng, keys in blocks": lambda: TRAIN_XL(rng=HARDWARE_RNG, key_block=256),
     "score xl, 10 candidates": lambda: measure_scoring(
         "xl", num_users=256, num_candidates=10, step_tokens=16384, hf_users=16
     ),
@@ -334,10 +328,8 @@ MEASURES: dict[str, Callable[[], Figures]] = {
     ),
     "log-likelihoods small": lambda: measure_likelihoods("small"),
     "gradient small": lambda: measure_gradient("small"),
-    "train base, 32 rows": lambda: measure_training("base", num_rows=32),
-    "train base, 32 rows, hardware rng": lambda: measure_training(
-        "base", num_rows=32, rng=HARDWARE_RNG
-    ),
+    "train base": TRAIN_BASE,
+    "train base, hardware rng": lambda: TRAIN_BASE(rng=HARDWARE_RNG),
 }
 TINY: dict[str, Callable[[], Figures]] = {
     "peak": lambda: measure_peak(512),
@@ -386,8 +378,8 @@ def run_alone(name: str, *, is_tiny: bool, timeout: int) -> Figures:
     """Returns what a measure gave in a process of its own, or the end of its complaint."""
     command = [sys.executable, __file__, "--alone", name, *(["--tiny"] if is_tiny else [])]
     # Torch needs a part of the memory that JAX would take for itself.
-    memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if "score" in name else {}
-    memory = memory or {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+    limit = ("PREALLOCATE", "false") if "score" in name else ("MEM_FRACTION", "0.92")
+    memory = {f"XLA_PYTHON_CLIENT_{limit[0]}": limit[1]}
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as messages:
         child = subprocess.Popen(command, stdout=out, stderr=messages, env={**os.environ, **memory})

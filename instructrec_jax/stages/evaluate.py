@@ -29,7 +29,7 @@ from instructrec_jax.seeds import stable_seed
 from instructrec_jax.settings import Count, Names, OneOf, Rows, check_fields
 from instructrec_jax.stages.dry_run import DryRun, open_dry
 from instructrec_jax.stages.run_data import RunData
-from instructrec_jax.stages.together import check_run
+from instructrec_jax.stages.together import check_run, finished_json
 from instructrec_jax.tokenizer import SentencePieceModel
 from instructrec_jax.training.metrics_log import as_table
 
@@ -141,7 +141,7 @@ def evaluate(
         planned = _plan(model, data, validation, checkpoint)
     output = Path(run.output_dir)
     check_run(planned, config_text, output)
-    found = processes.on_main(lambda: _finished(output, planned))
+    found = finished_json(output / FILE_NAME, planned)
     if found is None:
         restored = load_model(checkpoint, shapes)
         found = {"step": checkpoint.step}
@@ -189,14 +189,6 @@ def _plan(
         "feature_lengths": dict(data.feature_lengths),
     }
     return manifest.Manifest(stage="eval", inputs=inputs, settings=settings)
-
-
-def _finished(output: Path, planned: manifest.Manifest) -> Metrics | None:
-    """Returns what an earlier run has measured, None where there is none."""
-    if not manifest.find_finished(output, planned):
-        return None
-    logger.info("eval: %s is up to date", output)
-    return files.read_json(output / FILE_NAME, Metrics, remedy=manifest.RERUN)
 
 
 def _write(found: Metrics, output: Path, planned: manifest.Manifest, config_text: str) -> None:

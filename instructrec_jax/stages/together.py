@@ -2,14 +2,18 @@
 
 import contextlib
 import hashlib
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import instructrec_jax
-from instructrec_jax import files
+from instructrec_jax import files, manifest
 from instructrec_jax.manifest import Manifest
 from instructrec_jax.parallel import processes
+
+logger = logging.getLogger(__name__)
 
 
 def check_run(planned: Manifest, config_text: str, output_dir: Path | str) -> None:
@@ -37,6 +41,23 @@ def _code() -> str:
     folder = Path(instructrec_jax.__file__).parent
     hashes = [files.sha256(path) for path in sorted(folder.rglob("*.py"))]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def finished_json(path: Path, planned: Manifest) -> Any:
+    """Returns, in all processes, what an earlier run of the same has written, None where none has.
+
+    Args:
+      path: a JSON file in the run's folder.
+      planned: the manifest of the run.
+    """
+
+    def read() -> Any:
+        if not manifest.find_finished(path.parent, planned):
+            return None
+        logger.info("%s: %s is up to date", planned.stage, path.parent)
+        return files.read_json(path, dict[str, Any], remedy=manifest.RERUN)
+
+    return processes.on_main(read)
 
 
 @contextlib.contextmanager

@@ -67,8 +67,7 @@ class BatchApi:
             )
 
     async def _run(self) -> None:
-        take = self._ledger.take_batches
-        self._open = await self._in_thread(self._ledger.write, take)
+        self._open = await self._in_thread(self._ledger.write, self._ledger.take_batches)
         while True:
             for part in list(self._open):
                 await self._advance(part)

@@ -36,8 +36,7 @@ class MetricsLog:
         path, self._incidents = (Path(model_dir) / name for name in (FILE_NAME, INCIDENTS))
         kept = _keep_lines(path, first_step)
         self._last = {name for line in kept if line["step"] == first_step for name in line}
-        if not _keep_lines(self._incidents, first_step):
-            self._incidents.unlink()
+        _keep_lines(self._incidents, first_step)
         self._stream = path.open("a", encoding="utf-8")
         events = Path(model_dir) / "tensorboard"
         self._events = SummaryWriter(str(events), purge_step=first_step + 1 if first_step else None)
@@ -152,9 +151,12 @@ def as_table(title: str, values: Mapping[str, float]) -> str:
 
 
 def _keep_lines(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """Removes the lines of later steps from a file; returns the others."""
+    """Removes the lines of later steps, and a file that then is empty; returns the others."""
     kept = [line for line in read_metrics(path) if line["step"] <= last_step]
-    files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    if kept:
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    else:
+        path.unlink(missing_ok=True)
     return kept
 
 

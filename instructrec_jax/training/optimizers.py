@@ -172,6 +172,9 @@ def skipping_non_finite(
 ) -> optax.GradientTransformationExtraArgs:
     """Returns an optimizer that does nothing, and changes no state, on what is not finite.
 
+    `optax.apply_if_finite` looks at no loss, and keeps counts in the state, so that a checkpoint
+    without it could not go on with it.
+
     Args:
       optimizer: does it otherwise; the step gives it the loss as `value`.
     """

@@ -34,7 +34,7 @@ from instructrec_jax.stages.dry_run import DryRun, open_dry
 from instructrec_jax.stages.generate import catalogue
 from instructrec_jax.stages.generate.catalogue import CatalogueRequest
 from instructrec_jax.stages.run_data import RunData, dataset_of
-from instructrec_jax.stages.together import check_run, output_directory
+from instructrec_jax.stages.together import check_run, finished_json, output_directory
 from instructrec_jax.training.metrics_log import as_table
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def generate(
         data.check_tokenizer(run.tasks[0], checkpoint.tokenizer)
     output = Path(run.output_dir)
     check_run(planned, config_text, output)
-    if (earlier := processes.on_main(lambda: _finished(output, planned))) is not None:
+    if (earlier := finished_json(output / FILE_NAME, planned)) is not None:
         return earlier
     prepared = catalogue.open_catalogue(run.prepared_dir, run.tasks[0])
     lengths = data.feature_lengths
@@ -162,14 +162,6 @@ def _dry_run(
         run = dataclasses.replace(run, tasks=tasks)
         dry.look_at_output(run.output_dir, _plan(model, data, run, dry.checkpoint))
     return dry
-
-
-def _finished(output: Path, planned: manifest.Manifest) -> Metrics | None:
-    """Returns what an earlier run has measured, None where there is none."""
-    if not manifest.find_finished(output, planned):
-        return None
-    logger.info("generate: %s is up to date", output)
-    return files.read_json(output / FILE_NAME, Metrics, remedy=manifest.RERUN)
 
 
 def _plan(

@@ -94,19 +94,19 @@ def train(
     with contextlib.ExitStack() as opened:
         latest, best = _open_stores(run, validation, opened)
         state = initialise(learning, run, mesh, latest=latest, abstract=abstract, initial=initial)
-        step = int(state.step)
+        has_begun = (step := int(state.step)) > first_step
         log = _open_log(run, step, opened)
-        done = step > first_step
-        is_due = done and periods.is_evaluated(step) and not _is_evaluated(log, validation)
+        is_due = has_begun and periods.is_evaluated(step) and not _is_evaluated(log, validation)
         if step >= periods.last_step and not is_due:
             logger.info("nothing left to do: %s is at step %d", run.model_dir, step)
             return None
-        position = latest.data_position(step) if done else None
-        guards = _guards(log, run, latest, step=step if done else None)
+        position = latest.data_position(step) if has_begun else None
+        guards = _guards(log, run, latest, step=step if has_begun else None)
         batches = open_batches(objective, data, run, mesh=mesh, position=position)
         opened.callback(batches.close)
         run_loop(
-            *(state, batches),
+            state,
+            batches,
             train_step=_train_step(learning, run, mesh=mesh, abstract=abstract),
             periods=periods,
             actions=Actions(
