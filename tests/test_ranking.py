@@ -1,6 +1,8 @@
-"""Ranks, metrics and normalisers against hand computation, oracles and invariances."""
+"""Ranks, metrics and normalisers against hand computation, ranx, oracles and invariances."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +51,46 @@ def test_ties_are_resolved_in_expectation_over_every_order():
         assert expected == pytest.approx(by_hand), name
     assert found["hr@1"].tolist() == pytest.approx([0, 1 / 5, 0])
     assert found["hr@3"].tolist() == pytest.approx([2 / 3, 3 / 5, 1])
+
+
+@pytest.fixture(scope="module")
+def ranx():
+    """Scores and ranx's figures of them; its head tells how they were made: testdata/ranx."""
+    path = Path(__file__).parent / "testdata" / "ranx" / "ranx.json"
+    return json.loads(path.read_text())
+
+
+def test_every_metric_is_that_of_ranx(ranx):
+    """To 1e-12 in every example: half of them have ties, lists hold 2 to 12 candidates."""
+    rows = [np.array(own) for own in ranx["scores"]]
+    values = ranking.stack_rows(rows, -math.inf)
+    rank, num_tied = ranking.ranks_and_ties(values, ranx["target_index"])
+    assert (num_tied > 0).sum() >= 15 and len(rank) == 60
+    both = (
+        (ranking.per_example(rank), ranx["ties_against_the_target"]),
+        (ranking.expected_per_example(rank, num_tied), ranx["every_order_alike"]),
+    )
+    for ours, theirs in both:
+        assert list(ours) == list(theirs)
+        for name, expected in theirs.items():
+            np.testing.assert_allclose(ours[name], expected, rtol=0, atol=1e-12, err_msg=name)
+    means = {name: np.mean(own) for name, own in ranx["ties_against_the_target"].items()}
+    assert ranking.evaluate(rank) == pytest.approx(means, rel=0, abs=1e-12)
+
+
+def test_metrics_are_those_computed_by_hand_to_twelve_digits():
+    first, third = 1.0, 0.5  # 1 / log2(1 + rank)
+    second = 0.6309297535714574
+    fourth, fifth = 0.43067655807339306, 0.38685280723454163
+    found = ranking.evaluate([1, 2, 3, 4, 5, 6])
+    by_hand = {
+        "hr@1": 1 / 6,
+        "hr@3": 3 / 6,
+        "hr@5": 5 / 6,
+        "ndcg@3": (first + second + third) / 6,
+        "ndcg@5": (first + second + third + fourth + fifth) / 6,
+    }
+    assert found == pytest.approx(by_hand, rel=0, abs=1e-12)
 
 
 def test_equal_candidates_of_a_lower_tier_are_no_ties():
