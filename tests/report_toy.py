@@ -70,7 +70,7 @@ def make_data() -> prepared.PreparedData:
             Item(item_id=i, raw_id=str(i), title=f"title {i}", category="c")
             for i in range(NUM_ITEMS)
         ),
-        search_splits=("train",) * NUM_ITEMS,
+        search_splits=("validation",) * 10 + ("test",) * 10 + ("train",) * (NUM_ITEMS - 20),
         histories=histories,
         seen_items=columns.item_sets(sorted(h.item_ids) for h in histories),
         candidates=columns.candidates(leave_one_out + search, histories),

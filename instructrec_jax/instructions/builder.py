@@ -51,12 +51,15 @@ class RecordSettings:
     Attributes:
       num_train_negatives: negatives beside the target of a training record.
       max_train_positions: most recent training targets of each user; all without it.
+      shuffled_labels: the target of a training record is drawn among its candidates: a model that
+        learns from such records must fall to chance, and `report` checks those that it is given.
       states_time: fill the context of a record with the month of its target event.
       seed: of the negatives and of the order of training records.
     """
 
     num_train_negatives: Annotated[int, Range(1, MAX_CANDIDATES)] = 9
     max_train_positions: Count | None = None
+    shuffled_labels: bool = False
     states_time: bool = False
     seed: Seed = 0
 
@@ -111,13 +114,13 @@ class RecordBuilder:
             yield from self._evaluation_records(config, split, numbers)
         elif config == LEAVE_ONE_OUT:
             for user, position in self._positions[numbers.start : numbers.stop].tolist():
-                yield self._training_record(user, position)
+                yield self._labelled(self._training_record(user, position))
         else:
             for item_id in self._search_items[numbers.start : numbers.stop].tolist():
                 example_id = f"item:{item_id}"
                 drawn = self._draw(example_id, item_id, frozenset())
                 row = _training_row(example_id, PRODUCT_SEARCH, "", -1, item_id, drawn)
-                yield self._search_record(row)
+                yield self._labelled(self._search_record(row))
 
     @functools.cached_property
     def _positions(self) -> npt.NDArray[np.int32]:
@@ -131,6 +134,15 @@ class RecordBuilder:
         members = np.flatnonzero(np.array(self._data.search_splits) == TRAIN)
         rng = np.random.default_rng(stable_seed(self._settings.seed, "search order"))
         return members[rng.permutation(len(members))]
+
+    def _labelled(self, record: InstructionRecord) -> InstructionRecord:
+        """Returns a training record with its own target, or with one that says nothing."""
+        if not self._settings.shuffled_labels:
+            return record
+        rng = np.random.default_rng(stable_seed(self._settings.seed, "label", record.example_id))
+        index = int(rng.integers(len(record.candidates)))
+        chosen = {"target_id": record.candidate_ids[index], "target": record.candidates[index]}
+        return dataclasses.replace(record, **chosen)  # type: ignore[arg-type]
 
     def _training_record(self, user: int, position: int) -> InstructionRecord:
         """Returns the record of one training position.

@@ -1,6 +1,6 @@
 """The results of ranking systems as the values and the tables of a report."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from instructrec_jax.metrics.ranking import METRIC_NAMES
@@ -13,6 +13,7 @@ from instructrec_jax.report.results import (
     corrected_p_values,
 )
 from instructrec_jax.report.tables import Document, Section, Table
+from instructrec_jax.report.validity import FAILED, NOT_RUN, Check
 
 _HEADLINE_METRICS = ("hr@1", "ndcg@5")
 _EXPECTED = "  expected"  # row below that of a system with ties
@@ -37,9 +38,12 @@ def document(report: Report, *, curve: str | None) -> Document:
         title=report.dataset,
         sections=[_section(report.dataset, result) for result in report.scenarios],
         messages=[
-            ("warning", f"{result.scenario}: {text}")
-            for result in report.scenarios
-            for text in result.warnings
+            *_failures(report),
+            *(
+                ("warning", f"{result.scenario}: {text}")
+                for result in report.scenarios
+                for text in result.warnings
+            ),
         ],
         pictures={} if curve is None else {"training curve": curve},
     )
@@ -59,6 +63,7 @@ def _scenario_values(result: ScenarioResult) -> dict[str, Any]:
         "unsure": {system.name: system.unsure for system in named},
         "position_bias": {system.name: system.position_bias for system in named},
         "certain_hits": result.certain_hits,
+        "validity": result.validity,
         "warnings": result.warnings,
     }
 
@@ -72,8 +77,12 @@ def _section(dataset: str, result: ScenarioResult) -> Section:
         f"{facts['num_candidates']} candidates"
         + (f" in {facts['num_draws']} draws" if facts["num_draws"] != "1" else ""),
         tables=[_results_table(result)],
-        lines=[line for system in named for line in _system_lines(system)],
+        lines=[
+            *(line for system in named for line in _system_lines(system)),
+            _badge(result.validity),
+        ],
         details=[
+            _validity_table(result.validity),
             _differences_table(named),
             _choices_table(named),
             *(_position_table(system) for system in named if system.position_bias),
@@ -82,6 +91,41 @@ def _section(dataset: str, result: ScenarioResult) -> Section:
             **facts,
             **{f"{s.name}: {name}": value for s in named for name, value in s.facts.items()},
         },
+    )
+
+
+def _failures(report: Report) -> Iterator[tuple[str, str]]:
+    """Yields what failed, with the examples."""
+    for result in report.scenarios:
+        for check in result.validity:
+            if check.status == FAILED:
+                named = f": {', '.join(check.ids)}" if check.ids else ""
+                yield (
+                    "error",
+                    f"{result.scenario}: check '{check.check}' failed, {check.found}{named}",
+                )
+
+
+def _badge(checks: Sequence[Check]) -> str:
+    """Returns such as 'validity: 7 checks passed; not run: preferences, shuffled labels'."""
+    by_status = {
+        status: [check.check for check in checks if check.status == status]
+        for status in (FAILED, NOT_RUN)
+    }
+    passed = len(checks) - sum(map(len, by_status.values()))
+    parts = [f"{status}: {', '.join(names)}" for status, names in by_status.items() if names]
+    return "; ".join([f"validity: {passed} checks passed", *parts])
+
+
+def _validity_table(checks: Sequence[Check]) -> Table:
+    """Returns what was checked."""
+    return Table(
+        note=f"{_badge(checks).capitalize()}.",
+        header=["check", "status", "found", "examples"],
+        rows=[
+            [check.check, check.status, check.found, ", ".join(check.ids) or "-"]
+            for check in checks
+        ],
     )
 
 

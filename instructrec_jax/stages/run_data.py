@@ -16,6 +16,7 @@ from instructrec_jax.tokenizer import SentencePieceModel, copy_vocabulary, load_
 SIDES = ("inputs", "targets")  # whose lengths a model has to know
 NO_TEACHER = "none"
 AUDITED, ANNOTATORS = "texts/audited", "texts/annotators"  # counts of records
+LABELS, SHUFFLED = "labels", "shuffled"  # what scores of such records tell
 VOCABULARY_FILE = Path("vocabulary") / "sentencepiece.model"
 
 
@@ -130,6 +131,11 @@ class RunData:
         """Returns who wrote the records' preferences and intentions, NO_TEACHER if nobody did."""
         built = manifest.read_manifest(self._folder / dataset_of(task))
         return built.text("teacher")
+
+    def labels(self, task: str) -> dict[str, str]:
+        """Returns what scores have to tell of the labels: {} where they are the true ones."""
+        built = manifest.read_manifest(self._folder / dataset_of(task))
+        return {LABELS: SHUFFLED} if built.settings.get("shuffled_labels") else {}
 
     def about_texts(self, task: str) -> str:
         """Returns in words who wrote the records' texts, and whether somebody has audited them."""

@@ -184,6 +184,8 @@ def _plan(
     counts: dict[str, int] = {}
     if not settings.title_pieces:
         del plain["title_pieces"]  # records of before have none either
+    if not settings.shuffled_labels:
+        del plain["shuffled_labels"]
     plain["train_negatives"] = TRAIN_NEGATIVES
     plain["teacher"] = NO_TEACHER
     if texts_dir is not None:

@@ -1,11 +1,12 @@
 """`instructrec report`: scores and A -> F, tables with intervals: text, JSON, Markdown, HTML."""
 
+import contextlib
 import dataclasses
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +18,15 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import RERUN, Manifest
 from instructrec_jax.metrics import statistics
 from instructrec_jax.records import CandidateList
-from instructrec_jax.report import caveats, curves, ranking_report, results, tables
+from instructrec_jax.report import caveats, curves, ranking_report, results, tables, validity
 from instructrec_jax.report.results import Report, ScenarioResult, SystemResult
 from instructrec_jax.scores.importers import holds_t5x_scores
+from instructrec_jax.stages.report.baselines import BASELINES, Baselines
+from instructrec_jax.stages.report.checks import Checks
 from instructrec_jax.stages.report.choice import ChoiceSettings, Entry, entry_of
 from instructrec_jax.stages.report.exports import ExportSettings, Ranked, write_exports
 from instructrec_jax.stages.report.fusion import SIGN, FusedName, fused_entry, parts_of
 from instructrec_jax.stages.report.systems import (
-    BASELINES,
-    Baselines,
     Known,
     Run,
     both_splits,
@@ -95,8 +96,13 @@ def report(
     data = prepared_files.read_prepared(prepared_dir)
     if data.dataset != dataset:
         raise UserError(f"{prepared_dir} holds dataset {data.dataset!r}, not {dataset!r}")
-    repeated = {} if texts_dir is None else _repeated_intentions(data, Path(texts_dir))
-    made, ranked = _make_report(data, paths, choice.normalisers, planned, repeated, fused)
+    with contextlib.ExitStack() as opened:
+        texts = None
+        if texts_dir is not None:
+            unpacked = opened.enter_context(tempfile.TemporaryDirectory())
+            texts = Texts(texts_dir, data.histories, unpacked=unpacked)
+        given = _Data(data, texts, Checks(data, texts, task_module=export.task_module))
+        made, ranked = _make_report(given, paths, choice.normalisers, planned, fused)
     with files.atomic_directory(output) as folder:
         if metrics_file is not None:
             curves.plot_training_curve(read_metrics(metrics_file), folder / CURVE)
@@ -141,14 +147,6 @@ def _plan(
     return Manifest(stage="report", inputs=inputs, settings=settings)
 
 
-def _repeated_intentions(data: PreparedData, texts_dir: Path) -> Mapping[str, str]:
-    """Returns by query what to say of test intentions that training has too."""
-    with tempfile.TemporaryDirectory() as unpacked:
-        return caveats.repeated_intentions(
-            data, Texts(texts_dir, data.histories, unpacked=unpacked)
-        )
-
-
 def _check_finished(path: Path) -> None:
     """Raises where a scoring run has not finished; parts without a manifest were copied."""
     if not path.exists():
@@ -159,15 +157,24 @@ def _check_finished(path: Path) -> None:
         raise UserError(f"scoring into {path} has not finished; run its command again")
 
 
+class _Data(NamedTuple):
+    """What is known beside the scores."""
+
+    data: PreparedData
+    texts: Texts | None
+    checks: Checks
+
+
 def _make_report(
-    data: PreparedData,
+    given: _Data,
     paths: Mapping[str, Sequence[Path]],
     names: Sequence[str] | None,
     planned: Manifest,
-    repeated: Mapping[str, str],
     fused: Sequence[FusedName],
 ) -> tuple[Report, list[Ranked]]:
     """Computes every scenario that was scored, and what each system ranked in it."""
+    data = given.data
+    repeated = {} if given.texts is None else caveats.repeated_intentions(data, given.texts)
     known = known_lists(data)
     systems = [read_system(name, own_paths, known) for name, own_paths in paths.items()]
     baselines = Baselines(data, known, seed=SEED)
@@ -195,7 +202,7 @@ def _make_report(
         ]
         entries += _fused_entries(scenario, entries, fused, known)
         runs = _test_runs(scenario, entries, baselines)
-        made.append(_scenario(scenario, entries, runs, data, facts=facts, repeated=repeated))
+        made.append(_scenario(scenario, entries, runs, given, facts=facts, repeated=repeated))
         of_validation = [run for entry in entries if (run := entry.validation_run()) is not None]
         ranked.append(Ranked(scenario, of_validation, runs, num_baselines=len(runs) - len(entries)))
     return Report(dataset=data.dataset, scenarios=made), ranked
@@ -229,7 +236,7 @@ def _scenario(
     scenario: str,
     entries: Sequence[Entry],
     runs: Sequence[Run],
-    data: PreparedData,
+    given: _Data,
     *,
     facts: Mapping[str, Any],
     repeated: Mapping[str, str],
@@ -278,7 +285,8 @@ def _scenario(
         scenario=scenario,
         systems=made,
         certain_hits=caveats.certain_hits(first_examples),
-        warnings=[*caveats.caveats(first_examples, data), *of_texts],
+        warnings=[*caveats.caveats(first_examples, given.data), *of_texts],
+        validity=given.checks.of(runs, firsts),
         facts={**facts, **details},
     )
 
@@ -352,6 +360,9 @@ def _facts(entry: Entry, run: Run) -> dict[str, Any]:
     return {
         "template": run.template,
         "normaliser": run.normaliser,
+        "ranked_candidates_sha256": validity.candidates_hash(
+            [example.example_id for example in run.examples], run.table.candidate_ids
+        ),
         "candidate_view": run.scores.view_facts(run.template),
         "num_examples_left_out": len(entry.examples) - len(run.rows),
         **entry.system.facts(run.template),

@@ -1,16 +1,14 @@
 """The systems of a report: their scores of both splits, checked against artefact A, as ranks."""
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from instructrec_jax.baselines.chance import Chance
-from instructrec_jax.baselines.cooccurrence import Cooccurrence
-from instructrec_jax.baselines.popularity import Popularity
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
@@ -18,10 +16,9 @@ from instructrec_jax.metrics.ranking import PMI
 from instructrec_jax.records import CandidateList
 from instructrec_jax.report.results import template_order
 from instructrec_jax.scores.importers import read_any_scores
-from instructrec_jax.scores.parts import NO_QUERY, Scores
-from instructrec_jax.stages.baseline.scores import NO_PROMPT, scored_requests
+from instructrec_jax.scores.parts import Scores
+from instructrec_jax.stages.baseline.scores import NO_PROMPT
 
-BASELINES = (Chance, Popularity, Cooccurrence)
 SPLITS = ("validation", "test")
 _NO_SETTINGS = {"strategy", "sure_ranks"}
 # What a number needs beside it to mean something: names in the report, and in the metadata of E.
@@ -143,6 +140,20 @@ class ScoredSplit:
                 target_index=int(target_index[row]),
             )
 
+    def table(self, template_id: str, normaliser: str) -> "RankedTable":
+        """Returns what the candidates of a template's examples are ranked by, side by side."""
+        scores, rows = self._scores, self._rows[template_id]
+        last_round = self._column("last_round", template_id)
+        log_likelihood = self._column("log_likelihood", template_id, fill=-np.inf)
+        assert last_round is not None and log_likelihood is not None
+        return RankedTable(
+            candidate_ids=ranking.stack_rows([scores.candidate_ids[row] for row in rows], -1),
+            log_likelihood=log_likelihood,
+            values=self._values(template_id, normaliser),
+            last_round=last_round,
+            target_index=self.target_index(template_id),
+        )
+
     def _values(self, template_id: str, normaliser: str) -> NDArray[np.float32]:
         """Returns what the candidates of a template's examples are ranked by, [n, longest]."""
         self.examples(template_id)
@@ -252,6 +263,25 @@ class RankedExample:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class RankedTable:
+    """The candidates of n examples and what a system ranks them by.
+
+    Attributes:
+      candidate_ids: int64 [n, longest], -1 at padding.
+      log_likelihood: float32 [n, longest], as scored; -inf at padding.
+      values: float32 [n, longest], under the normaliser; -inf at padding.
+      last_round: int32 [n, longest]; a higher one is better whatever the values are.
+      target_index: int64 [n].
+    """
+
+    candidate_ids: NDArray[np.int64]
+    log_likelihood: NDArray[np.float32]
+    values: NDArray[np.float32]
+    last_round: NDArray[np.int32]
+    target_index: NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
     """What a system ranked in one scenario and split, by the template and normaliser it chose.
 
@@ -279,6 +309,12 @@ class Run:
         """Returns [n] the target's ranks, and how many other candidates are equal to it."""
         rank, num_tied = self.scores.ranks_and_ties(self.template, self.normaliser)
         return rank[self.rows], num_tied[self.rows]
+
+    @functools.cached_property
+    def table(self) -> RankedTable:
+        """Its examples side by side."""
+        found = self.scores.table(self.template, self.normaliser)
+        return RankedTable(**{name: column[self.rows] for name, column in vars(found).items()})
 
     def ranked(self) -> Iterator[RankedExample]:
         """Yields its examples."""
@@ -359,36 +395,3 @@ def read_system(name: str, paths: Sequence[Path], known: Known) -> System:
             f"step {steps[1]}; score both splits with the same checkpoint"
         )
     return System(name=name, validation=validation, test=test)
-
-
-class Baselines:
-    """The systems that need nothing but A, as if their scores had been given."""
-
-    def __init__(self, data: PreparedData, known: Known, *, seed: int) -> None:
-        self._known = known
-        self._systems = [make(data, seed=seed) for make in BASELINES]
-
-    def runs(
-        self, examples: Sequence[CandidateList], *, without: Collection[str] = ()
-    ) -> Iterator[Run]:
-        """Yields what each baseline that can score these test examples makes of them.
-
-        Args:
-          examples: of one scenario.
-          without: names of baselines to leave out.
-        """
-        for system in self._systems:
-            if system.name in without:
-                continue
-            requests = scored_requests(examples, system.score)
-            if requests is None:
-                continue
-            told = {"system": system.name, "family": system.name, "query": NO_QUERY}
-            scores = Scores.of({system.name: requests}, {system.name: told})
-            yield Run(
-                name=system.name,
-                scores=ScoredSplit(scores, "test", self._known, name=system.name),
-                template=system.name,
-                normaliser="sum",
-                rows=np.arange(len(examples)),
-            )

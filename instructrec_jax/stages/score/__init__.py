@@ -198,11 +198,11 @@ def _dry_run(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Opened:
-    """The sets of a run, the hashes of what they come from, and who wrote their texts."""
+    """The sets of a run, the hashes of what they come from, and what tells of texts and labels."""
 
     sets: Sequence[RequestSet]
     inputs: Mapping[str, str]
-    teacher: str
+    told: Mapping[str, str]
 
 
 def _open(data: RunData, run: ScoreSettings, tokenizer: Path | None, model: T5Config) -> _Opened:
@@ -223,13 +223,14 @@ def _open(data: RunData, run: ScoreSettings, tokenizer: Path | None, model: T5Co
         assert run.split is not None
         data.open(*run.tasks, vocab_size=model.vocab_size)
         sets = task_sets(run.tasks, split=run.split, rendering=rendering, limit=run.num_requests)
-        return _Opened(sets=sets, inputs=data.fingerprint(dataset), teacher=data.teacher(dataset))
+        told = {"teacher": data.teacher(dataset), **data.labels(dataset)}
+        return _Opened(sets=sets, inputs=data.fingerprint(dataset), told=told)
     names = dict.fromkeys(run.request_templates)
     variants = [ranking_variant(data.module, name) for name in names] or [INSTRUCTION]
     file = RowFile(run.requests)
     sets = file_sets(file, variants, rendering=rendering, limit=run.num_requests)
     inputs = {"requests": file.fingerprint(), "vocabulary": data.vocabulary_hash(dataset)}
-    return _Opened(sets=sets, inputs=inputs, teacher="as the requests say")
+    return _Opened(sets=sets, inputs=inputs, told={"teacher": "as the requests say"})
 
 
 def ranking_variant(module: str, name: str) -> Variant:
@@ -278,7 +279,7 @@ def _metadata(
         "normaliser": run.normaliser,
         "candidate_view": planned.settings["candidate_view"],
         "feature_lengths": planned.settings["feature_lengths"],
-        "teacher": opened.teacher,
+        **opened.told,
         "checkpoint_step": checkpoint.step,
         "versions": planned.versions,
     }
