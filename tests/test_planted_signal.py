@@ -1,5 +1,7 @@
 """Every baseline finds what was planted in an invented world, to within 2 % of a stated bound."""
 
+import dataclasses
+
 import numpy as np
 import planted_world
 import pytest
@@ -95,7 +97,7 @@ def test_nothing_is_above_bayes_rule_over_all_tastes(data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sasrec", "sasrec_softmax", "bert4rec"])
+@pytest.mark.parametrize("name", ["sasrec", "sasrec_softmax", "bert4rec", "matcher"])
 def test_what_is_trained_is_as_good_as_the_true_probabilities_of_pairs(data, world, name, tmp_path):
     words = ["baseline", name, f"--prepared_dir={world}", f"--output_dir={tmp_path / name}"]
     assert main.main([*words, *SMALL]) == 0
@@ -104,3 +106,37 @@ def test_what_is_trained_is_as_good_as_the_true_probabilities_of_pairs(data, wor
     scores = read_scores(tmp_path / name / TEST)
     assert scores.example_id == [example.example_id for example in examples]
     assert ndcg(examples, np.stack(scores.log_likelihood)) >= CLOSE * ndcg(examples, best)
+
+
+@pytest.mark.slow
+def test_tem_is_as_good_as_the_true_category_and_then_the_true_probabilities_of_pairs(
+    data, world, tmp_path
+):
+    words = ["baseline", "tem", f"--prepared_dir={world}", f"--output_dir={tmp_path / 'tem'}"]
+    assert main.main([*words, *SMALL, "--gin.BATCH_SIZE=512"]) == 0
+    examples, ids = listed(data)
+    category = np.array([item.category for item in data.items])
+    is_right = category[ids] == category[[example.target_id for example in examples]][:, None]
+    best = 1e3 * is_right + planted_world.pair_scores(data, examples, ids)
+    found = np.stack(read_scores(tmp_path / "tem" / TEST).log_likelihood)
+    assert ndcg(examples, found) >= CLOSE * ndcg(examples, best)
+
+
+@pytest.mark.slow
+def test_dssm_is_as_good_as_the_true_kind_of_a_title(tmp_path):
+    """Titles tell the kind, the second label of a category, and never the style, the third."""
+    many = dataclasses.replace(
+        planted_world.WORLD, num_items=6000, num_users=3000, num_interactions=30_000
+    )
+    write_log(tmp_path / "logs", many)
+    shop = tmp_path / "prepared"
+    whole = PrepareSettings(k_core=1, max_history=1000)
+    prepare(dataset="shop", input_dir=tmp_path / "logs", output_dir=shop, settings=whole)
+    words = ["baseline", "dssm", f"--prepared_dir={shop}", f"--output_dir={tmp_path / 'dssm'}"]
+    assert main.main([*words, "--gin.EVAL_PERIOD=100", "--gin.PATIENCE=2"]) == 0
+    data = read_prepared(shop)
+    examples, ids = listed(data, PRODUCT_SEARCH)
+    kind = np.array([item.category.split(", ")[1] for item in data.items])
+    is_right = kind[ids] == kind[[example.target_id for example in examples]][:, None]
+    found = np.stack(read_scores(tmp_path / "dssm" / TEST).log_likelihood)
+    assert ndcg(examples, found) >= CLOSE * ndcg(examples, is_right.astype(float))

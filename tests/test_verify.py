@@ -35,7 +35,7 @@ def flip_a_bit(path, *, at=0.5):
 
 
 def read_texts(folder):
-    read_texts_manifest(folder, prepared=read_manifest(folder).inputs["prepared"])
+    read_texts_manifest(folder, prepared=[read_manifest(folder).inputs["prepared"]])
 
 
 def read_records(folder):

@@ -7,6 +7,7 @@ this case, some rows have their last item alone masked.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import jax
@@ -21,6 +22,7 @@ from instructrec_jax.baselines.item_transformer import (
     TransformerSizes,
     mean_over,
 )
+from instructrec_jax.baselines.recommender import Choices
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.models.sharding import in_use
 from instructrec_jax.models.t5 import Kernel
@@ -76,7 +78,9 @@ class Bert4Rec:
 
     sizes: TransformerSizes = dataclasses.field(default_factory=TransformerSizes)
 
-    def open(self, data: PreparedData) -> ItemSequences:
+    def open(
+        self, data: PreparedData, choices: Callable[[], Choices] | None = None
+    ) -> ItemSequences:
         """Returns the rows to train on and to score; rows are as long as the longest history."""
         length = min(self.sizes.max_length, longest_history(data))
         return ItemSequences(data, training_length=length, scored_length=length - 1)

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instructrec_jax.baselines.popularity import NUM_HELD_OUT
+from instructrec_jax.baselines.recommender import Batch
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
 from instructrec_jax.records import CandidateList
 
 PADDING = 0
-Batch = dict[str, NDArray[np.int32]]
 
 
 class ItemSequences:
@@ -23,6 +23,7 @@ class ItemSequences:
 
     Attributes:
       num_items: size of the catalogue; the tokens of items are 1 .. num_items.
+      users: [num_rows] indices of the users that are trained on.
       num_rows: users with at least two training items, whose sequences are trained on.
     """
 
@@ -41,8 +42,8 @@ class ItemSequences:
         self._starts = histories.starts
         self._rows = {user: row for row, user in enumerate(histories.user_ids.to_pylist())}
         training_ends = self._starts[1:] - NUM_HELD_OUT
-        self._users = np.flatnonzero(training_ends - self._starts[:-1] >= 2)
-        self.num_rows = len(self._users)
+        self.users = np.flatnonzero(training_ends - self._starts[:-1] >= 2)
+        self.num_rows = len(self.users)
 
     def training_batch(self, rows: NDArray[np.integer]) -> Batch:
         """Returns the training part of some users' histories.
@@ -53,18 +54,22 @@ class ItemSequences:
         Returns:
           `tokens` int32 [n, training_length].
         """
-        users = self._users[rows]
+        users = self.users[rows]
         ends = self._starts[users + 1] - NUM_HELD_OUT
         return {"tokens": self._last(users, ends, self._training_length)}
 
     def scoring_batch(
-        self, examples: Sequence[CandidateList], candidate_ids: NDArray[np.int32]
+        self,
+        examples: Sequence[CandidateList],
+        candidate_ids: NDArray[np.int32],
+        queries: Sequence[str] | None = None,
     ) -> Batch:
         """Returns the history of each example, and its candidates.
 
         Args:
           examples: n of them, of the leave-one-out protocol.
           candidate_ids: [n, c] item ids, -1 where the row has fewer candidates.
+          queries: what the users ask for, which is not read.
 
         Returns:
           `tokens` int32 [n, scored_length] and `candidate_tokens` int32 [n, c].
@@ -74,13 +79,28 @@ class ItemSequences:
         """
         if any(example.position < 0 for example in examples):
             raise UserError("this system ranks by histories, which product search lacks")
-        users = np.array([self._rows[example.user_id] for example in examples], np.int64)
+        users = self.users_of(examples)
         positions = np.array([example.position for example in examples], np.int64)
-        tokens = self._last(users, self._starts[users] + positions, self._scored_length)
+        tokens = self.before(users, positions)
         return {"tokens": tokens, "candidate_tokens": candidate_ids + 1}
 
+    def users_of(self, examples: Sequence[CandidateList]) -> NDArray[np.int64]:
+        """Returns the index of each example's user, [n]; 0 where it has none."""
+        return np.array([self._rows.get(example.user_id, 0) for example in examples], np.int64)
+
+    def before(
+        self, users: NDArray[np.integer], positions: NDArray[np.integer]
+    ) -> NDArray[np.int32]:
+        """Returns the items before positions of users' histories, int32 [n, scored_length].
+
+        Args:
+          users: [n] indices of histories.
+          positions: [n] in them; at -1 there is nothing before.
+        """
+        return self._last(users, self._starts[users] + positions, self._scored_length)
+
     def _last(
-        self, users: NDArray[np.int64], ends: NDArray[np.int64], length: int
+        self, users: NDArray[np.integer], ends: NDArray[np.integer], length: int
     ) -> NDArray[np.int32]:
         """Returns [n, length] the last tokens of users before where their rows end."""
         places = ends[:, None] + np.arange(-length, 0)

@@ -1,4 +1,4 @@
-"""A transformer over item tokens, which SASRec and BERT4Rec share.
+"""A transformer over item tokens, which SASRec, BERT4Rec, TEM and the matcher share.
 
 Items and positions are embedded; layers of attention and feed-forward follow, each after a norm and
 added to the stream; logits are products with the items' own embeddings.
@@ -135,10 +135,24 @@ class ItemTransformer(nnx.Module):
           is_causal: whether a token sees only itself and those before it.
           dropout_key: a key in training, None otherwise.
         """
+        embedded, is_there = self.embedded(tokens), tokens > 0
+        return self.read(embedded, is_there, is_causal=is_causal, dropout_key=dropout_key)
+
+    def read(
+        self, embedded: Array, is_there: Array, *, is_causal: bool, dropout_key: Array | None = None
+    ) -> Array:
+        """Returns the same of tokens that are embedded already, float32 [B, L, D].
+
+        Args:
+          embedded: float32 [B, L, D], without their places.
+          is_there: bool [B, L], which are no padding.
+          is_causal: whether a token sees only itself and those before it.
+          dropout_key: a key in training, None otherwise.
+        """
         keys = jax.random.split(jax.random.key(0) if dropout_key is None else dropout_key, 2)
         dropout = Dropout(self.dropout_rate, None if dropout_key is None else keys[0])
-        x = self._embedded(tokens) + in_use(self.positions, jnp.float32)
-        segments = (tokens > 0).astype(jnp.int32)
+        x = embedded + in_use(self.positions, jnp.float32)
+        segments = is_there.astype(jnp.int32)
         mask = same_segment(segments, segments)
         if is_causal:
             mask = mask & jnp.tril(jnp.ones(mask.shape[1:], bool))
@@ -163,9 +177,10 @@ class ItemTransformer(nnx.Module):
 
     def token_logits(self, hidden: Array, tokens: Array) -> Array:
         """Returns the logits of some tokens, float32: [..., D] and [..., C] give [..., C]."""
-        return jnp.sum(hidden[..., None, :] * self._embedded(tokens), axis=-1)
+        return jnp.sum(hidden[..., None, :] * self.embedded(tokens), axis=-1)
 
-    def _embedded(self, tokens: Array) -> Array:
+    def embedded(self, tokens: Array) -> Array:
+        """Maps tokens int32 [...] to their embeddings, float32 [..., D]."""
         return constrain(self._table()[tokens], "embed")
 
     def _table(self) -> Array:

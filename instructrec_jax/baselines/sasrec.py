@@ -7,6 +7,7 @@ which many papers' baselines lack.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from instructrec_jax.baselines.item_transformer import (
     TransformerSizes,
     mean_over,
 )
+from instructrec_jax.baselines.recommender import Choices
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.models.sharding import constrain
 
@@ -46,7 +48,9 @@ class SasRec:
 
     sizes: TransformerSizes = dataclasses.field(default_factory=TransformerSizes)
 
-    def open(self, data: PreparedData) -> ItemSequences:
+    def open(
+        self, data: PreparedData, choices: Callable[[], Choices] | None = None
+    ) -> ItemSequences:
         """Returns the rows to train on and to score; a training row has one item more to predict.
 
         Rows are no longer than the longest history.

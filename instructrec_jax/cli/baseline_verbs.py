@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from instructrec_jax.cli.verb import (
@@ -110,23 +110,36 @@ class _TrainedVerb(Verb):
         """Adds the two folders, and the flags that change what the gin file says."""
         for name, text in _FOLDERS.items():
             parser.add_argument(f"--{name}", required=True, metavar="DIR", help=text)
+        for name, text in _MORE_FOLDERS.items():
+            parser.add_argument(f"--{name}", metavar="DIR", default=argparse.SUPPRESS, help=text)
+        parser.add_argument(
+            "--scenarios",
+            nargs="+",
+            action="extend",
+            metavar="NAME",
+            default=argparse.SUPPRESS,
+            help="what is ranked, and where queries are read also what is learnt from: sequential, "
+            "or a family and a kind of query, such as product_search.specific or "
+            "personalized_search.vague; validation is of the first one",
+        )
         add_gin_flags(parser)
 
     def run(self, options: argparse.Namespace) -> int:
         """Trains and scores; prints the folder."""
         from instructrec_jax.cli import gin_config
 
-        folders = {name: getattr(options, name) for name in _FOLDERS}
+        names = (*_FOLDERS, *_MORE_FOLDERS, "scenarios")
+        given = {name: getattr(options, name) for name in names if hasattr(options, name)}
         gin_config.run_with_gin(
             self.load(),
             gin_file_names=[f"gin/baselines/{self.name}.gin", *options.gin_file],
             bindings=[
-                *(f"{name.upper()}={folder!r}" for name, folder in folders.items()),
+                *(f"{name.upper()}={value!r}" for name, value in given.items()),
                 *bindings_of(options),
             ],
             search_paths=options.gin_search_paths,
         )
-        print_result(folders["output_dir"])
+        print_result(options.output_dir)
         return 0
 
 
@@ -134,6 +147,10 @@ _FOLDERS = {
     "prepared_dir": "artefact A",
     "output_dir": "folder for checkpoints, and for artefact E of both splits, in `validation` and "
     "`test`",
+}
+_MORE_FOLDERS = {
+    "texts_dir": "artefact B, where what is asked for is a teacher's text",
+    "trained_dir": "output folder of an earlier run, whose best checkpoint ranks: no training",
 }
 
 
@@ -172,18 +189,60 @@ TRAINED = (
         "attention on both sides finds masked items, trained",
         "BERT4Rec (Sun et al., CIKM 2019).",
     ),
+    _trained(
+        "matcher",
+        "the two towers that hard negatives come from, trained",
+        "The two-tower matcher of the paper's Table 9: user, items and titles of the history on\n"
+        "one side, item and title on the other. `candidates matcher` takes hard negatives of it.",
+    ),
 )
+SEARCH = (
+    _trained(
+        "dssm",
+        "titles that are like what is asked for, trained",
+        "DSSM (Huang et al., CIKM 2013), for product search: it reads no history.",
+    ),
+    _trained(
+        "tem",
+        "attention over the query and the items before, trained",
+        "TEM (Bi et al., SIGIR 2020), for personalised search.",
+    ),
+)
+
+
+_NEEDS_NO_HISTORY = ("popularity", "bm25", "dssm", "tem")
+_NEEDS_QUERY = ("dssm",)
+
+
+def _fitting(name: str, scenarios: Sequence[str]) -> list[str]:
+    """Returns the scenarios that a system can rank."""
+    return [
+        scenario
+        for scenario in scenarios
+        if (name in _NEEDS_NO_HISTORY or not scenario.startswith("product_search"))
+        and (name not in _NEEDS_QUERY or "." in scenario)
+    ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _AllVerb(_TrainedVerb):
-    """Every system that needs nothing but artefact A, one after another."""
+    """Every system that needs no server, one after another."""
 
     def run(self, options: argparse.Namespace) -> int:
         """Runs each verb into its own folder."""
-        for verb in (*UNTRAINED, *TRAINED):
-            folder = f"{options.output_dir}/{verb.name}"
-            verb.run(argparse.Namespace(**{**vars(options), "output_dir": folder}))
+        from instructrec_jax.stages.baseline.scores import has_categories
+
+        given = vars(options)
+        searching = SEARCH if "scenarios" in given or has_categories(options.prepared_dir) else ()
+        for verb in (*UNTRAINED, *TRAINED, *searching):
+            own = {**given, "output_dir": f"{options.output_dir}/{verb.name}"}
+            if "trained_dir" in given:
+                own["trained_dir"] = f"{options.trained_dir}/{verb.name}"
+            if "scenarios" in given:
+                own["scenarios"] = _fitting(verb.name, options.scenarios)
+                if not own["scenarios"]:
+                    continue
+            verb.run(argparse.Namespace(**own))
         return 0
 
 
@@ -191,8 +250,11 @@ ALL = _AllVerb(
     name="all",
     summary="each of these that needs no server",
     description=(
-        "Runs all systems that need nothing but artefact A, each into a folder of its name. What\n"
-        "is there already is kept. --gin.NAME=VALUE changes the settings of all that are trained."
+        "Runs all systems that need no server, each into a folder of its name. What is there\n"
+        "already is kept. Without --scenarios each ranks what it is for, dssm and tem only where\n"
+        "items have categories; with them, each ranks those that it can. --trained_dir is the\n"
+        "output folder of an earlier `baseline all`. --gin.NAME=VALUE changes the settings of all\n"
+        "that are trained."
     ),
     example="instructrec baseline all --prepared_dir=runs/prepared --output_dir=runs/baselines",
     function=_TRAIN,
@@ -205,5 +267,5 @@ BASELINE = Group(
         "E, which `report` takes beside the scores of a model."
     ),
     example=UNTRAINED[0].example,
-    verbs=(*UNTRAINED, *TRAINED, ALL, LLM),
+    verbs=(*UNTRAINED, *TRAINED, *SEARCH, ALL, LLM),
 )

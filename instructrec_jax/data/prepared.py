@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from instructrec_jax import files
 from instructrec_jax.data.columnar import (
     TEST,
     CandidateColumns,
@@ -27,10 +28,11 @@ from instructrec_jax.data.reviews import FILE_NAME as REVIEWS
 from instructrec_jax.data.reviews import Reviews
 from instructrec_jax.errors import UserError
 from instructrec_jax.files import check_is_file
-from instructrec_jax.manifest import check_files, read_manifest
+from instructrec_jax.manifest import FILE_NAME, check_files, read_manifest
 from instructrec_jax.records import Item
 
 STAGE = "prepare"
+ORIGIN = "prepared"  # input of data whose candidates were chosen anew: the data before that
 FORMAT = 2  # of the files below; part of the manifest, so that older output is not taken for new
 _INTEGERS = pa.list_(pa.int32())
 SCHEMAS = {
@@ -148,6 +150,19 @@ def read_prepared(folder: Path | str) -> PreparedData:
         candidates=Candidates(histories, load=load),
         reviews=Reviews(folder / REVIEWS) if (folder / REVIEWS).exists() else (),
     )
+
+
+def hashes_of(folder: Path | str) -> tuple[str, ...]:
+    """Returns what tells prepared data from others: the sha256 of the manifest.
+
+    After it comes that of the data which `instructrec candidates` gave other candidates, if it did:
+    items and histories are the same there, and so is what was made of them alone.
+
+    Raises:
+      UserError: if the folder holds no manifest.
+    """
+    origin = read_manifest(folder).inputs.get(ORIGIN)
+    return (files.sha256(Path(folder) / FILE_NAME), *([] if origin is None else [origin]))
 
 
 def _read_items(path: Path) -> tuple[tuple[Item, ...], tuple[str, ...]]:

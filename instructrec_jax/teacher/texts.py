@@ -118,12 +118,12 @@ class TextsWriter:
         self._writers[name].write_table(table)
 
 
-def read_texts_manifest(folder: Path | str, *, prepared: str) -> Manifest:
+def read_texts_manifest(folder: Path | str, *, prepared: Sequence[str]) -> Manifest:
     """Reads the manifest of artefact B.
 
     Args:
       folder: output folder of `annotate`.
-      prepared: sha256 of the manifest of the prepared data that the texts must belong to.
+      prepared: `hashes_of` the prepared data that the texts must belong to.
 
     Raises:
       UserError: if the folder holds no such texts, or they are damaged.
@@ -139,7 +139,7 @@ def read_texts_manifest(folder: Path | str, *, prepared: str) -> Manifest:
             f"{folder} holds texts of format {found.settings.get('format')!r}, expected {FORMAT}; "
             f"run `instructrec {STAGE}` again"
         )
-    if found.inputs.get("prepared") != prepared:
+    if found.inputs.get("prepared") not in prepared:
         raise UserError(
             f"{folder} holds texts on other prepared data than these; run `instructrec {STAGE}` "
             "on the folder that `build` reads"

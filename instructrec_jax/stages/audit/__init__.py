@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from instructrec_jax import files
+from instructrec_jax.data.prepared import hashes_of
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import (
     FILE_NAME,
@@ -59,11 +60,11 @@ def sample(
       UserError: if an input is unusable, or the folder holds another run.
     """
     check_arguments(sample, locals())
-    prepared = files.sha256(Path(input_dir) / FILE_NAME)
+    prepared = hashes_of(input_dir)
     about = read_texts_manifest(texts_dir, prepared=prepared)
     planned = Manifest(
         stage=SAMPLE,
-        inputs={"prepared": prepared, "texts": files.sha256(Path(texts_dir) / FILE_NAME)},
+        inputs={"prepared": prepared[0], "texts": files.sha256(Path(texts_dir) / FILE_NAME)},
         settings={
             "dataset": dataset,
             "teacher": about.text("teacher"),

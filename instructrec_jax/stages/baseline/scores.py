@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instructrec_jax import files, manifest
-from instructrec_jax.data.columnar import LEAVE_ONE_OUT, PRODUCT_SEARCH
-from instructrec_jax.data.prepared import PreparedData, read_prepared
+from instructrec_jax.baselines.recommender import Choices
+from instructrec_jax.data.columnar import LEAVE_ONE_OUT, PRODUCT_SEARCH, TRAIN
+from instructrec_jax.data.prepared import PreparedData, hashes_of, read_prepared
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.instructions.builder import RecordBuilder, RecordSettings
 from instructrec_jax.instructions.language import ANY_QUERY, QUERY_FIELDS, Query
 from instructrec_jax.manifest import Manifest
 from instructrec_jax.metrics import ranking
-from instructrec_jax.records import CandidateList, TeacherTexts
+from instructrec_jax.records import CandidateList, InstructionRecord, TeacherTexts
 from instructrec_jax.scores import parts
 from instructrec_jax.scores.parts import NO_QUERY, ScoredRequest
 from instructrec_jax.settings import Range, Seed, check_fields
@@ -62,10 +63,9 @@ class BaselineSettings:
 
     def inputs(self) -> dict[str, str]:
         """Returns the hashes of what is read."""
-        manifest.read_manifest(self.prepared_dir)  # says what is wrong with another folder
-        prepared = files.sha256(Path(self.prepared_dir) / manifest.FILE_NAME)
+        prepared = hashes_of(self.prepared_dir)
         candidates = Path(self.prepared_dir) / "candidates.parquet"
-        found = {"prepared": prepared, "candidates": files.sha256(candidates)}
+        found = {"prepared": prepared[0], "candidates": files.sha256(candidates)}
         if self.texts_dir is not None:
             read_texts_manifest(self.texts_dir, prepared=prepared)
             found["texts"] = files.sha256(Path(self.texts_dir) / manifest.FILE_NAME)
@@ -85,6 +85,17 @@ class Scenario:
     name: str
     examples: Sequence[CandidateList]
     queries: Sequence[str] | None
+
+    def some(self, rows: Sequence[int]) -> "Scenario":
+        """Returns some of the examples, by their numbers."""
+        queries = None if self.queries is None else [self.queries[row] for row in rows]
+        examples = [self.examples[row] for row in rows]
+        return Scenario(name=self.name, examples=examples, queries=queries)
+
+
+def has_categories(prepared_dir: str) -> bool:
+    """Returns whether there are specific queries: items of artefact A that have a category."""
+    return any(read_prepared(prepared_dir).search_splits)
 
 
 @contextlib.contextmanager
@@ -115,8 +126,7 @@ def scenario_of(name: str, split: str, data: PreparedData, texts: TeacherTexts |
     examples: Sequence[CandidateList] = data.evaluation(protocol, split)
     queries: list[str] | None = None
     if query:
-        if texts is None and query != Query.SPECIFIC:
-            raise UserError(f"the queries of {name} are a teacher's texts; name their --texts_dir")
+        _check_texts(name, texts)
         asked = _queries(protocol, split, Query(query), RecordBuilder(data, _SAME, texts))
         pairs = [(e, text) for e, text in zip(examples, asked, strict=True) if text]
         examples, queries = [e for e, _ in pairs], [text for _, text in pairs]
@@ -128,11 +138,60 @@ def scenario_of(name: str, split: str, data: PreparedData, texts: TeacherTexts |
 _SAME = RecordSettings()  # those of the records of `build`, whose first text evaluation takes
 
 
+def choices_of(names: Sequence[str], data: PreparedData, texts: TeacherTexts | None) -> Choices:
+    """Returns what was chosen in training, and what was asked for, in each of some scenarios.
+
+    Args:
+      names: of SCENARIOS; a choice without a scenario's query is left out there.
+      data: artefact A.
+      texts: artefact B; None where no teacher wrote.
+
+    Raises:
+      UserError: if a scenario's queries are texts that are not there.
+    """
+    for name in names:
+        _check_texts(name, texts)
+    rows = {user: row for row, user in enumerate(data.histories.user_ids.to_pylist())}
+    builder = RecordBuilder(data, dataclasses.replace(_SAME, num_train_negatives=1), texts)
+    found: list[tuple[int, int, int]] = []
+    queries: list[str] = []
+    by_protocol = {
+        PRODUCT_SEARCH: [name for name in names if name.startswith(SEARCH)],
+        LEAVE_ONE_OUT: [name for name in names if not name.startswith(SEARCH)],
+    }
+    for protocol, own in by_protocol.items():
+        kinds = [name.partition(".")[2] for name in own]
+        numbers = range(builder.num_records(protocol, TRAIN) if own else 0)
+        for record in builder.records(protocol, TRAIN, numbers):
+            for kind in kinds:
+                if (query := _query(record, kind)) or not kind:
+                    found.append((rows.get(record.user_id, -1), record.position, record.target_id))
+                    queries.append(query)
+    columns = np.array(found, np.int32).reshape(-1, 3).T
+    return Choices(
+        history_rows=columns[0], positions=columns[1], item_ids=columns[2], queries=queries
+    )
+
+
+def _check_texts(name: str, texts: TeacherTexts | None) -> None:
+    """Raises where a scenario's queries are missing."""
+    query = name.partition(".")[2]
+    if texts is None and query not in ("", Query.SPECIFIC):
+        raise UserError(f"the queries of {name} are a teacher's texts; name their --texts_dir")
+
+
 def _queries(protocol: str, split: str, query: Query, builder: RecordBuilder) -> Iterator[str]:
     """Yields the query of each example, "" where it has none."""
     for record in builder.records(protocol, split, range(builder.num_records(protocol, split))):
-        found = getattr(record, QUERY_FIELDS[query])
-        yield found if isinstance(found, str) else next(iter(found), "")
+        yield _query(record, query)
+
+
+def _query(record: InstructionRecord, query: str) -> str:
+    """Returns what is asked for by a kind of query, "" for nothing."""
+    if not query:
+        return ""
+    found = getattr(record, QUERY_FIELDS[Query(query)])
+    return found if isinstance(found, str) else next(iter(found), "")
 
 
 def scored_requests(

@@ -12,35 +12,34 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 import optax
-from numpy.typing import NDArray
 
 from instructrec_jax import files, manifest
+from instructrec_jax.baselines.recommender import Batch, Choices, Recommender, RowSource
 from instructrec_jax.checkpoints import store
 from instructrec_jax.checkpoints.arrays import read_checksums
 from instructrec_jax.data.columnar import HELD_OUT, VALIDATION
 from instructrec_jax.data.data_order import hashed, permuted
-from instructrec_jax.data.prepared import PreparedData
+from instructrec_jax.data.prepared import PreparedData, hashes_of
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
-from instructrec_jax.models.sharding import constrained_by
-from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings, make_mesh
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.parallel.placement import (
     check_rows,
     describe_placement,
-    num_batch_shares,
     place_batch,
 )
-from instructrec_jax.records import CandidateList
 from instructrec_jax.seeds import stable_seed
 from instructrec_jax.settings import Count, Rows, check_fields
+from instructrec_jax.stages.baseline.candidate_scorer import CandidateScorer
 from instructrec_jax.stages.baseline.scores import (
     BaselineSettings,
     Scenario,
+    choices_of,
     opened_data,
     planned_scores,
     scenario_of,
@@ -56,37 +55,7 @@ from instructrec_jax.training.step import make_train_step
 
 logger = logging.getLogger(__name__)
 HEADLINE = "validation/ndcg@5"
-_SCORED_ROWS = 1024  # examples scored at a time
 _CONFIG = "config.gin"
-NumpyBatch = dict[str, NDArray[np.int32]]
-
-
-class RowSource(Protocol):
-    """The rows of one data set that a system learns from, and those that it scores."""
-
-    num_rows: int
-
-    def training_batch(self, rows: NDArray[np.int64]) -> NumpyBatch:
-        """Returns training rows by their numbers."""
-        ...
-
-    def scoring_batch(
-        self, examples: Sequence[CandidateList], candidate_ids: NDArray[np.int32]
-    ) -> NumpyBatch:
-        """Returns what the model's `candidate_scores` takes of examples; UserError if it cannot."""
-        ...
-
-
-class Recommender(Protocol):
-    """A system that is trained; its model has a method `candidate_scores` of a batch."""
-
-    def open(self, data: PreparedData) -> RowSource:
-        """Returns the rows of a data set."""
-        ...
-
-    def init(self, data: PreparedData, key: jax.Array) -> Any:
-        """Returns a randomly initialised model for a data set."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +88,12 @@ class Learning:
 
 
 def train_and_score(
-    *, learning: Learning, asked: BaselineSettings, periods: Periods, config_text: str = ""
+    *,
+    learning: Learning,
+    asked: BaselineSettings,
+    periods: Periods,
+    trained_dir: str | None = None,
+    config_text: str = "",
 ) -> None:
     """Trains, or goes on training, then ranks both splits with the best checkpoint.
 
@@ -129,6 +103,8 @@ def train_and_score(
       learning: the system and how it is trained.
       asked: what is ranked, and where checkpoints and scores go.
       periods: how long at most, and when to log, evaluate and save.
+      trained_dir: output folder of an earlier run of the same system on the same histories; its
+        best checkpoint ranks, and nothing is trained.
       config_text: the resolved gin config, written beside the checkpoints.
 
     Raises:
@@ -139,35 +115,40 @@ def train_and_score(
         raise UserError("a baseline is trained by one process, on all of its devices")
     folder = Path(asked.output_dir)
     with opened_data(asked) as (data, texts):
-        run = _Run(learning, asked, periods, data)
+        learnt_from = asked.scenarios if trained_dir is None else ()
+        choices = functools.partial(choices_of, learnt_from, data, texts)
+        run = _Run(learning, asked, periods, data, choices)
+        planned = run.planned if trained_dir is None else run.planned_with(trained_dir)
         scenarios = {
             split: [scenario_of(name, split, data, texts) for name in asked.scenarios]
             for split in HELD_OUT
         }
         for scenario in scenarios[VALIDATION]:  # what cannot be scored is said before training
-            run.rows.scoring_batch(scenario.examples[:1], np.zeros((1, 1), np.int32))
-        manifest.claim(folder, run.planned)
+            first = scenario.some([0])
+            run.rows.scoring_batch(first.examples, np.zeros((1, 1), np.int32), first.queries)
+        manifest.claim(folder, planned)
         if config_text:
             files.write_text(folder / _CONFIG, config_text)
         manifest.read_manifest(folder).write_finished(folder, _CONFIG)
-        if run.train(scenarios[VALIDATION][0]):
-            run.score(scenarios)
+        if trained_dir is not None or run.train(scenarios[VALIDATION][0]):
+            run.score(scenarios, trained_dir or folder)
 
 
 class _Run:
     """One run: what it works with, ready to be trained and to score."""
 
     def __init__(
-        self, learning: Learning, asked: BaselineSettings, periods: Periods, data: PreparedData
+        self,
+        learning: Learning,
+        asked: BaselineSettings,
+        periods: Periods,
+        data: PreparedData,
+        choices: Callable[[], Choices],
     ) -> None:
-        if jax.process_count() > 1:
-            raise UserError("a baseline is trained by one process, on all of its devices")
         self._learning, self._asked, self._periods = learning, asked, periods
         self._mesh, self._folder = make_mesh(learning.mesh), Path(asked.output_dir)
         check_rows(learning.batch_size, self._mesh, name="BATCH_SIZE")
-        self.rows = learning.system.open(data)
-        if not self.rows.num_rows:
-            raise UserError(f"{data.dataset} has no user with two training items to learn from")
+        self.rows = learning.system.open(data, choices)
         self._init = functools.partial(learning.system.init, data)
         self._abstract = abstract_state(self._init, learning.optimizer, self._mesh)
         self._scorer = CandidateScorer(self._mesh, self.rows)
@@ -193,6 +174,11 @@ class _Run:
     def train(self, validation: Scenario) -> bool:
         """Trains until it no longer improves; returns whether it came to its end."""
         learning, folder, mesh = self._learning, self._folder, self._mesh
+        if not self.rows.num_rows:
+            raise UserError(
+                f"there is nothing to learn {learning.name} from: neither a user with two training "
+                "items nor, where queries are read, a query in training"
+            )
         logger.info(
             "%s: %s, at most %d steps of %d of %d rows, into %s",
             learning.name,
@@ -233,9 +219,29 @@ class _Run:
             )
         return int(state.step) >= self._periods.last_step or progress.has_ended()
 
-    def score(self, scenarios: Mapping[str, Sequence[Scenario]]) -> None:
-        """Ranks both splits with the best checkpoint, but for a split that is done."""
-        step_folder = store.resolve_checkpoint(self._folder)
+    def planned_with(self, trained_dir: str) -> manifest.Manifest:
+        """Returns the manifest of the folder where another run's checkpoint ranks.
+
+        Raises:
+          UserError: if that run is of another system or of other histories.
+        """
+        own, theirs = self.planned, manifest.read_manifest(trained_dir)
+        for what, found, expected in (
+            ("the output of", theirs.stage, [own.stage]),
+            ("the settings", theirs.settings.get("system"), [own.settings["system"]]),
+            ("prepared data", theirs.inputs.get("prepared"), hashes_of(self._asked.prepared_dir)),
+        ):
+            if found not in expected:
+                raise UserError(
+                    f"--trained_dir {trained_dir} has {what} {found!r}, expected {expected[-1]!r}; "
+                    "name the folder of the same system, trained on the same histories"
+                )
+        inputs = {**own.inputs, "trained": files.sha256(Path(trained_dir) / manifest.FILE_NAME)}
+        return dataclasses.replace(own, inputs=inputs)
+
+    def score(self, scenarios: Mapping[str, Sequence[Scenario]], trained_dir: Path | str) -> None:
+        """Ranks both splits with the best checkpoint of a run, but for a split that is done."""
+        step_folder = store.resolve_checkpoint(trained_dir)
         step = store.checkpoint_step(step_folder)
         sums = {k: v for k, v in read_checksums(step_folder).items() if k.startswith(store.MODEL)}
         checkpoint = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
@@ -249,7 +255,9 @@ class _Run:
                 wanted = {"model": self._abstract.model}
                 model = store.restore(step_folder, wanted)["model"]
             score = functools.partial(self._scorer, model)
-            requests = {s.name: scored_requests(s.examples, score) or [] for s in own}
+            requests = {
+                s.name: scored_requests(s.examples, score, queries=s.queries) or [] for s in own
+            }
             told = {"system": name, "checkpoint_step": step}
             write_scores(self._folder / split, planned, requests, told)
 
@@ -273,51 +281,16 @@ class _Run:
 
     def _evaluator(self, validation: Scenario) -> Callable[[Any], dict[str, float]]:
         """Returns what measures a model on validation examples."""
-        examples = _drawn(validation.examples, self._learning.num_validation, self._asked.seed)
+        drawn = _drawn(validation, self._learning.num_validation, self._asked.seed)
 
         def evaluate(model: Any) -> dict[str, float]:
-            scored = scored_requests(examples, functools.partial(self._scorer, model)) or []
+            score = functools.partial(self._scorer, model, queries=drawn.queries)
+            scored = scored_requests(drawn.examples, score) or []
             values = ranking.stack_rows([own.log_likelihood for own in scored], -np.inf)
             ranks = ranking.ranks(values, [own.target_index for own in scored])
             return {f"{VALIDATION}/{name}": v for name, v in ranking.evaluate(ranks).items()}
 
         return evaluate
-
-
-class CandidateScorer:
-    """Scores candidates with a model on the devices of a mesh."""
-
-    def __init__(self, mesh: LogicalMesh, rows: RowSource) -> None:
-        self._mesh, self._rows = mesh, rows
-        shares = num_batch_shares(mesh)
-        self._size = -(-_SCORED_ROWS // shares) * shares
-
-        def scores(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-            with constrained_by(mesh.constraints):
-                return model.candidate_scores(batch)
-
-        self._scores = jax.jit(scores, out_shardings=mesh.sharding())
-
-    def __call__(
-        self, model: Any, examples: Sequence[CandidateList], candidate_ids: NDArray[np.int32]
-    ) -> NDArray[np.float32]:
-        """Returns float32 [n, c], -inf at padding.
-
-        Args:
-          model: with a method `candidate_scores`.
-          examples: n of them.
-          candidate_ids: [n, c] item ids, -1 where the row has fewer candidates.
-        """
-        found = [np.zeros((0, candidate_ids.shape[1]), np.float32)]
-        for begin in range(0, len(examples), self._size):
-            end = min(begin + self._size, len(examples))
-            batch = self._rows.scoring_batch(examples[begin:end], candidate_ids[begin:end])
-            missing = self._size - (end - begin)  # every batch has the same shape
-            filled = {k: np.concatenate([v, v[:1].repeat(missing, 0)]) for k, v in batch.items()}
-            placed = place_batch(filled, self._mesh)
-            found.append(np.asarray(self._scores(model, placed))[: end - begin])
-        scores = np.concatenate(found)
-        return np.where(candidate_ids >= 0, scores, -np.inf).astype(np.float32)
 
 
 class _Improvement:
@@ -345,7 +318,7 @@ class _Improvement:
         return len(self._measured) - 1 - int(np.argmax(self._measured)) >= self._patience
 
 
-def batches(rows: RowSource, batch_size: int, *, seed: int, step: int) -> Iterator[NumpyBatch]:
+def batches(rows: RowSource, batch_size: int, *, seed: int, step: int) -> Iterator[Batch]:
     """Yields endless batches; that of a step depends on integers alone.
 
     Args:
@@ -362,15 +335,13 @@ def batches(rows: RowSource, batch_size: int, *, seed: int, step: int) -> Iterat
         step += 1
 
 
-def _drawn(
-    examples: Sequence[CandidateList], number: int | None, seed: int
-) -> Sequence[CandidateList]:
-    """Returns some examples, drawn by the seed, in their order."""
-    if number is None or number >= len(examples):
-        return examples
+def _drawn(scenario: Scenario, number: int | None, seed: int) -> Scenario:
+    """Returns some examples of a scenario, drawn by the seed, in their order."""
+    size = len(scenario.examples)
+    if number is None or number >= size:
+        return scenario
     rng = np.random.default_rng(stable_seed(seed, "validation of a baseline"))
-    chosen = np.sort(rng.choice(len(examples), size=number, replace=False))
-    return [examples[row] for row in chosen.tolist()]
+    return scenario.some(np.sort(rng.choice(size, size=number, replace=False)).tolist())
 
 
 def _keeper(

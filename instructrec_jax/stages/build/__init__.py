@@ -17,7 +17,7 @@ import numpy as np
 from instructrec_jax import files, tokenizer
 from instructrec_jax.baselines.popularity import count_items, training_histories
 from instructrec_jax.data.columnar import LEAVE_ONE_OUT, TRAIN
-from instructrec_jax.data.prepared import PreparedData, read_prepared
+from instructrec_jax.data.prepared import PreparedData, hashes_of, read_prepared
 from instructrec_jax.data.titles import path_labels
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.builder import TRAIN_NEGATIVES, RecordSettings
@@ -28,7 +28,6 @@ from instructrec_jax.manifest import (
     Manifest,
     find_finished,
     find_same_work,
-    read_manifest,
 )
 from instructrec_jax.progress import Progress
 from instructrec_jax.records import InstructionRecord
@@ -179,8 +178,8 @@ def _plan(
     """Returns the manifest of the work, with what it can count before it begins."""
     plain = dataclasses.asdict(settings)
     path = plain.pop("vocabulary_path")
-    read_manifest(input_dir)
-    inputs = {"prepared": files.sha256(input_dir / FILE_NAME)}
+    prepared = hashes_of(input_dir)
+    inputs = {"prepared": prepared[0]}
     counts: dict[str, int] = {}
     if not settings.title_pieces:
         del plain["title_pieces"]  # records of before have none either
@@ -189,7 +188,7 @@ def _plan(
     plain["train_negatives"] = TRAIN_NEGATIVES
     plain["teacher"] = NO_TEACHER
     if texts_dir is not None:
-        texts = read_texts_manifest(texts_dir, prepared=inputs["prepared"])
+        texts = read_texts_manifest(texts_dir, prepared=prepared)
         inputs["texts"] = files.sha256(Path(texts_dir) / FILE_NAME)
         plain["teacher"] = texts.text("teacher")
         counts = {f"texts/{name}": number for name, number in texts.counts.items()}

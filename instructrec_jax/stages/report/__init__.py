@@ -82,9 +82,7 @@ def report(
     planned = _plan(dataset, Path(prepared_dir), paths, metrics_file, choice)
     fused = [parts_of(given, list(paths)) for given in choice.fuse]
     if texts_dir is not None:
-        read_texts_manifest(
-            texts_dir, prepared=files.sha256(Path(prepared_dir) / manifest.FILE_NAME)
-        )
+        read_texts_manifest(texts_dir, prepared=prepared_files.hashes_of(prepared_dir))
         texts_hash = files.sha256(Path(texts_dir) / manifest.FILE_NAME)
         planned = dataclasses.replace(planned, inputs={**planned.inputs, "texts": texts_hash})
     export = export or ExportSettings()
