@@ -10,6 +10,7 @@ from instructrec_jax.instructions.builder import RecordBuilder, RecordSettings
 from instructrec_jax.instructions.task_modules import SHIPPED, find_variant
 from instructrec_jax.metrics import ranking
 from instructrec_jax.report import ranking_report, results, validity
+from instructrec_jax.report.details import Details
 from instructrec_jax.report.validity import FAILED, NOT_RUN, PASSED, Preference
 
 IDS = [str(number) for number in range(200)]
@@ -177,7 +178,13 @@ def test_a_report_bears_its_badge_and_reads_the_run_on_shuffled_labels(tmp_path)
 def test_a_failure_is_an_error_that_names_its_examples():
     wrong = validity.Check(check="history", status=FAILED, found="60 lists", ids=["7:3"])
     shown = results.ScenarioResult(
-        scenario="play", systems=[], certain_hits={}, warnings=[], validity=[wrong], facts={}
+        scenario="play",
+        systems=[],
+        certain_hits={},
+        warnings=[],
+        details=Details(),
+        validity=[wrong],
+        facts={},
     )
     ((kind, text),) = ranking_report._failures(results.Report(dataset="toy", scenarios=[shown]))
     assert (kind, text) == ("error", "play: check 'history' failed, 60 lists: 7:3")

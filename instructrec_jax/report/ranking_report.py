@@ -5,6 +5,7 @@ from typing import Any
 
 from instructrec_jax.metrics.ranking import METRIC_NAMES
 from instructrec_jax.metrics.statistics import POWER, Interval
+from instructrec_jax.report import details, slices
 from instructrec_jax.report.results import (
     IndexRow,
     Report,
@@ -64,6 +65,7 @@ def _scenario_values(result: ScenarioResult) -> dict[str, Any]:
         "position_bias": {system.name: system.position_bias for system in named},
         "certain_hits": result.certain_hits,
         "validity": result.validity,
+        **vars(result.details),
         "warnings": result.warnings,
     }
 
@@ -79,6 +81,7 @@ def _section(dataset: str, result: ScenarioResult) -> Section:
         tables=[_results_table(result)],
         lines=[
             *(line for system in named for line in _system_lines(system)),
+            *filter(None, (slices.warning(result.details.slices, s.name) for s in named)),
             _badge(result.validity),
         ],
         details=[
@@ -86,6 +89,7 @@ def _section(dataset: str, result: ScenarioResult) -> Section:
             _differences_table(named),
             _choices_table(named),
             *(_position_table(system) for system in named if system.position_bias),
+            *details.tables(result.details),
         ],
         facts={
             **facts,

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking, statistics
 from instructrec_jax.metrics.statistics import Difference, Interval
+from instructrec_jax.report.details import Details
 from instructrec_jax.report.validity import Check
 from instructrec_jax.seeds import stable_seed
 
@@ -116,6 +117,7 @@ class ScenarioResult:
       systems: baselines first.
       certain_hits: in how many examples any scorer has HR@K 1, by metric; see `caveats`.
       warnings: what makes the figures less telling than they look.
+      details: slices of the events, and how the systems behave.
       validity: what was checked before the figures are believed.
       facts: what the numbers of all systems depend on.
     """
@@ -124,6 +126,7 @@ class ScenarioResult:
     systems: Sequence[SystemResult]
     certain_hits: Mapping[str, int]
     warnings: Sequence[str]
+    details: Details
     validity: Sequence[Check]
     facts: Mapping[str, Any]
 

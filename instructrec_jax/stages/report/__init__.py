@@ -24,6 +24,7 @@ from instructrec_jax.scores.importers import holds_t5x_scores
 from instructrec_jax.stages.report.baselines import BASELINES, Baselines
 from instructrec_jax.stages.report.checks import Checks
 from instructrec_jax.stages.report.choice import ChoiceSettings, Entry, entry_of
+from instructrec_jax.stages.report.details import Events, Items, details_of
 from instructrec_jax.stages.report.exports import ExportSettings, Ranked, write_exports
 from instructrec_jax.stages.report.fusion import SIGN, FusedName, fused_entry, parts_of
 from instructrec_jax.stages.report.systems import (
@@ -99,7 +100,7 @@ def report(
         if texts_dir is not None:
             unpacked = opened.enter_context(tempfile.TemporaryDirectory())
             texts = Texts(texts_dir, data.histories, unpacked=unpacked)
-        given = _Data(data, texts, Checks(data, texts, task_module=export.task_module))
+        given = _Data(data, texts, Checks(data, texts, task_module=export.task_module), Items(data))
         made, ranked = _make_report(given, paths, choice.normalisers, planned, fused)
     with files.atomic_directory(output) as folder:
         if metrics_file is not None:
@@ -161,6 +162,7 @@ class _Data(NamedTuple):
     data: PreparedData
     texts: Texts | None
     checks: Checks
+    items: Items
 
 
 def _make_report(
@@ -284,6 +286,13 @@ def _scenario(
         systems=made,
         certain_hits=caveats.certain_hits(first_examples),
         warnings=[*caveats.caveats(first_examples, given.data), *of_texts],
+        details=details_of(
+            runs,
+            Events(examples, event, firsts),
+            given.items,
+            num_baselines=num_baselines,
+            variant_of=given.checks.variant,
+        ),
         validity=given.checks.of(runs, firsts),
         facts={**facts, **details},
     )

@@ -40,10 +40,10 @@ class Checks:
         self._builder = RecordBuilder(data, RecordSettings(), texts)
         self._numbers = functools.cache(self._numbers_of)
 
-    def variant(self, run: Run) -> Variant | None:
-        """Returns the template by which a system ranked, None where the module has none."""
+    def variant(self, template_id: str) -> Variant | None:
+        """Returns the template of an id, None where the module has none."""
         try:
-            return find_variant(self._task_module, run.template)
+            return find_variant(self._task_module, template_id)
         except UserError:
             return None
 
@@ -131,7 +131,7 @@ class Checks:
 
     def _label_swap(self, runs: Sequence[Run], records: Sequence[InstructionRecord]) -> Check:
         """Checks the prompts of the templates by which systems ranked."""
-        variants = {run.template: self.variant(run) for run in runs}
+        variants = {run.template: self.variant(run.template) for run in runs}
         known = [variant for variant in variants.values() if variant is not None]
         if not known:
             return validity.not_run(

@@ -72,6 +72,10 @@ class ScoredSplit:
             found.setdefault(self._scores.scenarios[template_id], []).append(template_id)
         return found
 
+    def scenario(self, template_id: str) -> str:
+        """Returns the scenario of a template."""
+        return self._scores.scenarios[template_id]
+
     def told(self, template_id: str) -> Mapping[str, Any]:
         """Returns all that the scores of a template tell of where they come from."""
         return self._scores.told[template_id]
@@ -142,12 +146,12 @@ class ScoredSplit:
 
     def table(self, template_id: str, normaliser: str) -> "RankedTable":
         """Returns what the candidates of a template's examples are ranked by, side by side."""
-        scores, rows = self._scores, self._rows[template_id]
+        ids = [self._scores.candidate_ids[row] for row in self._rows[template_id]]
         last_round = self._column("last_round", template_id)
         log_likelihood = self._column("log_likelihood", template_id, fill=-np.inf)
         assert last_round is not None and log_likelihood is not None
         return RankedTable(
-            candidate_ids=ranking.stack_rows([scores.candidate_ids[row] for row in rows], -1),
+            candidate_ids=ranking.stack_rows(ids, -1),
             log_likelihood=log_likelihood,
             values=self._values(template_id, normaliser),
             last_round=last_round,
@@ -175,10 +179,9 @@ class ScoredSplit:
 
     def target_index(self, template_id: str) -> NDArray[np.int64]:
         """Returns the target's index among the candidates in every example of a template."""
-        rows = zip(self._rows[template_id], self.examples(template_id), strict=True)
-        ids = self._scores.candidate_ids
-        found = [int(np.flatnonzero(ids[row] == example.target_id)[0]) for row, example in rows]
-        return np.array(found, dtype=np.int64)
+        ids, rows = self._scores.candidate_ids, self._rows[template_id]
+        lists = zip(rows, self.examples(template_id), strict=True)
+        return np.array([np.flatnonzero(ids[row] == e.target_id)[0] for row, e in lists], np.int64)
 
     @property
     def view(self) -> Mapping[str, Any]:
@@ -264,12 +267,12 @@ class RankedExample:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class RankedTable:
-    """The candidates of n examples and what a system ranks them by.
+    """The candidates of n examples and what a system ranks them by; -1 and -inf are padding.
 
     Attributes:
-      candidate_ids: int64 [n, longest], -1 at padding.
-      log_likelihood: float32 [n, longest], as scored; -inf at padding.
-      values: float32 [n, longest], under the normaliser; -inf at padding.
+      candidate_ids: int64 [n, longest].
+      log_likelihood: float32 [n, longest], as scored.
+      values: float32 [n, longest], under the normaliser.
       last_round: int32 [n, longest]; a higher one is better whatever the values are.
       target_index: int64 [n].
     """

@@ -1,0 +1,213 @@
+"""What a report tells beyond its first table: slices, and how each system behaves."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instructrec_jax.metrics import behaviour
+from instructrec_jax.report.slices import SliceRow
+from instructrec_jax.report.tables import Table
+
+TARGET = "target"  # stands for a system that ranks every target first
+_SHOWN = ("Gini", "coverage", "head", "tail", "popularity", "calibration", "place p")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BehaviourRow:
+    """How a system behaves, see `metrics.behaviour`.
+
+    Attributes:
+      system: its name; "target" for one that ranks every target first.
+      num_examples: over how many, each draw of negatives counted.
+      gini: of first ranks over items.
+      coverage: share of items that are ever first.
+      head_share: of first ranks, those of the most popular fifth of the catalogue.
+      tail_share: those of its less popular half.
+      popularity_correlation: Spearman's, in each list; None where no list has one.
+      calibration_error: of the softmax over candidates; None for scores that are no
+        log-likelihoods, or of several rounds.
+      place_p_value: whether first ranks depend on the place in the prompt; None where no prompt
+        shows all candidates, or examples are too few.
+    """
+
+    system: str
+    num_examples: int
+    gini: float
+    coverage: float
+    head_share: float
+    tail_share: float
+    popularity_correlation: float | None
+    calibration_error: float | None
+    place_p_value: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReliabilityRow:
+    """A bin of `metrics.behaviour.reliability` of a system; attributes as there."""
+
+    system: str
+    low: float
+    high: float
+    num_examples: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlaceRow:
+    """How often a system ranks the candidate at a place of the prompt first.
+
+    Attributes:
+      system: its name.
+      place: in the prompt, counted from 1.
+      num_examples: prompts, one of each event.
+      share: of these in which this candidate is first.
+      expected: the share that each place has where the place does not matter.
+    """
+
+    system: str
+    place: int
+    num_examples: int
+    share: float
+    expected: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Details:
+    """What a scenario's report tells beyond its first table.
+
+    Attributes:
+      slices: a row for each system and part of the events.
+      behaviour: a row for each system, that of the targets first.
+      reliability: ten rows for each system that gives log-likelihoods.
+      first_places: a row for each system and place, of those whose prompts show all candidates.
+      left_out: what could not be computed, and why.
+    """
+
+    slices: Sequence[SliceRow] = ()
+    behaviour: Sequence[BehaviourRow] = ()
+    reliability: Sequence[ReliabilityRow] = ()
+    first_places: Sequence[PlaceRow] = ()
+    left_out: Sequence[str] = ()
+
+
+def reliability_rows(
+    system: str, log_likelihood: NDArray[np.floating], target_index: NDArray[np.integer]
+) -> tuple[list[ReliabilityRow], float]:
+    """Returns the bins of a system and its calibration error; arguments as in `reliability`."""
+    bins = behaviour.reliability(log_likelihood, target_index)
+    rows = [ReliabilityRow(system=system, **own._asdict()) for own in bins]
+    return rows, behaviour.calibration_error(bins)
+
+
+def place_rows(system: str, shares: NDArray[np.float64]) -> list[PlaceRow]:
+    """Returns how often each place is ranked first; arguments as in `place_p_value`."""
+    number, width = shares.shape
+    return [
+        PlaceRow(
+            system=system,
+            place=index + 1,
+            num_examples=number,
+            share=float(share),
+            expected=1 / width,
+        )
+        for index, share in enumerate(shares.mean(axis=0))
+    ]
+
+
+def tables(details: Details) -> list[Table]:
+    """Returns all of it as tables for Markdown and HTML."""
+    found = [_behaviour_table(details), _slices_table(details.slices)]
+    if details.reliability:
+        found.append(_reliability_table(details.reliability))
+    if details.first_places:
+        found.append(_places_table(details.first_places))
+    return found
+
+
+def _behaviour_table(details: Details) -> Table:
+    return Table(
+        note="Behaviour at rank 1: Gini and coverage over all candidate items, share of the most "
+        "popular fifth (head) and the less popular half (tail) of the catalogue; Spearman's "
+        "correlation of scores with popularity; expected calibration error of the softmax over "
+        "candidates; chi-square test of the place in the prompt. The first row is that of the "
+        "targets.",
+        header=["system", *_SHOWN],
+        rows=[
+            [
+                row.system,
+                *map(_number, (row.gini, row.coverage, row.head_share, row.tail_share)),
+                _number(row.popularity_correlation),
+                _number(row.calibration_error),
+                "-" if row.place_p_value is None else f"{row.place_p_value:.2g}",
+            ]
+            for row in details.behaviour
+        ],
+        footnotes=[f"left out: {text}" for text in details.left_out],
+    )
+
+
+def _slices_table(rows: Sequence[SliceRow]) -> Table:
+    """Returns NDCG@5 by part, a column for each system."""
+    systems = list(dict.fromkeys(row.system for row in rows))
+    cells = {(row.by, row.group, row.system): row for row in rows}
+    parts = {(row.by, row.group): row.num_events for row in rows}
+    return Table(
+        note="NDCG@5 of parts of the events, mean and 95% interval (1.96 standard errors); * is "
+        "below the whole by more than the interval.",
+        header=["by", "group", "n", *systems],
+        rows=[
+            [*part, str(number), *(_slice(cells.get((*part, system))) for system in systems)]
+            for part, number in parts.items()
+        ],
+    )
+
+
+def _slice(row: SliceRow | None) -> str:
+    if row is None:
+        return "-"
+    value = row.metrics["ndcg@5"]
+    shown = f"{_number(value.estimate)} {_number(value.low)}-{_number(value.high)}"
+    return shown + (" *" if row.is_below else "")
+
+
+def _reliability_table(rows: Sequence[ReliabilityRow]) -> Table:
+    return Table(
+        note="Reliability: how often the likeliest candidate is the target, by its probability.",
+        header=["system", "probability", "n", "mean probability", "accuracy"],
+        rows=[
+            [
+                row.system,
+                f"{row.low:.1f}-{row.high:.1f}",
+                str(row.num_examples),
+                _number(row.confidence),
+                _number(row.accuracy),
+            ]
+            for row in rows
+            if row.num_examples
+        ],
+    )
+
+
+def _places_table(rows: Sequence[PlaceRow]) -> Table:
+    return Table(
+        note="Share of first ranks by the place of the candidate in the prompt.",
+        header=["system", "place", "n", "share", "expected"],
+        rows=[
+            [
+                row.system,
+                str(row.place),
+                str(row.num_examples),
+                _number(row.share),
+                _number(row.expected),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _number(value: float | None) -> str:
+    """Returns three decimals without the leading zero, a dash for None."""
+    return "-" if value is None else f"{value:.3f}".replace("0.", ".", 1)
