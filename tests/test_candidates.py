@@ -14,6 +14,7 @@ from instructrec_jax.data.candidates import (
     draw_negatives,
     evaluation_targets,
     example_rng,
+    of_same_category,
 )
 from instructrec_jax.data.catalogue import search_split, search_splits
 from instructrec_jax.errors import UserError
@@ -113,6 +114,22 @@ def test_evaluation_draws_each_example_by_its_own_seed():
             num_candidates=6,
             rng=example_rng(row.example_id, dataset="toy", split=row.split, seed=3),
         )
+
+
+def test_negatives_of_product_search_may_be_of_other_categories_alone():
+    items = [
+        Item(item_id=i, raw_id=str(i), title=f"title {i}", category="ab"[i % 2]) for i in range(30)
+    ]
+    targets = evaluation_targets(columns.histories([]), ["test"] * 30)
+    draw = dict(title_ids=range(30), num_candidates=10, dataset="toy", seed=0)
+    plain = draw_evaluation(targets, columns.item_sets([]), **draw)
+    other = draw_evaluation(targets, columns.item_sets([]), **draw, not_for=of_same_category(items))
+
+    def num_alike(example):
+        return sum(item % 2 == example.target_id % 2 for item in example.candidate_ids)
+
+    assert sum(num_alike(example) for example in plain) > 60
+    assert all(num_alike(example) == 1 for example in other)
 
 
 def test_more_draws_of_the_test_events_leave_the_first_as_it_was():

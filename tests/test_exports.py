@@ -55,7 +55,7 @@ def exported(tmp_path_factory):
         "model": (root / "validation", root / "test"),
         "tied one": (root / "tied_validation", root / "tied_test"),
     }
-    export = ExportSettings(export=("trec", "samples"), max_samples=7)
+    export = ExportSettings(export=("trec", "samples", "ranks"), max_samples=7)
     found = run(root, root / "out", scores=scores, export=export)
     return root, found
 
@@ -110,6 +110,17 @@ def test_exports_are_files_of_the_report(exported):
     with pytest.raises(UserError, match=r"sequential\.qrels has changed"):
         check_files(root / "out")
     path.write_text(before)
+
+
+def test_ranks_of_every_system_and_example_give_the_figures_of_the_report(exported):
+    root, found = exported
+    lines = [json.loads(line) for line in (root / "out" / "ranks.jsonl").read_text().splitlines()]
+    for scenario, values in found["scenarios"].items():
+        own = [line for line in lines if line["scenario"] == scenario]
+        assert len({line["example_id"] for line in own}) == len(own)
+        for system, figures in values["test"].items():
+            hits = [line["ranks"][system] == 1 for line in own]
+            assert math.fsum(hits) / len(hits) == pytest.approx(figures["hr@1"]["estimate"])
 
 
 def test_samples_have_lm_evals_names_and_the_ranks_of_the_report(exported):

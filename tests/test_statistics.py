@@ -121,6 +121,21 @@ def test_more_examples_and_less_confidence_narrow_the_interval():
     assert loose.high - loose.low < few.high - few.low
 
 
+def test_the_difference_of_any_measure_is_paired_or_not():
+    generator = np.random.default_rng(1)
+    hard = generator.normal(size=400)
+    ours, theirs = hard + 0.1, hard + 0.01 * generator.normal(size=400)
+    paired = statistics.mean_difference(ours, theirs, is_paired=True, seed=0)
+    apart = statistics.mean_difference(ours, theirs, is_paired=False, seed=0)
+    assert paired.estimate == pytest.approx(apart.estimate) == pytest.approx(0.1, abs=0.01)
+    assert 0 < paired.low < paired.high and apart.low < 0 < apart.high
+    # Independent means: the variance of the difference is the sum of both.
+    width = 2 * 1.96 * np.sqrt((ours.var() + theirs.var()) / 400)
+    assert apart.high - apart.low == pytest.approx(width, rel=0.05)
+    with pytest.raises(UserError, match="no examples"):
+        statistics.mean_difference([], [], is_paired=True, seed=0)
+
+
 def test_no_examples_or_unpaired_systems_are_refused():
     with pytest.raises(UserError, match="no examples"):
         statistics.bootstrap_intervals([], seed=0)

@@ -95,12 +95,14 @@ def run_with_macros(
     Args:
       function: function of a stage.
       gin_file_names: gin files.
-      **macros: values that override all files: numbers, strings, lists and the like.
+      **macros: values that override all files: numbers, strings, lists and the like; a string that
+        begins with @ is a reference.
     """
+    is_reference = {k: isinstance(v, str) and v.startswith("@") for k, v in macros.items()}
     return run_with_gin(
         function,
         gin_file_names=gin_file_names,
-        bindings=[f"{name}={value!r}" for name, value in macros.items()],
+        bindings=[f"{k}={v if is_reference[k] else repr(v)}" for k, v in macros.items()],
     )
 
 

@@ -47,6 +47,7 @@ VERBS: tuple[Verb | Group, ...] = (
     baseline_verbs.BASELINE,
     model_verbs.CONVERT,
     model_verbs.REPORT,
+    model_verbs.REPRODUCE,
     model_verbs.DEMO,
 )
 USER_ERROR = 2

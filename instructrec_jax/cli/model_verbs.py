@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,35 @@ class _DemoVerb(Verb):
             "train": functools.partial(gin_config.run_with_macros, train.train),
             "score": functools.partial(gin_config.run_with_macros, score.score),
         }
+
+
+class _ReproduceVerb(_DemoVerb):
+    """The tables of the paper, whose stages gin files configure too."""
+
+    def more_arguments(self, options: argparse.Namespace) -> dict[str, Any]:
+        """Returns the stages, and what plans a training run."""
+        from instructrec_jax.cli import gin_config
+        from instructrec_jax.stages.baseline import trained
+
+        baseline = functools.partial(gin_config.run_with_macros, trained.train_and_score)
+        return {**super().more_arguments(options), "baseline": baseline, "plan": _planned}
+
+
+def _planned(gin_files: Sequence[str], *, topology: str, **macros: Any) -> str:
+    """Returns the plan of a training run, estimated."""
+    from instructrec_jax.cli import gin_config
+    from instructrec_jax.parallel import topologies
+    from instructrec_jax.stages.plan import plan
+    from instructrec_jax.stages.train import train
+
+    not_read = dict.fromkeys(("DATA_DIR", "MODEL_DIR", "INITIAL_CHECKPOINT_PATH"), "not read")
+    found = gin_config.arguments_with_gin(
+        train,
+        gin_file_names=gin_files,
+        bindings=[f"{name}={value!r}" for name, value in {**not_read, **macros}.items()],
+    )
+    run = {name: found[name] for name in ("learning", "data", "run", "periods")}
+    return plan(**run, target=topologies.parse_target(topology), programs={}).as_text()
 
 
 class _AddSystem(argparse.Action):
@@ -306,4 +335,21 @@ DEMO = _DemoVerb(
     function="instructrec_jax.stages.demo:demo",
     spelled={"is_smoke": "--smoke"},
     result=_demo_text,
+)
+REPRODUCE = _ReproduceVerb(
+    name="reproduce",
+    summary="a table of the paper beside the same one made here, with verdicts",
+    description=(
+        "Makes a table of the paper, or all: data, records, model, scores, baselines, table. What\n"
+        "an earlier table of the same folder made is reused; the same command goes on. The table\n"
+        "shows the paper's figures beside those measured here, the gains over the best baseline,\n"
+        "and for each ordering that the paper's figures show whether it is seen here, by a 95%\n"
+        "interval of paired differences. TABLE is table5 (data sets), table6 (sequential), table7\n"
+        "(personalised search), table8 (product search), table9 (hard negatives), table10 (100\n"
+        "candidates), table11 (another data set), ablation (Figure 3), biases, or all."
+    ),
+    example="instructrec reproduce table6 --scale=cpu",
+    function="instructrec_jax.stages.reproduce:reproduce",
+    spelled={"table": "TABLE"},
+    result=lambda text, _: text,
 )

@@ -1,8 +1,9 @@
 """Seeded candidates: the target among uniform negatives (the paper: one and nine)."""
 
+import collections
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
@@ -18,6 +19,7 @@ from instructrec_jax.data.columnar import (
     starts_of,
 )
 from instructrec_jax.errors import UserError
+from instructrec_jax.records import Item
 from instructrec_jax.seeds import stable_seed
 
 _BLOCK = 64  # generators made at a time
@@ -115,6 +117,20 @@ def draw_candidates(
     return tuple(candidates)
 
 
+def of_same_category(items: Sequence[Item]) -> dict[int, frozenset[int]]:
+    """Returns by item the items of its category, itself among them; none where it has none.
+
+    Example:
+      categories ["a", "b", "a", ""] -> {0: {0, 2}, 1: {1}, 2: {0, 2}, 3: {}}.
+    """
+    groups: dict[str, set[int]] = collections.defaultdict(set)
+    for item in items:
+        groups[item.category].add(item.item_id)
+    groups[""] = set()
+    frozen = {category: frozenset(group) for category, group in groups.items()}
+    return {item.item_id: frozen[item.category] for item in items}
+
+
 def evaluation_targets(
     histories: Histories, search_splits: Sequence[str], *, test_draws: int = 1
 ) -> Candidates:
@@ -166,6 +182,7 @@ def draw_evaluation(
     dataset: str,
     seed: int,
     allow_fewer: bool = False,
+    not_for: Mapping[int, AbstractSet[int]] | None = None,
 ) -> Candidates:
     """Returns the evaluation examples with their candidates.
 
@@ -178,6 +195,7 @@ def draw_evaluation(
       dataset: name of the data set.
       seed: of the whole preparation.
       allow_fewer: make smaller sets where the catalogue has too few items.
+      not_for: by target of product search the items that are no negatives for it; by default none.
 
     Raises:
       UserError: if the catalogue has too few items of different titles.
@@ -198,6 +216,8 @@ def draw_evaluation(
         if row != last_row:  # a user's examples follow each other
             excluded = frozenset(seen_items[row].tolist()) if row >= 0 else frozenset()
             last_row = row
+        if row < 0 and not_for is not None:
+            excluded = frozenset(not_for[target])
         try:
             one = draw_candidates(
                 ids,

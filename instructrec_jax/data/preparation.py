@@ -24,7 +24,7 @@ from instructrec_jax.data.columnar import (
 from instructrec_jax.data.events import Events
 from instructrec_jax.data.prepared_writer import PreparedWriter
 from instructrec_jax.data.readers.raw_log import RawLog
-from instructrec_jax.data.settings import MIN_HISTORY, RANDOM_TIES, PrepareSettings
+from instructrec_jax.data.settings import MIN_HISTORY, OTHER_CATEGORY, RANDOM_TIES, PrepareSettings
 from instructrec_jax.data.titles import title_ids
 from instructrec_jax.errors import UserError
 from instructrec_jax.progress import Progress
@@ -273,6 +273,8 @@ def _write_parts(
     log, (items, new_ids) = found.log, numbered
     splits = catalogue.search_splits(items, dataset=dataset, seed=settings.seed)
     ids = title_ids([item.title for item in items])
+    is_other = settings.search_negatives == OTHER_CATEGORY
+    not_for = candidates.of_same_category(items) if is_other else None
     made: collections.Counter[str] = collections.Counter()
 
     def add(histories: Histories, seen: ItemSets, splits: Sequence[str]) -> None:
@@ -285,6 +287,7 @@ def _write_parts(
             dataset=dataset,
             seed=settings.seed,
             allow_fewer=settings.allow_fewer_candidates,
+            not_for=not_for,
         )
         writer.add(histories, seen, lists)
         made.update(_counts(histories, lists, settings))

@@ -23,6 +23,8 @@ REFUSE, CATEGORY_ASIN = "refuse", "category_asin"
 FALLBACKS = (REFUSE, CATEGORY_ASIN)
 RANDOM_TIES, FILE_TIES = "random", "file"
 TIE_ORDERS = (RANDOM_TIES, FILE_TIES)
+ANY_ITEM, OTHER_CATEGORY = "any", "other_category"
+SEARCH_NEGATIVES = (ANY_ITEM, OTHER_CATEGORY)
 # The settings that name a column, by the name it has in the plain format.
 FIELDS = {
     "user_id": "user_field",
@@ -52,6 +54,8 @@ class PrepareSettings:
       test_draws: candidate lists of each test event, each with its own negatives. Where users are
         few, the luck of one draw shows: on MovieLens co-occurrence has HR@1 .559 in the first draw
         and .531 on average over all.
+      search_negatives: negatives of product search: "any" item, as in the paper, or those of
+        "other_category" than the target's, all of which answer a query for a category.
       max_title_chars: longer titles are cut between words.
       max_review_chars: longer reviews are cut between words.
       allow_fewer_candidates: a small catalogue gives smaller candidate sets instead of an error.
@@ -74,6 +78,7 @@ class PrepareSettings:
     max_history: Annotated[int, Range(MIN_HISTORY)] = 20
     num_candidates: Annotated[int, Range(2, MAX_CANDIDATES)] = 10
     test_draws: Annotated[int, Range(1, MAX_DRAWS)] = 1
+    search_negatives: Annotated[str, OneOf(SEARCH_NEGATIVES)] = ANY_ITEM
     max_title_chars: Count = 200
     max_review_chars: Count = 2000
     allow_fewer_candidates: bool = False

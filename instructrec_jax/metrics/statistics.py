@@ -140,6 +140,43 @@ def paired_differences(
     }
 
 
+def mean_difference(
+    values: ArrayLike,
+    other_values: ArrayLike,
+    *,
+    is_paired: bool,
+    seed: int,
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """Returns the difference of two means of any measure, with its percentile bootstrap interval.
+
+    Args:
+      values: [n] a value of each event.
+      other_values: [m] likewise.
+      is_paired: whether both are of the same events in the same order, which are then resampled
+        together; otherwise each is resampled alone.
+      seed: seed of the resamples.
+      num_resamples: number of bootstrap resamples.
+      confidence: coverage asked for, such as 0.95.
+
+    Raises:
+      UserError: if there is no event.
+    """
+    ours, theirs = np.asarray(values, np.float64), np.asarray(other_values, np.float64)
+    samples = [ours - theirs] if is_paired else [ours, theirs]
+    means, estimates = [], []
+    for number, sample in enumerate(samples):
+        kinds, counts = np.unique(sample, return_counts=True)
+        resampled, estimate = _resampled_means(kinds[:, None], counts, seed + number, num_resamples)
+        means.append(resampled[:, 0])
+        estimates.append(float(estimate[0]))
+    if not is_paired:
+        means, estimates = [means[0] - means[1]], [estimates[0] - estimates[1]]
+    low, high = _percentiles(means[0], confidence)
+    return Interval(estimates[0], float(low), float(high))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Returns p-values of one table, corrected for their number, in the same order.
 
@@ -289,6 +326,18 @@ def _intervals(
     confidence: float,
 ) -> dict[str, Interval]:
     """Resamples how often each row of the table comes, and returns an interval per column."""
+    means, estimate = _resampled_means(table, counts, seed, num_resamples)
+    low, high = _percentiles(means, confidence)
+    return {
+        name: Interval(float(estimate[i]), float(low[i]), float(high[i]))
+        for i, name in enumerate(ranking.METRIC_NAMES)
+    }
+
+
+def _resampled_means(
+    table: NDArray[np.float64], counts: NDArray[np.int64], seed: int, num_resamples: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns the means of each column in every resample, [resamples, columns], and of all."""
     num_examples = int(counts.sum())
     if num_examples == 0:
         raise UserError("there are no examples to evaluate; check the split and the input folder")
@@ -302,10 +351,13 @@ def _intervals(
             for begin in range(0, num_resamples, block)
         ]
     )
+    return means, counts @ table / num_examples
+
+
+def _percentiles(
+    means: NDArray[np.float64], confidence: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns the ends of the intervals, of each column."""
     tail = 100.0 * (1.0 - confidence) / 2.0
     low, high = np.percentile(means, [tail, 100.0 - tail], axis=0)
-    estimate = counts @ table / num_examples
-    return {
-        name: Interval(float(estimate[i]), float(low[i]), float(high[i]))
-        for i, name in enumerate(ranking.METRIC_NAMES)
-    }
+    return low, high

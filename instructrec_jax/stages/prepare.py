@@ -12,7 +12,7 @@ from instructrec_jax.data import prepared
 from instructrec_jax.data.preparation import write_preparation
 from instructrec_jax.data.readers import recognise
 from instructrec_jax.data.readers.raw_log import Format, LogBuilder, count_log
-from instructrec_jax.data.settings import FIELDS, FILE_TIES, PrepareSettings
+from instructrec_jax.data.settings import ANY_ITEM, FIELDS, FILE_TIES, PrepareSettings
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, find_finished
 from instructrec_jax.settings import SettingError
@@ -112,8 +112,13 @@ def _check_fields(settings: PrepareSettings, form: Format) -> None:
 
 
 def _decisions(settings: PrepareSettings) -> dict[str, Any]:
-    """Returns the settings for the manifest; of the columns those that the user named."""
+    """Returns the settings for the manifest; of the columns those that the user named.
+
+    Older manifests have no `search_negatives`: the paper's stay unsaid.
+    """
     found = dataclasses.asdict(settings)
+    if settings.search_negatives == ANY_ITEM:
+        del found["search_negatives"]
     return {k: v for k, v in found.items() if v is not None or k not in FIELDS.values()}
 
 

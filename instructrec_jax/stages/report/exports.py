@@ -1,4 +1,4 @@
-"""What a report writes for other programs: TREC runs and qrels, and samples as lm-eval logs them.
+"""What a report writes for other programs: TREC runs and qrels, samples as lm-eval has them, ranks.
 
 The exported rankings are the report's own: of candidates that a system finds equal the target comes
 last, so HR@K and NDCG@K that any tool computes from them are those of report.json.
@@ -27,7 +27,8 @@ from instructrec_jax.settings import Count, OneOf, check_fields
 from instructrec_jax.stages.report.systems import SPLITS, RankedExample, Run
 from instructrec_jax.stages.run_data import RunData
 
-TREC, SAMPLES = "trec", "samples"
+TREC, SAMPLES, RANKS = "trec", "samples", "ranks"
+RANKS_FILE = "ranks.jsonl"
 _SEED = 0  # of the choice of samples
 _README = "README.md"
 _ABOUT_TREC = """# TREC runs and qrels
@@ -68,14 +69,15 @@ class ExportSettings:
 
     Attributes:
       export: "trec" (run and qrels files), "samples" (one JSON line per example with texts and
-        log-likelihoods, named as lm-eval names them) or both.
+        log-likelihoods, named as lm-eval names them), "ranks" (one JSON line per test example with
+        the rank that each system gives the target), or several of them.
       max_samples: most samples of a scenario, drawn by a seed, the same for every system; by
         default all.
       data_dir: output folder of `build` that was scored, from which samples show the prompts.
       task_module: module that registers the tasks that were scored.
     """
 
-    export: Sequence[Annotated[str, OneOf((TREC, SAMPLES))]] = ()
+    export: Sequence[Annotated[str, OneOf((TREC, SAMPLES, RANKS))]] = ()
     max_samples: Count | None = None
     data_dir: str | None = None
     task_module: str = SHIPPED
@@ -124,6 +126,8 @@ def write_exports(
     folder: Path, ranked: Sequence[Ranked], data: PreparedData, settings: ExportSettings
 ) -> None:
     """Writes what was asked for into the folder of a report."""
+    if RANKS in settings.export:
+        _write_ranks(folder / RANKS_FILE, ranked)
     for found in ranked:
         if TREC in settings.export:
             _write_trec(folder / TREC, found)
@@ -132,6 +136,23 @@ def write_exports(
     for name, text in ((TREC, _ABOUT_TREC), (SAMPLES, _ABOUT_SAMPLES)):
         if name in settings.export:
             files.write_text(folder / name / _README, text)
+
+
+def _write_ranks(path: Path, ranked: Sequence[Ranked]) -> None:
+    """Writes the ranks of the target, ties counted against it, of all test examples."""
+    with files.atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as out:
+        for found in ranked:
+            ranks = {run.name: run.ranks_and_ties()[0].tolist() for run in found.test}
+            for number, example in enumerate(found.test[0].examples):
+                line = {
+                    "scenario": found.scenario,
+                    "example_id": example.example_id,
+                    "user_id": example.user_id,
+                    "position": example.position,
+                    "target_id": example.target_id,
+                    "ranks": {name: own[number] for name, own in ranks.items()},
+                }
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _write_trec(folder: Path, ranked: Ranked) -> None:

@@ -1,0 +1,240 @@
+"""What the tables of the paper are made of: data, models, scores and reports, each made once."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from instructrec_jax.data.columnar import HELD_OUT
+from instructrec_jax.data.settings import OTHER_CATEGORY
+from instructrec_jax.errors import UserError
+from instructrec_jax.report.paper_table import paper
+from instructrec_jax.stages.baseline.scores import BaselineSettings, opened_data, scenario_of
+from instructrec_jax.stages.build import BuildSettings
+from instructrec_jax.stages.report import report
+from instructrec_jax.stages.report.choice import ChoiceSettings
+from instructrec_jax.stages.report.exports import RANKS, ExportSettings
+from instructrec_jax.stages.reproduce.steps import (
+    TRAINED,
+    UNTRAINED,
+    WITHOUT_CANDIDATES,
+    ConfiguredStage,
+    Recipe,
+    Records,
+    evaluation_pool,
+    make_records,
+    prepare_logs,
+    rank_baseline,
+    score_model,
+    train_model,
+)
+
+logger = logging.getLogger(__name__)
+MAIN, OTHER, HUNDRED, OTHER_CATEGORIES, HARD = (
+    "main",
+    "other",
+    "hundred",
+    "other_categories",
+    "hard",
+)
+# Other candidates for the same events are artefacts of their own, prepared from the same log.
+_CANDIDATES: Mapping[str, Mapping[str, Any]] = {
+    HUNDRED: {"num_candidates": 100, "test_draws": 1},
+    OTHER_CATEGORIES: {"search_negatives": OTHER_CATEGORY},
+}
+Logs = Callable[[], Path | str]
+
+
+class NotRunError(Exception):
+    """Why a part of a table, or a system in it, was not run; no mistake of the user's."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class World:
+    """A data set of a scale.
+
+    Attributes:
+      recipe: how its data and models are made.
+      logs: makes or finds its raw logs.
+    """
+
+    recipe: Recipe
+    logs: Logs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stages:
+    """The stages that gin files configure, given these and macros by name.
+
+    Attributes:
+      train: trains our model.
+      score: scores candidates with it.
+      baseline: trains a baseline and ranks with it.
+    """
+
+    train: ConfiguredStage
+    score: ConfiguredStage
+    baseline: ConfiguredStage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reported:
+    """A part of a table that was run.
+
+    Attributes:
+      values: of its report, as `report.json` has them, of the part's scenario.
+      folder: of its report.
+      missing: by baseline why it was not run.
+    """
+
+    values: Mapping[str, Any]
+    folder: Path
+    missing: Mapping[str, str]
+
+
+class Lab:
+    """Makes what tables need below one folder, each thing once."""
+
+    def __init__(self, root: Path, main: World, other: World | None, stages: Stages) -> None:
+        """Opens a folder.
+
+        Args:
+          root: everything is written below it.
+          main: the data set that models learn from.
+          other: the data set that they are tried on without; None where nobody named one.
+          stages: what gin configures.
+        """
+        self.root, self.name, self._stages = root, main.recipe.dataset, stages
+        self._worlds = {MAIN: main, **({} if other is None else {OTHER: other})}
+        self.records = functools.cache(self._make_records)
+        self._model = functools.cache(self._train_model)
+
+    def part(self, table: str, part: Mapping[str, Any]) -> Reported:
+        """Runs a part of a table.
+
+        Args:
+          table: its name.
+          part: as the paper's data has it.
+
+        Raises:
+          NotRunError: where this data set cannot give it.
+        """
+        records, scenario = self.records(part["data"]), part["scenario"]
+        _check_has(records, scenario)
+        scores: dict[str, list[Path | str]] = {}
+        missing = {}
+        for name in part["baselines"]:
+            try:
+                scores[name] = [self._ranked(part["data"], scenario, name)]
+            except NotRunError as reason:
+                missing[name] = str(reason)
+        has_teacher = paper()["tables"][table].get("teacher", False)
+        for name in part["models"]:
+            mixture = "all" if has_teacher else "without_teacher"
+            scores[name] = [self._scored(part["data"], scenario, name, mixture)]
+        folder = self.root / table / part["name"].replace(" ", "_")
+        fuse = [part["fuse"]] if "fuse" in part else []
+        found = report(
+            dataset=records.dataset,
+            prepared_dir=records.prepared,
+            scores=scores,
+            output_dir=folder,
+            choice=ChoiceSettings(fuse=fuse),
+            export=ExportSettings(export=[RANKS]),
+        )
+        return Reported(values=found["scenarios"][scenario], folder=folder, missing=missing)
+
+    def counts(self) -> dict[str, int]:
+        """Returns how many users, items and interactions are left of MAIN."""
+        world = self._worlds[MAIN]
+        found = prepare_logs(world.recipe, world.logs(), self.root / MAIN).counts
+        return {name: found[name] for name in ("users", "items", "interactions")}
+
+    def _make_records(self, data: str) -> Records:
+        """Makes artefacts A, B and C; those of other candidates with the vocabulary of MAIN."""
+        if data == HARD:
+            raise NotRunError("no list of hard negatives is at hand")
+        world = self._worlds.get(data, self._worlds[MAIN])
+        if data == OTHER and OTHER not in self._worlds:
+            raise NotRunError("no other data set was named (--other_dir)")
+        if data == MAIN:
+            return make_records(world.recipe, world.logs(), self.root / MAIN)
+        recipe = dataclasses.replace(
+            world.recipe,
+            prepare=dataclasses.replace(world.recipe.prepare, **_CANDIDATES.get(data, {})),
+            build=_with_vocabulary(world.recipe.build, self.records(MAIN).vocabulary),
+        )
+        return make_records(recipe, world.logs(), self.root / data)
+
+    def _train_model(self, mixture: str) -> Path:
+        """Trains a model on a mixture of MAIN."""
+        world, records = self._worlds[MAIN], self.records(MAIN)
+        folder = self.root / MAIN / "models" / mixture
+        with_query = ["product_search.specific", "personalized_search.specific"]
+        scenarios = ["sequential", *(with_query if records.has_search else [])]
+        train_model(
+            world.recipe,
+            records,
+            folder,
+            mixture=mixture,
+            eval_tasks=[WITHOUT_CANDIDATES[scenario] for scenario in scenarios],
+            train=self._stages.train,
+        )
+        return folder
+
+    def _scored(self, data: str, scenario: str, name: str, mixture: str) -> Path:
+        """Scores candidates by a model of the paper's data; returns the folder."""
+        model = paper()["models"][name]
+        mixture = model.get("mixture", mixture)
+        folder = self.root / data / "scores" / scenario / f"{name}_{mixture}"
+        pool = [variant.name for variant in evaluation_pool(scenario)]
+        hidden = [WITHOUT_CANDIDATES[scenario]]
+        tasks = {"shown": pool, "hidden": hidden}.get(model.get("pool", ""), [*pool, *hidden])
+        score_model(
+            self._worlds[MAIN].recipe,
+            self.records(data),
+            self._model(mixture),
+            folder,
+            tasks=tasks,
+            score=self._stages.score,
+            view=model.get("view"),
+        )
+        return folder
+
+    def _ranked(self, data: str, scenario: str, name: str) -> Path:
+        """Has a baseline rank candidates; returns the folder."""
+        if name not in (*UNTRAINED, *TRAINED):
+            raise NotRunError("this version has no such baseline")
+        folder = self.root / data / "baselines" / scenario / name
+        rank_baseline(
+            self._worlds[MAIN].recipe,
+            self.records(data),
+            folder,
+            name=name,
+            scenarios=[scenario],
+            train=self._stages.baseline,
+        )
+        return folder
+
+
+def _check_has(records: Records, scenario: str) -> None:
+    """Raises where a data set has no examples of a scenario."""
+    asked = BaselineSettings(
+        prepared_dir=str(records.prepared), output_dir="none", texts_dir=str(records.texts)
+    )
+    with opened_data(asked) as (data, texts):
+        for split in HELD_OUT:
+            try:
+                scenario_of(scenario, split, data, texts)
+            except UserError:
+                raise NotRunError(
+                    f"{records.dataset} has no {split} example of {scenario}: its logs lack "
+                    "reviews or categories"
+                ) from None
+
+
+def _with_vocabulary(settings: BuildSettings, vocabulary: Path) -> BuildSettings:
+    """Returns settings of records for a model that has a vocabulary already."""
+    return dataclasses.replace(settings, vocabulary_path=str(vocabulary), title_pieces=0)
