@@ -18,8 +18,10 @@ All use Adafactor with T5's settings and a rate of 1e-3 (transformers' own with 
 of the machine, and they take turns: one warm-up run each, then `--rounds` rounds, of which the
 median counts. Useful tokens are those that are not padding, of inputs and targets together; a ratio
 is the median over the rounds, each on the same machine. The peak is that of float32 matrix products
-(2048 x 2048), measured before and after each run. Seconds of the cores are what the process used of
-all of them: where others share the machine, these say more. With `--dropout=0` first losses agree.
+(2048 x 2048), measured before and after each run. All have large arrays in huge pages, as
+`instructrec` has (GLIBC_TUNABLES= before the command takes them away). Seconds of the cores are
+what the process used of all of them: where others share the machine, these say more. With
+`--dropout=0` first losses agree.
 """
 
 import argparse

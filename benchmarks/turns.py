@@ -23,7 +23,13 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("SHOW_WORKERS") else subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"},
+            # Huge pages, as `instructrec` starts with, for all ways alike.
+            env={
+                "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+                **os.environ,
+                "JAX_PLATFORMS": "cpu",
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+            },
         )
         self.first = self.ask(job)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cli_toy import COMMANDS, Settings, run_stage, toy
 
+from instructrec_jax import __main__ as entry
 from instructrec_jax.cli import flags, gin_config, main
 from instructrec_jax.cli.command_line import make_parser
 from instructrec_jax.cli.main import VERBS
@@ -373,3 +374,23 @@ def test_a_system_without_name_or_split_is_refused(text):
 def test_two_systems_of_one_name_are_refused():
     with pytest.raises(UserError, match="names the system 'a' twice"):
         report_scores("a=v:t", "a=u:w")
+
+
+def test_the_command_starts_again_with_huge_pages_and_keeps_its_arguments(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *asked: started.append(asked))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "instructrec_jax", "templates"])
+    monkeypatch.setattr(sys, "argv", ["instructrec", "templates", "--help"])
+    monkeypatch.setenv(entry.MALLOC_SETTINGS, "")
+    monkeypatch.delenv(entry.MALLOC_SETTINGS)
+    with pytest.raises(SystemExit):
+        entry.main()
+    asked = (sys.executable, [sys.executable, "-m", "instructrec_jax", "templates"])
+    assert started == [asked]
+    assert "hugetlb=1" in os.environ[entry.MALLOC_SETTINGS]
+    monkeypatch.setenv(entry.MALLOC_SETTINGS, "glibc.malloc.check=3")
+    with pytest.raises(SystemExit):
+        entry.main()
+    assert started == [asked]
+    assert os.environ[entry.MALLOC_SETTINGS] == "glibc.malloc.check=3"

@@ -1,4 +1,3 @@
-# PYTHON_ARGCOMPLETE_OK
 """The `instructrec` command: finds the verb, runs it, and turns mistakes into one message.
 
 Nothing here or in the verbs' files imports jax, tensorflow or numpy before a verb is chosen, so
@@ -133,7 +132,3 @@ def _find_modules_in_the_working_folder() -> None:
     """Puts the working folder last on the path: task modules may be there, and hide nothing."""
     if "" not in sys.path:
         sys.path.append("")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
