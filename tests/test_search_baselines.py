@@ -12,11 +12,13 @@ from instructrec_jax.baselines.tem import ChoiceLoss, Tem
 from instructrec_jax.baselines.text_tower import TextEncoder, in_batch_nll, text_features
 from instructrec_jax.cli import main
 from instructrec_jax.cli.baseline_verbs import _fitting
-from instructrec_jax.data.columnar import LEAVE_ONE_OUT, TEST
+from instructrec_jax.data.candidate_lists import read_lists
+from instructrec_jax.data.columnar import HELD_OUT, LEAVE_ONE_OUT, TEST
 from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.errors import UserError
 from instructrec_jax.parallel.mesh import MeshSettings
 from instructrec_jax.scores.parts import read_scores
+from instructrec_jax.stages import candidates
 from instructrec_jax.stages.baseline import trained
 from instructrec_jax.stages.baseline.scores import BaselineSettings, choices_of, scenario_of
 from instructrec_jax.training import optimizers
@@ -169,13 +171,29 @@ def test_a_run_on_split_parameters_learns_what_one_on_copies_learns(
     assert values[0] == pytest.approx(values[1], abs=1e-3)
 
 
-def test_another_runs_checkpoint_ranks_without_training(toy_prepared, tmp_path, matched):
-    train(toy_prepared, tmp_path / "again", "matcher", trained_dir=matched)
-    first, again = (read_scores(f / "test").log_likelihood for f in (matched, tmp_path / "again"))
-    assert np.array_equal(first, again)
+def test_an_earlier_runs_checkpoint_ranks_the_hard_negatives_that_it_retrieved(
+    toy_prepared, data, tmp_path, matched
+):
+    paths = {f"{split}_file": matched / f"retrieved/{split}.tsv.gz" for split in HELD_OUT}
+    hard = tmp_path / "hard"
+    candidates.lists(prepared_dir=toy_prepared, output_dir=hard, num_candidates=5, **paths)
+    train(hard, tmp_path / "again", "matcher", trained_dir=matched)
     assert not (tmp_path / "again" / "metrics.jsonl").exists()
+    scores = read_scores(tmp_path / "again" / "test")
+    assert scores.metadata["candidates"] != read_scores(matched / "test").metadata["candidates"]
+    lists, _ = read_lists(paths["test_file"], data)
+    assert len(scores.example_id) == len(data.histories)
+    for row, (ids, values) in enumerate(
+        zip(scores.candidate_ids, scores.log_likelihood, strict=True)
+    ):
+        found = dict(zip(ids.tolist(), values.tolist(), strict=True))
+        target = data.histories[row].item_ids[-1]
+        assert set(lists[row]).isdisjoint(data.seen_items[row].tolist())
+        assert set(found) == {target, *lists[row][:4]}
+        best_first = [found[item] for item in lists[row][:4]]
+        assert best_first == pytest.approx(sorted(best_first, reverse=True), abs=1e-4)
     with pytest.raises(UserError, match="has the output of 'baseline matcher'"):
-        train(toy_prepared, tmp_path / "other", "tem", trained_dir=matched)
+        train(hard, tmp_path / "other", "tem", trained_dir=matched)
 
 
 def test_dssm_refuses_a_scenario_where_nobody_asks(toy_prepared, tmp_path):

@@ -30,6 +30,7 @@ from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.models.sharding import constrain, in_use
 from instructrec_jax.models.t5 import Dropout, Kernel
 from instructrec_jax.records import CandidateList
+from instructrec_jax.settings import Count, check_fields
 
 _INITIAL_DEVIATION = 0.02
 _ROWS = 128  # the table of users has a multiple of so many rows, which devices may share
@@ -141,9 +142,14 @@ class Matcher:
 
     Attributes:
       sizes: of the transformer.
+      num_retrieved: items of each user's list that `baseline matcher` writes.
     """
 
     sizes: TransformerSizes = dataclasses.field(default_factory=TransformerSizes)
+    num_retrieved: Count = 100
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def open(self, data: PreparedData, choices: Callable[[], Choices] | None = None) -> MatcherRows:
         """Returns the rows to train on and to score; queries are not read."""

@@ -193,7 +193,8 @@ TRAINED = (
         "matcher",
         "the two towers that hard negatives come from, trained",
         "The two-tower matcher of the paper's Table 9: user, items and titles of the history on\n"
-        "one side, item and title on the other. `candidates matcher` takes hard negatives of it.",
+        "one side, item and title on the other. Its best items of each user, without those of the\n"
+        "user's own sequence, go into OUTPUT_DIR/retrieved, for `candidates lists`.",
     ),
 )
 SEARCH = (

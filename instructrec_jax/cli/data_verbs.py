@@ -142,6 +142,50 @@ PREPARE = Verb(
     ),
     function="instructrec_jax.stages.prepare:prepare",
 )
+_CANDIDATES = "instructrec_jax.stages.candidates"
+CANDIDATES = Group(
+    name="candidates",
+    summary="prepared data with other candidates: hard negatives, 100 of them",
+    description=(
+        "Copies prepared data and gives its evaluation examples other candidates; catalogue,\n"
+        "histories and splits stay. Texts of `annotate` and trained baselines (--trained_dir) of\n"
+        "the data before serve it too; records have to be built again."
+    ),
+    example=(
+        "instructrec candidates uniform --prepared_dir=runs/prepared --num_candidates=100 \\\n"
+        "    --output_dir=runs/hundred"
+    ),
+    verbs=(
+        Verb(
+            name="uniform",
+            summary="uniform negatives, drawn again",
+            description=(
+                "Draws negatives uniformly again: more of them, or in product search none that\n"
+                "suits the query as well as the target."
+            ),
+            example=(
+                "instructrec candidates uniform --prepared_dir=runs/prepared \\\n"
+                "    --num_candidates=100 --output_dir=runs/hundred"
+            ),
+            function=f"{_CANDIDATES}:uniform",
+        ),
+        Verb(
+            name="lists",
+            summary="hard negatives, from the lists of a retriever",
+            description=(
+                "Takes the first items of a user's list as negatives. The user's own items, the\n"
+                "target and items of equal title are removed before, and counted; then the target\n"
+                "is added. `baseline matcher` writes such lists into OUTPUT_DIR/retrieved."
+            ),
+            example=(
+                "instructrec candidates lists --prepared_dir=runs/prepared \\\n"
+                "    --test_file=runs/baselines/matcher/retrieved/test.tsv.gz \\\n"
+                "    --output_dir=runs/hard"
+            ),
+            function=f"{_CANDIDATES}:lists",
+        ),
+    ),
+)
 BUILD = Verb(
     name="build",
     summary="prepared data, texts -> instruction records and a vocabulary",

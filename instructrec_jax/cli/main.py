@@ -29,6 +29,7 @@ from instructrec_jax.errors import UserError
 VERBS: tuple[Verb | Group, ...] = (
     data_verbs.DATA,
     data_verbs.PREPARE,
+    data_verbs.CANDIDATES,
     teacher_verbs.ANNOTATE,
     teacher_verbs.AUDIT,
     data_verbs.BUILD,

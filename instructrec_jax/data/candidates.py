@@ -76,8 +76,8 @@ def draw_negatives(
             raise UserError(
                 f"cannot draw {number} negatives: of the catalogue's {len(title_ids)} items only "
                 f"{len(chosen)} of different titles are left beside the target and the "
-                f"{len(excluded)} items of the user; lower --num_candidates, {advice}or use a "
-                "larger catalogue (a lower --k_core keeps more items)"
+                f"{len(excluded)} items that are no negatives; lower --num_candidates, {advice}or "
+                "use a larger catalogue (a lower --k_core keeps more items)"
             )
     return chosen
 

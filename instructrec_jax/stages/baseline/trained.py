@@ -36,6 +36,7 @@ from instructrec_jax.parallel.placement import (
 from instructrec_jax.seeds import stable_seed
 from instructrec_jax.settings import Count, Rows, check_fields
 from instructrec_jax.stages.baseline.candidate_scorer import CandidateScorer
+from instructrec_jax.stages.baseline.retrieval import Retriever
 from instructrec_jax.stages.baseline.scores import (
     BaselineSettings,
     Scenario,
@@ -148,7 +149,7 @@ class _Run:
         self._learning, self._asked, self._periods = learning, asked, periods
         self._mesh, self._folder = make_mesh(learning.mesh), Path(asked.output_dir)
         check_rows(learning.batch_size, self._mesh, name="BATCH_SIZE")
-        self.rows = learning.system.open(data, choices)
+        self.rows, self._data = learning.system.open(data, choices), data
         self._init = functools.partial(learning.system.init, data)
         self._abstract = abstract_state(self._init, learning.optimizer, self._mesh)
         self._scorer = CandidateScorer(self._mesh, self.rows)
@@ -254,6 +255,9 @@ class _Run:
             if model is None:
                 wanted = {"model": self._abstract.model}
                 model = store.restore(step_folder, wanted)["model"]
+                if number := getattr(self._learning.system, "num_retrieved", 0):
+                    retriever = Retriever(self._data, model, self.rows, self._mesh)
+                    retriever.write(self._folder, number=number)
             score = functools.partial(self._scorer, model)
             requests = {
                 s.name: scored_requests(s.examples, score, queries=s.queries) or [] for s in own
