@@ -6,11 +6,11 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from hosts_toy import PERIODS, SGD
@@ -27,7 +27,7 @@ NUM_DEVICES = 4  # of all processes together
 PATIENCE = 600  # seconds, on a machine that does much else
 
 
-def start(number: int, jobs: list[dict], log: Path) -> list[subprocess.Popen]:
+def start(number: int, jobs: list[dict], log: Path) -> list[BaseProcess]:
     """Starts processes that do jobs together; process i writes to LOG.i."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -42,17 +42,8 @@ def start(number: int, jobs: list[dict], log: Path) -> list[subprocess.Popen]:
             "INSTRUCTREC_HEARTBEAT_SECONDS": "20",
             "XLA_FLAGS": flags,
         }
-        with Path(f"{log}.{index}").open("w") as stream:
-            command = [sys.executable, "tests/hosts_toy.py", json.dumps(jobs)]
-            started.append(
-                subprocess.Popen(
-                    command,
-                    cwd=Path(__file__).parents[1],
-                    env=os.environ | own,
-                    stdout=stream,
-                    stderr=stream,
-                )
-            )
+        words = ("hosts_toy.py", json.dumps(jobs))
+        started.append(forked.start(*words, log=Path(f"{log}.{index}"), environment=own))
     return started
 
 
@@ -60,13 +51,20 @@ def texts(log: Path, number: int) -> list[str]:
     return [Path(f"{log}.{index}").read_text() for index in range(number)]
 
 
-def wait_for_step(folder: Path, step: int, running: list[subprocess.Popen], log: Path) -> None:
+def ended(running: list[BaseProcess]) -> list[int | None]:
+    """Returns the exit codes, when all have ended."""
+    for process in running:
+        process.join(PATIENCE)
+    return [process.exitcode for process in running]
+
+
+def wait_for_step(folder: Path, step: int, running: list[BaseProcess], log: Path) -> None:
     """Waits until processes that are about to begin have logged a step."""
     since = time.time()
     while not any(
         line["step"] >= step and line["time"] >= since for line in read_metrics(folder / FILE_NAME)
     ):
-        assert all(p.poll() is None for p in running), texts(log, len(running))
+        assert all(p.exitcode is None for p in running), texts(log, len(running))
         time.sleep(0.02)
 
 
@@ -81,14 +79,14 @@ def runs(toy_records, tmp_path_factory):
     two = start(2, [{"do": "be_refused"}, {**listwise, "steps": 3}, packed], folder / "two")
     wait_for_step(folder / "packed", 3, two, folder / "two")
     two[1].kill()
-    assert [process.wait(PATIENCE) != 0 for process in two] == [True, True]
+    assert 0 not in ended(two)
     saved = max(steps_in(folder / "packed" / store.LATEST))
     score = {"do": "score", "records": str(toy_records), "model": str(folder / "listwise")}
     score["output"] = str(folder / "scores")
     four = start(4, [score, packed], folder / "four")
     wait_for_step(folder / "packed", saved + 1, four, folder / "four")
-    four[2].send_signal(signal.SIGTERM)
-    assert [process.wait(PATIENCE) for process in four] == [0] * 4, texts(folder / "four", 4)
+    os.kill(four[2].pid, signal.SIGTERM)
+    assert ended(four) == [0] * 4, texts(folder / "four", 4)
     return folder
 
 
