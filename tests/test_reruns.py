@@ -25,26 +25,18 @@ instructrec build --dataset=ml_100k --input_dir=prepared --texts_dir=texts --out
 """
 
 
-def start(folder, seed, command):
-    folder.mkdir()
-    environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def filled_twice(root, command):
-    """Returns two folders, each filled by a process of its own."""
-    processes = {root / str(seed): start(root / str(seed), seed, command) for seed in (1, 2)}
-    for process in processes.values():
-        output, _ = process.communicate()
-        assert process.returncode == 0, output
-    return list(processes)
+    """Returns two folders, each filled by a process of its own.
+
+    One after the other: the second finds what the first has compiled.
+    """
+    folders = [root / "1", root / "2"]
+    for folder in folders:
+        folder.mkdir()
+        environment = {**os.environ, "PYTHONHASHSEED": folder.name}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folders
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,11 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from score_toy import TASKS, save_toy_model, score_toy, toy_data
@@ -194,21 +195,14 @@ def test_a_limit_of_requests_holds_across_a_restart(toy_records, checkpoint, tmp
     assert again.example_id == found.example_id
 
 
-def start(*folders) -> subprocess.Popen:
-    """Starts a process that scores the toy."""
-    script = Path(__file__).parent / "score_toy.py"
-    return subprocess.Popen(
-        [sys.executable, str(script), *map(str, folders)],
-        cwd=script.parents[1],
-        env=os.environ,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def start(*folders) -> BaseProcess:
+    """Starts a process that scores the toy; what it says goes into OUTPUT_DIR.log."""
+    return forked.start("score_toy.py", *folders, log=Path(f"{folders[-1]}.log"))
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
+def wait_for(path: Path, process: BaseProcess) -> None:
     while not path.exists():
-        assert process.poll() is None, "it ended before"
+        assert process.exitcode is None, "it ended before"
         time.sleep(0.01)
 
 
@@ -222,7 +216,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
         wait_for(folder / part_name("A7", number), process)
         time.sleep(draw.uniform(0, 0.4))  # another moment each time
         process.kill()
-        process.wait()
+        process.join()
         assert 0 < len(parts(folder)) < len(parts(finished))
         with pytest.raises(UserError, match="a run that has not finished"):
             read_scores(folder)
@@ -239,13 +233,13 @@ def test_processes_that_join_die_and_are_stopped_share_one_set(
     dying, stopped, lasting = processes
     wait_for(folder / part_name("A7", 1), dying)
     dying.kill()
-    stopped.send_signal(signal.SIGTERM)
-    assert stopped.wait() == 0
+    os.kill(stopped.pid, signal.SIGTERM)
+    for process in processes:
+        process.join()
+    assert stopped.exitcode == lasting.exitcode == 0
     assert re.search(
         r"stopped on SIGTERM; the same command goes on: \d+ of \d+ parts are there",
-        stopped.stdout.read(),
+        Path(f"{folder}.log").read_text(),
     )
-    assert lasting.wait() == 0
-    dying.wait()
     assert parts(folder) == parts(finished)
     assert manifest.read_manifest(folder).counts == manifest.read_manifest(finished).counts

@@ -1,13 +1,13 @@
 """Training runs through the real stage: they stop, go on, begin elsewhere, and are refused."""
 
 import json
+import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -304,14 +304,8 @@ def test_steps_that_end_before_the_initial_checkpoint_are_refused(toy_records, s
 
 def start_process(records, folder, train_steps):
     """Starts the same run as a process of its own, on as many fake devices as this one."""
-    command = [sys.executable, str(Path(__file__).parent / "train_toy.py")]
-    with (folder.parent / f"{folder.name}.log").open("a") as log:
-        return subprocess.Popen(
-            [*command, str(records), str(folder), str(train_steps)],
-            cwd=Path(__file__).parents[1],
-            stdout=log,
-            stderr=log,
-        )
+    log = folder.parent / f"{folder.name}.log"
+    return forked.start("train_toy.py", records, folder, train_steps, log=log)
 
 
 def wait_for_step(process, folder, step, *, since):
@@ -319,7 +313,7 @@ def wait_for_step(process, folder, step, *, since):
     while not any(
         line["step"] >= step and line["time"] >= since for line in read_metrics(folder / FILE_NAME)
     ):
-        assert process.poll() is None, (folder.parent / f"{folder.name}.log").read_text()[-3000:]
+        assert process.exitcode is None, (folder.parent / f"{folder.name}.log").read_text()[-3000:]
         time.sleep(0.01)
 
 
@@ -334,8 +328,9 @@ def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(toy_records,
         process = start_process(toy_records, folder, num_steps)
         wait_for_step(process, folder, step, since=since)
         time.sleep(rng.uniform(0, 0.3))
-        process.send_signal(ending)
-        assert process.wait() == codes[ending]
+        os.kill(process.pid, ending)
+        process.join()
+        assert process.exitcode == codes[ending]
         if ending != signal.SIGKILL:
             saved[ending] = max(steps_in(folder / store.LATEST))
     messages = (tmp_path / "killed.log").read_text()
