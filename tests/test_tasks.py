@@ -40,16 +40,26 @@ RECORD = InstructionRecord(
 )
 
 
-def inputs_of(variant, record, *, is_training, seed=(3, 4), lengths=LENGTHS) -> list[int]:
-    seed = tf.constant(seed, tf.int64)
+def inputs_by_seed(variant, record, seeds, *, is_training, lengths=LENGTHS) -> list[list[int]]:
     words = vocabulary.CorpusVocabulary()
     record = as_tensors(record, is_training=is_training)
-    tensors = preprocessors.arrange(record, lengths, seed, words)
-    values = preprocessors.slot_values(variant, tensors, lengths, seed)
-    fitted = preprocessors.fit(
-        "inputs", variant, "task", tensors, values=values, vocabulary=words, lengths=lengths
-    )
-    return fitted.tokens.numpy().tolist()
+
+    def tokens(seed: tf.Tensor) -> tf.Tensor:
+        tensors = preprocessors.arrange(record, lengths, seed, words)
+        values = preprocessors.slot_values(variant, tensors, lengths, seed)
+        fitted = preprocessors.fit(
+            "inputs", variant, "task", tensors, values=values, vocabulary=words, lengths=lengths
+        )
+        return fitted.tokens
+
+    if len(seeds) > 1:
+        tokens = tf.function(tokens, autograph=False)
+    return [tokens(tf.constant(seed, tf.int64)).numpy().tolist() for seed in seeds]
+
+
+def inputs_of(variant, record, *, is_training, seed=(3, 4), lengths=LENGTHS) -> list[int]:
+    (found,) = inputs_by_seed(variant, record, [seed], is_training=is_training, lengths=lengths)
+    return found
 
 
 def with_target(index: int) -> InstructionRecord:
@@ -163,13 +173,20 @@ def test_the_history_cap_keeps_the_newest(toy):
 def test_pointwise_labels_are_balanced_and_true(toy):
     words = vocabulary.CorpusVocabulary()
     (variant,) = (v for v in VARIANTS if v.name == "A12")
+    record = as_tensors(RECORD, is_training=True)
+
+    @tf.function(autograph=False)
+    def drawn(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        values = preprocessors.slot_values(
+            variant, preprocessors.arrange(record, {}, seed, words), {}, seed
+        )
+        return values[Slot.ANSWER], values[Slot.CANDIDATE]
+
     answers = []
     for number in range(200):
-        seed = tf.constant([number, 11], tf.int64)
-        record = preprocessors.arrange(as_tensors(RECORD, is_training=True), {}, seed, words)
-        values = preprocessors.slot_values(variant, record, {}, seed)
-        answers.append(values[Slot.ANSWER].numpy().decode())
-        is_target = values[Slot.CANDIDATE].numpy().decode() == RECORD.target
+        answer, candidate = drawn(tf.constant([number, 11], tf.int64))
+        answers.append(answer.numpy().decode())
+        is_target = candidate.numpy().decode() == RECORD.target
         assert is_target == (answers[-1] == "Yes")
     assert 70 < answers.count("Yes") < 130
     first, again = (rows("toy.A12", "test", 8) for _ in range(2))
@@ -280,13 +297,9 @@ def test_the_preference_clause_is_drawn_in_training_and_fixed_in_evaluation(toy)
     words = vocabulary.CorpusVocabulary()
 
     def share_stated(lengths, *, is_training):
-        texts = [
-            words.decode(
-                inputs_of(variant, RECORD, is_training=is_training, seed=(n, 1), lengths=lengths)
-            )
-            for n in range(60)
-        ]
-        return sum("likes kites" in text for text in texts) / len(texts)
+        seeds = [(number, 1) for number in range(60)]
+        found = inputs_by_seed(variant, RECORD, seeds, is_training=is_training, lengths=lengths)
+        return sum("likes kites" in words.decode(tokens) for tokens in found) / len(found)
 
     assert 0.3 < share_stated(LENGTHS, is_training=True) < 0.7
     assert share_stated(LENGTHS, is_training=False) == 0
