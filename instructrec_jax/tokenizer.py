@@ -168,7 +168,7 @@ def train_vocabulary(
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise _training_error(str(error), vocab_size) from None
+            raise _training_error(str(error), vocab_size, len(symbols)) from None
     return check_vocabulary(path).get_piece_size()
 
 
@@ -193,11 +193,11 @@ def copy_vocabulary(source: Path | str, path: Path | str) -> int:
     return pieces
 
 
-def _training_error(message: str, vocab_size: int) -> UserError:
+def _training_error(message: str, vocab_size: int, num_whole: int) -> UserError:
     """Puts what the trainer says into words that name the setting."""
     if found := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
         return UserError(
             f"vocab_size={vocab_size} is too small for the characters of the corpus; "
-            f"it must be at least {found[1]}"
+            f"it must be at least {int(found[1]) - num_whole}"
         )
     return UserError(f"the vocabulary of {vocab_size} pieces could not be trained: {message}")

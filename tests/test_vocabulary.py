@@ -136,6 +136,16 @@ def test_too_few_pieces_are_refused_with_the_smallest_number(tmp_path):
         tokenizer.train_vocabulary(CORPUS, tmp_path / "a.model", vocab_size=100)
 
 
+def test_the_least_size_that_a_message_names_is_enough_beside_whole_titles(tmp_path):
+    how = {"path": tmp_path / "a.model", "whole": CORPUS[:2]}
+    with pytest.raises(UserError, match="must be at least") as refused:
+        tokenizer.train_vocabulary(CORPUS, vocab_size=100, **how)
+    least = int(str(refused.value).split()[-1])
+    tokenizer.train_vocabulary(CORPUS, vocab_size=least, **how)
+    with pytest.raises(UserError, match=f"must be at least {least}"):
+        tokenizer.train_vocabulary(CORPUS, vocab_size=least - 1, **how)
+
+
 def test_an_empty_corpus_is_refused(tmp_path):
     with pytest.raises(UserError, match="no text"):
         tokenizer.train_vocabulary(["", " "], tmp_path / "a.model", vocab_size=300)
