@@ -42,6 +42,7 @@ VERBS: tuple[Verb | Group, ...] = (
     model_verbs.TRAIN,
     model_verbs.EVAL,
     score_verbs.SCORE,
+    score_verbs.SENSITIVITY,
     model_verbs.GENERATE,
     score_verbs.SHOW,
     baseline_verbs.BASELINE,

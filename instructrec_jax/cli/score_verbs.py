@@ -5,6 +5,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from instructrec_jax.cli import flags
@@ -141,6 +142,29 @@ SCORE = _ScoreVerb(
     function="instructrec_jax.stages.score:score",
     folder="INFER_OUTPUT_DIR",
     plain="instructrec_jax.stages.score.ranked_file:rank_file",
+)
+
+
+def _sensitivity_text(_: Any, arguments: Mapping[str, Any]) -> str:
+    folder = Path(arguments["asked"].output_dir)
+    return (folder / "sensitivity.txt").read_text(encoding="utf-8")
+
+
+SENSITIVITY = Verb(
+    name="sensitivity",
+    summary="how rankings change where something changes that should not matter",
+    description=(
+        "Ranks test examples of a model as they are, by a template of other words, with typos,\n"
+        "with the history and with the candidates in another order, and with a wrong candidate\n"
+        "whose title asks to be chosen; shows how often another candidate comes first, and what\n"
+        "that does to HR@1 and NDCG@5. Keeps the requests and their rankings."
+    ),
+    example=(
+        "instructrec sensitivity --model=runs/model --prepared_dir=runs/prepared \\\n"
+        "    --output_dir=runs/sensitivity"
+    ),
+    function="instructrec_jax.stages.sensitivity:sensitivity",
+    result=_sensitivity_text,
 )
 SHOW = Group(
     name="show",
