@@ -9,6 +9,7 @@ import pytest
 from instructrec_jax.cli import gin_config, gin_files
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning, Lora
+from instructrec_jax.models.objectives import NegativeLogLikelihood
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.placement import num_parameters
 from instructrec_jax.scoring import candidate_views
@@ -147,7 +148,24 @@ def test_the_recipe_of_the_demo_stays_what_its_figures_were_measured_with():
     )
 
 
+def test_the_recipe_of_whole_titles_trains_by_the_papers_loss_on_packed_rows():
+    files = ["models/t5_mini", "mixtures/amazon_games_next_title", "runs/whole_titles"]
+    found = configured(*(f"gin/{name}.gin" for name in files))
+    assert isinstance(found["learning"].objective, NegativeLogLikelihood)
+    assert found["learning"].optimizer.settings["learning_rate"] == {
+        "name": "linear_decay",
+        "learning_rate": 1e-3,
+        "total_steps": 1750,
+        "warmup_steps": 100,
+    }
+    model, run = found["learning"].model, found["run"]
+    assert (model.emb_dim, model.num_heads * model.head_dim, model.mlp_dim) == (128, 128, 256)
+    assert (run.mixture, run.batch_size, run.pack) == ("amazon_games.A1", 256, True)
+    assert (run.warm_start, run.warm_start_rank, model.dropout_rate) == (True, 64, 0.1)
+
+
 MACROS = {
+    "WARM_START_RANK": ("5", lambda f: f["run"].warm_start_rank, 5),
     "TRAIN_STEPS_RELATIVE": ("7", lambda f: f["run"].train_steps_relative, 7),
     "TRAIN_STEPS": ("9", lambda f: f["periods"].train_steps, 9),
     "USE_CACHED_TASKS": ("True", lambda f: f["run"].use_cached, True),

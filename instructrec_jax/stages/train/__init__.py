@@ -240,6 +240,8 @@ def _planned(
         "warm_start": run.warm_start,
         "fine_tuning": dataclasses.asdict(learning.fine_tuning),
     }
+    if run.warm_start_rank is not None:  # runs from before there was a choice go on
+        settings["warm_start_rank"] = run.warm_start_rank
     inputs = data.fingerprint(run.mixture)
     return manifest.Manifest(stage="train", inputs=inputs, settings=settings)
 

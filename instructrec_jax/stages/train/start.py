@@ -69,7 +69,9 @@ class TrainSettings:
       train_steps_relative: steps of this run alone (TRAIN_STEPS_RELATIVE); None: `Periods` says
         where training ends, counting the initial checkpoint's own steps too (TRAIN_STEPS).
       warm_start: start from co-occurrence in the training histories, see `stages.train.warm_start`;
-        for models without pretraining.
+        for models without pretraining (WARM_START).
+      warm_start_rank: directions in which that start tells whole titles apart; None: a quarter of
+        the width (WARM_START_RANK).
       use_cached: read what SeqIO has cached of tasks from elsewhere (USE_CACHED_TASKS); ours render
         while they are read, whatever it says.
       keep_checkpoints: how many of the latest to keep, beside the best.
@@ -88,6 +90,7 @@ class TrainSettings:
     initial_checkpoint_path: str | None = None
     train_steps_relative: Count | None = None
     warm_start: bool = False
+    warm_start_rank: Count | None = None
     use_cached: bool = False
     keep_checkpoints: Count = 2
     max_skipped_updates: Natural = 0
@@ -170,7 +173,8 @@ def initialise(
         learning.model.init, learning.optimizer, mesh, seed=run.seed, fine_tuning=tuning
     )
     if run.warm_start:
-        fresh = fresh._replace(model=warm(fresh.model, dataset_of(run.mixture), seed=run.seed))
+        dataset, rank = dataset_of(run.mixture), run.warm_start_rank
+        fresh = fresh._replace(model=warm(fresh.model, dataset, seed=run.seed, rank=rank))
     return fresh
 
 
