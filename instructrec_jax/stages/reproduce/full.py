@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from instructrec_jax.report.paper_table import paper
@@ -15,10 +16,12 @@ _MODEL, _MIXTURE, _TUNE = (
     "gin/runs/finetune.gin",
 )
 _PRESET, _TOPOLOGY, _STEPS = "gin/presets/xl_v5e_8x8.gin", "v5e:8x8", 20_000
-_PREPARE = {
-    MAIN: "",
-    HUNDRED: " --num_candidates=100",
-    OTHER_CATEGORIES: " --search_negatives=other_category",
+_LISTS = f"{_ROOT}/{MAIN}/baselines/sequential/matcher/retrieved"
+# Other candidates for the events of MAIN, by the arguments of `instructrec candidates`.
+_DRAWS = {
+    HUNDRED: "uniform --num_candidates=100",
+    OTHER_CATEGORIES: "uniform --search_negatives=other_category",
+    HARD: f"lists --test_file={_LISTS}/test.tsv.gz --validation_file={_LISTS}/validation.tsv.gz",
 }
 
 
@@ -30,7 +33,7 @@ def commands(names: Sequence[str], *, plan: Callable[..., str]) -> str:
       plan: returns what is known of a training run, given gin files and macros.
     """
     sections = [part for name in names for part in paper()["tables"][name]["sections"]]
-    kinds = list(dict.fromkeys(part["data"] for part in sections)) or [MAIN]
+    kinds = list(dict.fromkeys([MAIN, *(part["data"] for part in sections)]))
     mixtures = list(dict.fromkeys(_mixture(model) for part in sections for model in part["models"]))
     lines = [
         f"# {', '.join(names)} with Flan-T5 XL on the paper's data: a script to read first.",
@@ -63,19 +66,29 @@ def _data(kind: str) -> Iterator[str]:
     name, folder = (_CDS, "cds") if kind == OTHER else (_GAMES, "games")
     root = f"{_ROOT}/{kind}"
     yield f"\n# Data, {kind}:"
-    if kind == HARD:
-        yield "# needs the candidates of a retriever, which this version does not draw yet"
-        return
+    texts = f"{_ROOT}/{MAIN}/texts"
+    if kind in _DRAWS:
+        if kind == HARD:
+            yield (
+                f"instructrec baseline matcher --prepared_dir={_ROOT}/{MAIN}/prepared "
+                f"--output_dir={Path(_LISTS).parent}"
+            )
+        yield (
+            f"instructrec candidates {_DRAWS[kind]} --prepared_dir={_ROOT}/{MAIN}/prepared "
+            f"--output_dir={root}/prepared"
+        )
+    else:
+        texts = f"{root}/texts"
+        yield (
+            f"instructrec prepare --dataset={name} --input_dir=logs/{folder} "
+            f"--output_dir={root}/prepared"
+        )
+        yield (
+            f"instructrec annotate --dataset={name} --input_dir={root}/prepared "
+            f"--output_dir={texts}"
+        )
     yield (
-        f"instructrec prepare --dataset={name} --input_dir=logs/{folder} "
-        f"--output_dir={root}/prepared{_PREPARE.get(kind, '')}"
-    )
-    yield (
-        f"instructrec annotate --dataset={name} --input_dir={root}/prepared "
-        f"--output_dir={root}/texts"
-    )
-    yield (
-        f"instructrec build --dataset={name} --input_dir={root}/prepared --texts_dir={root}/texts "
+        f"instructrec build --dataset={name} --input_dir={root}/prepared --texts_dir={texts} "
         f"--output_dir={root}/records --vocabulary=flan-t5-xl/spiece.model "
         "--max_train_positions=1"
     )
@@ -96,8 +109,6 @@ def _train(mixture: str) -> str:
 def _part(part: Mapping[str, Any]) -> Iterator[str]:
     """Yields the commands that score, rank by baselines and report a part of a table."""
     kind, scenario = part["data"], part["scenario"]
-    if kind == HARD:
-        return
     name, root = (_CDS if kind == OTHER else _GAMES), f"{_ROOT}/{kind}"
     yield f"\n# {part['name']}, {part['label']}:"
     given = []
@@ -119,11 +130,15 @@ def _part(part: Mapping[str, Any]) -> Iterator[str]:
     for system in part["baselines"]:
         folder = f"{root}/baselines/{scenario}/{system}"
         if system in UNTRAINED:
-            more = f" --texts_dir={root}/texts --scenarios {scenario}"
+            more = f" --texts_dir={_ROOT}/{kind if kind == OTHER else MAIN}/texts"
+            more += f" --scenarios {scenario}"
         elif system in TRAINED:
-            more = " " + _gin([], {"SCENARIOS": [scenario]})
+            texts = f"{_ROOT}/{kind if kind == OTHER else MAIN}/texts"
+            more = f" --texts_dir={texts} " + _gin([], {"SCENARIOS": [scenario]})
         else:
             continue
+        if system in TRAINED and kind not in (MAIN, OTHER):
+            more += f" --trained_dir={_ROOT}/{MAIN}/baselines/{scenario}/{system}"
         yield (
             f"instructrec baseline {system} --prepared_dir={root}/prepared "
             f"--output_dir={folder}{more}"

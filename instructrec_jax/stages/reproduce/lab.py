@@ -11,8 +11,9 @@ from instructrec_jax.data.columnar import HELD_OUT
 from instructrec_jax.data.settings import OTHER_CATEGORY
 from instructrec_jax.errors import UserError
 from instructrec_jax.report.paper_table import paper
+from instructrec_jax.stages import candidates
+from instructrec_jax.stages.baseline.retrieval import FOLDER as RETRIEVED
 from instructrec_jax.stages.baseline.scores import BaselineSettings, opened_data, scenario_of
-from instructrec_jax.stages.build import BuildSettings
 from instructrec_jax.stages.report import report
 from instructrec_jax.stages.report.choice import ChoiceSettings
 from instructrec_jax.stages.report.exports import RANKS, ExportSettings
@@ -27,8 +28,10 @@ from instructrec_jax.stages.reproduce.steps import (
     make_records,
     prepare_logs,
     rank_baseline,
+    records_of_other_candidates,
     score_model,
     train_model,
+    with_vocabulary,
 )
 
 logger = logging.getLogger(__name__)
@@ -39,11 +42,6 @@ MAIN, OTHER, HUNDRED, OTHER_CATEGORIES, HARD = (
     "other_categories",
     "hard",
 )
-# Other candidates for the same events are artefacts of their own, prepared from the same log.
-_CANDIDATES: Mapping[str, Mapping[str, Any]] = {
-    HUNDRED: {"num_candidates": 100, "test_draws": 1},
-    OTHER_CATEGORIES: {"search_negatives": OTHER_CATEGORY},
-}
 Logs = Callable[[], Path | str]
 
 
@@ -153,20 +151,34 @@ class Lab:
         return {name: found[name] for name in ("users", "items", "interactions")}
 
     def _make_records(self, data: str) -> Records:
-        """Makes artefacts A, B and C; those of other candidates with the vocabulary of MAIN."""
-        if data == HARD:
-            raise NotRunError("no list of hard negatives is at hand")
-        world = self._worlds.get(data, self._worlds[MAIN])
-        if data == OTHER and OTHER not in self._worlds:
-            raise NotRunError("no other data set was named (--other_dir)")
+        """Makes artefacts A, B and C; all but those of MAIN with its vocabulary."""
+        world = self._worlds[MAIN]
         if data == MAIN:
             return make_records(world.recipe, world.logs(), self.root / MAIN)
-        recipe = dataclasses.replace(
-            world.recipe,
-            prepare=dataclasses.replace(world.recipe.prepare, **_CANDIDATES.get(data, {})),
-            build=_with_vocabulary(world.recipe.build, self.records(MAIN).vocabulary),
+        main = self.records(MAIN)
+        if data == OTHER:
+            if OTHER not in self._worlds:
+                raise NotRunError("no other data set was named (--other_dir)")
+            other = self._worlds[OTHER]
+            settings = with_vocabulary(other.recipe.build, main.vocabulary)
+            recipe = dataclasses.replace(other.recipe, build=settings)
+            return make_records(recipe, other.logs(), self.root / OTHER)
+        return records_of_other_candidates(
+            world.recipe, main, self.root / data, self._draw_of(data)
         )
-        return make_records(recipe, world.logs(), self.root / data)
+
+    def _draw_of(self, data: str) -> Callable[..., Any]:
+        """Returns what draws other candidates for the events of MAIN."""
+        if data == HARD:
+            found = self._ranked(MAIN, "sequential", "matcher") / RETRIEVED
+            files = {f"{split}_file": found / f"{split}.tsv.gz" for split in HELD_OUT}
+            return functools.partial(candidates.lists, **files)
+        if data == HUNDRED:
+            more: dict[str, Any] = {"num_candidates": 100, "allow_fewer_candidates": True}
+        else:
+            draws = self._worlds[MAIN].recipe.prepare.test_draws
+            more = {"search_negatives": OTHER_CATEGORY, "test_draws": draws}
+        return functools.partial(candidates.uniform, **more)
 
     def _train_model(self, mixture: str) -> Path:
         """Trains a model on a mixture of MAIN."""
@@ -208,6 +220,7 @@ class Lab:
         if name not in (*UNTRAINED, *TRAINED):
             raise NotRunError("this version has no such baseline")
         folder = self.root / data / "baselines" / scenario / name
+        has_learnt = name in TRAINED and data not in (MAIN, OTHER)
         rank_baseline(
             self._worlds[MAIN].recipe,
             self.records(data),
@@ -215,6 +228,7 @@ class Lab:
             name=name,
             scenarios=[scenario],
             train=self._stages.baseline,
+            trained_dir=self._ranked(MAIN, scenario, name) if has_learnt else None,
         )
         return folder
 
@@ -233,8 +247,3 @@ def _check_has(records: Records, scenario: str) -> None:
                     f"{records.dataset} has no {split} example of {scenario}: its logs lack "
                     "reviews or categories"
                 ) from None
-
-
-def _with_vocabulary(settings: BuildSettings, vocabulary: Path) -> BuildSettings:
-    """Returns settings of records for a model that has a vocabulary already."""
-    return dataclasses.replace(settings, vocabulary_path=str(vocabulary), title_pieces=0)

@@ -68,7 +68,6 @@ def tiny(dataset: str) -> Recipe:
             "TRAIN_STEPS": 200,
             "EVAL_PERIOD": 200,
             "LEARNING_RATE": 3e-3,
-            "item_transformer.TransformerSizes.emb_dim": 32,
-            "item_transformer.TransformerSizes.max_length": 20,
+            "BATCH_SIZE": 64,
         },
     )

@@ -44,7 +44,14 @@ UNTRAINED = {
     stage.__name__: stage
     for stage in (untrained.popularity, untrained.cooccurrence, untrained.ease, untrained.bm25)
 }
-TRAINED = ("sasrec", "sasrec_softmax", "bert4rec")  # by gin/baselines/NAME.gin
+TRAINED = (
+    "sasrec",
+    "sasrec_softmax",
+    "bert4rec",
+    "dssm",
+    "tem",
+    "matcher",
+)  # by gin/baselines/NAME.gin
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,27 +81,24 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Records:
-    """Artefacts A, B and C of one preparation of a log, below one folder.
+    """Artefacts A, B and C of one preparation of a log.
 
     Attributes:
       dataset: its name.
-      folder: holds them.
+      folder: holds A and C.
+      texts: folder of B, which serves all candidates of the same histories.
       counts: of the records.
     """
 
     dataset: str
     folder: Path
-    counts: Mapping[str, int]
+    texts: Path
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def prepared(self) -> Path:
         """The folder of artefact A."""
         return self.folder / PREPARED
-
-    @property
-    def texts(self) -> Path:
-        """The folder of artefact B."""
-        return self.folder / "texts"
 
     @property
     def data_dir(self) -> Path:
@@ -146,19 +150,46 @@ def make_records(recipe: Recipe, logs: Path | str, folder: Path) -> Records:
       logs: folder with raw logs.
       folder: artefacts A, B and C go to subfolders of it.
     """
-    found = Records(dataset=recipe.dataset, folder=folder, counts={})
+    found = Records(dataset=recipe.dataset, folder=folder, texts=folder / "texts")
     prepare_logs(recipe, logs, folder)
     with step("annotate", found.texts):
         annotate(dataset=recipe.dataset, input_dir=found.prepared, output_dir=found.texts)
-    with step("build", found.data_dir):
+    return _built(found, recipe.build)
+
+
+def records_of_other_candidates(
+    recipe: Recipe, records: Records, folder: Path, draw: Callable[..., Any]
+) -> Records:
+    """Draws other candidates for the same events, and builds their records.
+
+    Args:
+      recipe: says how records are built.
+      records: of the first candidates; their texts and vocabulary serve the new ones too.
+      folder: the new artefacts A and C go to subfolders of it.
+      draw: writes the new artefact A, given `prepared_dir` and `output_dir`.
+    """
+    found = dataclasses.replace(records, folder=folder)
+    with step("candidates", found.prepared):
+        draw(prepared_dir=records.prepared, output_dir=found.prepared)
+    return _built(found, with_vocabulary(recipe.build, records.vocabulary))
+
+
+def with_vocabulary(settings: BuildSettings, vocabulary: Path) -> BuildSettings:
+    """Returns settings of records for a model that has a vocabulary already."""
+    return dataclasses.replace(settings, vocabulary_path=str(vocabulary), title_pieces=0)
+
+
+def _built(records: Records, settings: BuildSettings) -> Records:
+    """Builds artefact C from A and B; returns all with its counts."""
+    with step("build", records.data_dir):
         built = build(
-            dataset=recipe.dataset,
-            input_dir=found.prepared,
-            texts_dir=found.texts,
-            output_dir=found.data_dir,
-            settings=recipe.build,
+            dataset=records.dataset,
+            input_dir=records.prepared,
+            texts_dir=records.texts,
+            output_dir=records.data_dir,
+            settings=settings,
         )
-    return dataclasses.replace(found, counts=built.counts)
+    return dataclasses.replace(records, counts=built.counts)
 
 
 def train_model(
@@ -244,6 +275,7 @@ def rank_baseline(
     name: str,
     scenarios: Sequence[str],
     train: ConfiguredStage | None = None,
+    trained_dir: Path | None = None,
 ) -> None:
     """Has a baseline rank the candidates of both splits.
 
@@ -254,6 +286,7 @@ def rank_baseline(
       name: of the baseline.
       scenarios: what is ranked.
       train: the stage of baselines that are trained.
+      trained_dir: what an earlier run has learnt from the same histories, which then ranks.
     """
     asked = BaselineSettings(
         prepared_dir=str(records.prepared),
@@ -270,6 +303,8 @@ def rank_baseline(
                 [f"gin/baselines/{name}.gin"],
                 PREPARED_DIR=asked.prepared_dir,
                 OUTPUT_DIR=asked.output_dir,
+                TEXTS_DIR=asked.texts_dir,
+                TRAINED_DIR=None if trained_dir is None else str(trained_dir),
                 SCENARIOS=asked.scenarios,
                 **recipe.baselines,
             )
