@@ -55,6 +55,7 @@ class Part:
       label: the paper's cell, such as "<P1,I0,T3>".
       about: data, candidates and number of examples, or why nothing was run.
       rows: the systems.
+      validity: what its report checked of itself.
       details: further tables, shown everywhere.
     """
 
@@ -62,6 +63,7 @@ class Part:
     label: str
     about: str
     rows: Sequence[Row]
+    validity: str = ""
     details: Sequence[Table] = ()
 
 
@@ -188,7 +190,10 @@ def _section(part: Part) -> Section:
             Table(
                 header=["system", *(name.upper() for name in METRIC_NAMES)],
                 rows=rows,
-                footnotes=[f"{row.name}: {row.remark}" for row in part.rows if row.remark],
+                footnotes=[
+                    *(f"{row.name}: {row.remark}" for row in part.rows if row.remark),
+                    *filter(None, [part.validity]),
+                ],
             ),
             *part.details,
         ],

@@ -82,7 +82,7 @@ def _section(dataset: str, result: ScenarioResult) -> Section:
         lines=[
             *(line for system in named for line in _system_lines(system)),
             *filter(None, (slices.warning(result.details.slices, s.name) for s in named)),
-            _badge(result.validity),
+            badge(result.validity),
         ],
         details=[
             _validity_table(result.validity),
@@ -110,7 +110,7 @@ def _failures(report: Report) -> Iterator[tuple[str, str]]:
                 )
 
 
-def _badge(checks: Sequence[Check]) -> str:
+def badge(checks: Sequence[Check]) -> str:
     """Returns such as 'validity: 7 checks passed; not run: preferences, shuffled labels'."""
     by_status = {
         status: [check.check for check in checks if check.status == status]
@@ -124,7 +124,7 @@ def _badge(checks: Sequence[Check]) -> str:
 def _validity_table(checks: Sequence[Check]) -> Table:
     """Returns what was checked."""
     return Table(
-        note=f"{_badge(checks).capitalize()}.",
+        note=f"{badge(checks).capitalize()}.",
         header=["check", "status", "found", "examples"],
         rows=[
             [check.check, check.status, check.found, ", ".join(check.ids) or "-"]

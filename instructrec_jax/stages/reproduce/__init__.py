@@ -12,7 +12,9 @@ from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.metrics.statistics import Interval
 from instructrec_jax.report import paper_table, tables
 from instructrec_jax.report.paper_table import OURS, PaperTable, Part, Row, paper
+from instructrec_jax.report.ranking_report import badge
 from instructrec_jax.report.tables import Table
+from instructrec_jax.report.validity import Check
 from instructrec_jax.settings import OneOf, check_fields
 from instructrec_jax.stages.data import fetch, synthesize
 from instructrec_jax.stages.reproduce import scales
@@ -211,6 +213,7 @@ def _part(part: Mapping[str, Any], reported: Reported) -> Part:
             *(row(name) for name in others if name in models),
             *(row(name) for name in reported.missing if name not in own),
         ],
+        validity=badge([Check(**check) for check in values["validity"]]),
         details=_details(values, part) if part.get("details") else [],
     )
 

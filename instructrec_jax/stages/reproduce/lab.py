@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from instructrec_jax.data.columnar import HELD_OUT
+from instructrec_jax.data.columnar import HELD_OUT, TEST, VALIDATION
 from instructrec_jax.data.settings import OTHER_CATEGORY
 from instructrec_jax.errors import UserError
 from instructrec_jax.report.paper_table import paper
@@ -171,8 +171,11 @@ class Lab:
         """Returns what draws other candidates for the events of MAIN."""
         if data == HARD:
             found = self._ranked(MAIN, "sequential", "matcher") / RETRIEVED
-            files = {f"{split}_file": found / f"{split}.tsv.gz" for split in HELD_OUT}
-            return functools.partial(candidates.lists, **files)
+            return functools.partial(
+                candidates.lists,
+                test_file=found / f"{TEST}.tsv.gz",
+                validation_file=found / f"{VALIDATION}.tsv.gz",
+            )
         if data == HUNDRED:
             more: dict[str, Any] = {"num_candidates": 100, "allow_fewer_candidates": True}
         else:

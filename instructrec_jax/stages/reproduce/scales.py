@@ -65,8 +65,8 @@ def tiny(dataset: str) -> Recipe:
         buckets=_BUCKETS[1:2],
         training={"TRAIN_STEPS": 60, "EVAL_PERIOD": 60, "EVAL_STEPS": 2},
         baselines={
-            "TRAIN_STEPS": 200,
-            "EVAL_PERIOD": 200,
+            "TRAIN_STEPS": 120,
+            "EVAL_PERIOD": 120,
             "LEARNING_RATE": 3e-3,
             "BATCH_SIZE": 64,
         },
