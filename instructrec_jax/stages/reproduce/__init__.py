@@ -183,9 +183,10 @@ def _not_run(part: Mapping[str, Any], reason: str) -> Part:
 
 def _part(part: Mapping[str, Any], reported: Reported) -> Part:
     """Returns a part as the report of its systems has it: baselines, the paper's rows, models."""
-    values = reported.values
+    values, draws = reported.values, reported.values["protocol"]["num_draws"]
     protocol, own = values["protocol"], {row.get("ours") for row in part["paper"]}
     models = [*part["models"], *([part["fuse"].partition("=")[0]] if "fuse" in part else [])]
+    tuned = [name for name in models if "checkpoint" not in paper()["models"].get(name, {})]
     others = [name for name in values["test"] if name not in own]
     remarks = {name: _told(values["chosen"][name]) for name in models if name in values["chosen"]}
     remarks |= {name: f"not run: {why}" for name, why in reported.missing.items()}
@@ -199,14 +200,14 @@ def _part(part: Mapping[str, Any], reported: Reported) -> Part:
             paper=of_paper["figures"],
             ours=_intervals(values["test"].get(name)),
             remark=remarks.get(name, reason),
-            is_baseline=name not in models and of_paper["system"] != OURS,
+            is_baseline=name not in tuned and of_paper["system"] != OURS,
         )
 
     return Part(
         name=part["name"],
         label=part["label"],
         about=f"{protocol['dataset']}, n={protocol['num_examples']}, "
-        f"{protocol['num_candidates']} candidates, {protocol['num_draws']} draws of them",
+        f"{protocol['num_candidates']} candidates" + (f" in {draws} draws" if draws != "1" else ""),
         rows=[
             *(row(name) for name in others if name not in models),
             *(row(of.get("ours", of["system"]), of) for of in part["paper"]),

@@ -9,7 +9,7 @@ from instructrec_jax.report.paper_table import paper
 from instructrec_jax.stages.reproduce.lab import HARD, HUNDRED, MAIN, OTHER, OTHER_CATEGORIES
 from instructrec_jax.stages.reproduce.steps import TRAINED, UNTRAINED, evaluation_pool
 
-_GAMES, _CDS, _ROOT = "amazon_games", "amazon_cds", "runs/full"
+_GAMES, _CDS, _ROOT, _BACKBONE = "amazon_games", "amazon_cds", "runs/full", "flan-t5-xl"
 _MODEL, _MIXTURE, _TUNE = (
     "gin/models/flan_t5_xl.gin",
     "gin/mixtures/amazon_games.gin",
@@ -45,8 +45,7 @@ def commands(names: Sequence[str], *, plan: Callable[..., str]) -> str:
         lines += _data(kind)
     if sections:
         lines += ["", f"# Training, {_STEPS:,} steps on {_TOPOLOGY} (gin/presets has others):"]
-        for mixture in mixtures:
-            lines += [_train(mixture)]
+        lines += [_train(mixture) for mixture in mixtures if mixture]
     for part in sections:
         lines += _part(part)
     text = "\n".join(lines) + "\n"
@@ -58,7 +57,9 @@ def commands(names: Sequence[str], *, plan: Callable[..., str]) -> str:
 
 
 def _mixture(model: str) -> str:
-    return paper()["models"][model].get("mixture", "all")
+    """Returns what a model is tuned on, "" where it is not."""
+    found = paper()["models"][model]
+    return "" if "checkpoint" in found else found.get("mixture", "all")
 
 
 def _data(kind: str) -> Iterator[str]:
@@ -100,7 +101,7 @@ def _train(mixture: str) -> str:
         "DATA_DIR": f"{_ROOT}/{MAIN}/records",
         "MODEL_DIR": f"{_ROOT}/models/{mixture}",
         "MIXTURE_OR_TASK_NAME": f"{_GAMES}.{mixture}",
-        "INITIAL_CHECKPOINT_PATH": "flan-t5-xl",
+        "INITIAL_CHECKPOINT_PATH": _BACKBONE,
         "TRAIN_STEPS_RELATIVE": _STEPS,
     }
     return f"launch/tpu_pod.sh train {_gin([_MODEL, _MIXTURE, _TUNE, _PRESET], macros)}"
@@ -113,11 +114,11 @@ def _part(part: Mapping[str, Any]) -> Iterator[str]:
     yield f"\n# {part['name']}, {part['label']}:"
     given = []
     for model in part["models"]:
-        folder = f"{root}/scores/{scenario}/{model}"
+        folder, mixture = f"{root}/scores/{scenario}/{model}", _mixture(model)
         for split in ("validation", "test"):
             macros = {
                 "DATA_DIR": f"{root}/records",
-                "CHECKPOINT_PATH": f"{_ROOT}/models/{_mixture(model)}",
+                "CHECKPOINT_PATH": f"{_ROOT}/models/{mixture}" if mixture else _BACKBONE,
                 "MIXTURE_OR_TASK_NAME": f"{name}.all",
                 "SCORE_TASKS": [f"{name}.{task.name}" for task in evaluation_pool(scenario)],
                 "SPLIT": split,

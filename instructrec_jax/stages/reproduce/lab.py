@@ -84,7 +84,7 @@ class Reported:
     Attributes:
       values: of its report, as `report.json` has them, of the part's scenario.
       folder: of its report.
-      missing: by baseline why it was not run.
+      missing: by system why it was not run.
     """
 
     values: Mapping[str, Any]
@@ -130,6 +130,9 @@ class Lab:
                 missing[name] = str(reason)
         has_teacher = paper()["tables"][table].get("teacher", False)
         for name in part["models"]:
+            if "checkpoint" in paper()["models"][name]:
+                missing[name] = "models start from nothing at this scale (--scale=full)"
+                continue
             mixture = "all" if has_teacher else "without_teacher"
             scores[name] = [self._scored(part["data"], scenario, name, mixture)]
         folder = self.root / table / part["name"].replace(" ", "_")
