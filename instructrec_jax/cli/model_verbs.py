@@ -176,7 +176,10 @@ def _planned(gin_files: Sequence[str], *, topology: str, **macros: Any) -> str:
 
 
 class _AddSystem(argparse.Action):
-    """Adds one "NAME=VALIDATION:TEST" to a dict of (validation, test) by name; or "NAME=TEST"."""
+    """Adds "NAME=VALIDATION:TEST" to a dict of (validation, test) by name; or "NAME=TEST".
+
+    Further runs after commas are "NAME#2" and so on.
+    """
 
     def __call__(
         self,
@@ -188,17 +191,18 @@ class _AddSystem(argparse.Action):
         name, _, rest = values.partition("=")
         if problem := address_problem(rest):
             raise UserError(f"--scores of {name!r} {problem}")
-        paths = rest.split(":")
-        if not name or len(paths) > 2 or not all(paths):
+        runs = [run.split(":") for run in rest.split(",")]
+        if not name or "#" in name or any(len(paths) > 2 or not all(paths) for paths in runs):
             raise UserError(
                 f"--scores is {values!r}; expected NAME=VALIDATION:TEST, such as "
                 "model=runs/scores/validation:runs/scores/test (no colon inside a path), or "
-                "NAME=TEST of a system with one template"
+                "NAME=TEST of a system with one template; commas between runs of one system"
             )
         found = {**getattr(namespace, self.dest, {})}
         if name in found:
             raise UserError(f"--scores names the system {name!r} twice; give each its own name")
-        setattr(namespace, self.dest, {**found, name: paths})
+        names = [name, *(f"{name}#{number}" for number in range(2, len(runs) + 1))]
+        setattr(namespace, self.dest, found | dict(zip(names, runs, strict=True)))
 
 
 class _ReportVerb(Verb):
@@ -216,7 +220,8 @@ class _ReportVerb(Verb):
             help="a system, and where its scores of the validation split are (they choose the "
             "template; a system with one template needs none) and those of the test split (they "
             "give the numbers), or the folder of a baseline, which holds both; once for each "
-            "system; one that bears the name of a baseline takes its place",
+            "system; one that bears the name of a baseline takes its place; several runs of one "
+            "system, such as seeds, with commas between them are one row",
         )
 
 

@@ -198,6 +198,8 @@ def _system_lines(system: SystemResult) -> Iterator[str]:
     assert system.chosen is not None
     chosen = system.chosen
     yield f"{system.name}: template {chosen.template_id}, normaliser {chosen.normaliser}"
+    if number := system.facts.get("runs"):
+        yield f"{system.name}: mean of {number} runs, intervals over runs and events"
     if instances := system.facts.get("instances"):
         unusable = system.facts.get("unusable_answers") or "none"
         yield f"{system.name}: {instances}; answers of no use, counted as misses: {unusable}"

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.metrics import ranking, statistics
+from instructrec_jax.metrics import ranking, repeats, statistics
 from instructrec_jax.metrics.statistics import Difference, Interval
 from instructrec_jax.report.details import Details
 from instructrec_jax.report.validity import Check
 from instructrec_jax.seeds import stable_seed
 
+RUN = "#"  # between the name of a system and the number of its run
 MAX_INDEX_ROWS = 10
 MAX_TIED_SHARE = 0.01  # of examples, without figures in expectation
 
@@ -164,6 +165,29 @@ def template_order(template_id: str) -> tuple[str, int, str]:
     return letters, int(number or 0), rest
 
 
+def is_repeat(name: str) -> bool:
+    """Returns whether a name is that of a second or later run of a system, such as "model#2"."""
+    return RUN in name
+
+
+def pooled(ranks_by_run: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+    """Returns ranks by system: [runs, n] where it has several runs, else [n]."""
+    found: dict[str, list[NDArray[np.int64]]] = {}
+    for name, rank in ranks_by_run.items():
+        found.setdefault(name.partition(RUN)[0], []).append(rank)
+    return {name: own[0] if len(own) == 1 else np.stack(own) for name, own in found.items()}
+
+
+def about_runs(rank: NDArray[np.int64]) -> dict[str, Any]:
+    """Returns what to tell of the runs of a system: nothing where it has one."""
+    if rank.ndim == 1:
+        return {}
+    found = [ranking.evaluate(own) for own in rank]
+    return {"runs": len(rank)} | {
+        f"{name} of runs": [round(own[name], 4) for own in found] for name in ("hr@1", "ndcg@5")
+    }
+
+
 def compare(
     ranks_by_system: Mapping[str, NDArray[np.int64]],
     name: str,
@@ -175,18 +199,24 @@ def compare(
     """Returns a system's metrics with intervals, and its paired differences to others.
 
     Args:
-      ranks_by_system: by system [n] ranks on the same examples in the same order.
+      ranks_by_system: by system [n] ranks on the same examples in the same order, or [runs, n] of
+        a system with several runs, see `pooled`.
       name: the system.
       others: systems to subtract.
       event: [n] which event an example belongs to; None: each is an event of its own.
       seed: of the bootstrap.
     """
     own = ranks_by_system[name]
-    metrics = statistics.bootstrap_intervals(
-        own, event=event, seed=stable_seed(seed, "bootstrap", name)
-    )
+
+    def several(*systems: str) -> bool:
+        return any(ranks_by_system[system].ndim > 1 for system in systems)
+
+    intervals = repeats.intervals_over_runs if several(name) else statistics.bootstrap_intervals
+    metrics = intervals(own, event=event, seed=stable_seed(seed, "bootstrap", name))
     minus = {
-        other: statistics.paired_differences(
+        other: (
+            repeats.differences_over_runs if several(name, other) else statistics.paired_differences
+        )(
             own,
             ranks_by_system[other],
             event=event,

@@ -67,7 +67,9 @@ def report(
       prepared_dir: artefact A.
       scores: by the name of each system where its scores of the validation split and of the test
         split are, or those of the test split alone, see `scores.importers`; or one folder that
-        holds both, in `validation` and `test`, as `baseline` writes it.
+        holds both, in `validation` and `test`, as `baseline` writes it. "NAME#2", "NAME#3" ... are
+        further runs of NAME, such as seeds: one row, with intervals over runs and events; all but
+        metrics and differences is that of the first run.
       output_dir: folder to write; one that holds the same report is kept.
       metrics_file: JSONL metrics of the training run, for the curve.
       texts_dir: artefact B that the records were built with; the report then warns of test
@@ -246,7 +248,7 @@ def _scenario(
     event, firsts = _events(examples)
     counts = sorted({len(example.candidate_ids) for example in examples})
     found = {run.name: run.ranks_and_ties() for run in runs}
-    ranks = {name: rank for name, (rank, _) in found.items()}
+    ranks = results.pooled({name: rank for name, (rank, _) in found.items()})
     ties = {
         name: results.ties(rank, num_tied, name=name, event=event, seed=SEED)
         for name, (rank, num_tied) in found.items()
@@ -258,6 +260,8 @@ def _scenario(
         made.append(SystemResult(name=name, metrics=metrics, minus=minus, ties=ties[name]))
     order = _order_of_subtraction(entries)
     for entry, run in zip(entries, runs[num_baselines:], strict=True):
+        if results.is_repeat(run.name):
+            continue
         others = [*names[:num_baselines], *order[order.index(run.name) + 1 :]]
         metrics, minus = results.compare(ranks, run.name, others=others, event=event, seed=SEED)
         made.append(
@@ -270,7 +274,7 @@ def _scenario(
                 chosen=entry.chosen,
                 unsure=run.scores.unsure(run.template),
                 position_bias=_position_bias(scenario, run, firsts),
-                facts=_facts(entry, run),
+                facts={**_facts(entry, run), **results.about_runs(ranks[run.name])},
             )
         )
     first_examples = [examples[row] for row in firsts]
@@ -287,7 +291,7 @@ def _scenario(
         certain_hits=caveats.certain_hits(first_examples),
         warnings=[*caveats.caveats(first_examples, given.data), *of_texts],
         details=details_of(
-            runs,
+            [run for run in runs if not results.is_repeat(run.name)],
             Events(examples, event, firsts),
             given.items,
             num_baselines=num_baselines,
@@ -305,7 +309,7 @@ def _order_of_subtraction(entries: Sequence[Entry]) -> list[str]:
     """
     baselines = {baseline.name for baseline in BASELINES}
     ordered = sorted(entries, key=lambda e: (not e.parts, e.system.name in baselines))
-    return [entry.system.name for entry in ordered]
+    return [entry.system.name for entry in ordered if not results.is_repeat(entry.system.name)]
 
 
 def _shared_examples(
