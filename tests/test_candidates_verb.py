@@ -142,3 +142,18 @@ def test_texts_serve_the_same_items_with_other_candidates(toy_prepared, toy_text
     assert hashes_of(hard)[1:] == hashes_of(toy_prepared)
     with pytest.raises(UserError, match="other prepared data"):
         read_texts_manifest(toy_texts, prepared=hashes_of(hard)[:1])
+
+
+def test_numbers_for_titles_leave_candidates_and_histories_as_they_are(
+    toy_prepared, data, tmp_path
+):
+    words = ["rename", f"--prepared_dir={toy_prepared}", f"--output_dir={tmp_path / 'numbered'}"]
+    assert main.main(words) == 0
+    numbered = read_prepared(tmp_path / "numbered")
+    assert [item.title for item in numbered.items] == [
+        f"item_{i:02}" for i in range(len(data.items))
+    ]
+    assert [item.category for item in numbered.items] == [item.category for item in data.items]
+    for name in ("candidates", "histories"):
+        own, other = (f / f"{name}.parquet" for f in (toy_prepared, tmp_path / "numbered"))
+        assert own.read_bytes() == other.read_bytes()

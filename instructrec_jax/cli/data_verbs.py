@@ -186,6 +186,18 @@ CANDIDATES = Group(
         ),
     ),
 )
+RENAME = Verb(
+    name="rename",
+    summary="prepared data whose items have numbers for titles, as P5 names them",
+    description=(
+        "Copies prepared data and names each item by its number, such as item_17. Records of it\n"
+        "are the same tasks without the words of titles. Candidates stay, so that `report` shows\n"
+        "a model of them beside the others; texts of `annotate` serve both. `build\n"
+        "--title_pieces=N` makes a name one token."
+    ),
+    example="instructrec rename --prepared_dir=runs/prepared --output_dir=runs/numbered",
+    function="instructrec_jax.stages.rename:rename",
+)
 BUILD = Verb(
     name="build",
     summary="prepared data, texts -> instruction records and a vocabulary",

@@ -30,6 +30,7 @@ VERBS: tuple[Verb | Group, ...] = (
     data_verbs.DATA,
     data_verbs.PREPARE,
     data_verbs.CANDIDATES,
+    data_verbs.RENAME,
     teacher_verbs.ANNOTATE,
     teacher_verbs.AUDIT,
     data_verbs.BUILD,

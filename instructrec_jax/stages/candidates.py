@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from instructrec_jax import files
 from instructrec_jax.data import candidate_lists, titles
 from instructrec_jax.data.candidates import draw_evaluation, evaluation_targets, of_same_category
-from instructrec_jax.data.columnar import TEST, VALIDATION, Candidates
+from instructrec_jax.data.columnar import TEST, VALIDATION
 from instructrec_jax.data.prepared import ORIGIN, STAGE, PreparedData, hashes_of, read_prepared
 from instructrec_jax.data.prepared_writer import PreparedWriter
 from instructrec_jax.data.reviews import FILE_NAME as REVIEWS
@@ -21,7 +21,7 @@ from instructrec_jax.settings import MAX_CANDIDATES, OneOf, Range, Seed, check_a
 
 _logger = logging.getLogger(__name__)
 _Number = Annotated[int, Range(2, MAX_CANDIDATES)]
-_Made = tuple[Candidates, Counter[str]]
+_Made = tuple[PreparedData, Counter[str]]
 
 
 def uniform(
@@ -73,9 +73,9 @@ def uniform(
             allow_fewer=allow_fewer_candidates,
             not_for=of_same_category(data.items) if search_negatives == OTHER_CATEGORY else None,
         )
-        return found, Counter()
+        return dataclasses.replace(data, candidates=found), Counter()
 
-    return _write(Path(prepared_dir), Path(output_dir), settings, {}, make)
+    return write_changed(prepared_dir, output_dir, changed={"candidates": settings}, make=make)
 
 
 def lists(
@@ -131,34 +131,47 @@ def lists(
                 seed=seed,
             )
             drops += Counter({f"{split}_{k}": n for k, n in (unknown + removed).items()})
-        return candidate_lists.replaced(data, new), drops
+        found = candidate_lists.replaced(data, new)
+        return dataclasses.replace(data, candidates=found), drops
 
     hashes = {f"{split}_lists": files.sha256(path) for split, path in named.items()}
-    return _write(Path(prepared_dir), Path(output_dir), settings, hashes, make)
+    return write_changed(
+        prepared_dir, output_dir, changed={"candidates": settings}, make=make, inputs=hashes
+    )
 
 
-def _write(
-    prepared_dir: Path,
-    output_dir: Path,
-    settings: Mapping[str, Any],
-    inputs: Mapping[str, str],
+def write_changed(
+    prepared_dir: Path | str,
+    output_dir: Path | str,
+    *,
+    changed: Mapping[str, Any],
     make: Callable[[PreparedData], _Made],
+    inputs: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Writes the data with new candidates, unless that is there already."""
-    before = read_manifest(prepared_dir)
+    """Writes prepared data with a change, unless that is there already.
+
+    Args:
+      prepared_dir: artefact A.
+      output_dir: folder for the new one.
+      changed: what changes, added to the settings of the manifest.
+      make: returns the changed data, and what was left out by reason.
+      inputs: hashes of what is read beside A.
+    """
+    before, prepared_dir = read_manifest(prepared_dir), Path(prepared_dir)
     data = read_prepared(prepared_dir)
     planned = Manifest(
         stage=STAGE,
         inputs={
-            **inputs,
+            **(inputs or {}),
             ORIGIN: hashes_of(prepared_dir)[-1],
             "candidates": files.sha256(prepared_dir / "candidates.parquet"),
         },
-        settings={**before.settings, "candidates": dict(settings)},
+        settings={**before.settings, **changed},
     )
     manifest = find_finished(output_dir, planned)
     if manifest is None:
-        found, drops = make(data)
+        data, drops = make(data)
+        found = data.candidates
         counts = {"candidate_lists": len(found)}
         for split in (VALIDATION, TEST):
             is_own = found.columns.is_test == (split == TEST)
