@@ -164,5 +164,7 @@ def run(folders, output, **changes):
         "output_dir": output,
         "metrics_file": folders / "metrics.jsonl",
     }
-    choice = ChoiceSettings(normalisers=changes.pop("normalisers", ("sum", "mean")))
+    choice = ChoiceSettings(
+        normalisers=changes.pop("normalisers", ("sum", "mean")), fuse=changes.pop("fuse", ())
+    )
     return stage.report(**(arguments | changes), choice=choice)

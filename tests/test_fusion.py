@@ -18,14 +18,22 @@ from instructrec_jax.stages.report.choice import ChoiceSettings
 DATA = make_data()
 
 
-def scored(split, *, seed, bonus, order=1):
-    """Lines of a system that sees the target through noise of its own."""
+def scored(split, *, seed, bonus, order=1, doubtful=None):
+    """Lines of a system that sees the target through noise of its own.
+
+    Where it is told to be doubtful, it sees every other target five times as well, and knows
+    nothing of the rest: its scores differ there by so little.
+    """
     draw = np.random.default_rng([seed, split == "test"])
     lines = []
-    for example in DATA.evaluation("leave_one_out", split):
+    for number, example in enumerate(DATA.evaluation("leave_one_out", split)):
         ids = sorted(example.candidate_ids)[::order]
         noise = dict(zip(sorted(ids), draw.normal(size=len(ids)), strict=True))
         scores = [noise[item] + bonus * (item == example.target_id) for item in ids]
+        if doubtful is not None:
+            own = 5 * bonus if number % 2 else 0.0
+            size = 1.0 if number % 2 else doubtful
+            scores = [size * noise[item] + own * (item == example.target_id) for item in ids]
         lines.append(
             {
                 "example_id": example.example_id,
@@ -44,10 +52,15 @@ def folder(tmp_path_factory):
     (root / "prepared").mkdir()
     columns.write_prepared(root / "prepared", DATA)
     Manifest(stage="prepare", inputs={}, settings={"dataset": "toy"}).write(root / "prepared")
-    systems = {"one": (1, 1.5, 1), "other": (2, 1.5, -1), "noise": (3, 0.0, 1)}
-    for name, (seed, bonus, order) in systems.items():
+    systems = {
+        "one": (1, 1.5, 1, None),
+        "other": (2, 1.5, -1, None),
+        "noise": (3, 0.0, 1, None),
+        "doubtful": (4, 1.5, 1, 1e-3),
+    }
+    for name, (seed, bonus, order, doubtful) in systems.items():
         for split in ("validation", "test"):
-            lines = scored(split, seed=seed, bonus=bonus, order=order)
+            lines = scored(split, seed=seed, bonus=bonus, order=order, doubtful=doubtful)
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (root / f"{name}.{split}.jsonl").write_text(text)
     return root
@@ -85,14 +98,17 @@ def test_the_figures_are_those_of_the_chosen_weights_worked_out_anew(folder, tmp
     found = fused(folder, tmp_path / "out", "one", "other", fuse="one+other")
     chosen = found["chosen"]["one+other"]["template_id"]
     weights = [float(part.split()[0]) for part in chosen.split(" + ")]
+    spreads = [
+        np.mean([np.std(line["scores"]) for line in scored("validation", seed=seed, bonus=1.5)])
+        for seed in (1, 2)
+    ]
     ranks = []
     for lines in zip(
         scored("test", seed=1, bonus=1.5), scored("test", seed=2, bonus=1.5, order=-1), strict=True
     ):
         total = dict.fromkeys(lines[0]["candidate_ids"], 0.0)
-        for weight, line in zip(weights, lines, strict=True):
-            values = np.array(line["scores"])
-            values = (values - values.mean()) / values.std()
+        for weight, spread, line in zip(weights, spreads, lines, strict=True):
+            values = np.array(line["scores"]) / spread
             for item, value in zip(line["candidate_ids"], values, strict=True):
                 total[item] += weight * value
         example = next(e for e in DATA.candidates if e.example_id == lines[0]["example_id"])
@@ -117,6 +133,12 @@ def test_a_part_that_tells_nothing_gets_little_weight(folder, tmp_path):
     assert float(chosen.split()[0]) < 0.5
     alone = found["validation"]["one"][0]["metrics"]["ndcg@5"]
     assert choices["0 noise + 1 one"] == pytest.approx(alone)
+
+
+def test_a_part_that_doubts_an_example_leaves_it_to_the_other(folder, tmp_path):
+    found = fused(folder, tmp_path / "out", "one", "doubtful", fuse="one+doubtful")
+    hits = {name: own["hr@1"]["estimate"] for name, own in found["test"].items()}
+    assert hits["one+doubtful"] > 0.5 + 0.5 * hits["one"] - 0.05
 
 
 @pytest.mark.parametrize(
@@ -157,9 +179,9 @@ def test_a_part_that_did_not_score_a_scenario_is_said(folder, tmp_path, caplog):
 
 
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=12))
-def test_standardising_keeps_the_order(values):
+def test_centring_keeps_the_order(values):
     values = np.array(values)
-    found = fusion._standardised(values)
+    found = fusion._centred(values)
     assert np.isfinite(found).all()
     assert not (
         np.sign(np.subtract.outer(values, values)) * np.subtract.outer(found, found) < 0

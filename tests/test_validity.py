@@ -156,14 +156,18 @@ def test_a_report_bears_its_badge_and_reads_the_run_on_shuffled_labels(tmp_path)
     noise = [folders / f"noise_{split}" for split in ("validation", "test")]
     model = [folders / split for split in ("validation", "test")]
     found = run(
-        folders, tmp_path / "out", scores={"model": model, "noise": noise}, metrics_file=None
+        folders,
+        tmp_path / "out",
+        scores={"model": model, "noise": noise},
+        metrics_file=None,
+        fuse=["model+noise"],
     )
     found = found["scenarios"]
     checks = {check["check"]: check for check in found["sequential"]["validity"]}
     assert all(check.keys() == {"check", "status", "found", "ids"} for check in checks.values())
     status = {name: check["status"] for name, check in checks.items()}
     assert status.pop("preferences") == NOT_RUN and set(status.values()) == {PASSED}
-    assert checks["same candidates"]["found"].endswith("in 6 rows of 60 examples")
+    assert checks["same candidates"]["found"].endswith("in 7 rows of 60 examples")
     other = {c["check"]: c["status"] for c in found["personalized_search.specific"]["validity"]}
     assert other["shuffled labels"] == NOT_RUN
     text = (tmp_path / "out" / "report.txt").read_text()
@@ -188,4 +192,4 @@ def test_a_failure_is_an_error_that_names_its_examples():
     )
     ((kind, text),) = ranking_report._failures(results.Report(dataset="toy", scenarios=[shown]))
     assert (kind, text) == ("error", "play: check 'history' failed, 60 lists: 7:3")
-    assert ranking_report._badge([wrong]) == "validity: 0 checks passed; failed: history"
+    assert ranking_report.badge([wrong]) == "validity: 0 checks passed; failed: history"

@@ -56,18 +56,19 @@ class Checks:
         """
         examples = runs[-1].examples
         tables = {run.name: run.table for run in runs}
-        lists = tables[runs[-1].name]
         example_ids = [example.example_id for example in examples]
         prepared = ranking.stack_rows([np.array(e.candidate_ids, np.int64) for e in examples], -1)
         ids = {"prepared data": prepared} | {n: own.candidate_ids for n, own in tables.items()}
-        sizes = (lists.candidate_ids >= 0).sum(axis=1)
+        # As they were drawn: what a system has written may be in another order.
+        targets = np.array([e.candidate_ids.index(e.target_id) for e in examples], np.int64)
+        sizes = (prepared >= 0).sum(axis=1)
         drawn = self._drawn(examples)
         records = list(self._records(drawn))
         return [
-            *validity.known_scorers(example_ids, lists.candidate_ids, lists.target_index),
+            *validity.known_scorers(example_ids, prepared, targets),
             self._random(runs, sizes),
             validity.same_candidates(example_ids, ids),
-            validity.target_places(lists.candidate_ids[firsts], lists.target_index[firsts]),
+            validity.target_places(prepared[firsts], targets[firsts]),
             validity.histories(examples, self._data),
             self._preferences(drawn, records),
             self._label_swap(runs, records),

@@ -1,8 +1,8 @@
 """Systems fused from others: weighted sums of their scores, or of their reciprocal ranks.
 
-An example's scores of each part are standardised over its candidates, so that weights compare what
-is alike. The weights, in tenths, are chosen on validation, as a template is. Reciprocal ranks need
-none.
+Each part's scores are divided by their spread on validation, so that weights compare what is alike
+and a part that is sure of an example still counts for more there. The weights, in tenths, are
+chosen on validation too, as a template is. Reciprocal ranks need none.
 
 Source: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion Outperforms Condorcet and Individual
 Rank Learning Methods" (SIGIR 2009), with its constant of 60.
@@ -88,7 +88,7 @@ def fused_entry(name: str, scenario: str, parts: Sequence[Entry], known: Known) 
         of_validation.append(validation)
         of_test.append(part.run(part.system.test, np.arange(len(part.examples))))
     aligned = _Aligned.of(of_validation, name)
-    mixes = dict(_mixes([part.system.name for part in parts]))
+    mixes = dict(_mixes([part.system.name for part in parts], aligned.spreads()))
     choices = [
         Choice(
             template_id=label,
@@ -128,14 +128,19 @@ def fused_entry(name: str, scenario: str, parts: Sequence[Entry], known: Known) 
     )
 
 
-def _mixes(names: Sequence[str]) -> Iterator[tuple[str, tuple[float, ...] | None]]:
-    """Yields the mixes to choose among: a label with the weight of each part, None for ranks."""
+def _mixes(
+    names: Sequence[str], spreads: NDArray[np.float64]
+) -> Iterator[tuple[str, NDArray[np.float64] | None]]:
+    """Yields the mixes to choose among: a label, and what each part is multiplied by.
+
+    The label has tenths of the spread of each part, float64 [parts]. None is for ranks.
+    """
     for tenths in itertools.product(range(_STEPS, -1, -1), repeat=len(names)):
         if sum(tenths) == _STEPS:
             shown = [
                 f"{tenth / _STEPS:g} {name}" for tenth, name in zip(tenths, names, strict=True)
             ]
-            yield " + ".join(shown), tuple(tenth / _STEPS for tenth in tenths)
+            yield " + ".join(shown), np.array(tenths) / _STEPS / spreads
     yield _BY_RANKS, None
 
 
@@ -146,14 +151,14 @@ class _Aligned:
     Attributes:
       examples: n ids.
       candidate_ids: n arrays int64 [c], ascending.
-      standardised: float64 [parts, n, longest], -inf at padding.
+      centred: float64 [parts, n, longest], of mean 0 in each row, -inf at padding.
       reciprocal_ranks: likewise.
       target_index: int64 [n].
     """
 
     examples: Sequence[str]
     candidate_ids: Sequence[NDArray[np.int64]]
-    standardised: NDArray[np.float64]
+    centred: NDArray[np.float64]
     reciprocal_ranks: NDArray[np.float64]
     target_index: NDArray[np.int64]
 
@@ -182,19 +187,25 @@ class _Aligned:
         return cls(
             examples=shared,
             candidate_ids=ids,
-            standardised=stacked(_standardised),
+            centred=stacked(_centred),
             reciprocal_ranks=stacked(_reciprocal_ranks),
             target_index=np.array(places, np.int64),
         )
 
-    def mixed(self, weights: Sequence[float] | None) -> NDArray[np.float64]:
+    def spreads(self) -> NDArray[np.float64]:
+        """Returns the mean deviation of each part's scores of an example, [parts]; 1 where all are
+        equal."""
+        deviations = np.ma.masked_invalid(self.centred).std(axis=2).mean(axis=1)
+        return np.where(deviations > 0, deviations, 1.0)
+
+    def mixed(self, weights: NDArray[np.float64] | None) -> NDArray[np.float64]:
         """Returns the fused scores, [n, longest]; None for the weights: by reciprocal ranks."""
         if weights is None:
             return self.reciprocal_ranks.sum(axis=0)
-        used = [number for number, weight in enumerate(weights) if weight]
-        return sum(weights[number] * self.standardised[number] for number in used)  # type: ignore[return-value]
+        used = np.flatnonzero(weights)  # 0 times padding would be no number
+        return np.einsum("p,pnc->nc", weights[used], self.centred[used])
 
-    def requests(self, weights: Sequence[float] | None) -> list[ScoredRequest]:
+    def requests(self, weights: NDArray[np.float64] | None) -> list[ScoredRequest]:
         """Returns the fused scores as rows of artefact E."""
         rows = zip(
             self.examples, self.candidate_ids, self.mixed(weights), self.target_index, strict=True
@@ -218,12 +229,11 @@ def _values_by_example(run: Run) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns values with mean 0 and deviation 1; all 0 where they are equal."""
+def _centred(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns values with mean 0; what is not finite is taken for the least."""
     finite = np.isfinite(values)
     values = np.where(finite, values, values[finite].min(initial=0.0))
-    deviation = values.std()
-    return (values - values.mean()) / deviation if deviation > 0 else np.zeros_like(values)
+    return values - values.mean()
 
 
 def _reciprocal_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
