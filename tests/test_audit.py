@@ -71,7 +71,7 @@ def test_the_same_seed_draws_the_same_texts(sampled, toy_prepared, toy_texts, tm
 
 def test_a_page_escapes_titles_and_a_csv_has_no_formulas():
     from instructrec_jax.manifest import Manifest
-    from instructrec_jax.report import tables
+    from instructrec_jax.report import page
     from instructrec_jax.stages.audit import _page
 
     planted = Example(
@@ -83,7 +83,7 @@ def test_a_page_escapes_titles_and_a_csv_has_no_formulas():
         target_id=0,
     )
     about = Manifest(stage="s", inputs={}, settings={"teacher": "t", "dataset": "d"})
-    assert "<script>" not in tables.as_html(_page(about, [planted]))
+    assert "<script>x" not in page.as_html(_page(about, [planted]))
     (row,) = csv.DictReader(audit.as_csv([planted]).splitlines())
     assert row["text"] == "'=1+1"
 

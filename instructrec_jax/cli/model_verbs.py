@@ -234,8 +234,9 @@ def _demo_text(_: Any, arguments: Mapping[str, Any]) -> str:
 
 
 def _shown(folder: Path) -> str:
-    """Returns the tables of a report, and the names of its files and pictures."""
-    names = sorted(path for path in folder.iterdir() if path.name != "manifest.json")
+    """Returns the tables of a report, and the names of its files, the page to look at last."""
+    names = [path for path in folder.iterdir() if path.name != "manifest.json"]
+    names.sort(key=lambda path: (path.suffix == ".html", path))
     return "\n".join([(folder / "report.txt").read_text(encoding="utf-8"), *map(str, names)])
 
 
@@ -308,8 +309,8 @@ REPORT = _ReportVerb(
     description=(
         "Chooses the best template of each system and scenario on validation, and reports\n"
         "HR@1,3,5 and NDCG@3,5 on test with 95% bootstrap intervals and paired differences,\n"
-        "beside a random, a popularity and a co-occurrence scorer. Writes report.json, .md,\n"
-        ".html and .txt, and training_curve.png.\n"
+        "beside a random, a popularity and a co-occurrence scorer. Writes report.json, .md and\n"
+        ".txt, training_curve.png, and report.html, a page with pictures and single users.\n"
         "\nScores are a folder of `instructrec score`, a folder of T5X's own infer in score mode\n"
         "for the .rank tasks (gin/t5x/score.gin), a TREC run file named after what it ranks\n"
         "(sequential.run, product_search.specific.run) or a folder of them, or a file of any\n"
@@ -334,7 +335,7 @@ DEMO = _DemoVerb(
     summary="everything at once, on MovieLens-100K or your own data",
     description=(
         "Runs every stage with a small model trained from scratch, saying what each did and where\n"
-        "it wrote. A second run reuses what is valid. Ends with the table and report.json."
+        "it wrote. A second run reuses what is valid. Ends with the table and report.html."
     ),
     example="instructrec demo --smoke --output_dir=runs/smoke",
     function="instructrec_jax.stages.demo:demo",

@@ -1,6 +1,6 @@
-"""The training curve: losses and validation metrics of a run, as one picture."""
+"""The training curve: losses and validation metrics of a run, as a picture and for a page."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -8,9 +8,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from instructrec_jax.errors import UserError
+from instructrec_jax.report.charts import Chart, LineChart
+from instructrec_jax.report.tables import Section, Table
 
 _PREFIX = "validation/"
 _SHOWN = ("ndcg@5", "hr@1")
+_MAX_POINTS, _MAX_ROWS = 300, 40  # of a line, of the table
 
 
 def plot_training_curve(lines: Iterable[Mapping[str, float]], path: Path | str) -> None:
@@ -24,6 +27,55 @@ def plot_training_curve(lines: Iterable[Mapping[str, float]], path: Path | str) 
     Raises:
       UserError: if the run logged no loss.
     """
+    losses, validation = _read(lines)
+    figure = Figure(figsize=(8, 6 if validation else 3.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 if validation else 1, 1, sharex=True, squeeze=False)[:, 0]
+    _draw_loss(axes[0], losses)
+    if validation:
+        _draw_validation(axes[1], validation)
+    axes[-1].set_xlabel("step")
+    figure.savefig(path, format="png")
+
+
+def section(lines: Iterable[Mapping[str, float]]) -> Section:
+    """Returns the curve as a section of a page; arguments and errors as `plot_training_curve`."""
+    losses, validation = _read(lines)
+    means = _means(losses)
+    pictures: list[Chart] = [
+        LineChart(title="Training loss", x_label="step", series={"loss": list(means.items())})
+    ]
+    if validation:
+        series = {_label(name): sorted(curve.items()) for name, curve in validation.items()}
+        pictures.append(LineChart(title="Validation", x_label="step", series=series))
+    return Section(title="Training", tables=[], details=[_table(losses, validation, pictures)])
+
+
+def _table(
+    losses: Mapping[int, float],
+    validation: Mapping[str, Mapping[int, float]],
+    pictures: Sequence[Chart],
+) -> Table:
+    """Returns the losses of some steps, and all that validation says as far as rows allow."""
+    evaluated = sorted(set().union(*validation.values()))
+    steps = sorted({*_some(sorted(losses)), *_some(evaluated)})
+    return Table(
+        title="Training curve",
+        note=f"{len(steps)} of {len({*losses, *evaluated})} steps that were logged; lines of more "
+        f"than {_MAX_POINTS} points show means of neighbouring steps.",
+        header=["step", "loss", *map(_label, validation)],
+        rows=[
+            [str(step), *(_shown(curve.get(step)) for curve in (losses, *validation.values()))]
+            for step in steps
+        ],
+        charts=pictures,
+    )
+
+
+def _read(
+    lines: Iterable[Mapping[str, float]],
+) -> tuple[Mapping[int, float], Mapping[str, Mapping[int, float]]]:
+    """Returns by step the losses, and by name the metrics of validation, but not each task's."""
     metrics: dict[str, dict[int, float]] = {}
     for line in lines:
         for name, value in line.items():
@@ -31,15 +83,26 @@ def plot_training_curve(lines: Iterable[Mapping[str, float]], path: Path | str) 
                 metrics.setdefault(name, {})[int(line["step"])] = float(value)
     if "loss" not in metrics:
         raise UserError("the metrics file holds no training loss yet; let the run take some steps")
-    shown = [_PREFIX + name for name in _SHOWN if _PREFIX + name in metrics]  # not each task's
-    figure = Figure(figsize=(8, 6 if shown else 3.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2 if shown else 1, 1, sharex=True, squeeze=False)[:, 0]
-    _draw_loss(axes[0], metrics["loss"])
-    if shown:
-        _draw_validation(axes[1], {name: metrics[name] for name in shown})
-    axes[-1].set_xlabel("step")
-    figure.savefig(path, format="png")
+    names = [_PREFIX + name for name in _SHOWN if _PREFIX + name in metrics]
+    return metrics["loss"], {name: metrics[name] for name in names}
+
+
+def _means(curve: Mapping[int, float]) -> dict[int, float]:
+    """Returns a curve of so many points at most, each the mean of neighbours at their last step."""
+    steps = sorted(curve)
+    size = -(-len(steps) // _MAX_POINTS)
+    parts = [steps[begin : begin + size] for begin in range(0, len(steps), size)]
+    return {part[-1]: sum(curve[step] for step in part) / len(part) for part in parts}
+
+
+def _some(steps: Sequence[int]) -> list[int]:
+    """Returns so many steps at most, the last among them."""
+    stride = max(1, -(-len(steps) // _MAX_ROWS))
+    return list(steps[::-1][::stride])
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _draw_loss(axes: Axes, losses: Mapping[int, float]) -> None:

@@ -1,16 +1,19 @@
 """What a report tells beyond its first table: slices, and how each system behaves."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from instructrec_jax.metrics import behaviour
+from instructrec_jax.report.charts import IntervalChart, LineChart, Mark
 from instructrec_jax.report.slices import SliceRow
 from instructrec_jax.report.tables import Table
 
 TARGET = "target"  # stands for a system that ranks every target first
+TEMPLATE = "template"  # what rows of templates are divided by
 _SHOWN = ("Gini", "coverage", "head", "tail", "popularity", "calibration", "place p")
 
 
@@ -129,6 +132,7 @@ def tables(details: Details) -> list[Table]:
 
 def _behaviour_table(details: Details) -> Table:
     return Table(
+        title="Behaviour at rank 1",
         note="Behaviour at rank 1: Gini and coverage over all candidate items, share of the most "
         "popular fifth (head) and the less popular half (tail) of the catalogue; Spearman's "
         "correlation of scores with popularity; expected calibration error of the softmax over "
@@ -154,7 +158,10 @@ def _slices_table(rows: Sequence[SliceRow]) -> Table:
     systems = list(dict.fromkeys(row.system for row in rows))
     cells = {(row.by, row.group, row.system): row for row in rows}
     parts = {(row.by, row.group): row.num_events for row in rows}
+    chosen = {(row.system, row.by) for row in rows}  # what is no baseline has a template
     return Table(
+        title="Parts of the events",
+        charts=[_slices_chart(rows, system) for system in systems if (system, TEMPLATE) in chosen],
         note="NDCG@5 of parts of the events, mean and 95% interval (1.96 standard errors); * is "
         "below the whole by more than the interval.",
         header=["by", "group", "n", *systems],
@@ -173,8 +180,50 @@ def _slice(row: SliceRow | None) -> str:
     return shown + (" *" if row.is_below else "")
 
 
+def _slices_chart(rows: Sequence[SliceRow], system: str) -> IntervalChart:
+    """Returns the picture of a system's NDCG@5 by what has parts; those below it stand out."""
+    number = Counter(row.by for row in rows if row.system == system)
+    own = [
+        (row, row.metrics["ndcg@5"]) for row in rows if row.system == system and number[row.by] > 1
+    ]
+    return IntervalChart(
+        title=f"{system}: NDCG@5 by part",
+        marks=[
+            Mark(
+                label=f"{row.by}: {row.group}",
+                interval=value,
+                shown=_number(value.estimate),
+                is_notable=row.is_below,
+            )
+            for row, value in own
+        ],
+        ends=(0.0, 1.0),
+    )
+
+
+def _reliability_chart(rows: Sequence[ReliabilityRow]) -> LineChart:
+    """Returns the picture of accuracy by probability; on the diagonal both are equal."""
+    series = {"equal": [(0.0, 0.0), (1.0, 1.0)]}
+    for row in rows:
+        if row.confidence is not None and row.accuracy is not None:
+            series.setdefault(row.system, []).append((row.confidence, row.accuracy))
+    return LineChart(title="Accuracy by probability", x_label="probability", series=series)
+
+
+def _places_chart(rows: Sequence[PlaceRow]) -> LineChart:
+    """Returns the picture of the shares by place."""
+    series: dict[str, list[tuple[float, float]]] = {"expected": []}
+    for row in rows:
+        series.setdefault(row.system, []).append((row.place, row.share))
+        if row.system == rows[0].system:
+            series["expected"].append((row.place, row.expected))
+    return LineChart(title="Share of first ranks by place", x_label="place", series=series)
+
+
 def _reliability_table(rows: Sequence[ReliabilityRow]) -> Table:
     return Table(
+        title="Reliability",
+        charts=[_reliability_chart(rows)],
         note="Reliability: how often the likeliest candidate is the target, by its probability.",
         header=["system", "probability", "n", "mean probability", "accuracy"],
         rows=[
@@ -193,6 +242,8 @@ def _reliability_table(rows: Sequence[ReliabilityRow]) -> Table:
 
 def _places_table(rows: Sequence[PlaceRow]) -> Table:
     return Table(
+        title="Place in the prompt",
+        charts=[_places_chart(rows)],
         note="Share of first ranks by the place of the candidate in the prompt.",
         header=["system", "place", "n", "share", "expected"],
         rows=[

@@ -1,11 +1,14 @@
 """The results of ranking systems as the values and the tables of a report."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from instructrec_jax.manifest import Manifest
 from instructrec_jax.metrics.ranking import METRIC_NAMES
 from instructrec_jax.metrics.statistics import POWER, Interval
 from instructrec_jax.report import details, slices
+from instructrec_jax.report.charts import IntervalChart, Mark
 from instructrec_jax.report.results import (
     IndexRow,
     Report,
@@ -14,7 +17,8 @@ from instructrec_jax.report.results import (
     corrected_p_values,
 )
 from instructrec_jax.report.tables import Document, Section, Table
-from instructrec_jax.report.validity import FAILED, NOT_RUN, Check
+from instructrec_jax.report.users import Users
+from instructrec_jax.report.validity import FAILED, NOT_RUN, PASSED, Check
 
 _HEADLINE_METRICS = ("hr@1", "ndcg@5")
 _EXPECTED = "  expected"  # row below that of a system with ties
@@ -28,16 +32,27 @@ def values(report: Report) -> dict[str, Any]:
     }
 
 
-def document(report: Report, *, curve: str | None) -> Document:
+def document(
+    report: Report,
+    *,
+    training: tuple[str, Section] | None = None,
+    users: Users | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Document:
     """Returns the tables of a report.
 
     Args:
       report: the report.
-      curve: file name of the training curve's picture beside the report, if there is one.
+      training: the training curve: its picture's file name beside the report, and its section.
+      users: single users to look through.
+      facts: what the whole report depends on.
     """
     return Document(
         title=report.dataset,
-        sections=[_section(report.dataset, result) for result in report.scenarios],
+        sections=[
+            *(_section(report.dataset, result) for result in report.scenarios),
+            *([] if training is None else [training[1]]),
+        ],
         messages=[
             *_failures(report),
             *(
@@ -46,8 +61,20 @@ def document(report: Report, *, curve: str | None) -> Document:
                 for text in result.warnings
             ),
         ],
-        pictures={} if curve is None else {"training curve": curve},
+        pictures={} if training is None else {"training curve": training[0]},
+        users=users,
+        facts=facts or {},
     )
+
+
+def provenance(planned: Manifest) -> dict[str, Any]:
+    """Returns what the whole report was made from and how, as its manifest has it."""
+    return {
+        "command": planned.command,
+        **{f"sha256 of {name}": value for name, value in planned.inputs.items()},
+        **{f"setting {name}": value for name, value in planned.settings.items()},
+        **{f"version of {name}": value for name, value in planned.versions.items()},
+    }
 
 
 def _scenario_values(result: ScenarioResult) -> dict[str, Any]:
@@ -95,6 +122,7 @@ def _section(dataset: str, result: ScenarioResult) -> Section:
             **facts,
             **{f"{s.name}: {name}": value for s in named for name, value in s.facts.items()},
         },
+        tally=_tally(result.validity),
     )
 
 
@@ -121,9 +149,16 @@ def badge(checks: Sequence[Check]) -> str:
     return "; ".join([f"validity: {passed} checks passed", *parts])
 
 
+def _tally(checks: Sequence[Check]) -> dict[str, int]:
+    """Returns how many checks ended how, in a fixed order."""
+    counts = Counter(check.status for check in checks)
+    return {status: counts[status] for status in (PASSED, FAILED, NOT_RUN) if counts[status]}
+
+
 def _validity_table(checks: Sequence[Check]) -> Table:
     """Returns what was checked."""
     return Table(
+        title="Validity",
         note=f"{badge(checks).capitalize()}.",
         header=["check", "status", "found", "examples"],
         rows=[
@@ -148,6 +183,8 @@ def _results_table(result: ScenarioResult) -> Table:
         if system.ties.expected is not None:
             rows.append([_EXPECTED, *_cells(system.ties.expected)])
     return Table(
+        title="Results",
+        charts=[_results_chart(result.systems, name) for name in _HEADLINE_METRICS],
         note="Test split, mean and 95% bootstrap interval.",
         header=["system", *marks.values()],
         rows=rows,
@@ -167,6 +204,39 @@ def _results_table(result: ScenarioResult) -> Table:
                 if name.startswith("hr")
             ),
         ],
+    )
+
+
+def _results_chart(systems: Sequence[SystemResult], metric: str) -> IntervalChart:
+    """Returns the picture of a metric of all systems."""
+    return IntervalChart(
+        title=f"{metric.upper()}, test split",
+        marks=[
+            Mark(
+                label=system.name,
+                interval=system.metrics[metric],
+                shown=_short(system.metrics[metric].estimate),
+            )
+            for system in systems
+        ],
+    )
+
+
+def _forest(named: Sequence[SystemResult], metric: str) -> IntervalChart:
+    """Returns the picture of a metric's differences; those that leave out 0 stand out."""
+    return IntervalChart(
+        title=f"{metric.upper()}, paired differences",
+        marks=[
+            Mark(
+                label=f"{system.name} minus {other}",
+                interval=(own := difference[metric]),
+                shown=_short(own.estimate, "+"),
+                is_notable=own.low > 0 or own.high < 0,
+            )
+            for system in named
+            for other, difference in system.minus.items()
+        ],
+        reference=0.0,
     )
 
 
@@ -218,6 +288,8 @@ def _differences_table(named: list[SystemResult]) -> Table:
     """Returns the paired differences between systems."""
     corrected = corrected_p_values(named)
     return Table(
+        title="Paired differences",
+        charts=[_forest(named, name) for name in _HEADLINE_METRICS],
         note="Differences, paired by example. p: two-sided randomisation test, by Holm's "
         "correction for the rows of a column. Detectable: the smallest true difference that so "
         f"many events show with {POWER:.0%} probability.",
@@ -246,6 +318,7 @@ def _p_value(value: float) -> str:
 def _choices_table(named: list[SystemResult]) -> Table:
     """Returns what validation chose among."""
     return Table(
+        title="Choice on validation",
         note="Choice of template and normaliser, validation split.",
         header=["system", "template", "normaliser", "n", *(name.upper() for name in METRIC_NAMES)],
         rows=[
@@ -267,6 +340,7 @@ def _position_table(system: SystemResult) -> Table:
     bias = system.position_bias
     assert bias is not None
     return Table(
+        title=f"Index of the target: {system.name}",
         note=f"{system.name}: HR@1 by the index of the target in the prompt, "
         f"p = {bias.p_value:.2g}.",
         header=["index", "n", "HR@1"],

@@ -1,4 +1,4 @@
-"""One model of a report, tables in sections, and its renderers: text, Markdown, HTML and JSON."""
+"""One model of a report, tables in sections, and its renderers; `report.page` is that of HTML."""
 
 import dataclasses
 import enum
@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from rich import box
 from rich.console import Console
 from rich.table import Table as TextTable
+
+from instructrec_jax.report import page
+from instructrec_jax.report.charts import Chart
+from instructrec_jax.report.users import Users
 
 WIDTH = 100  # columns of a terminal or a log
 
@@ -25,12 +28,16 @@ class Table:
       header: names of the columns.
       rows: as many texts each.
       footnotes: lines below the table.
+      title: of the table on a page; "" for none.
+      charts: pictures of its figures on a page.
     """
 
     note: str = ""
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     footnotes: Sequence[str] = ()
+    title: str = ""
+    charts: Sequence[Chart] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +48,9 @@ class Section:
       title: of the section.
       tables: shown everywhere.
       lines: shown in text alone, in place of the details.
-      details: tables that text leaves out.
+      details: tables that text leaves out; a page shows those without pictures when asked.
       facts: what the numbers depend on, by name; text leaves them out.
+      tally: on a page, how many checks ended how, by the word for it.
     """
 
     title: str
@@ -50,6 +58,7 @@ class Section:
     lines: Sequence[str] = ()
     details: Sequence[Table] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tally: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def all_tables(self) -> list[Table]:
@@ -67,7 +76,8 @@ class Document:
       messages: (kind, message) pairs, such as ("error", "A7: ...").
       summary: the verdict in one line, "" for none; it comes first, and the messages with it.
       facts: as for a section.
-      pictures: file names beside the report, by title.
+      pictures: file names beside the report, by title; a page has its own.
+      users: single users to look through on a page.
     """
 
     title: str
@@ -76,6 +86,7 @@ class Document:
     summary: str = ""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     pictures: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    users: Users | None = None
 
 
 def as_text(document: Document) -> str:
@@ -92,6 +103,8 @@ def as_text(document: Document) -> str:
         show(document.summary, *messages)
         console.print()
     for section in document.sections:
+        if not section.tables and not section.lines:
+            continue
         show(section.title)
         for table in section.tables:
             show(table.note)
@@ -124,12 +137,6 @@ def as_markdown(document: Document) -> str:
     return "\n".join([*lines, *_markdown_facts(document.facts)])
 
 
-def as_html(document: Document) -> str:
-    """Returns one HTML page with all details; every text is escaped."""
-    template = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
-    return template.render(document=document)
-
-
 def as_json(values: Any) -> str:
     """Returns the values behind a report as JSON; records become objects.
 
@@ -151,7 +158,7 @@ def write(folder: Path, name: str, document: Document, values: Any) -> None:
     texts = {
         "json": as_json(values),
         "md": as_markdown(document),
-        "html": as_html(document),
+        "html": page.as_html(document),
         "txt": as_text(document),
     }
     for ending, text in texts.items():
@@ -194,32 +201,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is no JSON value")
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head><meta charset="utf-8"><title>{{ document.title }}</title><style>
-body { font: 15px sans-serif; max-width: 75em; margin: 2em auto; }
-table { border-collapse: collapse; } td, th { border: 1px solid #ccc; padding: .2em .6em; }
-</style></head>
-<body><h1>{{ document.title }}</h1><p>{{ document.summary }}</p>
-{% macro protocol(facts) %}
-{% for name, value in facts.items() %}<p>{{ name }}: <code>{{ value }}</code></p>{% endfor %}
-{% endmacro %}
-{% for kind, message in document.messages %}<p><b>{{ kind }}</b> {{ message }}</p>{% endfor %}
-{% for section in document.sections %}<h2>{{ section.title }}</h2>
-{% for table in section.all_tables %}<p>{{ table.note }}</p>
-<table><tr>{% for name in table.header %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in table.rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table>
-{% for note in table.footnotes %}<p>{{ note }}</p>{% endfor %}
-{% endfor %}
-{{ protocol(section.facts) }}
-{% endfor %}
-{% for title, name in document.pictures.items() %}<h2>{{ title | capitalize }}</h2>
-<img alt="{{ title }}" src="{{ name }}">
-{% endfor %}
-{{ protocol(document.facts) }}
-</body></html>
-"""

@@ -17,7 +17,7 @@ from instructrec_jax.manifest import (
     find_finished,
     read_manifest,
 )
-from instructrec_jax.report import tables
+from instructrec_jax.report import page, tables
 from instructrec_jax.settings import Count, Seed, check_arguments
 from instructrec_jax.stages.annotate.export import open_prepared
 from instructrec_jax.teacher import audit
@@ -88,8 +88,8 @@ def sample(
     )
     with files.atomic_directory(output_dir) as folder:
         (folder / SHEET).write_text(audit.as_csv(examples), encoding="utf-8")
-        page = tables.as_html(_page(manifest, examples))
-        (folder / "sheet.html").write_text(page, encoding="utf-8")
+        sheet = page.as_html(_page(manifest, examples))
+        (folder / "sheet.html").write_text(sheet, encoding="utf-8")
         (folder / TEXTS).write_text(audit.as_json(examples, measured), encoding="utf-8")
         manifest.write_finished(folder, TEXTS, "sheet.html")  # people fill in the CSV
     logger.info(

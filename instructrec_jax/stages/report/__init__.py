@@ -35,6 +35,7 @@ from instructrec_jax.stages.report.systems import (
     read_system,
     splits_of,
 )
+from instructrec_jax.stages.report.users import users_of
 from instructrec_jax.teacher.texts import Texts, read_texts_manifest
 from instructrec_jax.training.metrics_log import read_metrics
 
@@ -85,9 +86,7 @@ def report(
     planned = _plan(dataset, Path(prepared_dir), paths, metrics_file, choice)
     fused = [parts_of(given, list(paths)) for given in choice.fuse]
     if texts_dir is not None:
-        read_texts_manifest(texts_dir, prepared=prepared_files.hashes_of(prepared_dir))
-        texts_hash = files.sha256(Path(texts_dir) / manifest.FILE_NAME)
-        planned = dataclasses.replace(planned, inputs={**planned.inputs, "texts": texts_hash})
+        planned = _with_texts(planned, texts_dir, prepared_dir)
     export = export or ExportSettings()
     planned = export.added_to(planned, dataset)
     output = Path(output_dir)
@@ -104,10 +103,14 @@ def report(
             texts = Texts(texts_dir, data.histories, unpacked=unpacked)
         given = _Data(data, texts, Checks(data, texts, task_module=export.task_module), Items(data))
         made, ranked = _make_report(given, paths, choice.normalisers, planned, fused)
+        users = users_of(ranked, given.checks)
+    lines = None if metrics_file is None else list(read_metrics(metrics_file))
+    training = None if lines is None else (CURVE, curves.section(lines))
+    facts = ranking_report.provenance(planned)
+    document = ranking_report.document(made, training=training, users=users, facts=facts)
     with files.atomic_directory(output) as folder:
-        if metrics_file is not None:
-            curves.plot_training_curve(read_metrics(metrics_file), folder / CURVE)
-        document = ranking_report.document(made, curve=CURVE if metrics_file else None)
+        if lines is not None:
+            curves.plot_training_curve(lines, folder / CURVE)
         tables.write(folder, NAME, document, ranking_report.values(made))
         write_exports(folder, ranked, data, export)
         planned.write_finished(folder)
@@ -146,6 +149,13 @@ def _plan(
         **choice.told(),
     }
     return Manifest(stage="report", inputs=inputs, settings=settings)
+
+
+def _with_texts(planned: Manifest, texts_dir: Path | str, prepared_dir: Path | str) -> Manifest:
+    """Returns the manifest with texts on these prepared data among the inputs."""
+    read_texts_manifest(texts_dir, prepared=prepared_files.hashes_of(prepared_dir))
+    texts_hash = files.sha256(Path(texts_dir) / manifest.FILE_NAME)
+    return dataclasses.replace(planned, inputs={**planned.inputs, "texts": texts_hash})
 
 
 def _check_finished(path: Path) -> None:

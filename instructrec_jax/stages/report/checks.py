@@ -63,7 +63,7 @@ class Checks:
         targets = np.array([e.candidate_ids.index(e.target_id) for e in examples], np.int64)
         sizes = (prepared >= 0).sum(axis=1)
         drawn = self._drawn(examples)
-        records = list(self._records(drawn))
+        records = list(self.records(drawn))
         return [
             *validity.known_scorers(example_ids, prepared, targets),
             self._random(runs, sizes),
@@ -87,7 +87,7 @@ class Checks:
         keys = [stable_seed(_SEED, "checked", example.example_id) for example in examples]
         return [examples[row] for row in np.sort(np.argsort(keys, kind="stable")[:NUM_RECORDS])]
 
-    def _records(self, examples: Sequence[CandidateList]) -> Iterator[InstructionRecord]:
+    def records(self, examples: Sequence[CandidateList]) -> Iterator[InstructionRecord]:
         """Yields the records of examples as `build` makes them."""
         for example in examples:
             number = self._numbers(example.protocol)[example.example_id]

@@ -137,7 +137,7 @@ def _template_rows(
             continue
         rank, _ = run.scores.ranks_and_ties(template, run.normaliser)
         metrics = slices.event_metrics(rank[[number[name] for name in ids]], events.event)
-        yield from slices.slice_rows(run.name, "template", _all(metrics, template), metrics)
+        yield from slices.slice_rows(run.name, details.TEMPLATE, _all(metrics, template), metrics)
         if (variant := variant_of(template)) is not None:
             by_cell.setdefault(variant.cell, []).append(metrics)
     for cell, of_templates in by_cell.items():

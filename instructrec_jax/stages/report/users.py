@@ -1,0 +1,109 @@
+"""Draws the single users that the page of a report shows."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from instructrec_jax.instructions.render import render_record
+from instructrec_jax.records import InstructionRecord
+from instructrec_jax.report.results import is_repeat
+from instructrec_jax.report.users import Scenario, User, Users, packed
+from instructrec_jax.seeds import stable_seed
+from instructrec_jax.stages.report.checks import Checks
+from instructrec_jax.stages.report.exports import Ranked
+from instructrec_jax.stages.report.systems import RankedExample, Run
+
+NUM_USERS = 200  # of a scenario
+_MAX_HISTORY = 20  # titles
+_SEED = 0
+
+
+def users_of(ranked: Sequence[Ranked], checks: Checks) -> Users:
+    """Returns some users of every scenario, the same in every report of it.
+
+    Args:
+      ranked: what all systems ranked in each scenario; of several runs the first counts.
+      checks: makes the records again that the prompts are written from.
+    """
+    return packed([_scenario(found, checks) for found in ranked])
+
+
+def _scenario(ranked: Ranked, checks: Checks) -> Scenario:
+    runs = [run for run in ranked.test if not is_repeat(run.name)]
+    rows, total = _drawn(runs[-1])
+    return Scenario(
+        name=ranked.scenario,
+        total=total,
+        systems=[
+            {"name": run.name, "template": run.template, "normaliser": run.normaliser}
+            for run in runs
+        ],
+        users=_users(ranked.scenario, runs, rows, checks),
+    )
+
+
+def _drawn(run: Run) -> tuple[list[int], int]:
+    """Returns the rows of drawn examples, one an event, and the number of events."""
+    examples = run.examples
+    first_of = {
+        (example.user_id, example.position, example.target_id): row
+        for row, example in reversed(list(enumerate(examples)))
+    }
+    keys = {row: stable_seed(_SEED, "shown", examples[row].example_id) for row in first_of.values()}
+    return sorted(keys, key=lambda row: keys[row])[:NUM_USERS], len(keys)
+
+
+def _users(
+    scenario: str, runs: Sequence[Run], rows: Sequence[int], checks: Checks
+) -> Iterator[User]:
+    """Yields the examples of some rows with what every system thought of them."""
+    own = [dataclasses.replace(run, rows=run.rows[rows]) for run in runs]
+    variants = {run.template: checks.variant(run.template) for run in own}
+    records = checks.records(own[-1].examples)
+    for record, *found in zip(records, *(run.ranked() for run in own), strict=True):
+        scores = [_scores(one, record.candidate_ids) for one in found]
+        yield User(
+            id=record.example_id,
+            user=record.user_id,
+            query=_query(scenario, record),
+            history=record.history[-_MAX_HISTORY:],
+            candidates=record.candidates,
+            target=record.candidate_ids.index(record.target_id),
+            prompts={
+                template: render_record(variant, record)[0]
+                for template, variant in variants.items()
+                if variant is not None
+            },
+            log_likelihoods=[own[0] for own in scores],
+            values=[own[1] for own in scores],
+            places=[own[2] for own in scores],
+        )
+
+
+def _query(scenario: str, record: InstructionRecord) -> str:
+    """Returns what was asked for, the first text where there are several."""
+    texts = {
+        "specific": (record.specific_intention,),
+        "vague": record.vague_intention,
+        "second_vague": record.second_vague_intention,
+    }
+    return next(iter(texts.get(scenario.partition(".")[2], ())), "")
+
+
+def _scores(
+    found: RankedExample, ids: Sequence[int]
+) -> tuple[list[float | None], list[float | None], list[int]]:
+    """Returns log-likelihoods, what ranks, and places of the candidates, in the record's order."""
+    index_of = {item: index for index, item in enumerate(found.candidate_ids.tolist())}
+    places = np.argsort(found.order) + 1
+    order = [index_of[item] for item in ids]
+    return (
+        _rounded(found.log_likelihood[order]),
+        _rounded(found.values[order]),
+        places[order].tolist(),
+    )
+
+
+def _rounded(values: np.ndarray) -> list[float | None]:
+    return [round(float(value), 4) if np.isfinite(value) else None for value in values]
