@@ -98,6 +98,7 @@ def test_all_is_each_of_them_in_a_folder_of_its_name(toy_prepared, tmp_path, mon
     some = [verb for verb in baseline_verbs.UNTRAINED if verb.name in ("ease", "popularity")]
     monkeypatch.setattr(baseline_verbs, "UNTRAINED", some)
     monkeypatch.setattr(baseline_verbs, "TRAINED", ())
+    monkeypatch.setattr(baseline_verbs, "SEARCH", ())
     words = ["baseline", "all", f"--prepared_dir={toy_prepared}", f"--output_dir={tmp_path}"]
     assert main.main(words) == 0
     for name in ("ease", "popularity"):
