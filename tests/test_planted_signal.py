@@ -1,6 +1,7 @@
 """Every baseline finds what was planted in an invented world, to within 2 % of a stated bound."""
 
 import dataclasses
+import os
 
 import numpy as np
 import planted_world
@@ -32,6 +33,10 @@ SMALL = [
         for size in ("emb_dim=32", "mlp_dim=32", "max_length=20")
     ),
 ]
+
+BY_HAND = pytest.mark.skipif(
+    "INSTRUCTREC_LONG" not in os.environ, reason="takes minutes; INSTRUCTREC_LONG=1 runs it"
+)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +102,9 @@ def test_nothing_is_above_bayes_rule_over_all_tastes(data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sasrec", "sasrec_softmax", "bert4rec", "matcher"])
+@pytest.mark.parametrize(
+    "name", ["sasrec", "sasrec_softmax", "bert4rec", pytest.param("matcher", marks=BY_HAND)]
+)
 def test_what_is_trained_is_as_good_as_the_true_probabilities_of_pairs(data, world, name, tmp_path):
     words = ["baseline", name, f"--prepared_dir={world}", f"--output_dir={tmp_path / name}"]
     assert main.main([*words, *SMALL]) == 0
@@ -108,7 +115,7 @@ def test_what_is_trained_is_as_good_as_the_true_probabilities_of_pairs(data, wor
     assert ndcg(examples, np.stack(scores.log_likelihood)) >= CLOSE * ndcg(examples, best)
 
 
-@pytest.mark.slow
+@BY_HAND
 def test_tem_is_as_good_as_the_true_category_and_then_the_true_probabilities_of_pairs(
     data, world, tmp_path
 ):
@@ -122,7 +129,7 @@ def test_tem_is_as_good_as_the_true_category_and_then_the_true_probabilities_of_
     assert ndcg(examples, found) >= CLOSE * ndcg(examples, best)
 
 
-@pytest.mark.slow
+@BY_HAND
 def test_dssm_is_as_good_as_the_true_kind_of_a_title(tmp_path):
     """Titles tell the kind, the second label of a category, and never the style, the third."""
     many = dataclasses.replace(

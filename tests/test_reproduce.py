@@ -212,10 +212,3 @@ def test_unknown_tables_and_flags_of_another_scale_are_named():
         )
     with pytest.raises(UserError, match="--input_dir belongs to --scale=cpu"):
         ReproduceSettings(input_dir="logs")
-
-
-@pytest.mark.slow
-def test_all_tables_are_made_of_the_invented_world(tmp_path):
-    assert main(["reproduce", "all", f"--output_dir={tmp_path}"]) == 0
-    for name in paper()["tables"]:
-        assert (tmp_path / name / "table" / "table.md").exists()
