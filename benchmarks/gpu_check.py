@@ -258,8 +258,7 @@ def measure_gradient(size: str) -> Figures:
     for where in (jax.devices()[0], jax.devices("cpu")[0]):
         (loss, _), grads = gradient(jax.device_put(model, where), jax.device_put(batch, where))
         found.append((float(loss), float(optax.tree.norm(grads))))
-    (loss, norm), (exact_loss, exact_norm) = found
-    return {"loss": abs(loss / exact_loss - 1), "gradient_norm": abs(norm / exact_norm - 1)}
+    return {n: abs(a / b - 1) for n, a, b in zip(("loss", "gradient_norm"), *found, strict=True)}
 
 
 def difference(found: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:

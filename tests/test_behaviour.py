@@ -55,11 +55,11 @@ def test_a_model_that_means_its_probabilities_is_calibrated():
     assert behaviour.calibration_error(certain) == 1.0 and certain[-1].num_examples == 1
 
 
-def test_a_ranker_that_likes_the_first_place_is_found():
+def test_a_ranker_that_likes_the_first_index_is_found():
     even = np.eye(4)[np.arange(100) % 4]
-    assert behaviour.place_p_value(even) == pytest.approx(1.0)
-    assert behaviour.place_p_value(np.eye(4)[np.arange(100) % 4 % 3]) < 1e-3
-    assert behaviour.place_p_value(even[:19]) is None, "too few"
+    assert behaviour.index_p_value(even) == pytest.approx(1.0)
+    assert behaviour.index_p_value(np.eye(4)[np.arange(100) % 4 % 3]) < 1e-3
+    assert behaviour.index_p_value(even[:19]) is None, "too few"
 
 
 def test_numbers_are_divided_into_groups_of_about_as_many_events():
@@ -103,7 +103,7 @@ def test_a_slice_has_the_interval_of_its_standard_error():
 def test_a_report_holds_rows_of_equal_keys_in_json_and_tables_in_markdown(tmp_path):
     found = run(make_folders(tmp_path), tmp_path / "out", metrics_file=None)["scenarios"]
     for scenario, result in found.items():
-        for name in ("slices", "behaviour", "reliability", "first_places"):
+        for name in ("slices", "behaviour", "reliability", "first_ranks"):
             assert len({tuple(row) for row in result[name]}) == 1, (scenario, name)
     own = found["sequential"]
     assert [row["system"] for row in own["behaviour"]] == ["target", *own["test"]]
@@ -117,8 +117,9 @@ def test_a_report_holds_rows_of_equal_keys_in_json_and_tables_in_markdown(tmp_pa
     by_title = [row for row in own["slices"] if row["by"] == "history length"]
     assert {row["num_events"] for row in by_title} == {NUM_USERS}
     assert own["left_out"] == ["age of the target: the log has no times"]
-    places = [row for row in own["first_places"] if row["system"] == "model"]
-    assert sum(row["share"] for row in places) == pytest.approx(1.0) and len(places) == 10
+    indices = [row for row in own["first_ranks"] if row["system"] == "model"]
+    assert [row["index"] for row in indices] == list(range(1, 11))
+    assert sum(row["share"] for row in indices) == pytest.approx(1.0) and len(indices) == 10
     assert sum(row["num_examples"] for row in own["reliability"]) == NUM_USERS
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| by | group | n | random" in text and "Reliability" in text

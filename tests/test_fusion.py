@@ -117,6 +117,19 @@ def test_the_figures_are_those_of_the_chosen_weights_worked_out_anew(folder, tmp
         assert found["test"]["one+other"][name]["estimate"] == pytest.approx(value)
 
 
+def test_parts_of_the_events_are_the_same_for_a_fused_system(folder, tmp_path):
+    found = fused(folder, tmp_path / "out", "one", "other", fuse="one+other")
+    parts = {
+        system: [
+            (row["by"], row["group"], row["num_events"])
+            for row in found["slices"]
+            if row["system"] == system and row["by"] == "index of the target"
+        ]
+        for system in ("one", "other", "one+other")
+    }
+    assert parts["one"] and parts["one"] == parts["other"] == parts["one+other"]
+
+
 def test_a_fused_system_may_have_a_name_of_its_own(folder, tmp_path):
     found = fused(folder, tmp_path / "out", "one", "other", fuse="both=one+other")
     assert "both" in found["test"] and "one+other" not in found["test"]

@@ -30,7 +30,7 @@ def user(number, title="Kite", **changes):
         "prompts": {},
         "log_likelihoods": [[-1.25] * 9 + [None]] * 2,
         "values": [[-0.5] * 10] * 2,
-        "places": [list(range(1, 11))] * 2,
+        "ranks": [list(range(1, 11))] * 2,
     }
     return User(**(values | changes))
 
@@ -132,7 +132,7 @@ def test_ids_are_unique_and_controls_have_labels(hostile):
 
 def test_a_page_of_many_users_with_eight_systems_stays_small():
     prompts = {f"A{n}": "word " * 2000 for n in range(8)}
-    long = [user(n, "t" * 200, prompts=prompts, places=[list(range(10))] * 8) for n in range(300)]
+    long = [user(n, "t" * 200, prompts=prompts, ranks=[list(range(10))] * 8) for n in range(300)]
     found = packed(*long, max_bytes=users.MAX_BYTES)
     taken = found.data["scenarios"][0]["users"]
     assert 0 < len(taken) < 300 and f"{len(taken)} of 900 test events" in found.about
@@ -173,7 +173,7 @@ def test_the_report_has_its_pictures_users_and_provenance(tmp_path):
     first = data["scenarios"][0]
     assert [own["name"] for own in first["systems"]][-1] == "model"
     assert first["total"] == len(first["users"]) == NUM_USERS
-    hits = [own["places"][-1][own["target"]] == 1 for own in first["users"]]
+    hits = [own["ranks"][-1][own["target"]] == 1 for own in first["users"]]
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     rate = report["scenarios"]["sequential"]["test"]["model"]["hr@1"]["estimate"]
     assert sum(hits) / len(hits) == pytest.approx(rate)

@@ -56,10 +56,10 @@ def test_a_random_scorer_is_at_chance_and_a_better_or_worse_one_is_not():
 
 
 def test_a_target_that_often_stands_first_is_found():
-    assert validity.target_places(LISTS[:90], TARGETS[:90]).status == NOT_RUN, "30 of 12"
+    assert validity.target_indices(LISTS[:90], TARGETS[:90]).status == NOT_RUN, "30 of 12"
     lists = LISTS[:, :10]
-    assert validity.target_places(lists, TARGETS).status == PASSED
-    assert validity.target_places(lists, TARGETS // 2).status == FAILED
+    assert validity.target_indices(lists, TARGETS).status == PASSED
+    assert validity.target_indices(lists, TARGETS // 2).status == FAILED
 
 
 def test_rows_of_other_candidates_are_named_and_the_order_does_not_matter():

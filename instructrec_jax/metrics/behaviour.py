@@ -104,8 +104,8 @@ def gini(amounts: ArrayLike) -> float:
     number = len(ordered)
     if not ordered.sum():
         return 0.0
-    places = np.arange(1, number + 1)
-    return float((2 * places - number - 1) @ ordered / (number * ordered.sum()))
+    order = np.arange(1, number + 1)
+    return float((2 * order - number - 1) @ ordered / (number * ordered.sum()))
 
 
 def popularity_correlation(
@@ -177,10 +177,10 @@ def calibration_error(bins: list[Bin]) -> float:
     )
 
 
-def place_p_value(shares: NDArray[np.float64]) -> float | None:
-    """Returns how likely first ranks differ as much between places where the place is nothing.
+def index_p_value(shares: NDArray[np.float64]) -> float | None:
+    """Returns how likely first ranks differ as much by index where it does not matter.
 
-    Pearson's chi-square test against even shares; None below five first ranks a place.
+    Pearson's chi-square test against even shares; None below five first ranks per index.
 
     Args:
       shares: [n, c] see `first_shares`, of independent examples with c candidates each.

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from instructrec_jax.metrics import behaviour
 from instructrec_jax.report.charts import IntervalChart, LineChart, Mark
 from instructrec_jax.report.slices import SliceRow
-from instructrec_jax.report.tables import Table
+from instructrec_jax.report.tables import Table, figure
 
 TARGET = "target"  # stands for a system that ranks every target first
 TEMPLATE = "template"  # what rows of templates are divided by
-_SHOWN = ("Gini", "coverage", "head", "tail", "popularity", "calibration", "place p")
+_SHOWN = ("Gini", "coverage", "head", "tail", "popularity", "calibration", "index p")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class BehaviourRow:
       popularity_correlation: Spearman's, in each list; None where no list has one.
       calibration_error: of the softmax over candidates; None for scores that are no
         log-likelihoods, or of several rounds.
-      place_p_value: whether first ranks depend on the place in the prompt; None where no prompt
+      index_p_value: whether first ranks depend on the index in the prompt; None where no prompt
         shows all candidates, or examples are too few.
     """
 
@@ -43,7 +43,7 @@ class BehaviourRow:
     tail_share: float
     popularity_correlation: float | None
     calibration_error: float | None
-    place_p_value: float | None
+    index_p_value: float | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,19 +59,19 @@ class ReliabilityRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlaceRow:
-    """How often a system ranks the candidate at a place of the prompt first.
+class FirstRankRow:
+    """How often a system ranks the candidate at an index of the prompt first.
 
     Attributes:
       system: its name.
-      place: in the prompt, counted from 1.
+      index: in the prompt, counted from 1.
       num_examples: prompts, one of each event.
       share: of these in which this candidate is first.
-      expected: the share that each place has where the place does not matter.
+      expected: the share that each index has where it does not matter.
     """
 
     system: str
-    place: int
+    index: int
     num_examples: int
     share: float
     expected: float
@@ -85,14 +85,14 @@ class Details:
       slices: a row for each system and part of the events.
       behaviour: a row for each system, that of the targets first.
       reliability: ten rows for each system that gives log-likelihoods.
-      first_places: a row for each system and place, of those whose prompts show all candidates.
+      first_ranks: a row for each system and index, of those whose prompts show all candidates.
       left_out: what could not be computed, and why.
     """
 
     slices: Sequence[SliceRow] = ()
     behaviour: Sequence[BehaviourRow] = ()
     reliability: Sequence[ReliabilityRow] = ()
-    first_places: Sequence[PlaceRow] = ()
+    first_ranks: Sequence[FirstRankRow] = ()
     left_out: Sequence[str] = ()
 
 
@@ -105,18 +105,18 @@ def reliability_rows(
     return rows, behaviour.calibration_error(bins)
 
 
-def place_rows(system: str, shares: NDArray[np.float64]) -> list[PlaceRow]:
-    """Returns how often each place is ranked first; arguments as in `place_p_value`."""
+def first_rank_rows(system: str, shares: NDArray[np.float64]) -> list[FirstRankRow]:
+    """Returns how often each index is ranked first; arguments as in `index_p_value`."""
     number, width = shares.shape
     return [
-        PlaceRow(
+        FirstRankRow(
             system=system,
-            place=index + 1,
+            index=index,
             num_examples=number,
             share=float(share),
             expected=1 / width,
         )
-        for index, share in enumerate(shares.mean(axis=0))
+        for index, share in enumerate(shares.mean(axis=0), start=1)
     ]
 
 
@@ -125,8 +125,8 @@ def tables(details: Details) -> list[Table]:
     found = [_behaviour_table(details), _slices_table(details.slices)]
     if details.reliability:
         found.append(_reliability_table(details.reliability))
-    if details.first_places:
-        found.append(_places_table(details.first_places))
+    if details.first_ranks:
+        found.append(_first_ranks_table(details.first_ranks))
     return found
 
 
@@ -136,16 +136,16 @@ def _behaviour_table(details: Details) -> Table:
         note="Behaviour at rank 1: Gini and coverage over all candidate items, share of the most "
         "popular fifth (head) and the less popular half (tail) of the catalogue; Spearman's "
         "correlation of scores with popularity; expected calibration error of the softmax over "
-        "candidates; chi-square test of the place in the prompt. The first row is that of the "
+        "candidates; chi-square test of the index in the prompt. The first row is that of the "
         "targets.",
         header=["system", *_SHOWN],
         rows=[
             [
                 row.system,
-                *map(_number, (row.gini, row.coverage, row.head_share, row.tail_share)),
-                _number(row.popularity_correlation),
-                _number(row.calibration_error),
-                "-" if row.place_p_value is None else f"{row.place_p_value:.2g}",
+                *map(figure, (row.gini, row.coverage, row.head_share, row.tail_share)),
+                figure(row.popularity_correlation),
+                figure(row.calibration_error),
+                "-" if row.index_p_value is None else f"{row.index_p_value:.2g}",
             ]
             for row in details.behaviour
         ],
@@ -176,7 +176,7 @@ def _slice(row: SliceRow | None) -> str:
     if row is None:
         return "-"
     value = row.metrics["ndcg@5"]
-    shown = f"{_number(value.estimate)} {_number(value.low)}-{_number(value.high)}"
+    shown = f"{figure(value.estimate)} {figure(value.low)}-{figure(value.high)}"
     return shown + (" *" if row.is_below else "")
 
 
@@ -192,7 +192,7 @@ def _slices_chart(rows: Sequence[SliceRow], system: str) -> IntervalChart:
             Mark(
                 label=f"{row.by}: {row.group}",
                 interval=value,
-                shown=_number(value.estimate),
+                shown=figure(value.estimate),
                 is_notable=row.is_below,
             )
             for row, value in own
@@ -210,14 +210,14 @@ def _reliability_chart(rows: Sequence[ReliabilityRow]) -> LineChart:
     return LineChart(title="Accuracy by probability", x_label="probability", series=series)
 
 
-def _places_chart(rows: Sequence[PlaceRow]) -> LineChart:
-    """Returns the picture of the shares by place."""
+def _first_ranks_chart(rows: Sequence[FirstRankRow]) -> LineChart:
+    """Returns the picture of the shares by index."""
     series: dict[str, list[tuple[float, float]]] = {"expected": []}
     for row in rows:
-        series.setdefault(row.system, []).append((row.place, row.share))
+        series.setdefault(row.system, []).append((row.index, row.share))
         if row.system == rows[0].system:
-            series["expected"].append((row.place, row.expected))
-    return LineChart(title="Share of first ranks by place", x_label="place", series=series)
+            series["expected"].append((row.index, row.expected))
+    return LineChart(title="Share of first ranks by index", x_label="index", series=series)
 
 
 def _reliability_table(rows: Sequence[ReliabilityRow]) -> Table:
@@ -231,8 +231,8 @@ def _reliability_table(rows: Sequence[ReliabilityRow]) -> Table:
                 row.system,
                 f"{row.low:.1f}-{row.high:.1f}",
                 str(row.num_examples),
-                _number(row.confidence),
-                _number(row.accuracy),
+                figure(row.confidence),
+                figure(row.accuracy),
             ]
             for row in rows
             if row.num_examples
@@ -240,25 +240,20 @@ def _reliability_table(rows: Sequence[ReliabilityRow]) -> Table:
     )
 
 
-def _places_table(rows: Sequence[PlaceRow]) -> Table:
+def _first_ranks_table(rows: Sequence[FirstRankRow]) -> Table:
     return Table(
-        title="Place in the prompt",
-        charts=[_places_chart(rows)],
-        note="Share of first ranks by the place of the candidate in the prompt.",
-        header=["system", "place", "n", "share", "expected"],
+        title="Index in the prompt",
+        charts=[_first_ranks_chart(rows)],
+        note="Share of first ranks by the index of the candidate in the prompt.",
+        header=["system", "index", "n", "share", "expected"],
         rows=[
             [
                 row.system,
-                str(row.place),
+                str(row.index),
                 str(row.num_examples),
-                _number(row.share),
-                _number(row.expected),
+                figure(row.share),
+                figure(row.expected),
             ]
             for row in rows
         ],
     )
-
-
-def _number(value: float | None) -> str:
-    """Returns three decimals without the leading zero, a dash for None."""
-    return "-" if value is None else f"{value:.3f}".replace("0.", ".", 1)

@@ -12,7 +12,7 @@ from typing import Any
 
 from instructrec_jax.metrics.ranking import METRIC_NAMES
 from instructrec_jax.metrics.statistics import Interval
-from instructrec_jax.report.tables import Document, Section, Table
+from instructrec_jax.report.tables import Document, Section, Table, figure
 
 AGREES, UNCLEAR, DISAGREES, NOT_TESTED = "agrees", "unclear", "disagrees", "not tested"
 OURS = "InstructRec"  # the paper's name of its model
@@ -203,7 +203,7 @@ def _section(part: Part) -> Section:
 def _row_cells(row: Row) -> Iterator[list[str]]:
     """Yields the paper's figures, then ours with half the width of their intervals."""
     if row.paper:
-        yield [f"{row.system} (paper)", *(_number(value, 4) for value in row.paper)]
+        yield [f"{row.system} (paper)", *(figure(value, digits=4) for value in row.paper)]
     if row.ours:
         yield [row.name, *(_with_spread(row.ours[name]) for name in METRIC_NAMES)]
 
@@ -225,13 +225,13 @@ def _verdict_section(verdicts: Sequence[Verdict]) -> Section:
     """Returns what the paper's orderings are here."""
     rows = []
     for verdict in verdicts:
-        paper = "" if verdict.paper is None else _number(verdict.paper, 3, "+")
+        paper = "" if verdict.paper is None else figure(verdict.paper, "+")
         own = verdict.reason
         if verdict.ours is not None:
-            low, high = (_number(end, 3, "+") for end in (verdict.ours.low, verdict.ours.high))
-            own = f"{_number(verdict.ours.estimate, 3, '+')} [{low}, {high}]"
+            low, high = (figure(end, "+") for end in (verdict.ours.low, verdict.ours.high))
+            own = f"{figure(verdict.ours.estimate, '+')} [{low}, {high}]"
             own += "" if verdict.is_paired else ", not paired"
-        limit = "" if verdict.within is None else f" (within {_number(verdict.within, 2)})"
+        limit = "" if verdict.within is None else f" (within {figure(verdict.within, digits=2)})"
         text = f"{verdict.number}. {verdict.says}{limit}"
         rows.append([text, paper, own, verdict.verdict])
     header = ["ordering", "paper", "here", "verdict"]
@@ -243,14 +243,8 @@ def _verdict_section(verdicts: Sequence[Verdict]) -> Section:
 
 def _with_spread(value: Interval) -> str:
     """Returns such as '.562±.025'."""
-    return f"{_number(value.estimate, 3)}±{_number((value.high - value.low) / 2, 3)}"
+    return f"{figure(value.estimate)}±{figure((value.high - value.low) / 2)}"
 
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:+.2%}"
-
-
-def _number(value: float, digits: int, sign: str = "") -> str:
-    """Returns a number without the leading zero."""
-    text = f"{value:{sign}.{digits}f}"
-    return text.replace("0.", ".", 1) if abs(value) < 1 else text

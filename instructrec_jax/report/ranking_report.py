@@ -16,7 +16,7 @@ from instructrec_jax.report.results import (
     SystemResult,
     corrected_p_values,
 )
-from instructrec_jax.report.tables import Document, Section, Table
+from instructrec_jax.report.tables import Document, Section, Table, figure
 from instructrec_jax.report.users import Users
 from instructrec_jax.report.validity import FAILED, NOT_RUN, PASSED, Check
 
@@ -215,7 +215,7 @@ def _results_chart(systems: Sequence[SystemResult], metric: str) -> IntervalChar
             Mark(
                 label=system.name,
                 interval=system.metrics[metric],
-                shown=_short(system.metrics[metric].estimate),
+                shown=figure(system.metrics[metric].estimate),
             )
             for system in systems
         ],
@@ -230,7 +230,7 @@ def _forest(named: Sequence[SystemResult], metric: str) -> IntervalChart:
             Mark(
                 label=f"{system.name} minus {other}",
                 interval=(own := difference[metric]),
-                shown=_short(own.estimate, "+"),
+                shown=figure(own.estimate, "+"),
                 is_notable=own.low > 0 or own.high < 0,
             )
             for system in named
@@ -302,7 +302,7 @@ def _differences_table(named: list[SystemResult]) -> Table:
                     f"{_signed(difference[name])} {_p_value(corrected[system.name][other][name])}"
                     for name in METRIC_NAMES
                 ),
-                _short(difference["hr@1"].detectable),
+                figure(difference["hr@1"].detectable),
             ]
             for system in named
             for other, difference in system.minus.items()
@@ -312,7 +312,7 @@ def _differences_table(named: list[SystemResult]) -> Table:
 
 def _p_value(value: float) -> str:
     """Returns such as 'p .012', 'p <.001'."""
-    return "p <.001" if value < 0.001 else f"p {_short(value)}"
+    return "p <.001" if value < 0.001 else f"p {figure(value)}"
 
 
 def _choices_table(named: list[SystemResult]) -> Table:
@@ -327,7 +327,7 @@ def _choices_table(named: list[SystemResult]) -> Table:
                 choice.template_id + (" (chosen)" if choice == system.chosen else ""),
                 choice.normaliser,
                 str(choice.num_examples),
-                *(_short(choice.metrics[name]) for name in METRIC_NAMES),
+                *(figure(choice.metrics[name]) for name in METRIC_NAMES),
             ]
             for system in named
             for choice in system.choices
@@ -350,21 +350,14 @@ def _position_table(system: SystemResult) -> Table:
 
 def _rate(row: IndexRow) -> str:
     """Returns HR@1 at some indices, a dash where no target has one of them."""
-    return "-" if row.hit_rate is None else _short(row.hit_rate)
+    return "-" if row.hit_rate is None else figure(row.hit_rate)
 
 
 def _mean_and_interval(value: Interval) -> str:
     """Returns such as '.484 .452-.516'."""
-    return f"{_short(value.estimate)} {_short(value.low)}-{_short(value.high)}"
+    return f"{figure(value.estimate)} {figure(value.low)}-{figure(value.high)}"
 
 
 def _signed(value: Interval) -> str:
     """Returns such as '+.142 [+.101, +.183]'."""
-    return f"{_short(value.estimate, '+')} [{_short(value.low, '+')}, {_short(value.high, '+')}]"
-
-
-def _short(value: float, sign: str = "") -> str:
-    """Returns three decimals without the leading zero."""
-    return (
-        f"{value:{sign}.3f}".replace("0.", ".", 1) if abs(value) < 0.9995 else f"{value:{sign}.2f}"
-    )
+    return f"{figure(value.estimate, '+')} [{figure(value.low, '+')}, {figure(value.high, '+')}]"

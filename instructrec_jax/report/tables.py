@@ -89,6 +89,21 @@ class Document:
     users: Users | None = None
 
 
+def figure(value: float | None, sign: str = "", *, digits: int = 3) -> str:
+    """Returns such as ".484", and "1.00", which is as wide; a dash for None.
+
+    Args:
+      value: a metric, or a difference of two.
+      sign: "+" shows that of all values.
+      digits: decimals of what is below 1.
+    """
+    if value is None:
+        return "-"
+    if abs(value) < 1 - 10**-digits / 2:
+        return f"{value:{sign}.{digits}f}".replace("0.", ".", 1)
+    return f"{value:{sign}.{digits - 1}f}"
+
+
 def as_text(document: Document) -> str:
     """Returns plain text that fits 100 columns and needs no terminal."""
     stream = io.StringIO()

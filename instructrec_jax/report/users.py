@@ -18,11 +18,11 @@ class User:
       query: what was asked for; "" for nothing.
       history: titles before the target, oldest first.
       candidates: titles.
-      target: its place among the candidates, from 0.
+      target: its index among the candidates, from 0.
       prompts: by the name of each template that a system chose.
       log_likelihoods: [systems][candidates], natural log; None where it is not finite.
       values: the same under each system's normaliser.
-      places: the same, 1 the best; of equal ones the target is the last.
+      ranks: the same, 1 the best; of equal ones the target is the last.
     """
 
     id: str
@@ -34,7 +34,7 @@ class User:
     prompts: Mapping[str, str]
     log_likelihoods: Sequence[Sequence[float | None]]
     values: Sequence[Sequence[float | None]]
-    places: Sequence[Sequence[int]]
+    ranks: Sequence[Sequence[int]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from instructrec_jax.records import CandidateList, InstructionRecord
 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 ORACLE, CONSTANT, RANDOM = "oracle scorer", "constant scorer", "random scorer"
-SAME_CANDIDATES, PLACE, HISTORY = "same candidates", "place of the target", "history"
+SAME_CANDIDATES, INDEX, HISTORY = "same candidates", "index of the target", "history"
 PREFERENCES, LABEL_SWAP, SHUFFLED = "preferences", "label swap", "shuffled labels"
 _NUM_IDS = 5
 _NUM_DRAWS = 20_000
@@ -146,8 +146,8 @@ def at_chance(check: str, rank: NDArray[np.int64], sizes: NDArray[np.integer]) -
     )
 
 
-def target_places(candidate_ids: NDArray[np.int64], target_index: NDArray[np.int64]) -> Check:
-    """Returns whether the target stands at every place of its list alike often.
+def target_indices(candidate_ids: NDArray[np.int64], target_index: NDArray[np.int64]) -> Check:
+    """Returns whether the target has every index in its list alike often.
 
     Args:
       candidate_ids: [n, longest], -1 at padding.
@@ -158,10 +158,10 @@ def target_places(candidate_ids: NDArray[np.int64], target_index: NDArray[np.int
     width, index = int(sizes.max()), target_index[is_widest]
     counts = np.bincount(index, minlength=width)
     if len(index) < 5 * width:
-        return not_run(PLACE, f"{len(index)} lists are too few for {width} places")
+        return not_run(INDEX, f"{len(index)} lists are too few for {width} indices")
     p_value = float(stats.chisquare(counts).pvalue)
     return Check(
-        check=PLACE,
+        check=INDEX,
         status=PASSED if p_value > _LEVEL else FAILED,
         found=f"{counts.min()} to {counts.max()} targets at each of {width}, p {p_value:.2g}",
     )

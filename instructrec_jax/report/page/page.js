@@ -52,7 +52,7 @@ function users(data) {
   const [scenario, search, order, found] = ["scenario", "search", "order", "found"].map(byId);
   const title = (index) => data.titles[index];
   const chosen = () => data.scenarios[scenario.value];
-  const rank = (user, system) => user.places[system][user.target];
+  const rank = (user, system) => user.ranks[system][user.target];
   const textOf = (user) => {
     const titles = [...user.history, ...user.candidates].map(title);
     return [user.id, user.user, user.query, ...Object.values(user.prompts), ...titles].join("\n").toLowerCase();
@@ -85,13 +85,13 @@ function users(data) {
     const { systems } = chosen();
     const numbers = systems.map((_, n) => n).reverse(); // baselines stand first, and matter least
     const number = (value) => (value === null || value === undefined ? "-" : value.toFixed(3));
-    const last = user.places.at(-1); // the best first by the last system
-    const places = user.candidates.map((_, n) => n).sort((a, b) => last[a] - last[b]);
-    const rows = places.map((n) => {
+    const last = user.ranks.at(-1); // the best first by the last system
+    const order = user.candidates.map((_, n) => n).sort((a, b) => last[a] - last[b]);
+    const rows = order.map((n) => {
       const isTarget = n === user.target;
       const cells = numbers.flatMap((s) => {
         const sum = systems[s].normaliser === "sum" ? [] : [number(user.log_likelihoods[s][n])];
-        return [user.places[s][n], number(user.values[s][n]), ...sum];
+        return [user.ranks[s][n], number(user.values[s][n]), ...sum];
       });
       const name = make("th", { scope: "row" }, title(user.candidates[n]) + (isTarget ? " (target)" : ""));
       return make("tr", { className: isTarget ? "hit" : "" }, name, ...cells.map((cell) => make("td", {}, String(cell))));

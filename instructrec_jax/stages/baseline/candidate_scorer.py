@@ -7,13 +7,21 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from instructrec_jax.baselines.recommender import RowSource
+from instructrec_jax.baselines.recommender import Batch, RowSource
 from instructrec_jax.models.sharding import constrained_by
 from instructrec_jax.parallel.mesh import LogicalMesh
 from instructrec_jax.parallel.placement import num_batch_shares, place_batch
 from instructrec_jax.records import CandidateList
 
 _SCORED_ROWS = 1024  # examples scored at a time
+
+
+def filled(batch: Batch, size: int) -> Batch:
+    """Returns a batch of so many rows, the first one repeated: all batches are of one shape."""
+    return {
+        name: np.concatenate([rows, rows[:1].repeat(size - len(rows), 0)])
+        for name, rows in batch.items()
+    }
 
 
 class CandidateScorer:
@@ -50,9 +58,7 @@ class CandidateScorer:
             end = min(begin + self._size, len(examples))
             asked = None if queries is None else queries[begin:end]
             batch = self._rows.scoring_batch(examples[begin:end], candidate_ids[begin:end], asked)
-            missing = self._size - (end - begin)  # every batch has the same shape
-            filled = {k: np.concatenate([v, v[:1].repeat(missing, 0)]) for k, v in batch.items()}
-            placed = place_batch(filled, self._mesh)
+            placed = place_batch(filled(batch, self._size), self._mesh)
             found.append(np.asarray(self._scores(model, placed))[: end - begin])
         scores = np.concatenate(found)
         return np.where(candidate_ids >= 0, scores, -np.inf).astype(np.float32)

@@ -17,6 +17,7 @@ from instructrec_jax.models.sharding import constrained_by
 from instructrec_jax.parallel.mesh import LogicalMesh
 from instructrec_jax.parallel.placement import num_batch_shares, place_batch
 from instructrec_jax.records import CandidateList
+from instructrec_jax.stages.baseline.candidate_scorer import filled
 
 _logger = logging.getLogger(__name__)
 FOLDER = "retrieved"
@@ -95,8 +96,5 @@ class Retriever:
     def _found(self, read: Callable[..., jax.Array], batch: Batch) -> NDArray[np.float32]:
         """Returns what a function of the model makes of a batch, filled up to one shape."""
         number = len(batch["tokens"])
-        filled = {
-            name: np.concatenate([rows, rows[:1].repeat(self._size - number, 0)])
-            for name, rows in batch.items()
-        }
-        return np.asarray(read(self._model, place_batch(filled, self._mesh)))[:number]
+        placed = place_batch(filled(batch, self._size), self._mesh)
+        return np.asarray(read(self._model, placed))[:number]

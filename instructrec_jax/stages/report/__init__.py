@@ -290,7 +290,7 @@ def _scenario(
     first_examples = [examples[row] for row in firsts]
     details = {
         "num_examples": len(firsts),
-        "num_draws": f"{len(examples) / len(firsts):g}",
+        "num_draws": f"{len(examples) / len(firsts):.3g}",
         "num_examples_left_out": max(len(entry.examples) for entry in entries) - len(examples),
         "num_candidates": counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}",
     }

@@ -68,7 +68,7 @@ class Checks:
             *validity.known_scorers(example_ids, prepared, targets),
             self._random(runs, sizes),
             validity.same_candidates(example_ids, ids),
-            validity.target_places(prepared[firsts], targets[firsts]),
+            validity.target_indices(prepared[firsts], targets[firsts]),
             validity.histories(examples, self._data),
             self._preferences(drawn, records),
             self._label_swap(runs, records),

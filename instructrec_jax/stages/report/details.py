@@ -104,14 +104,17 @@ def details_of(
       variant_of: returns the template of an id, None where it is unknown.
     """
     groups, rows = list(items.groups(events)), []
+    firsts = [events.examples[row] for row in events.firsts]
+    # As the lists were drawn: what a system has written may be in another order.
+    indices = [e.candidate_ids.index(e.target_id) + 1 for e in firsts]
+    index = slices.by_number(np.array(indices, np.int64))
     for run in runs:
         rank, _ = run.ranks_and_ties()
         metrics = slices.event_metrics(rank, events.event)
         for by, own in groups:
             rows += slices.slice_rows(run.name, by, own, metrics)
         of_firsts = slices.event_metrics(rank[events.firsts], None)
-        places = slices.by_number(run.table.target_index[events.firsts] + 1)
-        rows += slices.slice_rows(run.name, "place of the target", places, of_firsts)
+        rows += slices.slice_rows(run.name, "index of the target", index, of_firsts)
     for run in runs[num_baselines:]:
         rows += _template_rows(run, events, variant_of)
     found = [_behaviour(run, events, items, variant_of) for run in runs]
@@ -119,7 +122,7 @@ def details_of(
         slices=rows,
         behaviour=[_of_targets(runs[-1], items), *(own.row for own in found)],
         reliability=[row for own in found for row in own.reliability],
-        first_places=[row for own in found for row in own.places],
+        first_ranks=[row for own in found for row in own.first_ranks],
         left_out=[] if items.has_times else ["age of the target: the log has no times"],
     )
 
@@ -153,7 +156,7 @@ def _all(metrics: NDArray[np.float64], name: str) -> Groups:
 class _Behaviour(NamedTuple):
     row: BehaviourRow
     reliability: Sequence[details.ReliabilityRow]
-    places: Sequence[details.PlaceRow]
+    first_ranks: Sequence[details.FirstRankRow]
 
 
 def _behaviour(
@@ -168,12 +171,12 @@ def _behaviour(
     has_tokens = len(run.scores.normalisers(run.template, None)) > 1
     if has_tokens and not run.scores.has_rounds(run.template):
         bins, error = details.reliability_rows(run.name, table.log_likelihood, table.target_index)
-    places: list[details.PlaceRow] = []
+    first_ranks: list[details.FirstRankRow] = []
     variant = variant_of(run.template)
     is_shown = variant is None or shows_candidates(variant)
     if run.scores.shows_all() and is_shown and is_there.all():
-        places = details.place_rows(run.name, shares[events.firsts])
-        p_value = behaviour.place_p_value(shares[events.firsts])
+        first_ranks = details.first_rank_rows(run.name, shares[events.firsts])
+        p_value = behaviour.index_p_value(shares[events.firsts])
     exposure = behaviour.exposure(table.candidate_ids, shares, items.counts)
     correlation = behaviour.popularity_correlation(table.candidate_ids, table.values, items.counts)
     row = BehaviourRow(
@@ -182,9 +185,9 @@ def _behaviour(
         **exposure._asdict(),
         popularity_correlation=correlation,
         calibration_error=error,
-        place_p_value=p_value,
+        index_p_value=p_value,
     )
-    return _Behaviour(row, bins, places)
+    return _Behaviour(row, bins, first_ranks)
 
 
 def _of_targets(run: Run, items: Items) -> BehaviourRow:
@@ -198,5 +201,5 @@ def _of_targets(run: Run, items: Items) -> BehaviourRow:
         **exposure._asdict(),
         popularity_correlation=None,
         calibration_error=None,
-        place_p_value=None,
+        index_p_value=None,
     )

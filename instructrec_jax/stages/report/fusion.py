@@ -183,13 +183,13 @@ class _Aligned:
             return np.stack([ranking.stack_rows(own, -np.inf) for own in rows])
 
         targets = [first[example].target_id for example in shared]
-        places = [np.searchsorted(own, target) for own, target in zip(ids, targets, strict=True)]
+        indices = [np.searchsorted(own, target) for own, target in zip(ids, targets, strict=True)]
         return cls(
             examples=shared,
             candidate_ids=ids,
             centred=stacked(_centred),
             reciprocal_ranks=stacked(_reciprocal_ranks),
-            target_index=np.array(places, np.int64),
+            target_index=np.array(indices, np.int64),
         )
 
     def spreads(self) -> NDArray[np.float64]:

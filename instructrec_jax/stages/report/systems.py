@@ -390,9 +390,8 @@ def read_system(name: str, paths: Sequence[Path], known: Known) -> System:
             f"{paths[0]} was scored with CANDIDATE_VIEW {dict(validation.view)} and {paths[1]} "
             f"with {dict(test.view)}; score both splits with the same"
         )
-    checkpoints = [own.metadata.get("checkpoint") for own in scores]
     steps = [own.metadata.get("checkpoint_step") for own in scores]
-    if checkpoints[0] != checkpoints[1]:
+    if scores[0].metadata.get("checkpoint") != scores[1].metadata.get("checkpoint"):
         raise UserError(
             f"{paths[0]} was scored with checkpoint step {steps[0]} and {paths[1]} with another of "
             f"step {steps[1]}; score both splits with the same checkpoint"

@@ -77,7 +77,7 @@ def _users(
             },
             log_likelihoods=[own[0] for own in scores],
             values=[own[1] for own in scores],
-            places=[own[2] for own in scores],
+            ranks=[own[2] for own in scores],
         )
 
 
@@ -94,14 +94,14 @@ def _query(scenario: str, record: InstructionRecord) -> str:
 def _scores(
     found: RankedExample, ids: Sequence[int]
 ) -> tuple[list[float | None], list[float | None], list[int]]:
-    """Returns log-likelihoods, what ranks, and places of the candidates, in the record's order."""
+    """Returns log-likelihoods, what ranks, and ranks of the candidates, in the record's order."""
     index_of = {item: index for index, item in enumerate(found.candidate_ids.tolist())}
-    places = np.argsort(found.order) + 1
+    ranks = np.argsort(found.order) + 1
     order = [index_of[item] for item in ids]
     return (
         _rounded(found.log_likelihood[order]),
         _rounded(found.values[order]),
-        places[order].tolist(),
+        ranks[order].tolist(),
     )
 
 

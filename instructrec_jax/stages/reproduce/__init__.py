@@ -34,9 +34,9 @@ class ReproduceSettings:
     """At which scale a table is made, and of which data.
 
     Attributes:
-      scale: "tiny" is an invented world with a taste planted in it, in minutes; "cpu" is real data
-        and a small model that is trained from nothing, in less than an hour; "full" shows the
-        commands for Flan-T5 XL on the paper's data, and runs nothing.
+      scale: "tiny" is an invented world with a taste planted in it; "cpu" is real data and a small
+        model that is trained from nothing; "full" shows the commands for Flan-T5 XL on the paper's
+        data, and runs nothing.
       input_dir: at "cpu", folder with logs of your own; without it MovieLens-100K is fetched.
       dataset: name of these logs; without it my_data.
       other_dir: at "cpu", folder with logs of another data set, which table11 tries the model on;

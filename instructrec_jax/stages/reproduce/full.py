@@ -129,21 +129,16 @@ def _part(part: Mapping[str, Any]) -> Iterator[str]:
             yield f"instructrec score {_gin(files, macros)}"
         given.append(f"{model}={folder}")
     for system in part["baselines"]:
-        folder = f"{root}/baselines/{scenario}/{system}"
-        if system in UNTRAINED:
-            more = f" --texts_dir={_ROOT}/{kind if kind == OTHER else MAIN}/texts"
-            more += f" --scenarios {scenario}"
-        elif system in TRAINED:
-            texts = f"{_ROOT}/{kind if kind == OTHER else MAIN}/texts"
-            more = f" --texts_dir={texts} " + _gin([], {"SCENARIOS": [scenario]})
-        else:
+        if system not in (*UNTRAINED, *TRAINED):
             continue
-        if system in TRAINED and kind not in (MAIN, OTHER):
-            more += f" --trained_dir={_ROOT}/{MAIN}/baselines/{scenario}/{system}"
-        yield (
-            f"instructrec baseline {system} --prepared_dir={root}/prepared "
-            f"--output_dir={folder}{more}"
+        folder = f"{root}/baselines/{scenario}/{system}"
+        line = (
+            f"instructrec baseline {system} --prepared_dir={root}/prepared --output_dir={folder} "
+            f"--texts_dir={_ROOT}/{kind if kind == OTHER else MAIN}/texts --scenarios {scenario}"
         )
+        if system in TRAINED and kind not in (MAIN, OTHER):
+            line += f" --trained_dir={_ROOT}/{MAIN}/baselines/{scenario}/{system}"
+        yield line
         given.append(f"{system}={folder}")
     yield (
         f"instructrec report --dataset={name} --prepared_dir={root}/prepared "

@@ -56,7 +56,7 @@ TINY_WORLDS = {
 
 
 def tiny(dataset: str) -> Recipe:
-    """Returns the recipe of an invented world, whose model is trained in half a minute."""
+    """Returns the recipe of an invented world, whose models learn in few steps."""
     return Recipe(
         dataset=dataset,
         prepare=PrepareSettings(),
