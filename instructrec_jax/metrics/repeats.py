@@ -10,11 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from instructrec_jax.metrics import ranking
 from instructrec_jax.metrics.statistics import (
-    CONFIDENCE,
     NUM_RESAMPLES,
     Difference,
     Interval,
     detectable_difference,
+    intervals,
 )
 
 _MAX_DRAWN = 1 << 22  # numbers held at once
@@ -32,7 +32,7 @@ def intervals_over_runs(
     """
     values = _by_run_and_event(rank, event)
     drawn = _resampled([values], seed)
-    return _named(values.mean(axis=(0, 1)), drawn)
+    return dict(zip(ranking.METRIC_NAMES, intervals(values.mean(axis=(0, 1)), drawn), strict=True))
 
 
 def differences_over_runs(
@@ -52,10 +52,10 @@ def differences_over_runs(
     ours, theirs = _by_run_and_event(rank, event), _by_run_and_event(other_rank, event)
     drawn = _resampled([ours, -theirs], seed)
     per_event = ours.mean(axis=0) - theirs.mean(axis=0)
-    intervals = _named(per_event.mean(axis=0), drawn)
+    named = zip(ranking.METRIC_NAMES, intervals(per_event.mean(axis=0), drawn), strict=True)
     deviation = per_event.std(axis=0, ddof=1) if len(per_event) > 1 else np.zeros(drawn.shape[1])
     found = {}
-    for index, (name, own) in enumerate(intervals.items()):
+    for index, (name, own) in enumerate(named):
         below, above = (drawn[:, index] <= 0).sum(), (drawn[:, index] >= 0).sum()
         found[name] = Difference(
             own.estimate,
@@ -106,13 +106,3 @@ def _resampled(parts: list[NDArray[np.float64]], seed: int) -> NDArray[np.float6
             total += (weights[:, :, None] * of_runs).sum(axis=1) / num_runs
         drawn.append(total)
     return np.concatenate(drawn)
-
-
-def _named(estimate: NDArray[np.float64], drawn: NDArray[np.float64]) -> dict[str, Interval]:
-    """Returns estimates with the percentiles of draws, by metric."""
-    tail = 100.0 * (1.0 - CONFIDENCE) / 2.0
-    low, high = np.percentile(drawn, [tail, 100.0 - tail], axis=0)
-    return {
-        name: Interval(float(estimate[i]), float(low[i]), float(high[i]))
-        for i, name in enumerate(ranking.METRIC_NAMES)
-    }

@@ -173,8 +173,8 @@ def mean_difference(
         estimates.append(float(estimate[0]))
     if not is_paired:
         means, estimates = [means[0] - means[1]], [estimates[0] - estimates[1]]
-    low, high = _percentiles(means[0], confidence)
-    return Interval(estimates[0], float(low), float(high))
+    (found,) = intervals(estimates[:1], means[0][:, None], confidence)
+    return found
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -327,11 +327,7 @@ def _intervals(
 ) -> dict[str, Interval]:
     """Resamples how often each row of the table comes, and returns an interval per column."""
     means, estimate = _resampled_means(table, counts, seed, num_resamples)
-    low, high = _percentiles(means, confidence)
-    return {
-        name: Interval(float(estimate[i]), float(low[i]), float(high[i]))
-        for i, name in enumerate(ranking.METRIC_NAMES)
-    }
+    return dict(zip(ranking.METRIC_NAMES, intervals(estimate, means, confidence), strict=True))
 
 
 def _resampled_means(
@@ -354,10 +350,21 @@ def _resampled_means(
     return means, counts @ table / num_examples
 
 
-def _percentiles(
-    means: NDArray[np.float64], confidence: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns the ends of the intervals, of each column."""
+def intervals(
+    estimates: Sequence[float] | NDArray[np.float64],
+    resampled: NDArray[np.float64],
+    confidence: float = CONFIDENCE,
+) -> list[Interval]:
+    """Returns estimates with percentiles of their resamples.
+
+    Args:
+      estimates: [k].
+      resampled: [resamples, k].
+      confidence: coverage asked for, such as 0.95.
+    """
     tail = 100.0 * (1.0 - confidence) / 2.0
-    low, high = np.percentile(means, [tail, 100.0 - tail], axis=0)
-    return low, high
+    ends = np.percentile(resampled, [tail, 100.0 - tail], axis=0)
+    return [
+        Interval(float(estimate), float(low), float(high))
+        for estimate, low, high in zip(estimates, *ends, strict=True)
+    ]
