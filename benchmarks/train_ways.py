@@ -51,15 +51,13 @@ def ours(folder: Path, dropout: float) -> tuple[Step, dict[str, float]]:
     mesh, source = make_mesh(MeshSettings(), jax.devices()[:1]), open_source(str(folder / "model"))
     config = score_ways.config_of(dropout)
     optimizer = optimizers.adafactor(learning_rate=optimizers.constant(learning_rate=LEARNING_RATE))
+    shardings = shardings_of(abstract_state(config.init, optimizer, mesh))
     step = make_train_step(
-        NegativeLogLikelihood(),
-        optimizer,
-        mesh=mesh,
-        shardings=shardings_of(abstract_state(config.init, optimizer, mesh)),
-        seed=0,
+        NegativeLogLikelihood(), optimizer, mesh=mesh, shardings=shardings, seed=0
     )
     model = load_model(source, abstract_model(config.init, mesh))
     state = TrainState(jax.numpy.zeros((), jax.numpy.int32), model, optimizer.init(model))
+    state = jax.device_put(state, shardings)  # else the second step is compiled again
     batches = packed_batches(folder)
     lowered = step.trace(state, place_batch(batches[0], mesh))
     compiled = lowered.lower().compile()
