@@ -57,6 +57,7 @@ from instructrec_jax.training.step import make_train_step
 logger = logging.getLogger(__name__)
 HEADLINE = "validation/ndcg@5"
 _CONFIG = "config.gin"
+_ORDERED_BATCHES = 64  # whose rows are found at a time: one by one, this takes as long as a step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -333,10 +334,11 @@ def batches(rows: RowSource, batch_size: int, *, seed: int, step: int) -> Iterat
     """
     key = stable_seed(seed, "rows of a baseline")
     while True:
-        numbers = np.arange(step * batch_size, (step + 1) * batch_size)
+        numbers = np.arange(step * batch_size, (step + _ORDERED_BATCHES) * batch_size)
         epochs, places = np.divmod(numbers, rows.num_rows)
-        yield rows.training_batch(permuted(places, rows.num_rows, hashed(key, epochs)))
-        step += 1
+        order = permuted(places, rows.num_rows, hashed(key, epochs))
+        yield from map(rows.training_batch, order.reshape(_ORDERED_BATCHES, batch_size))
+        step += _ORDERED_BATCHES
 
 
 def _drawn(scenario: Scenario, number: int | None, seed: int) -> Scenario:
