@@ -24,6 +24,23 @@ def test_equal_best_candidates_share_the_first_rank_and_later_rounds_come_first(
     assert found.gini == pytest.approx(behaviour.gini([0.5, 0.5, 0, 2]))
 
 
+def test_items_are_head_middle_or_tail_and_their_exposure_stands_beside_their_relevance():
+    popularity = behaviour.popularity_classes(np.array([3, 9, 1, 1, 5, 0, 0, 1, 0, 0]))
+    assert popularity.tolist() == [1, 0, 1, 1, 0, 2, 2, 2, 2, 2], "ties by id"
+    shares = behaviour.first_shares(VALUES, IDS >= 0, TIERS)
+    found = behaviour.group_shares(IDS, shares, np.array([0, 0, 1, 1]))
+    assert found == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_names_of_most_weight_have_a_group_each_and_groups_without_events_are_left_out():
+    names = [f"b{n}" for n in range(10)] + ["b9", "", "(others)"]
+    groups = slices.by_name(names, np.array([*range(10), 0, 50, 0]))
+    assert groups.names == [*(f"b{n}" for n in range(9, 1, -1)), "(others)", "(none)"]
+    assert groups.of.tolist() == [8, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 9, 8]
+    own = slices.of_targets(groups, np.array([11, 0, 9]))
+    assert (own.of.tolist(), list(own.names)) == ([2, 1, 0], ["b9", "(others)", "(none)"])
+
+
 def test_gini_is_zero_for_equal_parts_and_highest_where_one_has_all():
     assert behaviour.gini(np.ones(7)) == pytest.approx(0.0)
     assert behaviour.gini([0, 0, 0, 3]) == pytest.approx(1 - 1 / 4)
@@ -103,7 +120,7 @@ def test_a_slice_has_the_interval_of_its_standard_error():
 def test_a_report_holds_rows_of_equal_keys_in_json_and_tables_in_markdown(tmp_path):
     found = run(make_folders(tmp_path), tmp_path / "out", metrics_file=None)["scenarios"]
     for scenario, result in found.items():
-        for name in ("slices", "behaviour", "reliability", "first_ranks"):
+        for name in ("slices", "behaviour", "exposure", "reliability", "first_ranks"):
             assert len({tuple(row) for row in result[name]}) == 1, (scenario, name)
     own = found["sequential"]
     assert [row["system"] for row in own["behaviour"]] == ["target", *own["test"]]
@@ -114,6 +131,14 @@ def test_a_report_holds_rows_of_equal_keys_in_json_and_tables_in_markdown(tmp_pa
     whole = own["test"]["model"]["ndcg@5"]["estimate"]
     assert wholes["model", "template", "A9"] == pytest.approx(whole)
     assert wholes["model", "cell", "<P1,(P2),I0,T3>"] != pytest.approx(whole), "A7 and A9"
+    assert "popularity of the target" in {row["by"] for row in own["slices"]}
+    assert {row["by"] for row in own["exposure"]} == {"popularity", "novelty"}, (
+        "no item has a brand"
+    )
+    for name in own["test"]:
+        exposed = [r for r in own["exposure"] if (r["system"], r["by"]) == (name, "popularity")]
+        assert sum(row["exposure"] for row in exposed) == pytest.approx(1.0)
+        assert sum(row["relevance"] for row in exposed) == pytest.approx(1.0)
     by_title = [row for row in own["slices"] if row["by"] == "history length"]
     assert {row["num_events"] for row in by_title} == {NUM_USERS}
     assert own["left_out"] == ["age of the target: the log has no times"]

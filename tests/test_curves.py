@@ -14,3 +14,13 @@ def test_a_curve_takes_the_last_value_of_a_step_and_needs_losses(tmp_path, monke
     assert drawn == [{1: 2.0}] and (tmp_path / "curve.png").exists()
     with pytest.raises(UserError, match="no training loss"):
         curves.plot_training_curve([{"step": 1}], tmp_path / "curve.png")
+
+
+def test_the_page_shows_losses_metrics_and_times_with_a_table():
+    lines = [{"step": s, "loss": 1.0, "timing/seconds_per_step": s / 8} for s in (1, 2)]
+    (table,) = curves.section([*lines, {"step": 2, "validation/hr@1": 0.5}]).details
+    assert table.header == ["step", "loss", "HR@1", "Seconds a step"]
+    assert table.rows == [["1", "1", "-", "0.125"], ["2", "1", "0.5", "0.25"]]
+    assert [chart.title for chart in table.charts] == [
+        *("Training loss", "Validation", "Seconds a step")
+    ]

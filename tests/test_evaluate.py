@@ -132,8 +132,13 @@ def test_every_example_counts_alike_however_few_its_task_has(toy_records):
 
     data = toy_data(toy_records)
     vocabulary = data.open(*names, vocab_size=MODEL.vocab_size)
-    measure = make_evaluate(ValidationSettings(tasks=names), data, score, vocabulary=vocabulary)
+    texts = {}
+    validation = ValidationSettings(tasks=names)
+    measure = make_evaluate(validation, data, score, vocabulary=vocabulary, texts=texts)
     found = measure(None)
+    assert list(texts) == [f"validation/{name}" for name in names]
+    for text in texts.values():
+        assert text.count("**") == 6 and text.count("\n1. 1.000 `") == text.count("(target)") == 3
     of_tasks = [found[f"validation/{name}/hr@1"] for name in names]
     assert min(numbers) < max(numbers) / 4 and of_tasks[0] != of_tasks[1]
     assert found["validation/hr@1"] == pytest.approx(np.average(of_tasks, weights=numbers))

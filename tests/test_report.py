@@ -125,10 +125,11 @@ def test_the_folder_holds_json_markdown_text_and_curve(folders, tmp_path):
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         *(f"report.{ending}" for ending in ("json", "md", "txt", "html")),
-        *("training_curve.png", "manifest.json"),
+        *("paired_differences.png", "training_curve.png", "manifest.json"),
     }
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == found
-    assert (tmp_path / "out" / "training_curve.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("paired_differences", "training_curve"):
+        assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "![training curve](training_curve.png)" in (tmp_path / "out" / "report.md").read_text()
     text = (tmp_path / "out" / "report.txt").read_text()
     assert "toy sequential: n=60, 10 candidates\n" in text

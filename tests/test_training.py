@@ -168,7 +168,7 @@ def test_the_best_checkpoint_has_the_highest_validation_ndcg_at_5_even_after_a_k
     saved, written = store.CheckpointStore.save, stage.MetricsLog.write
     monkeypatch.setattr(store.CheckpointStore, "save", save)
     monkeypatch.setattr(stage.MetricsLog, "write", write)
-    monkeypatch.setattr(stage, "make_evaluate", lambda *_, vocabulary: evaluate)
+    monkeypatch.setattr(stage, "make_evaluate", lambda *_, **__: evaluate)
     periods = {"evaluate": 1, "log": 1}
     with pytest.raises(Killed):
         train_toy(toy_records, tmp_path, 4, periods=periods)

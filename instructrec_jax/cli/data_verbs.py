@@ -3,6 +3,7 @@
 import argparse
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from instructrec_jax.cli.verb import Group, Verb, add_gin_flags, bindings_of
@@ -33,10 +34,12 @@ def _examples(examples: Any, arguments: Mapping[str, Any]) -> str:
     return inspect.as_text(examples, arguments["task"])
 
 
-def _findings(report: Any, _: Mapping[str, Any]) -> str:
+def _findings(report: Any, arguments: Mapping[str, Any]) -> str:
+    """Returns the tables, and the page to look at if one was written."""
     from instructrec_jax.report import lint_report, tables
 
-    return tables.as_text(lint_report.document(report))
+    text, folder = tables.as_text(lint_report.document(report)), arguments["output_dir"]
+    return text if folder is None else f"{text}\n{Path(folder) / 'lint.html'}"
 
 
 class _InspectVerb(Verb):

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 HEAD_SHARE, TAIL_SHARE = 0.2, 0.5  # of the catalogue: its most and its least popular items
+HEAD, MIDDLE, TAIL = range(3)
 NUM_BINS = 10
 
 
@@ -82,16 +83,42 @@ def exposure(
     ids, weights = candidate_ids[is_there], shares[is_there]
     firsts = np.bincount(ids, weights=weights, minlength=len(counts))
     is_candidate = np.bincount(ids, minlength=len(counts)) > 0
-    by_popularity = np.argsort(-counts, kind="stable")
-    head = by_popularity[: max(round(HEAD_SHARE * len(counts)), 1)]
-    tail = by_popularity[len(counts) - round(TAIL_SHARE * len(counts)) :]
-    total = firsts.sum()
+    popularity, total = popularity_classes(counts), firsts.sum()
     return Exposure(
         gini=gini(firsts[is_candidate]),
         coverage=float((firsts[is_candidate] > 0).mean()),
-        head_share=float(firsts[head].sum() / total),
-        tail_share=float(firsts[tail].sum() / total),
+        head_share=float(firsts[popularity == HEAD].sum() / total),
+        tail_share=float(firsts[popularity == TAIL].sum() / total),
     )
+
+
+def popularity_classes(counts: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Returns int64 [items] `HEAD`, `MIDDLE` or `TAIL`, by rank of popularity in the catalogue.
+
+    Args:
+      counts: [items] training events; ties go by item id.
+    """
+    found = np.full(len(counts), MIDDLE)
+    by_popularity = np.argsort(-counts, kind="stable")
+    found[by_popularity[len(counts) - round(TAIL_SHARE * len(counts)) :]] = TAIL
+    found[by_popularity[: max(round(HEAD_SHARE * len(counts)), 1)]] = HEAD
+    return found
+
+
+def group_shares(
+    candidate_ids: NDArray[np.integer], shares: NDArray[np.float64], group: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """Returns which part of all rank 1 goes to each group of items, [groups].
+
+    Args:
+      candidate_ids: [n, c].
+      shares: [n, c], see `first_shares`.
+      group: [items] number of each item's group.
+    """
+    is_there = candidate_ids >= 0
+    own = group[candidate_ids[is_there]]
+    found = np.bincount(own, weights=shares[is_there], minlength=int(group.max()) + 1)
+    return found / found.sum()
 
 
 def gini(amounts: ArrayLike) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,8 +12,13 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.report.charts import Chart, LineChart
 from instructrec_jax.report.tables import Section, Table
 
+FILE_NAME = "training_curve.png"
 _PREFIX = "validation/"
 _SHOWN = ("ndcg@5", "hr@1")
+_TIMES = {  # what of a step's time is drawn on a page
+    "timing/seconds_per_step": "Seconds a step",
+    "timing/data_wait_fraction": "Share of the time that waits for data",
+}
 _MAX_POINTS, _MAX_ROWS = 300, 40  # of a line, of the table
 
 
@@ -27,7 +33,7 @@ def plot_training_curve(lines: Iterable[Mapping[str, float]], path: Path | str) 
     Raises:
       UserError: if the run logged no loss.
     """
-    losses, validation = _read(lines)
+    losses, validation, _ = _read(lines)
     figure = Figure(figsize=(8, 6 if validation else 3.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2 if validation else 1, 1, sharex=True, squeeze=False)[:, 0]
@@ -40,42 +46,49 @@ def plot_training_curve(lines: Iterable[Mapping[str, float]], path: Path | str) 
 
 def section(lines: Iterable[Mapping[str, float]]) -> Section:
     """Returns the curve as a section of a page; arguments and errors as `plot_training_curve`."""
-    losses, validation = _read(lines)
-    means = _means(losses)
+    losses, validation, times = _read(lines)
+
+    def means(name: str, curve: Mapping[int, float]) -> dict[str, list[tuple[float, float]]]:
+        return {name: [*_means(curve).items()]}
+
     pictures: list[Chart] = [
-        LineChart(title="Training loss", x_label="step", series={"loss": list(means.items())})
+        LineChart(title="Training loss", x_label="step", series=means("loss", losses))
     ]
     if validation:
         series = {_label(name): sorted(curve.items()) for name, curve in validation.items()}
         pictures.append(LineChart(title="Validation", x_label="step", series=series))
-    return Section(title="Training", tables=[], details=[_table(losses, validation, pictures)])
+    for name, curve in times.items():
+        pictures.append(LineChart(title=name, x_label="step", series=means(name, curve)))
+    columns = {"loss": losses, **{_label(name): own for name, own in validation.items()}, **times}
+    return Section(title="Training", tables=[], details=[_table(columns, pictures)])
 
 
-def _table(
-    losses: Mapping[int, float],
-    validation: Mapping[str, Mapping[int, float]],
-    pictures: Sequence[Chart],
-) -> Table:
-    """Returns the losses of some steps, and all that validation says as far as rows allow."""
-    evaluated = sorted(set().union(*validation.values()))
-    steps = sorted({*_some(sorted(losses)), *_some(evaluated)})
+def _table(columns: Mapping[str, Mapping[int, float]], pictures: Sequence[Chart]) -> Table:
+    """Returns the figures of some steps, those of every column among them."""
+    steps = sorted(set().union(*(_some(sorted(curve)) for curve in columns.values())))
+    logged = set().union(*columns.values())
     return Table(
         title="Training curve",
-        note=f"{len(steps)} of {len({*losses, *evaluated})} steps that were logged; lines of more "
+        note=f"{len(steps)} of {len(logged)} steps that were logged; lines of more "
         f"than {_MAX_POINTS} points show means of neighbouring steps.",
-        header=["step", "loss", *map(_label, validation)],
+        header=["step", *columns],
         rows=[
-            [str(step), *(_shown(curve.get(step)) for curve in (losses, *validation.values()))]
-            for step in steps
+            [str(step), *(_shown(curve.get(step)) for curve in columns.values())] for step in steps
         ],
         charts=pictures,
     )
 
 
-def _read(
-    lines: Iterable[Mapping[str, float]],
-) -> tuple[Mapping[int, float], Mapping[str, Mapping[int, float]]]:
-    """Returns by step the losses, and by name the metrics of validation, but not each task's."""
+class _Curves(NamedTuple):
+    """Figures by step: the losses; by name metrics of validation, not each task's, and times."""
+
+    losses: Mapping[int, float]
+    validation: Mapping[str, Mapping[int, float]]
+    times: Mapping[str, Mapping[int, float]]
+
+
+def _read(lines: Iterable[Mapping[str, float]]) -> _Curves:
+    """Returns the figures of a metrics file."""
     metrics: dict[str, dict[int, float]] = {}
     for line in lines:
         for name, value in line.items():
@@ -84,7 +97,11 @@ def _read(
     if "loss" not in metrics:
         raise UserError("the metrics file holds no training loss yet; let the run take some steps")
     names = [_PREFIX + name for name in _SHOWN if _PREFIX + name in metrics]
-    return metrics["loss"], {name: metrics[name] for name in names}
+    return _Curves(
+        losses=metrics["loss"],
+        validation={name: metrics[name] for name in names},
+        times={shown: metrics[name] for name, shown in _TIMES.items() if name in metrics},
+    )
 
 
 def _means(curve: Mapping[int, float]) -> dict[int, float]:

@@ -47,6 +47,25 @@ class BehaviourRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ExposureRow:
+    """How often items of a group are ranked first, beside how often they are the target.
+
+    Attributes:
+      system: its name.
+      by: what the items are divided by, such as "brand".
+      group: the part.
+      exposure: share of first ranks that go to it.
+      relevance: share of targets that belong to it.
+    """
+
+    system: str
+    by: str
+    group: str
+    exposure: float
+    relevance: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReliabilityRow:
     """A bin of `metrics.behaviour.reliability` of a system; attributes as there."""
 
@@ -84,6 +103,7 @@ class Details:
     Attributes:
       slices: a row for each system and part of the events.
       behaviour: a row for each system, that of the targets first.
+      exposure: a row for each system and group of items.
       reliability: ten rows for each system that gives log-likelihoods.
       first_ranks: a row for each system and index, of those whose prompts show all candidates.
       left_out: what could not be computed, and why.
@@ -91,6 +111,7 @@ class Details:
 
     slices: Sequence[SliceRow] = ()
     behaviour: Sequence[BehaviourRow] = ()
+    exposure: Sequence[ExposureRow] = ()
     reliability: Sequence[ReliabilityRow] = ()
     first_ranks: Sequence[FirstRankRow] = ()
     left_out: Sequence[str] = ()
@@ -122,7 +143,11 @@ def first_rank_rows(system: str, shares: NDArray[np.float64]) -> list[FirstRankR
 
 def tables(details: Details) -> list[Table]:
     """Returns all of it as tables for Markdown and HTML."""
-    found = [_behaviour_table(details), _slices_table(details.slices)]
+    found = [
+        _behaviour_table(details),
+        _slices_table(details.slices),
+        _exposure_table(details.exposure),
+    ]
     if details.reliability:
         found.append(_reliability_table(details.reliability))
     if details.first_ranks:
@@ -170,6 +195,31 @@ def _slices_table(rows: Sequence[SliceRow]) -> Table:
             for part, number in parts.items()
         ],
     )
+
+
+def _exposure_table(rows: Sequence[ExposureRow]) -> Table:
+    """Returns exposure by group of items, a column for each system."""
+    systems = list(dict.fromkeys(row.system for row in rows))
+    cells = {(row.by, row.group, row.system): row.exposure for row in rows}
+    relevance = {(row.by, row.group): row.relevance for row in rows}
+    return Table(
+        title="Exposure against relevance",
+        note="Share of first ranks that each group of items gets, beside its share of targets; in "
+        "brackets the first divided by the second: above 1 a group is shown more often than it is "
+        "wanted.",
+        header=["by", "group", "targets", *systems],
+        rows=[
+            [*part, figure(wanted), *(_exposed(cells.get((*part, s)), wanted) for s in systems)]
+            for part, wanted in relevance.items()
+        ],
+    )
+
+
+def _exposed(exposure: float | None, relevance: float) -> str:
+    """Returns such as '.120 (0.80)'."""
+    if exposure is None or not relevance:
+        return figure(exposure or 0.0)
+    return f"{figure(exposure or 0.0)} ({exposure / relevance:.2f})"
 
 
 def _slice(row: SliceRow | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from instructrec_jax.manifest import Manifest
 from instructrec_jax.metrics.ranking import METRIC_NAMES
 from instructrec_jax.metrics.statistics import POWER, Interval
-from instructrec_jax.report import details, slices
+from instructrec_jax.report import details
 from instructrec_jax.report.charts import IntervalChart, Mark
 from instructrec_jax.report.results import (
     IndexRow,
@@ -20,6 +20,7 @@ from instructrec_jax.report.tables import Document, Section, Table, figure
 from instructrec_jax.report.users import Users
 from instructrec_jax.report.validity import FAILED, NOT_RUN, PASSED, Check
 
+FOREST = "paired_differences.png"  # beside the report
 _HEADLINE_METRICS = ("hr@1", "ndcg@5")
 _EXPECTED = "  expected"  # row below that of a system with ties
 
@@ -61,10 +62,23 @@ def document(
                 for text in result.warnings
             ),
         ],
-        pictures={} if training is None else {"training curve": training[0]},
+        pictures={
+            "paired differences": FOREST,
+            **({} if training is None else {"training curve": training[0]}),
+        },
         users=users,
         facts=facts or {},
     )
+
+
+def forest(report: Report) -> dict[str, list[IntervalChart]]:
+    """Returns by scenario the pictures of the paired differences, a forest plot each."""
+    return {
+        result.scenario: [
+            _forest([s for s in result.systems if s.chosen], metric) for metric in _HEADLINE_METRICS
+        ]
+        for result in report.scenarios
+    }
 
 
 def provenance(planned: Manifest) -> dict[str, Any]:
@@ -108,7 +122,6 @@ def _section(dataset: str, result: ScenarioResult) -> Section:
         tables=[_results_table(result)],
         lines=[
             *(line for system in named for line in _system_lines(system)),
-            *filter(None, (slices.warning(result.details.slices, s.name) for s in named)),
             badge(result.validity),
         ],
         details=[

@@ -15,6 +15,8 @@ MIN_EVENTS = 100  # of a slice that a warning names
 _NUM_GROUPS = 4
 _HALF_WIDTH = 1.959963984540054  # of a 95 % interval, in standard errors
 _MAX_NAMED = 3
+_MAX_NAMES = 8  # groups that bear a name of their own
+OTHERS, NO_NAME = "(others)", "(none)"
 
 
 class Groups(NamedTuple):
@@ -76,6 +78,33 @@ def by_flag(values: NDArray[np.bool_], *, no: str, yes: str) -> Groups:
     """Returns two groups, or one where all events are alike."""
     kinds, of = np.unique(values, return_inverse=True)
     return Groups(of, [yes if kind else no for kind in kinds])
+
+
+def by_name(names: Sequence[str], weights: NDArray[np.integer]) -> Groups:
+    """Returns a group for each of the heaviest names, one for the others and one for no name.
+
+    Args:
+      names: [n], "" for none.
+      weights: [n] what each adds to its name's weight, such as training events.
+    """
+    found, of = np.unique(np.asarray(names, dtype=object), return_inverse=True)
+    heaviest = np.argsort(-np.bincount(of, weights=weights + 1.0), kind="stable").tolist()
+    chosen = [number for number in heaviest if found[number]][:_MAX_NAMES]
+    group_of = np.full(len(found), len(chosen))
+    group_of[chosen] = np.arange(len(chosen))
+    group_of[found == ""] = len(chosen) + 1
+    return Groups(group_of[of], [*(found[number] for number in chosen), OTHERS, NO_NAME])
+
+
+def of_targets(groups: Groups, targets: NDArray[np.integer]) -> Groups:
+    """Returns the groups of the items that events have for targets, without empty groups.
+
+    Args:
+      groups: of all items.
+      targets: [n] item ids.
+    """
+    kept, of = np.unique(groups.of[targets], return_inverse=True)
+    return Groups(of, [groups.names[number] for number in kept])
 
 
 def event_metrics(rank: NDArray[np.int64], event: NDArray[np.int64] | None) -> NDArray[np.float64]:

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "metrics.json"
 Metrics = dict[str, float]
 _Labelled = tuple[TokenRequest, int]  # a request, and the index of its target, -1 if unknown
+_NUM_SHOWN = 3  # ranked examples of a task, as text
 _NORMALISERS = ("sum", "mean")  # those that need nothing but tokens
 
 
@@ -207,6 +208,7 @@ def make_evaluate(
     scorer: Scorer,
     *,
     vocabulary: SentencePieceModel,
+    texts: dict[str, str] | None = None,
 ) -> Callable[[T5], Metrics]:
     """Returns a function that measures a model.
 
@@ -215,6 +217,7 @@ def make_evaluate(
       data: records and tasks, opened.
       scorer: scores the requests.
       vocabulary: of the opened data.
+      texts: takes at each call three ranked examples of each task, as Markdown.
 
     Returns:
       A function that gives "<split>/<task>/<metric>" for each task, and "<split>/<metric>" for the
@@ -235,7 +238,10 @@ def make_evaluate(
         ranks = {}
         for task in settings.tasks:
             requests = kept[task] if kept else read(task)
-            ranks[task] = _ranks(model, requests, scorer, normaliser)
+            values = _values(model, requests, scorer, normaliser)
+            ranks[task] = _ranks(values, requests)
+            if texts is not None:
+                texts[f"{settings.split}/{task}"] = _as_text(values, requests, vocabulary)
         of_all = ranking.evaluate(np.concatenate(list(ranks.values())))
         values = {f"{settings.split}/{name}": value for name, value in of_all.items()}
         for task, own in ranks.items():
@@ -278,16 +284,44 @@ def _requests(
         logger.info("%s: %d requests show titles that are cut at %d tokens", task, num_cut, limit)
 
 
-def _ranks(model: T5, labelled: Sequence[_Labelled], scorer: Scorer, normaliser: str) -> np.ndarray:
-    """Returns the target's rank of every request whose target is known."""
+def _values(
+    model: T5, labelled: Sequence[_Labelled], scorer: Scorer, normaliser: str
+) -> np.ndarray:
+    """Returns float32 [requests, longest] what candidates are ranked by, -inf at padding."""
     requests = [request for request, _ in labelled]
-    targets = np.array([target for _, target in labelled], np.int32)
     width = max((len(request.candidates) for request in requests), default=0)
     log_likelihood = np.full((len(requests), width), -np.inf, np.float32)
     num_tokens = np.zeros((len(requests), width), np.int32)
     for row, (request, found) in enumerate(zip(requests, scorer(model, requests), strict=True)):
         log_likelihood[row, : len(found)] = found
         num_tokens[row, : len(found)] = [len(tokens) for tokens in request.candidates]
+    return ranking.normalise(log_likelihood, num_tokens, normaliser)
+
+
+def _ranks(values: np.ndarray, labelled: Sequence[_Labelled]) -> np.ndarray:
+    """Returns the target's rank of every request whose target is known."""
+    targets = np.array([target for _, target in labelled], np.int32)
     is_known = targets >= 0
-    values = ranking.normalise(log_likelihood, num_tokens, normaliser)[is_known]
-    return ranking.ranks(values, targets[is_known])
+    return ranking.ranks(values[is_known], targets[is_known])
+
+
+def _as_text(
+    values: np.ndarray, labelled: Sequence[_Labelled], vocabulary: SentencePieceModel
+) -> str:
+    """Returns the first requests as they are read, with their candidates best first."""
+    lines = []
+    for own, (request, target) in zip(values, labelled[:_NUM_SHOWN], strict=False):
+        lines += [f"**{request.request_id}**", "", _code(vocabulary, request.instruction), ""]
+        order = np.argsort(-own[: len(request.candidates)], kind="stable")
+        for place, index in enumerate(order.tolist(), start=1):
+            title = _code(vocabulary, request.candidates[index])
+            mark = " (target)" if index == target else ""
+            lines.append(f"{place}. {own[index]:.3f} {title}{mark}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _code(vocabulary: SentencePieceModel, tokens: np.ndarray) -> str:
+    """Returns tokens as a line of Markdown that no text of theirs can end."""
+    text = " ".join(vocabulary.decode(tokens.tolist()).split())
+    return f"`{text.replace('`', chr(39))}`"

@@ -73,6 +73,7 @@ class Actions:
       evaluate: measures a model on validation data, by metric name.
       keep_best: keeps an evaluated state if it is the best so far.
       has_converged: whether training ends before its last step.
+      texts: by name what `evaluate` leaves to be read, such as ranked examples.
     """
 
     place: Callable[[NumpyBatch], dict[str, jax.Array]]
@@ -80,6 +81,7 @@ class Actions:
     evaluate: Callable[[Any], dict[str, float]]
     keep_best: Callable[[int, TrainState, Mapping[str, float]], None]
     has_converged: Callable[[], bool] = lambda: False
+    texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def run_loop(
@@ -177,6 +179,7 @@ def _evaluate(
         logger.info("the evaluation of step %d was broken off; the next run begins with it", step)
         return
     actions.keep_best(step, state, measured)
+    log.write_texts(step, actions.texts)
     log.write(step, measured)
     logger.info("%s", as_table(f"step {step}", measured))
 

@@ -15,7 +15,7 @@ from typing import Any
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
 
-FILE_NAME, INCIDENTS = "metrics.jsonl", "incidents.jsonl"
+FILE_NAME, INCIDENTS, EVENTS = "metrics.jsonl", "incidents.jsonl", "tensorboard"
 TIMING = "timing/"  # begins the names of what differs from run to run
 
 
@@ -38,7 +38,7 @@ class MetricsLog:
         self._last = {name for line in kept if line["step"] == first_step for name in line}
         _keep_lines(self._incidents, first_step)
         self._stream = path.open("a", encoding="utf-8")
-        events = Path(model_dir) / "tensorboard"
+        events = Path(model_dir) / EVENTS
         self._events = SummaryWriter(str(events), purge_step=first_step + 1 if first_step else None)
         for path in events.glob(f"*.{socket.gethostname()}"):  # nothing written names the host
             path.rename(path.with_suffix(""))
@@ -55,6 +55,11 @@ class MetricsLog:
         self._stream.flush()
         for name, value in finite.items():
             self._events.add_scalar(name.replace("@", "_at_"), value, step)  # its names allow no @
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Shows texts in TensorBoard, Markdown by name."""
+        for name, text in texts.items():
+            self._events.add_text(name, text, step)
 
     def report(self, step: int, incident: Mapping[str, Any]) -> None:
         """Appends something to incidents.jsonl that nobody expects of a step."""
@@ -75,6 +80,9 @@ class NoMetricsLog(MetricsLog):
         """Opens nothing."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes nothing."""
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Writes nothing."""
 
     def report(self, step: int, incident: Mapping[str, Any]) -> None:

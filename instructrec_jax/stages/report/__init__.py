@@ -17,14 +17,27 @@ from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import RERUN, Manifest
 from instructrec_jax.metrics import statistics
-from instructrec_jax.records import CandidateList
-from instructrec_jax.report import caveats, curves, ranking_report, results, tables, validity
+from instructrec_jax.report import (
+    caveats,
+    curves,
+    ranking_report,
+    results,
+    slices,
+    tables,
+    validity,
+)
+from instructrec_jax.report.interval_picture import plot_intervals
 from instructrec_jax.report.results import Report, ScenarioResult, SystemResult
 from instructrec_jax.scores.importers import holds_t5x_scores
 from instructrec_jax.stages.report.baselines import BASELINES, Baselines
 from instructrec_jax.stages.report.checks import Checks
-from instructrec_jax.stages.report.choice import ChoiceSettings, Entry, entry_of
-from instructrec_jax.stages.report.details import Events, Items, details_of
+from instructrec_jax.stages.report.choice import (
+    ChoiceSettings,
+    Entry,
+    entry_of,
+    shared_examples,
+)
+from instructrec_jax.stages.report.details import Items, details_of, events_of
 from instructrec_jax.stages.report.exports import ExportSettings, Ranked, write_exports
 from instructrec_jax.stages.report.fusion import SIGN, FusedName, fused_entry, parts_of
 from instructrec_jax.stages.report.systems import (
@@ -41,7 +54,6 @@ from instructrec_jax.training.metrics_log import read_metrics
 
 SEED = 0  # of the bootstrap and of the random scorer; results of different runs stay comparable
 NAME = "report"
-CURVE = "training_curve.png"
 
 _logger = logging.getLogger(__name__)
 
@@ -105,12 +117,14 @@ def report(
         made, ranked = _make_report(given, paths, choice.normalisers, planned, fused)
         users = users_of(ranked, given.checks)
     lines = None if metrics_file is None else list(read_metrics(metrics_file))
-    training = None if lines is None else (CURVE, curves.section(lines))
+    training = None if lines is None else (curves.FILE_NAME, curves.section(lines))
     facts = ranking_report.provenance(planned)
+    forest = ranking_report.forest(made)
     document = ranking_report.document(made, training=training, users=users, facts=facts)
     with files.atomic_directory(output) as folder:
         if lines is not None:
-            curves.plot_training_curve(lines, folder / CURVE)
+            curves.plot_training_curve(lines, folder / curves.FILE_NAME)
+        plot_intervals(forest, folder / ranking_report.FOREST)
         tables.write(folder, NAME, document, ranking_report.values(made))
         write_exports(folder, ranked, data, export)
         planned.write_finished(folder)
@@ -239,7 +253,7 @@ def _test_runs(scenario: str, entries: Sequence[Entry], baselines: Baselines) ->
 
     A system that bears a baseline's name takes its place.
     """
-    examples, rows = _shared_examples(scenario, entries)
+    examples, rows = shared_examples(scenario, entries)
     own = [entry.run(entry.system.test, r) for entry, r in zip(entries, rows, strict=True)]
     return [*baselines.runs(examples, without={run.name for run in own}), *own]
 
@@ -255,7 +269,8 @@ def _scenario(
 ) -> ScenarioResult:
     """Compares systems on the test examples that all of them scored."""
     examples = runs[-1].examples
-    event, firsts = _events(examples)
+    events = events_of(examples)
+    event, firsts = events.event, events.firsts
     counts = sorted({len(example.candidate_ids) for example in examples})
     found = {run.name: run.ranks_and_ties() for run in runs}
     ranks = results.pooled({name: rank for name, (rank, _) in found.items()})
@@ -288,7 +303,14 @@ def _scenario(
             )
         )
     first_examples = [examples[row] for row in firsts]
-    details = {
+    details = details_of(
+        [run for run in runs if not results.is_repeat(run.name)],
+        events,
+        given.items,
+        num_baselines=num_baselines,
+        variant_of=given.checks.variant,
+    )
+    counted = {
         "num_examples": len(firsts),
         "num_draws": f"{len(examples) / len(firsts):.3g}",
         "num_examples_left_out": max(len(entry.examples) for entry in entries) - len(examples),
@@ -299,16 +321,14 @@ def _scenario(
         scenario=scenario,
         systems=made,
         certain_hits=caveats.certain_hits(first_examples),
-        warnings=[*caveats.caveats(first_examples, given.data), *of_texts],
-        details=details_of(
-            [run for run in runs if not results.is_repeat(run.name)],
-            Events(examples, event, firsts),
-            given.items,
-            num_baselines=num_baselines,
-            variant_of=given.checks.variant,
-        ),
+        warnings=[
+            *caveats.caveats(first_examples, given.data),
+            *of_texts,
+            *filter(None, (slices.warning(details.slices, s.name) for s in made if s.chosen)),
+        ],
+        details=details,
         validity=given.checks.of(runs, firsts),
-        facts={**facts, **details},
+        facts={**facts, **counted},
     )
 
 
@@ -320,44 +340,6 @@ def _order_of_subtraction(entries: Sequence[Entry]) -> list[str]:
     baselines = {baseline.name for baseline in BASELINES}
     ordered = sorted(entries, key=lambda e: (not e.parts, e.system.name in baselines))
     return [entry.system.name for entry in ordered if not results.is_repeat(entry.system.name)]
-
-
-def _shared_examples(
-    scenario: str, entries: Sequence[Entry]
-) -> tuple[list[CandidateList], list[NDArray[np.int64]]]:
-    """Returns the examples that all systems scored, and each system's rows of them."""
-    indices = [
-        {example.example_id: row for row, example in enumerate(entry.examples)} for entry in entries
-    ]
-    shared = [e for e in entries[0].examples if all(e.example_id in index for index in indices)]
-    names = ", ".join(entry.system.name for entry in entries)
-    if not shared:
-        raise UserError(f"{names} scored no {scenario} example in common; score the same split")
-    for entry in entries:
-        if left_out := len(entry.examples) - len(shared):
-            _logger.warning(
-                "%s: %d examples of %s are left out, which another system did not score",
-                *(scenario, left_out, entry.system.name),
-            )
-    rows = [np.array([index[e.example_id] for e in shared], dtype=np.int64) for index in indices]
-    return shared, rows
-
-
-def _events(
-    examples: Sequence[CandidateList],
-) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
-    """Returns which event each example belongs to, and the row of each event's first example.
-
-    The examples of an event differ in their negatives alone (`prepare --test_draws`). Where each
-    event has one example, there is no need to tell: None.
-    """
-    number_of: dict[tuple[str, int, int], int] = {}
-    event = np.zeros(len(examples), dtype=np.int64)
-    for row, example in enumerate(examples):
-        key = (example.user_id, example.position, example.target_id)
-        event[row] = number_of.setdefault(key, len(number_of))
-    firsts = np.unique(event, return_index=True)[1]
-    return event if len(firsts) < len(examples) else None, firsts
 
 
 def _position_bias(

@@ -1,6 +1,7 @@
 """What each system of a report chooses on validation: a template and a normaliser."""
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from instructrec_jax.report.results import Choice
 from instructrec_jax.scores.importers import read_any_scores
 from instructrec_jax.settings import check_fields
 from instructrec_jax.stages.report.systems import Run, ScoredSplit, System, known_lists
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,35 @@ def entry_of(
     normaliser, *_ = system.test.normalisers(template, names)
     only = Choice(template_id=template, normaliser=normaliser, num_examples=0, metrics={})
     return Entry(system=system, choices=[], chosen=only)
+
+
+def shared_examples(
+    scenario: str, entries: Sequence[Entry]
+) -> tuple[list[CandidateList], list[NDArray[np.int64]]]:
+    """Returns the test examples that all systems scored, and each system's rows of them.
+
+    Args:
+      scenario: for messages.
+      entries: the systems.
+
+    Raises:
+      UserError: if there is none.
+    """
+    indices = [
+        {example.example_id: row for row, example in enumerate(entry.examples)} for entry in entries
+    ]
+    shared = [e for e in entries[0].examples if all(e.example_id in index for index in indices)]
+    names = ", ".join(entry.system.name for entry in entries)
+    if not shared:
+        raise UserError(f"{names} scored no {scenario} example in common; score the same split")
+    for entry in entries:
+        if left_out := len(entry.examples) - len(shared):
+            _logger.warning(
+                "%s: %d examples of %s are left out, which another system did not score",
+                *(scenario, left_out, entry.system.name),
+            )
+    rows = [np.array([index[e.example_id] for e in shared], dtype=np.int64) for index in indices]
+    return shared, rows
 
 
 def chosen_templates(prepared_dir: Path | str, scores: Path | str) -> dict[str, str]:

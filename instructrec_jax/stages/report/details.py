@@ -15,11 +15,17 @@ from instructrec_jax.instructions.render import shows_candidates
 from instructrec_jax.metrics import behaviour
 from instructrec_jax.records import CandidateList
 from instructrec_jax.report import details, slices
-from instructrec_jax.report.details import BehaviourRow, Details
+from instructrec_jax.report.details import BehaviourRow, Details, ExposureRow
 from instructrec_jax.report.slices import Groups, SliceRow
 from instructrec_jax.stages.report.systems import Run
 
 _DAY = 24 * 3600
+# By the first aspect of a cell: prompts without a history can be asked for a new user.
+_KNOWN = {
+    "P0": "nothing (P0): fits a new user",
+    "P1": "a history (P1)",
+    "P2": "a stated taste alone (P2): fits a new user",
+}
 
 
 class Events(NamedTuple):
@@ -34,6 +40,17 @@ class Events(NamedTuple):
     examples: Sequence[CandidateList]
     event: NDArray[np.int64] | None
     firsts: NDArray[np.int64]
+
+
+def events_of(examples: Sequence[CandidateList]) -> Events:
+    """Returns the events of examples, which differ in their negatives alone (`--test_draws`)."""
+    number_of: dict[tuple[str, int, int], int] = {}
+    event = np.zeros(len(examples), dtype=np.int64)
+    for row, example in enumerate(examples):
+        key = (example.user_id, example.position, example.target_id)
+        event[row] = number_of.setdefault(key, len(number_of))
+    firsts = np.unique(event, return_index=True)[1]
+    return Events(examples, event if len(firsts) < len(examples) else None, firsts)
 
 
 class Items:
@@ -53,6 +70,23 @@ class Items:
         training = training_histories(history.item_ids for history in self._data.histories)
         return count_items(training, num_items=len(self._data.items))
 
+    @functools.cached_property
+    def item_groups(self) -> dict[str, Groups]:
+        """By what items are divided: head and tail, new ones, and brands if the log has any."""
+        found = {
+            "popularity": Groups(
+                behaviour.popularity_classes(self.counts),
+                ["head (top fifth)", "middle", "tail (lower half)"],
+            ),
+            "novelty": Groups(
+                np.minimum(self.counts, 1), ["new: no training event", "with training events"]
+            ),
+        }
+        brands = [item.brand for item in self._data.items]
+        if any(brands):
+            found["brand"] = slices.by_name(brands, self.counts)
+        return found
+
     def groups(self, events: Events) -> Iterator[tuple[str, Groups]]:
         """Yields by what events may be divided, and the group of each."""
         own = [events.examples[row] for row in events.firsts]
@@ -61,6 +95,8 @@ class Items:
         if (positions >= 0).all():
             yield "history length", slices.by_number(positions)
         yield "training events of the target", slices.by_number(self.counts[targets])
+        for by, groups in self.item_groups.items():
+            yield f"{by} of the target", slices.of_targets(groups, targets)
         if self.has_times:
             yield "days since the target first appeared", slices.by_number(self._ages(own, targets))
         lengths = np.array([len(item.title) for item in self._data.items])[targets]
@@ -121,6 +157,7 @@ def details_of(
     return Details(
         slices=rows,
         behaviour=[_of_targets(runs[-1], items), *(own.row for own in found)],
+        exposure=[row for run in runs for row in _exposure_rows(run, items)],
         reliability=[row for own in found for row in own.reliability],
         first_ranks=[row for own in found for row in own.first_ranks],
         left_out=[] if items.has_times else ["age of the target: the log has no times"],
@@ -134,6 +171,7 @@ def _template_rows(
     scenario = run.scores.scenario(run.template)
     ids = [example.example_id for example in events.examples]
     by_cell: dict[str, list[NDArray[np.float64]]] = {}
+    by_known: dict[str, list[NDArray[np.float64]]] = {}
     for template in run.scores.templates()[scenario]:
         number = {e.example_id: row for row, e in enumerate(run.scores.examples(template))}
         if not number.keys() >= set(ids):
@@ -143,14 +181,35 @@ def _template_rows(
         yield from slices.slice_rows(run.name, details.TEMPLATE, _all(metrics, template), metrics)
         if (variant := variant_of(template)) is not None:
             by_cell.setdefault(variant.cell, []).append(metrics)
-    for cell, of_templates in by_cell.items():
-        metrics = np.mean(of_templates, axis=0)
-        yield from slices.slice_rows(run.name, "cell", _all(metrics, cell), metrics)
+            by_known.setdefault(_KNOWN[variant.cell[1:3]], []).append(metrics)
+    for by, parts in (("cell", by_cell), ("known of the user", by_known)):
+        for name, of_templates in parts.items():
+            metrics = np.mean(of_templates, axis=0)
+            yield from slices.slice_rows(run.name, by, _all(metrics, name), metrics)
 
 
 def _all(metrics: NDArray[np.float64], name: str) -> Groups:
     """Returns all events as one group."""
     return Groups(np.zeros(len(metrics), dtype=np.int64), [name])
+
+
+def _exposure_rows(run: Run, items: Items) -> Iterator[ExposureRow]:
+    """Yields which share of first ranks groups of items get, beside their share of targets."""
+    table = run.table
+    ids, is_there = table.candidate_ids, table.candidate_ids >= 0
+    shares = behaviour.first_shares(table.values, is_there, table.last_round)
+    is_target = (np.arange(ids.shape[1]) == table.target_index[:, None]).astype(np.float64)
+    for by, groups in items.item_groups.items():
+        found = (behaviour.group_shares(ids, own, groups.of) for own in (shares, is_target))
+        for name, exposure, relevance in zip(groups.names, *found, strict=False):
+            if exposure or relevance:
+                yield ExposureRow(
+                    system=run.name,
+                    by=by,
+                    group=name,
+                    exposure=float(exposure),
+                    relevance=float(relevance),
+                )
 
 
 class _Behaviour(NamedTuple):

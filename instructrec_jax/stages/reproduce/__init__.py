@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +23,6 @@ from instructrec_jax.stages.reproduce.scales import CPU, FULL, SCALES, TINY
 from instructrec_jax.stages.reproduce.steps import ConfiguredStage
 from instructrec_jax.stages.reproduce.verdicts import verdict_of
 
-logger = logging.getLogger(__name__)
 ALL = "all"
 NAME = "table"  # of the files
 
@@ -80,7 +78,7 @@ def reproduce(
       plan: returns what is known of a training run before it starts likewise.
 
     Returns:
-      The tables as text.
+      The tables as text, and the pages to look at.
 
     Raises:
       UserError: for an unknown table, or a mistake in the logs.
@@ -93,15 +91,15 @@ def reproduce(
         return commands(chosen, plan=plan)
     stages = Stages(train=train, score=score, baseline=baseline)
     lab = _opened(settings, stages)
-    texts = []
+    texts, pages = [], []
     for name in chosen:
         made = _made(lab, name, known[name], settings)
         document = paper_table.document(made)
         with files.atomic_directory(lab.root / name / NAME) as folder:
             tables.write(folder, NAME, document, paper_table.values(made))
-        logger.info("reproduce: wrote %s", lab.root / name / NAME)
+        pages.append(str(lab.root / name / NAME / f"{NAME}.html"))
         texts.append(f"{made.title}\n\n{tables.as_text(document)}")
-    return "\n".join(texts)
+    return "\n".join([*texts, *pages])
 
 
 def _opened(settings: ReproduceSettings, stages: Stages) -> Lab:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from instructrec_jax.parallel import processes
 from instructrec_jax.parallel.mesh import LogicalMesh, make_mesh
 from instructrec_jax.parallel.placement import describe_placement, num_parameters
 from instructrec_jax.pipeline import loader
+from instructrec_jax.report import curves
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.dry_run import DryRun
 from instructrec_jax.stages.evaluate import ValidationSettings, make_evaluate
@@ -37,7 +39,13 @@ from instructrec_jax.stages.train.start import (
 from instructrec_jax.tokenizer import SentencePieceModel
 from instructrec_jax.training.guards import Guards
 from instructrec_jax.training.loop import Actions, Periods, run_loop
-from instructrec_jax.training.metrics_log import MetricsLog, NoMetricsLog
+from instructrec_jax.training.metrics_log import (
+    EVENTS,
+    FILE_NAME,
+    MetricsLog,
+    NoMetricsLog,
+    read_metrics,
+)
 from instructrec_jax.training.optimizers import describe
 from instructrec_jax.training.state import TrainState, abstract_state, shardings_of, stored_part
 from instructrec_jax.training.step import (
@@ -88,7 +96,8 @@ def train(
         first_step, periods = _count_steps(run, periods, initial)
         logger.info(_describe(abstract, learning, run, periods, first_step=first_step))
         vocabulary, _ = _open_data(learning, data, run, initial)
-        evaluate = make_evaluate(validation, data, Scorer(mesh), vocabulary=vocabulary)
+        texts: dict[str, str] = {}
+        evaluate = make_evaluate(validation, data, Scorer(mesh), vocabulary=vocabulary, texts=texts)
     _claim(learning, data, run, initial, config_text)
     _describe_model(data, run, validation, config_text)
     with contextlib.ExitStack() as opened:
@@ -114,11 +123,13 @@ def train(
                 save=_saver(latest, batches, guards, tuning),
                 evaluate=evaluate,
                 keep_best=_keeper(best, tuning),
+                texts=texts,
             ),
             log=log,
             guards=guards,
             is_evaluation_missing=is_due,
         )
+    processes.on_main(functools.partial(_show, Path(run.model_dir)))
     return None
 
 
@@ -150,6 +161,20 @@ def _dry_run(
     if dry.would_start:
         dry.look_at_output(run.model_dir, _planned(learning, data, run, initial))
     return dry
+
+
+def _show(model_dir: Path) -> None:
+    """Draws the training curve, and says what there is to look at."""
+    curve, lines = model_dir / curves.FILE_NAME, read_metrics(model_dir / FILE_NAME)
+    if not any("loss" in line for line in lines):  # stopped before its first step
+        return
+    with files.atomic_file(curve) as temporary:
+        curves.plot_training_curve(lines, temporary)
+    logger.info(
+        "look at %s; losses, metrics, times and ranked examples step by step: tensorboard "
+        "--logdir=%s",
+        *(curve, model_dir / EVENTS),
+    )
 
 
 def _open_data(
