@@ -13,6 +13,7 @@ from instructrec_jax.scores import parts
 from instructrec_jax.scores.parts import part_name
 from instructrec_jax.stages import report as stage
 from instructrec_jax.stages.report.choice import ChoiceSettings
+from instructrec_jax.stages.report.given import Beside
 
 NUM_USERS, NUM_ITEMS = 60, 40
 ALL_AT_ONCE = {"strategy": "AllAtOnce", "sure_ranks": None}
@@ -162,9 +163,11 @@ def run(folders, output, **changes):
         "prepared_dir": folders / "prepared",
         "scores": {"model": (folders / "validation", folders / "test")},
         "output_dir": output,
-        "metrics_file": folders / "metrics.jsonl",
     }
+    beside = {"metrics_file": str(folders / "metrics.jsonl")}
+    beside |= {name: changes.pop(name) for name in ("metrics_file", "texts_dir") if name in changes}
     choice = ChoiceSettings(
         normalisers=changes.pop("normalisers", ("sum", "mean")), fuse=changes.pop("fuse", ())
     )
-    return stage.report(**(arguments | changes), choice=choice)
+    beside = Beside(**beside)
+    return stage.report(**(arguments | changes), beside=beside, choice=choice)

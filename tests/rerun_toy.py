@@ -14,6 +14,7 @@ from instructrec_jax.stages.convert import convert
 from instructrec_jax.stages.data import synthesize
 from instructrec_jax.stages.prepare import prepare
 from instructrec_jax.stages.report import report
+from instructrec_jax.stages.report.given import Beside
 
 
 def run_all() -> None:
@@ -27,7 +28,7 @@ def run_all() -> None:
     build(
         dataset="toy",
         input_dir="prepared",
-        texts_dir="texts",
+        beside=Beside(texts_dir="texts"),
         output_dir="records",
         settings=BuildSettings(vocab_size=600, records_per_shard=100),
     )
@@ -40,7 +41,7 @@ def run_all() -> None:
         prepared_dir="prepared",
         scores={"model": ["validation", "test"]},
         output_dir="report",
-        texts_dir="texts",
+        beside=Beside(texts_dir="texts"),
     )
 
 

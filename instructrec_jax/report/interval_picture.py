@@ -56,9 +56,10 @@ def _draw(axes: Axes, rows: Sequence[_Row], chart: IntervalChart) -> None:
     drawn = [(place, mark) for place, (_, mark) in enumerate(rows) if mark is not None]
     places = [place for place, _ in drawn]
     colours = [_NOTABLE if mark.is_notable else _PLAIN for _, mark in drawn]
-    ends = [(mark.interval.low, mark.interval.high) for _, mark in drawn]
-    axes.hlines(places, *zip(*ends, strict=True), colors=colours, linewidth=1.6)
-    axes.scatter([mark.interval.estimate for _, mark in drawn], places, s=14, c=colours, zorder=2)
+    found = [mark.interval for _, mark in drawn]
+    low, high = [own.low for own in found], [own.high for own in found]
+    axes.hlines(places, low, high, colors=colours, linewidth=1.6)
+    axes.scatter([own.estimate for own in found], places, s=14, c=colours, zorder=2)
     if chart.reference is not None:
         axes.axvline(chart.reference, color="#333333", linewidth=0.8, linestyle=":")
     axes.set_title(chart.title, fontsize=9, loc="left", parse_math=False)

@@ -10,6 +10,7 @@ from instructrec_jax.stages.baseline.scores import SEARCH
 from instructrec_jax.stages.data import fetch
 from instructrec_jax.stages.report import report
 from instructrec_jax.stages.report.choice import ChoiceSettings
+from instructrec_jax.stages.report.given import Beside
 from instructrec_jax.stages.reproduce import scales
 from instructrec_jax.stages.reproduce.steps import (
     WITHOUT_CANDIDATES,
@@ -93,6 +94,7 @@ def demo(
         },
         choice=ChoiceSettings(fuse=["fused=model+cooccurrence"]),
         output_dir=root / "report",
-        metrics_file=root / "model" / METRICS_FILE,
-        texts_dir=records.texts,
+        beside=Beside(
+            metrics_file=str(root / "model" / METRICS_FILE), texts_dir=str(records.texts)
+        ),
     )

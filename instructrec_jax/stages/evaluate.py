@@ -238,10 +238,10 @@ def make_evaluate(
         ranks = {}
         for task in settings.tasks:
             requests = kept[task] if kept else read(task)
-            values = _values(model, requests, scorer, normaliser)
-            ranks[task] = _ranks(values, requests)
+            found = _values(model, requests, scorer, normaliser)
+            ranks[task] = _ranks(found, requests)
             if texts is not None:
-                texts[f"{settings.split}/{task}"] = _as_text(values, requests, vocabulary)
+                texts[f"{settings.split}/{task}"] = _as_text(found, requests, vocabulary)
         of_all = ranking.evaluate(np.concatenate(list(ranks.values())))
         values = {f"{settings.split}/{name}": value for name, value in of_all.items()}
         for task, own in ranks.items():

@@ -1,19 +1,14 @@
 """`instructrec report`: scores and A -> F, tables with intervals: text, JSON, Markdown, HTML."""
 
-import contextlib
-import dataclasses
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from instructrec_jax import files, manifest, seeds
-from instructrec_jax.data import prepared as prepared_files
-from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import RERUN, Manifest
 from instructrec_jax.metrics import statistics
@@ -30,16 +25,16 @@ from instructrec_jax.report.interval_picture import plot_intervals
 from instructrec_jax.report.results import Report, ScenarioResult, SystemResult
 from instructrec_jax.scores.importers import holds_t5x_scores
 from instructrec_jax.stages.report.baselines import BASELINES, Baselines
-from instructrec_jax.stages.report.checks import Checks
 from instructrec_jax.stages.report.choice import (
     ChoiceSettings,
     Entry,
     entry_of,
     shared_examples,
 )
-from instructrec_jax.stages.report.details import Items, details_of, events_of
+from instructrec_jax.stages.report.details import Events, details_of, events_of
 from instructrec_jax.stages.report.exports import ExportSettings, Ranked, write_exports
 from instructrec_jax.stages.report.fusion import SIGN, FusedName, fused_entry, parts_of
+from instructrec_jax.stages.report.given import Beside, Given, opened
 from instructrec_jax.stages.report.systems import (
     Known,
     Run,
@@ -49,7 +44,6 @@ from instructrec_jax.stages.report.systems import (
     splits_of,
 )
 from instructrec_jax.stages.report.users import users_of
-from instructrec_jax.teacher.texts import Texts, read_texts_manifest
 from instructrec_jax.training.metrics_log import read_metrics
 
 SEED = 0  # of the bootstrap and of the random scorer; results of different runs stay comparable
@@ -64,12 +58,11 @@ def report(
     prepared_dir: Path | str,
     scores: Mapping[str, Sequence[Path | str]],
     output_dir: Path | str,
-    metrics_file: Path | str | None = None,
-    texts_dir: Path | str | None = None,
+    beside: Beside | None = None,
     choice: ChoiceSettings | None = None,
     export: ExportSettings | None = None,
 ) -> dict[str, Any]:
-    """Writes report.json, .md, .html and .txt and the training curve; returns the JSON.
+    """Writes report.json, .md, .html and .txt and pictures; returns the JSON.
 
     All systems are compared on the same candidates of the same examples. Each chooses its template
     and normaliser on the validation split; one without validation scores has nothing to choose: one
@@ -84,39 +77,30 @@ def report(
         further runs of NAME, such as seeds: one row, with intervals over runs and events; all but
         metrics and differences is that of the first run.
       output_dir: folder to write; one that holds the same report is kept.
-      metrics_file: JSONL metrics of the training run, for the curve.
-      texts_dir: artefact B that the records were built with; the report then warns of test
-        intentions that are also texts of training positions.
+      beside: what it shows beside the scores.
       choice: what each system chooses among on validation, and which systems are fused.
       export: what to write for other programs beside the report.
 
     Raises:
       UserError: if scores are missing or do not belong to the candidates of A.
     """
-    choice = choice or ChoiceSettings()
+    beside, choice = beside or Beside(), choice or ChoiceSettings()
     paths = {name: both_splits(own) for name, own in scores.items()}
-    planned = _plan(dataset, Path(prepared_dir), paths, metrics_file, choice)
+    planned = _plan(dataset, Path(prepared_dir), paths, beside, choice)
     fused = [parts_of(given, list(paths)) for given in choice.fuse]
-    if texts_dir is not None:
-        planned = _with_texts(planned, texts_dir, prepared_dir)
     export = export or ExportSettings()
     planned = export.added_to(planned, dataset)
     output = Path(output_dir)
     if manifest.find_finished(output, planned):
         _logger.info("report: %s is up to date", output)
         return _read(output)
-    data = prepared_files.read_prepared(prepared_dir)
-    if data.dataset != dataset:
-        raise UserError(f"{prepared_dir} holds dataset {data.dataset!r}, not {dataset!r}")
-    with contextlib.ExitStack() as opened:
-        texts = None
-        if texts_dir is not None:
-            unpacked = opened.enter_context(tempfile.TemporaryDirectory())
-            texts = Texts(texts_dir, data.histories, unpacked=unpacked)
-        given = _Data(data, texts, Checks(data, texts, task_module=export.task_module), Items(data))
+    with opened(prepared_dir, beside.texts_dir, task_module=export.task_module) as given:
+        data = given.data
+        if data.dataset != dataset:
+            raise UserError(f"{prepared_dir} holds dataset {data.dataset!r}, not {dataset!r}")
         made, ranked = _make_report(given, paths, choice.normalisers, planned, fused)
         users = users_of(ranked, given.checks)
-    lines = None if metrics_file is None else list(read_metrics(metrics_file))
+    lines = None if beside.metrics_file is None else list(read_metrics(beside.metrics_file))
     training = None if lines is None else (curves.FILE_NAME, curves.section(lines))
     facts = ranking_report.provenance(planned)
     forest = ranking_report.forest(made)
@@ -136,7 +120,7 @@ def _plan(
     dataset: str,
     prepared_dir: Path,
     paths: Mapping[str, Sequence[Path]],
-    metrics_file: Path | str | None,
+    beside: Beside,
     choice: ChoiceSettings,
 ) -> Manifest:
     """Returns the manifest of the report that was asked for."""
@@ -152,10 +136,7 @@ def _plan(
         for split, path in zip(splits_of(own), own, strict=True):
             _check_finished(path)
             inputs[f"{name} {split}"] = files.sha256(path)
-    if metrics_file is not None:
-        if not Path(metrics_file).is_file():
-            raise UserError(f"metrics file {metrics_file} is not there")
-        inputs["training_metrics"] = files.sha256(metrics_file)
+    inputs |= beside.inputs(prepared_dir)
     settings = {
         "dataset": dataset,
         "systems": list(paths),
@@ -163,13 +144,6 @@ def _plan(
         **choice.told(),
     }
     return Manifest(stage="report", inputs=inputs, settings=settings)
-
-
-def _with_texts(planned: Manifest, texts_dir: Path | str, prepared_dir: Path | str) -> Manifest:
-    """Returns the manifest with texts on these prepared data among the inputs."""
-    read_texts_manifest(texts_dir, prepared=prepared_files.hashes_of(prepared_dir))
-    texts_hash = files.sha256(Path(texts_dir) / manifest.FILE_NAME)
-    return dataclasses.replace(planned, inputs={**planned.inputs, "texts": texts_hash})
 
 
 def _check_finished(path: Path) -> None:
@@ -182,17 +156,8 @@ def _check_finished(path: Path) -> None:
         raise UserError(f"scoring into {path} has not finished; run its command again")
 
 
-class _Data(NamedTuple):
-    """What is known beside the scores."""
-
-    data: PreparedData
-    texts: Texts | None
-    checks: Checks
-    items: Items
-
-
 def _make_report(
-    given: _Data,
+    given: Given,
     paths: Mapping[str, Sequence[Path]],
     names: Sequence[str] | None,
     planned: Manifest,
@@ -262,7 +227,7 @@ def _scenario(
     scenario: str,
     entries: Sequence[Entry],
     runs: Sequence[Run],
-    given: _Data,
+    given: Given,
     *,
     facts: Mapping[str, Any],
     repeated: Mapping[str, str],
@@ -270,38 +235,9 @@ def _scenario(
     """Compares systems on the test examples that all of them scored."""
     examples = runs[-1].examples
     events = events_of(examples)
-    event, firsts = events.event, events.firsts
+    firsts, num_baselines = events.firsts, len(runs) - len(entries)
     counts = sorted({len(example.candidate_ids) for example in examples})
-    found = {run.name: run.ranks_and_ties() for run in runs}
-    ranks = results.pooled({name: rank for name, (rank, _) in found.items()})
-    ties = {
-        name: results.ties(rank, num_tied, name=name, event=event, seed=SEED)
-        for name, (rank, num_tied) in found.items()
-    }
-    made, names = [], list(found)
-    num_baselines = len(runs) - len(entries)
-    for name in names[:num_baselines]:
-        metrics, minus = results.compare(ranks, name, others=(), event=event, seed=SEED)
-        made.append(SystemResult(name=name, metrics=metrics, minus=minus, ties=ties[name]))
-    order = _order_of_subtraction(entries)
-    for entry, run in zip(entries, runs[num_baselines:], strict=True):
-        if results.is_repeat(run.name):
-            continue
-        others = [*names[:num_baselines], *order[order.index(run.name) + 1 :]]
-        metrics, minus = results.compare(ranks, run.name, others=others, event=event, seed=SEED)
-        made.append(
-            SystemResult(
-                name=run.name,
-                metrics=metrics,
-                minus=minus,
-                ties=ties[run.name],
-                choices=entry.choices,
-                chosen=entry.chosen,
-                unsure=run.scores.unsure(run.template),
-                position_bias=_position_bias(scenario, run, firsts),
-                facts={**_facts(entry, run), **results.about_runs(ranks[run.name])},
-            )
-        )
+    made = _systems(scenario, entries, runs, events)
     first_examples = [examples[row] for row in firsts]
     details = details_of(
         [run for run in runs if not results.is_repeat(run.name)],
@@ -330,6 +266,45 @@ def _scenario(
         validity=given.checks.of(runs, firsts),
         facts={**facts, **counted},
     )
+
+
+def _systems(
+    scenario: str, entries: Sequence[Entry], runs: Sequence[Run], events: Events
+) -> list[SystemResult]:
+    """Returns the figures of all systems, baselines first."""
+    found = {run.name: run.ranks_and_ties() for run in runs}
+    ranks = results.pooled({name: rank for name, (rank, _) in found.items()})
+    ties = {
+        name: results.ties(rank, num_tied, name=name, event=events.event, seed=SEED)
+        for name, (rank, num_tied) in found.items()
+    }
+    made, names = [], list(found)
+    num_baselines = len(runs) - len(entries)
+    for name in names[:num_baselines]:
+        metrics, minus = results.compare(ranks, name, others=(), event=events.event, seed=SEED)
+        made.append(SystemResult(name=name, metrics=metrics, minus=minus, ties=ties[name]))
+    order = _order_of_subtraction(entries)
+    for entry, run in zip(entries, runs[num_baselines:], strict=True):
+        if results.is_repeat(run.name):
+            continue
+        others = [*names[:num_baselines], *order[order.index(run.name) + 1 :]]
+        metrics, minus = results.compare(
+            ranks, run.name, others=others, event=events.event, seed=SEED
+        )
+        made.append(
+            SystemResult(
+                name=run.name,
+                metrics=metrics,
+                minus=minus,
+                ties=ties[run.name],
+                choices=entry.choices,
+                chosen=entry.chosen,
+                unsure=run.scores.unsure(run.template),
+                position_bias=_position_bias(scenario, run, events.firsts),
+                facts={**_facts(entry, run), **results.about_runs(ranks[run.name])},
+            )
+        )
+    return made
 
 
 def _order_of_subtraction(entries: Sequence[Entry]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from instructrec_jax.checkpoints.ranking_config import DEFAULT_NORMALISER, Ranki
 from instructrec_jax.checkpoints.source import TOKENIZER_FILE, Source
 from instructrec_jax.errors import UserError
 from instructrec_jax.models.adapters import FineTuning, split
+from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel import processes
 from instructrec_jax.parallel.mesh import LogicalMesh, make_mesh
 from instructrec_jax.parallel.placement import describe_placement, num_parameters
@@ -21,7 +21,7 @@ from instructrec_jax.pipeline import loader
 from instructrec_jax.report import curves
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.stages.dry_run import DryRun
-from instructrec_jax.stages.evaluate import ValidationSettings, make_evaluate
+from instructrec_jax.stages.evaluate import Metrics, ValidationSettings, make_evaluate
 from instructrec_jax.stages.run_data import RunData
 from instructrec_jax.stages.together import check_run
 from instructrec_jax.stages.train.start import (
@@ -95,9 +95,7 @@ def train(
         initial = open_initial(learning, run)
         first_step, periods = _count_steps(run, periods, initial)
         logger.info(_describe(abstract, learning, run, periods, first_step=first_step))
-        vocabulary, _ = _open_data(learning, data, run, initial)
-        texts: dict[str, str] = {}
-        evaluate = make_evaluate(validation, data, Scorer(mesh), vocabulary=vocabulary, texts=texts)
+        evaluate, texts = _evaluator(learning, data, run, validation, initial, mesh)
     _claim(learning, data, run, initial, config_text)
     _describe_model(data, run, validation, config_text)
     with contextlib.ExitStack() as opened:
@@ -129,7 +127,6 @@ def train(
             guards=guards,
             is_evaluation_missing=is_due,
         )
-    processes.on_main(functools.partial(_show, Path(run.model_dir)))
     return None
 
 
@@ -186,6 +183,21 @@ def _open_data(
     return vocabulary, check_mixture(learning.objective, run)
 
 
+def _evaluator(
+    learning: Learning,
+    data: RunData,
+    run: TrainSettings,
+    validation: ValidationSettings,
+    initial: Source | None,
+    mesh: LogicalMesh,
+) -> tuple[Callable[[T5], Metrics], dict[str, str]]:
+    """Returns what measures a model, and where it leaves texts of ranked examples."""
+    vocabulary, _ = _open_data(learning, data, run, initial)
+    texts: dict[str, str] = {}
+    scorer = Scorer(mesh)
+    return make_evaluate(validation, data, scorer, vocabulary=vocabulary, texts=texts), texts
+
+
 def _count_steps(
     run: TrainSettings, periods: Periods, initial: Source | None
 ) -> tuple[int, Periods]:
@@ -236,7 +248,10 @@ def _is_evaluated(log: MetricsLog, validation: ValidationSettings) -> bool:
 
 def _open_log(run: TrainSettings, step: int, opened: contextlib.ExitStack) -> MetricsLog:
     """Returns where metrics go, of process 0 alone; it is closed with the run."""
-    log = MetricsLog(run.model_dir, first_step=step) if processes.is_main() else NoMetricsLog()
+    if not processes.is_main():
+        return NoMetricsLog()
+    log = MetricsLog(run.model_dir, first_step=step)
+    opened.callback(_show, Path(run.model_dir))  # however the run ends
     opened.callback(log.close)
     return log
 

@@ -1,0 +1,76 @@
+"""What a report is told beside the scores, opened: artefact A, and texts if there are any."""
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from instructrec_jax import files, manifest
+from instructrec_jax.data import prepared as prepared_files
+from instructrec_jax.data.prepared import PreparedData
+from instructrec_jax.errors import UserError
+from instructrec_jax.instructions.task_modules import SHIPPED
+from instructrec_jax.settings import check_fields
+from instructrec_jax.stages.report.checks import Checks
+from instructrec_jax.stages.report.details import Items
+from instructrec_jax.teacher.texts import Texts, read_texts_manifest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What a report shows beside the scores.
+
+    Attributes:
+      metrics_file: JSONL metrics of the training run, for the curve.
+      texts_dir: artefact B that the records were built with; the report then warns of test
+        intentions that are also texts of training positions, and prompts show the texts.
+    """
+
+    metrics_file: str | None = None
+    texts_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def inputs(self, prepared_dir: Path) -> dict[str, str]:
+        """Returns hashes for the manifest; the texts must be of these prepared data."""
+        found = {}
+        if self.metrics_file is not None:
+            if not Path(self.metrics_file).is_file():
+                raise UserError(f"metrics file {self.metrics_file} is not there")
+            found["training_metrics"] = files.sha256(self.metrics_file)
+        if self.texts_dir is not None:
+            read_texts_manifest(self.texts_dir, prepared=prepared_files.hashes_of(prepared_dir))
+            found["texts"] = files.sha256(Path(self.texts_dir) / manifest.FILE_NAME)
+        return found
+
+
+class Given(NamedTuple):
+    """What is known beside the scores."""
+
+    data: PreparedData
+    texts: Texts | None
+    checks: Checks
+    items: Items
+
+
+@contextlib.contextmanager
+def opened(
+    prepared_dir: Path | str, texts_dir: Path | str | None = None, *, task_module: str = SHIPPED
+) -> Iterator[Given]:
+    """Gives what is known beside the scores, as long as the block lasts.
+
+    Args:
+      prepared_dir: artefact A.
+      texts_dir: artefact B on it.
+      task_module: module whose templates were scored.
+    """
+    data = prepared_files.read_prepared(prepared_dir)
+    with contextlib.ExitStack() as stack:
+        texts = None
+        if texts_dir is not None:
+            unpacked = stack.enter_context(tempfile.TemporaryDirectory())
+            texts = Texts(texts_dir, data.histories, unpacked=unpacked)
+        yield Given(data, texts, Checks(data, texts, task_module=task_module), Items(data))
