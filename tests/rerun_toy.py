@@ -28,7 +28,7 @@ def run_all() -> None:
     build(
         dataset="toy",
         input_dir="prepared",
-        beside=Beside(texts_dir="texts"),
+        texts_dir="texts",
         output_dir="records",
         settings=BuildSettings(vocab_size=600, records_per_shard=100),
     )
