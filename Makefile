@@ -41,5 +41,5 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt | $(BIN)/pip
 	@touch $(INSTALLED)
 
 $(INSTALLED_TESTS): pyproject.toml setup.py constraints.txt | $(BIN)/pip
-	$(INSTALL) '.[test,beam,parity]'
+	$(INSTALL) '.[test,beam,parity,serve]'
 	@touch $(INSTALLED) $(INSTALLED_TESTS)

@@ -20,6 +20,7 @@ from instructrec_jax.cli import (
     model_verbs,
     plan_verb,
     score_verbs,
+    serve_verbs,
     teacher_verbs,
 )
 from instructrec_jax.cli.interruption import INTERRUPTED, interruptible
@@ -44,6 +45,8 @@ VERBS: tuple[Verb | Group, ...] = (
     model_verbs.EVAL,
     score_verbs.SCORE,
     score_verbs.SENSITIVITY,
+    serve_verbs.TOKEN,
+    serve_verbs.SERVE,
     model_verbs.GENERATE,
     score_verbs.SHOW,
     baseline_verbs.BASELINE,

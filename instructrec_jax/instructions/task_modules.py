@@ -78,6 +78,17 @@ def find_variant(module: str, name: str) -> Variant:
     return known[name]
 
 
+def ranking_variant(module: str, name: str) -> Variant:
+    """Returns a variant that ranks candidates, by its name such as "A7" or "B7.specific"."""
+    variant = find_variant(module, name)
+    if not variant.template.names_an_item:
+        raise UserError(
+            f"template {name} does not choose among candidates; name one that does, such as A7 "
+            "(`instructrec templates` shows them all)"
+        )
+    return variant
+
+
 def variant_order(variant: Variant) -> tuple[str, int, int]:
     """Returns a sort key in which A2 comes before A10: letters, number, index of the query."""
     template = variant.template

@@ -25,7 +25,7 @@ from instructrec_jax.instructions.language import Template, Variant, plain_text,
 from instructrec_jax.instructions.token_budget import MisfitError
 from instructrec_jax.progress import Progress
 from instructrec_jax.records import InstructionRecord, TaskForm
-from instructrec_jax.requests.row_files import FIELDS, Row, RowFile, Values
+from instructrec_jax.requests.row_files import FIELDS, Row, Rows, Values
 from instructrec_jax.seeds import stable_seed
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ _FITTING = {
 }
 
 
-def fitting_template(file: RowFile) -> str | None:
+def fitting_template(file: Rows) -> str | None:
     """Returns the template that the first request of a file suits; None for whole instructions.
 
     Raises:
@@ -83,7 +83,7 @@ def fitting_template(file: RowFile) -> str | None:
 class RequestFile:
     """A file of requests. Nothing of it is kept but 8 bytes a row while it is surveyed."""
 
-    def __init__(self, file: RowFile, variants: Sequence[Variant]) -> None:
+    def __init__(self, file: Rows, variants: Sequence[Variant]) -> None:
         """Reads nothing yet.
 
         Args:

@@ -19,7 +19,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,6 +42,65 @@ _PARQUET_BUFFER = 1 << 20  # bytes
 
 Values = Mapping[str, Any]
 Row = tuple[int, bytes | list[str] | Values]  # number of its line or row, from 1, and its content
+
+
+class Rows(Protocol):
+    """Where the rows of requests come from."""
+
+    name: str
+    unit: str
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the fields."""
+
+    def filled(self) -> set[str]:
+        """Returns the names of the fields that have a value in the first row."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yields the rows, not yet parsed."""
+
+    def values(self, row: Row) -> Values:
+        """Returns the values of a row by name."""
+
+    def damaged(self, number: int, reason: str, problem: str) -> DamagedLineError:
+        """Returns the error that says what is wrong with the row of that number."""
+
+
+class SingleRow:
+    """The one request that a program holds, in place of a file of them.
+
+    Attributes:
+      name: for messages.
+      unit: likewise.
+    """
+
+    name, unit = "the request", "request"
+
+    def __init__(self, values: Values) -> None:
+        """Takes the values of the request by the names of its fields."""
+        self._values = values
+
+    @property
+    def names(self) -> list[str]:
+        """Names of its fields."""
+        return list(self._values)
+
+    def filled(self) -> set[str]:
+        """Returns the names of the fields that have a value."""
+        return {name for name, value in self._values.items() if value}
+
+    def rows(self) -> Iterator[Row]:
+        """Yields the request."""
+        yield 1, self._values
+
+    def values(self, row: Row) -> Values:
+        """Returns the values of the request."""
+        return self._values
+
+    def damaged(self, number: int, reason: str, problem: str) -> DamagedLineError:
+        """Returns the error that says what is wrong with the request."""
+        return DamagedLineError(problem, reason=reason, place=self.name)
 
 
 class RowFile:

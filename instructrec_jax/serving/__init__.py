@@ -1,1 +1,1 @@
-"""The Python API: open a model, score and rank texts, for a notebook or a service."""
+"""The Python API: open a model, score and rank texts; and the HTTP service."""

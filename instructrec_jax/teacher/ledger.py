@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from instructrec_jax import workers
+from instructrec_jax.database import Database
 from instructrec_jax.errors import UserError
-from instructrec_jax.teacher.database import Database
 from instructrec_jax.teacher.questions import Answer, Question
 
 STALE_SECONDS = 120.0
@@ -83,7 +83,13 @@ class Ledger:
         Raises:
           UserError: if it is damaged, belongs to another data set, or cannot be written.
         """
-        self._database = Database(Path(path), fingerprint=fingerprint, tables=_TABLES)
+        self._database = Database(
+            Path(path),
+            fingerprint=fingerprint,
+            tables=_TABLES,
+            kind="ledger",
+            holds="what was paid for",
+        )
         self._path = Path(path).resolve()
         self._renewed = time.time()
         self._run = self.write(lambda: self._enter(None))

@@ -102,8 +102,7 @@ def _saved_and_restored(folder: Path, array: jax.Array) -> jax.Array:
 
 def look_at_cache() -> str | Problem:
     """Compiles a program and looks whether it was kept for the next start."""
-    from instructrec_jax.stages.score import keep_compiled
-    from instructrec_jax.stages.score.ranked_file import COMPILATION_CACHE_DIR
+    from instructrec_jax.parallel.compilation_cache import COMPILATION_CACHE_DIR, keep_compiled
 
     keep_compiled(COMPILATION_CACHE_DIR)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

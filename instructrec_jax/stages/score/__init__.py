@@ -5,26 +5,23 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
-
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints.ranking_config import chosen_normaliser
 from instructrec_jax.checkpoints.source import Source, load_model, open_for_run
 from instructrec_jax.damage import FAIL, POLICIES, Damage
 from instructrec_jax.errors import UserError
-from instructrec_jax.instructions.language import Variant
-from instructrec_jax.instructions.task_modules import find_variant
+from instructrec_jax.instructions.task_modules import ranking_variant
 from instructrec_jax.instructions.token_budget import title_limit
 from instructrec_jax.metrics.ranking import PMI, checked_normalisers
 from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel import processes
+from instructrec_jax.parallel.compilation_cache import keep_compiled
 from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings
 from instructrec_jax.parallel.placement import num_batch_shares
 from instructrec_jax.parallel.stopping import agreed
@@ -51,7 +48,6 @@ from instructrec_jax.stages.score.shards import CLAIMS, score_shards
 from instructrec_jax.stages.together import check_run
 
 logger = logging.getLogger(__name__)
-_MIN_COMPILE_SECONDS = 0.1  # of programs that are worth keeping
 SYSTEM = "instructrec"
 _SAMPLE_SIZE = 512  # prompts whose sizes decide for which shapes a run is compiled
 
@@ -233,17 +229,6 @@ def _open(data: RunData, run: ScoreSettings, tokenizer: Path | None, model: T5Co
     return _Opened(sets=sets, inputs=inputs, told={"teacher": "as the requests say"})
 
 
-def ranking_variant(module: str, name: str) -> Variant:
-    """Returns a variant that ranks candidates, by its name such as "A7" or "B7.specific"."""
-    variant = find_variant(module, name)
-    if not variant.template.names_an_item:
-        raise UserError(
-            f"template {name} does not choose among candidates; name one that does, such as A7 "
-            "(`instructrec templates` shows them all)"
-        )
-    return variant
-
-
 def _plan(
     model: T5Config, opened: _Opened, run: ScoreSettings, checkpoint: Source
 ) -> manifest.Manifest:
@@ -340,19 +325,6 @@ def _finish(folder: Path, sets: Sequence[RequestSet]) -> None:
             found = dataclasses.replace(found, damage=damage.examples)
         found.write_finished(folder, "*.parquet", "config.gin")
         shutil.rmtree(folder / CLAIMS, ignore_errors=True)
-
-
-def keep_compiled(folder: str | None) -> None:
-    """Has JAX keep what it compiles, so that the next start need not compile it again."""
-    if folder is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    path = Path(folder).expanduser()
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
-    # Programs name source files and XLA's own cache: without the folders of this machine.
-    jax.config.update("jax_hlo_source_file_canonicalization_regex", ".*/")
-    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
-    logger.info("compiled programs are kept in %s", path)
 
 
 def make_scorer(mesh: LogicalMesh, readers: Sequence[SetReader], *, step_tokens: int) -> Scorer:

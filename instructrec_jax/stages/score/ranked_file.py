@@ -19,8 +19,9 @@ from instructrec_jax.checkpoints.source import Source, load_model, open_source, 
 from instructrec_jax.damage import FAIL, POLICIES, Damage
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Query, Slot, Variant, slots_of
-from instructrec_jax.instructions.task_modules import SHIPPED
+from instructrec_jax.instructions.task_modules import SHIPPED, ranking_variant
 from instructrec_jax.metrics.ranking import PMI, checked_normalisers
+from instructrec_jax.parallel.compilation_cache import COMPILATION_CACHE_DIR, keep_compiled
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 from instructrec_jax.progress import Progress, StopAskedError, stop_on
 from instructrec_jax.requests.request_files import INSTRUCTION, TEXT_FIELDS, fitting_template
@@ -34,12 +35,7 @@ from instructrec_jax.scores.ranked_files import (
     ranked_writer,
 )
 from instructrec_jax.settings import Count, OneOf, check_fields
-from instructrec_jax.stages.score import (
-    ScoreSettings,
-    keep_compiled,
-    make_scorer,
-    ranking_variant,
-)
+from instructrec_jax.stages.score import ScoreSettings, make_scorer
 from instructrec_jax.stages.score.request_sets import (
     PendingRequest,
     Rendering,
@@ -50,7 +46,6 @@ from instructrec_jax.stages.score.request_sets import (
 from instructrec_jax.stages.score.shards import ReadAhead, ScoreRequests, decide
 
 logger = logging.getLogger(__name__)
-COMPILATION_CACHE_DIR = "~/.cache/instructrec_jax/compiled"  # that of gin/runs/score.gin
 Ready = tuple[list[PendingRequest], Damage]
 
 

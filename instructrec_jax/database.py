@@ -23,21 +23,25 @@ class Database:
 
     Attributes:
       path: of the file.
+      kind: what it is, for messages.
+      holds: what would be lost with it, for messages.
       is_full: whether the disk was full; what is in flight is still written, nothing more begins.
     """
 
-    def __init__(self, path: Path, *, fingerprint: str, tables: str) -> None:
+    def __init__(self, path: Path, *, fingerprint: str, tables: str, kind: str, holds: str) -> None:
         """Opens the file, or begins it.
 
         Args:
           path: of the file; its log and a reserve of 8 MB stand beside it.
           fingerprint: of the data set that it serves, and no other.
           tables: statements that make the tables of a new file, each ended by ";" and a new line.
+          kind: what it is, such as "ledger".
+          holds: what would be lost with it, such as "what was paid for".
 
         Raises:
           UserError: if it is damaged, belongs to another data set, or cannot be written.
         """
-        self.path, self.is_full = path, False
+        self.path, self.kind, self.holds, self.is_full = path, kind, holds, False
         self._lock = threading.RLock()
         self._reserve = path.with_name(f"{path.name}.reserve")
         with files.named_errors(path):
@@ -99,13 +103,13 @@ class Database:
         """Returns the error for a disk that was full, where all in flight found room."""
         return UserError(
             f"cannot write {self.path}: the disk is full; make room and run the same command "
-            "again: what was paid for is safe in it"
+            f"again: {self.holds} is safe in it"
         )
 
     def _check_file(self) -> None:
         """Sets how the file is written, and checks its structure."""
         if self.one("PRAGMA journal_mode = WAL") != "wal":
-            raise UserError(f"{self.path} is not on a local disk; name a ledger on one")
+            raise UserError(f"{self.path} is not on a local disk; name a {self.kind} on one")
         self.run("PRAGMA synchronous = FULL")
         if (found := self.one("PRAGMA quick_check(1)")) != "ok":
             raise self._damaged(found)
@@ -118,17 +122,19 @@ class Database:
             for name, value in {"format": FORMAT, "fingerprint": fingerprint}.items():
                 self.run("INSERT INTO meta VALUES (?, ?)", name, json.dumps(value))
         if not self.one("SELECT count(*) FROM sqlite_master WHERE name = 'meta'"):
-            raise UserError(f"{self.path} is a database of another program; name another ledger")
+            raise UserError(
+                f"{self.path} is a database of another program; name another {self.kind}"
+            )
         meta = {name: json.loads(value) for name, value in self.rows("SELECT * FROM meta")}
         if meta.get("format") != FORMAT:
             raise UserError(
-                f"{self.path} is a ledger of format {meta.get('format')!r}, expected {FORMAT}; "
-                "use the version that wrote it, or name another ledger"
+                f"{self.path} is a {self.kind} of format {meta.get('format')!r}, expected "
+                f"{FORMAT}; use the version that wrote it, or name another {self.kind}"
             )
         if meta["fingerprint"] != fingerprint:
             raise UserError(
-                f"{self.path} is the ledger of another data set ({meta['fingerprint'][:12]}, "
-                f"expected {fingerprint[:12]}); name the ledger of this one, or a new one"
+                f"{self.path} is the {self.kind} of another data set ({meta['fingerprint'][:12]}, "
+                f"expected {fingerprint[:12]}); name the {self.kind} of this one, or a new one"
             )
 
     def _transaction(self, work: Callable[[], _Made]) -> _Made:
@@ -175,7 +181,7 @@ class Database:
         return UserError(
             f"{self.path} is damaged ({(lines or [problem])[0]}); put a copy of it back, or save "
             f"what can be read with `sqlite3 {self.path} .recover`, and do not delete it: it "
-            "holds what was paid for"
+            f"holds {self.holds}"
         )
 
 

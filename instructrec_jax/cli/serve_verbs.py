@@ -1,0 +1,57 @@
+"""The verbs of the service: who may use it, and running it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from instructrec_jax.cli.verb import Group, Verb
+
+
+def _returned(found: Any, _: Mapping[str, Any]) -> str:
+    return found if isinstance(found, str) else "\n".join(found or ())
+
+
+TOKEN = Group(
+    name="token",
+    summary="who may use the service",
+    description="Makes, lists and revokes the tokens of `serve`; only hashes of them are kept.",
+    example="instructrec token make --state_dir=runs/service --name=shop",
+    verbs=(
+        Verb(
+            name="make",
+            summary="makes a token and prints it, once",
+            description="Makes a token and prints it. Keep it: only its hash is stored.",
+            example="instructrec token make --state_dir=runs/service --name=shop",
+            function="instructrec_jax.serving.tokens:make_token",
+            result=_returned,
+        ),
+        Verb(
+            name="list",
+            summary="names, scopes, rates and last days",
+            description="Lists the tokens of a service by their names.",
+            example="instructrec token list --state_dir=runs/service",
+            function="instructrec_jax.serving.tokens:list_tokens",
+            result=_returned,
+        ),
+        Verb(
+            name="revoke",
+            summary="removes a token",
+            description="Removes a token. A running service refuses it from then on.",
+            example="instructrec token revoke --state_dir=runs/service --name=shop",
+            function="instructrec_jax.serving.tokens:revoke_token",
+            result=_returned,
+        ),
+    ),
+)
+SERVE = Verb(
+    name="serve",
+    summary="a model as a service over HTTP",
+    description=(
+        "Ranks over HTTP: POST /v1/rank takes the fields of `instructrec score --input` and gives\n"
+        "the same numbers, POST /v1/rerank what clients of Cohere and Jina send. /openapi.json\n"
+        "tells all, /healthz, /readyz and /metrics how it is. All but the first two need a token.\n"
+        "SIGTERM or Ctrl-C stops it once it has answered what it has taken."
+    ),
+    example="instructrec serve --model=runs/model --state_dir=runs/service",
+    function="instructrec_jax.serving.service:serve",
+    result=_returned,
+)

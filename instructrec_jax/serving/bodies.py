@@ -1,0 +1,153 @@
+"""What requests and answers of the service hold: the source of its OpenAPI document."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_ID = 200  # characters
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
+Whole = Annotated[int, Field(ge=-(2**63) + 1, le=2**63 - 1)]
+
+
+class _Strict(BaseModel):
+    """A body whose fields are all known, each of its own type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class RankRequest(_Strict):
+    """Candidates, and what they are ranked by: the fields of `instructrec score --input`."""
+
+    candidates: list[str] = Field(description="texts such as titles, two at least, no two equal")
+    instruction: str | None = Field(
+        default=None, description="a whole prompt, in place of the texts below"
+    )
+    history: list[str] | None = Field(default=None, description="titles, oldest first")
+    preference: str | list[str] | None = Field(default=None, description="lasting taste in words")
+    intention: str | list[str] | None = Field(
+        default=None, description="what is wanted now, in words"
+    )
+    context: str | None = Field(default=None, description="time or place")
+    id: Id | None = Field(default=None, description="is repeated in the answer")
+    candidate_ids: list[Whole] | None = Field(default=None, description="numbers of the candidates")
+    exclude: list[str | Whole] | None = Field(default=None, description="candidates to leave out")
+    template: Id | None = Field(
+        default=None, description="such as A7; by default one that suits the texts"
+    )
+    normaliser: Literal["sum", "mean", "char"] | None = Field(
+        default=None, description="what is ranked by; by default as the model was trained"
+    )
+    top_n: int | None = Field(default=None, ge=1, description="how many to return; by default all")
+    explain: bool = Field(default=False, description="tell what the model read")
+    record: bool = Field(
+        default=False,
+        description="keep the ranking, so that feedback on it may follow (scope feedback)",
+    )
+    user_id: Id | None = Field(default=None, description="whose ranking is kept")
+
+
+class RankedTitle(BaseModel):
+    """A candidate with its place in the ranking."""
+
+    rank: int = Field(description="1 is best; equal ones share the worst rank of theirs")
+    index: int = Field(description="among the candidates of the request")
+    candidate: str
+    candidate_id: int
+    score: float = Field(description="what it is ranked by")
+    log_likelihood: float = Field(description="natural log, sum over its tokens")
+
+
+class Explanation(BaseModel):
+    """What the model read."""
+
+    instruction: str
+    num_history_hidden: int = Field(description="items of the history that there was no room for")
+    num_titles_cut: int
+    num_tokens: int = Field(description="of the instruction")
+
+
+class RankAnswer(BaseModel):
+    """The candidates, best first."""
+
+    id: str
+    model: str
+    template: str
+    normaliser: str
+    candidates: list[RankedTitle]
+    explanation: Explanation | None = None
+    impression_id: str | None = Field(default=None, description="names this ranking in feedback")
+
+
+class Document(BaseModel):
+    """A document of a rerank request."""
+
+    text: str
+
+
+class RerankRequest(BaseModel):
+    """Documents for a query, as clients of Cohere, Jina and vLLM send them; more is ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    query: str = Field(min_length=1)
+    documents: list[str | Document] = Field(min_length=1)
+    top_n: int | None = Field(default=None, ge=1)
+    return_documents: bool = False
+    model: str | None = None
+
+
+class RerankResult(BaseModel):
+    """A document with its relevance."""
+
+    index: int
+    relevance_score: float = Field(description="0 to 1: share of the probability of all documents")
+    document: Document | None = None
+
+
+class RerankAnswer(BaseModel):
+    """The documents, most relevant first."""
+
+    id: str
+    model: str
+    results: list[RerankResult]
+    usage: dict[str, int]
+    meta: dict[str, Any]
+
+
+class ServedModel(BaseModel):
+    """A model of the service."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "instructrec"
+    normaliser: str
+    input_tokens: int
+    target_tokens: int
+    max_candidates: int
+
+
+class Models(BaseModel):
+    """The models of the service."""
+
+    object: Literal["list"] = "list"
+    data: list[ServedModel]
+
+
+class Health(BaseModel):
+    """Whether the service is there, or ready."""
+
+    status: str
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+
+    code: str
+    message: str
+
+
+class Refusal(BaseModel):
+    """The answer to a request that was refused."""
+
+    error: Problem

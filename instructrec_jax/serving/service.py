@@ -1,0 +1,286 @@
+"""`instructrec serve`: a model as a service over HTTP, until it is asked to stop."""
+
+import asyncio
+import contextlib
+import dataclasses
+import importlib.util
+import ipaddress
+import logging
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from instructrec_jax import files
+from instructrec_jax.checkpoints.ranking_config import chosen_normaliser
+from instructrec_jax.checkpoints.source import Source, load_model, open_source, open_vocabulary
+from instructrec_jax.errors import UserError
+from instructrec_jax.instructions.task_modules import SHIPPED
+from instructrec_jax.metrics.ranking import PMI, checked_normalisers
+from instructrec_jax.parallel.compilation_cache import COMPILATION_CACHE_DIR, keep_compiled
+from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
+from instructrec_jax.settings import (
+    Count,
+    NotNegative,
+    OneOf,
+    Positive,
+    Range,
+    check_fields,
+    refuse,
+)
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+logger = logging.getLogger(__name__)
+_PARTS = ("starlette", "uvicorn", "prometheus_client", "pydantic")
+_DEFAULT_LENGTHS = {"inputs": 512, "targets": 64}  # of a model that names none
+_MAX_CONNECTIONS = 1000
+_IDLE_SECONDS = 15
+_EXTRA_SECONDS = 5.0  # to write answers, after the deadline of what is being ranked
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """A model, and for whom it ranks.
+
+    Attributes:
+      model: a MODEL_DIR, or Flan-T5 or T5 1.1 as Hugging Face or T5X keep it.
+      state_dir: folder of tokens and audit log; `instructrec token make` begins it.
+      bind: address and port; others than those of this machine need TLS or a proxy that has it.
+      tls_certificate_path: the certificate in PEM, with its chain; HTTPS then.
+      tls_key_path: its key.
+      template: what writes the instructions, such as A7; by default one that suits each request.
+      normaliser: "sum", "mean" or "char"; by default as the model was trained.
+      dtype: of computing, "float32" or "bfloat16".
+      input_tokens: most tokens of an instruction; by default as the model was trained.
+      target_tokens: most tokens of a candidate, likewise; longer ones are cut.
+      vocabulary: the SentencePiece model, where none lies beside the model.
+      task_module: module that declares the templates.
+      deadline_seconds: how long a request may take; what would take longer is refused at once.
+      max_waiting: requests that are taken at a time; more are told to come later.
+      max_batch: requests that are scored at once.
+      batch_milliseconds: how long the first request of a batch waits for others.
+      max_candidates: of a request.
+      max_body_bytes: of a request.
+      audit_texts: write texts into the audit log too, without e-mail addresses, telephone
+        numbers, links, cards and handles.
+    """
+
+    model: str
+    state_dir: str
+    bind: str = "127.0.0.1:8080"
+    tls_certificate_path: str | None = None
+    tls_key_path: str | None = None
+    template: str | None = None
+    normaliser: str | None = None
+    dtype: Annotated[str, OneOf(("float32", "bfloat16"))] = "float32"
+    input_tokens: Count | None = None
+    target_tokens: Count | None = None
+    vocabulary: str | None = None
+    task_module: str = SHIPPED
+    deadline_seconds: Positive = 10.0
+    max_waiting: Count = 64
+    max_batch: Annotated[int, Range(1, 512)] = 32
+    batch_milliseconds: NotNegative = 2.0
+    max_candidates: Annotated[int, Range(2, 100_000)] = 1000
+    max_body_bytes: Annotated[int, Range(1024, 1 << 28)] = 1 << 20
+    audit_texts: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.normaliser is not None:
+            checked_normalisers([self.normaliser])
+        if (self.tls_certificate_path is None) != (self.tls_key_path is None):
+            raise refuse(self, "tls_key_path", "a certificate and its key, or neither")
+        _address(self)
+
+
+def serve(settings: ServeSettings) -> None:
+    """Serves a model until SIGTERM or Ctrl-C; what was taken is answered first.
+
+    Args:
+      settings: what, where and for whom.
+
+    Raises:
+      UserError: for a mistake in settings, model or state, or if the port is taken.
+    """
+    if missing := [part for part in _PARTS if importlib.util.find_spec(part) is None]:
+        raise UserError(
+            f"`instructrec serve` needs {', '.join(missing)}; "
+            "install them: pip install 'instructrec-jax[serve]'"
+        )
+    host, port = _address(settings)
+    _check_files(settings)
+    with contextlib.ExitStack() as opened:
+        listening = opened.enter_context(_listening(host, port))
+        app = open_application(settings, opened)
+        asyncio.run(_run(app, listening, settings))
+    logger.info("stopped; what was taken is answered")
+
+
+def open_application(settings: ServeSettings, opened: contextlib.ExitStack) -> "ASGIApp":
+    """Returns the service as an ASGI application, for another server than uvicorn too.
+
+    Args:
+      settings: what it serves.
+      opened: closes what it holds.
+
+    Raises:
+      UserError: for a mistake in settings, model or state.
+    """
+    from instructrec_jax.serving import monitoring, text_ranker, tokens, warm_scorer
+    from instructrec_jax.serving.application import make_application
+    from instructrec_jax.serving.batching import Batcher, Limits
+    from instructrec_jax.serving.endpoints import ModelCard, Service
+
+    source = open_source(settings.model)
+    card = ModelCard(
+        name=Path(settings.model).resolve().name,
+        made=int(source.path.stat().st_mtime),
+        normaliser=_normaliser(settings, source),
+        template=settings.template,
+        max_candidates=settings.max_candidates,
+    )
+    ranker = text_ranker.TextRanker(
+        open_vocabulary(source, settings.vocabulary),
+        _lengths(settings, source),
+        task_module=settings.task_module,
+    )
+    if settings.template is not None:
+        ranker.check_template(settings.template)
+    token_store = tokens.TokenStore(tokens.existing(settings.state_dir))
+    opened.callback(token_store.close)
+    if all(token.expires <= time.time() for token in token_store.all()):
+        logger.warning("no token is valid: make one with `instructrec token make`")
+    audit = monitoring.AuditLog(Path(settings.state_dir) / monitoring.AUDIT_NAME)
+    opened.callback(audit.close)
+    figures, mesh = monitoring.Figures(), make_mesh(MeshSettings())
+    keep_compiled(COMPILATION_CACHE_DIR)
+    config = dataclasses.replace(source.config, dtype=settings.dtype)
+    model = load_model(source, abstract_model(config.init, mesh))
+    scorer = warm_scorer.WarmScorer(model, mesh, ranker.lengths)
+    limits = Limits(
+        max_waiting=settings.max_waiting,
+        max_batch=settings.max_batch,
+        batch_seconds=settings.batch_milliseconds / 1000,
+        deadline_seconds=settings.deadline_seconds,
+    )
+    batcher = Batcher(scorer, fits=scorer.fits, limits=limits, observe=figures.observe_batch)
+    service = Service(
+        card=card,
+        ranker=ranker,
+        batcher=batcher,
+        figures=figures,
+        audits_texts=settings.audit_texts,
+    )
+    return make_application(
+        service,
+        scorer=scorer,
+        token_store=token_store,
+        audit=audit,
+        max_body_bytes=settings.max_body_bytes,
+    )
+
+
+async def _run(app: "ASGIApp", listening: socket.socket, settings: ServeSettings) -> None:
+    """Serves until a signal asks to stop."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """A server that leaves signals to us: they end the process with 0, not by themselves."""
+
+        def capture_signals(self) -> Any:
+            return contextlib.nullcontext()
+
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ssl_certfile=settings.tls_certificate_path,
+        ssl_keyfile=settings.tls_key_path,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=int(settings.deadline_seconds + _EXTRA_SECONDS),
+    )
+    server = Server(config)
+
+    def stop() -> None:
+        server.force_exit = server.should_exit  # the second Ctrl-C does not wait
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    scheme = "https" if settings.tls_key_path else "http"
+    host, port = listening.getsockname()[:2]
+    logger.info("serving at %s://%s:%d; Ctrl-C or SIGTERM stops", scheme, host, port)
+    await server.serve(sockets=[listening])
+
+
+def _address(settings: ServeSettings) -> tuple[str, int]:
+    """Returns host and port, and warns of tokens that would travel in the clear."""
+    host, colon, port = settings.bind.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+        is_port = bool(colon) and port.isdecimal() and int(port) <= 65535
+    except ValueError:
+        is_port = False
+    if not is_port:
+        raise refuse(settings, "bind", "an address and a port, such as 127.0.0.1:8080 or [::]:443")
+    if not address.is_loopback and settings.tls_key_path is None:
+        logger.warning(
+            "tokens and texts travel in the clear to %s: give --tls_certificate_path and "
+            "--tls_key_path, or let a proxy with TLS alone reach it",
+            settings.bind,
+        )
+    return str(address), int(port)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens."""
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
+        )
+    except OSError as error:
+        raise UserError(
+            f"cannot listen at {host}:{port} ({error.strerror}); name another --bind"
+        ) from None
+
+
+def _check_files(settings: ServeSettings) -> None:
+    for path in (settings.tls_certificate_path, settings.tls_key_path):
+        if path is not None:
+            files.open_input(path).close()
+
+
+def _normaliser(settings: ServeSettings, source: Source) -> str:
+    """Returns what is ranked by."""
+    normaliser, why = chosen_normaliser(settings.normaliser, source.ranking)
+    if normaliser == PMI:
+        raise UserError(
+            f"the normaliser is {PMI!r}, {why}, which needs a second prompt for each request; name "
+            "another --normaliser"
+        )
+    logger.info("%s (%s) ranks by %s, %s", source.path, source.kind, normaliser, why)
+    return normaliser
+
+
+def _lengths(settings: ServeSettings, source: Source) -> dict[str, int]:
+    """Returns the feature lengths of requests."""
+    lengths = dict(source.ranking.feature_lengths) if source.ranking else {}
+    given = {"inputs": settings.input_tokens, "targets": settings.target_tokens}
+    lengths |= {side: number for side, number in given.items() if number is not None}
+    for side, number in _DEFAULT_LENGTHS.items():
+        if side not in lengths:
+            logger.info("the model names no length of %s: %d tokens are read", side, number)
+            lengths[side] = number
+    return lengths
