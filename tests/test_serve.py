@@ -42,9 +42,7 @@ def test_ranks_and_numbers_are_those_of_score_whatever_is_batched_together(
     rows = [{k: v for k, v in row.items() if k != "target_index"} for row in ROWS[template]][:8]
     path, output = write(tmp_path / "r.jsonl", rows), tmp_path / "ranked.jsonl"
     name = None if template == "instruction" else template
-    rank_file(
-        RankedFile(model=str(model_dir), input=str(path), output=str(output), template=name)
-    )
+    rank_file(RankedFile(model=str(model_dir), input=str(path), output=str(output), template=name))
     expected = {}
     for line in output.read_text().splitlines():
         expected[json.loads(line)["id"]] = json.loads(line)["candidates"]
