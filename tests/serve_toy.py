@@ -1,4 +1,4 @@
-"""The service in this process: an event loop in a thread, requests straight into the application."""
+"""The service in this process: a loop in a thread, requests straight into the application."""
 
 import asyncio
 import contextlib

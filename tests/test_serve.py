@@ -15,6 +15,7 @@ from test_request_files import write
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.serving import tokens
+from instructrec_jax.serving.bodies import RankRequest, RerankRequest
 from instructrec_jax.serving.service import ServeSettings
 from instructrec_jax.serving.tokens import RateLimiter, Token, TokenStore, make_token
 from instructrec_jax.stages.score.ranked_file import RankedFile, rank_file
@@ -224,10 +225,7 @@ def test_bodies_are_json_of_bounded_size_and_come_from_no_other_site(served):
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=4), max_leaves=6)
-FIELDS = st.sampled_from(
-    "candidates history instruction preference intention context id candidate_ids exclude "
-    "template normaliser top_n explain record user_id query documents".split()
-)
+FIELDS = st.sampled_from([*RankRequest.model_fields, *RerankRequest.model_fields, "unknown"])
 
 
 @settings(max_examples=20)
