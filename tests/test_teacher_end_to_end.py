@@ -71,11 +71,11 @@ def reported(texts, toy_prepared):
     files = [f"--gin_file=gin/{name}.gin" for name in ("models/t5_tiny", "mixtures/ml_100k")]
     files += gin(
         DATA_DIR=str(records),
-        MIXTURE_OR_TASK_NAME="toy.personalized_search",
+        MIXTURE_OR_TASK_NAME=TASKS[0],
         VOCAB_SIZE=read_manifest(records / "toy").counts["vocabulary"],
         TASK_FEATURE_LENGTHS={"inputs": 320, "targets": 40, "history": 4, "title": 20},
     )
-    short = {"TRAIN_STEPS": 6, "EVAL_PERIOD": 6, "LOG_PERIOD": 3, "EVAL_STEPS": 1, "BATCH_SIZE": 8}
+    short = {"TRAIN_STEPS": 2, "EVAL_PERIOD": 2, "EVAL_STEPS": 1, "BATCH_SIZE": 8}
     of_model = gin(MODEL_DIR=str(root / "model"), EVAL_TASKS=TASKS[:1], **short)
     run("train", *files, "--gin_file=gin/runs/from_scratch.gin", *of_model)
     for split in ("validation", "test"):
