@@ -144,28 +144,42 @@ def measured(folder):
     return [(line["step"], line[trained.HEADLINE]) for line in lines if trained.HEADLINE in line]
 
 
+@pytest.fixture(scope="module")
+def whole(toy_prepared, tmp_path_factory):
+    """Returns the folder of a run of eight steps on copies, made once for each system."""
+    made = {}
+
+    def trained_once(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("whole") / name
+            run(toy_prepared, made[name], name)
+        return made[name]
+
+    return trained_once
+
+
 @pytest.mark.parametrize("name", [*SYSTEMS])
-def test_each_is_trained_scores_both_splits_and_stands_in_a_report(toy_prepared, tmp_path, name):
-    run(toy_prepared, tmp_path / name, name)
-    assert [step for step, _ in measured(tmp_path / name)] == [4, 8]
-    scores = read_scores(tmp_path / name / "test")
+def test_each_is_trained_scores_both_splits_and_stands_in_a_report(
+    toy_prepared, whole, tmp_path, name
+):
+    assert [step for step, _ in measured(whole(name))] == [4, 8]
+    scores = read_scores(whole(name) / "test")
     assert scores.metadata["system"] == name and "candidates" in scores.metadata
     assert np.isfinite(np.concatenate(scores.log_likelihood)).all()
     found = report(
         dataset="toy",
         prepared_dir=toy_prepared,
-        scores={name: [tmp_path / name]},
+        scores={name: [whole(name)]},
         output_dir=tmp_path / "report",
     )
     assert name in found["scenarios"]["sequential"]["test"]
 
 
-def test_a_stopped_run_goes_on_to_the_same_scores(toy_prepared, tmp_path, monkeypatch):
-    run(toy_prepared, tmp_path / "whole")
-    whole = trained.batches
+def test_a_stopped_run_goes_on_to_the_same_scores(toy_prepared, whole, tmp_path, monkeypatch):
+    batches = trained.batches
 
     def killed(*args, **settings):
-        for number, batch in enumerate(whole(*args, **settings)):
+        for number, batch in enumerate(batches(*args, **settings)):
             if number == 6:
                 raise RuntimeError("killed")
             yield batch
@@ -174,20 +188,21 @@ def test_a_stopped_run_goes_on_to_the_same_scores(toy_prepared, tmp_path, monkey
         patched.setattr(trained, "batches", killed)
         run(toy_prepared, tmp_path / "parts")
     run(toy_prepared, tmp_path / "parts")
-    assert measured(tmp_path / "whole") == measured(tmp_path / "parts")
+    straight = whole("sasrec_softmax")
+    assert measured(straight) == measured(tmp_path / "parts")
     for split in ("validation", "test"):
-        one, other = (read_scores(tmp_path / name / split) for name in ("whole", "parts"))
+        one, other = (read_scores(folder / split) for folder in (straight, tmp_path / "parts"))
         assert np.array_equal(one.log_likelihood, other.log_likelihood)
 
 
 @pytest.mark.parametrize("name", ["sasrec", "bert4rec"])
-def test_a_sharded_run_learns_what_one_on_copies_learns(toy_prepared, tmp_path, name):
-    run(toy_prepared, tmp_path / "copies", name, steps=4)
-    run(toy_prepared, tmp_path / "split", name, steps=4, mesh=MeshSettings(fsdp=2, tensor=2))
-    one, other = (read_metrics(tmp_path / f / "metrics.jsonl") for f in ("copies", "split"))
+def test_a_sharded_run_learns_what_one_on_copies_learns(toy_prepared, whole, tmp_path, name):
+    run(toy_prepared, tmp_path / "split", name, mesh=MeshSettings(fsdp=2, tensor=2))
+    folders = (whole(name), tmp_path / "split")
+    one, other = (read_metrics(folder / "metrics.jsonl") for folder in folders)
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in (one, other)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    scores = [read_scores(tmp_path / f / "test").log_likelihood for f in ("copies", "split")]
+    scores = [read_scores(folder / "test").log_likelihood for folder in folders]
     assert np.concatenate(scores[0]) == pytest.approx(np.concatenate(scores[1]), abs=1e-3)
 
 
