@@ -165,7 +165,8 @@ def run(folders, output, **changes):
         "output_dir": output,
     }
     beside = {"metrics_file": str(folders / "metrics.jsonl")}
-    beside |= {name: changes.pop(name) for name in ("metrics_file", "texts_dir") if name in changes}
+    beside_names = ("metrics_file", "texts_dir", "explanations")
+    beside |= {name: changes.pop(name) for name in beside_names if name in changes}
     choice = ChoiceSettings(
         normalisers=changes.pop("normalisers", ("sum", "mean")), fuse=changes.pop("fuse", ())
     )

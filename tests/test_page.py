@@ -6,15 +6,18 @@ import html
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
-from report_toy import NUM_USERS, make_folders, run
+from report_toy import NUM_USERS, candidate_list, make_data, make_folders, run
 
+from instructrec_jax.errors import UserError
 from instructrec_jax.metrics.statistics import Interval
 from instructrec_jax.report import charts, page, users
 from instructrec_jax.report.charts import IntervalChart, LineChart, Mark
 from instructrec_jax.report.tables import Document, Section, Table
 from instructrec_jax.report.users import Scenario, User
+from instructrec_jax.stages.report.users import _explanation, read_explanations
 
 HOSTILE = "</script><script>alert(1)</script><!--\"'>\u202e\u2066&lt; </td>"
 
@@ -39,6 +42,24 @@ def packed(*found, max_bytes=10**6):
     systems = [{"name": n, "template": "A1", "normaliser": "sum"} for n in ("model", "popularity")]
     scenario = Scenario(name="sequential", total=900, systems=systems, users=found)
     return users.packed([scenario], max_bytes=max_bytes)
+
+
+def explanations(title):
+    """What `explain` writes of the first user of the toy report."""
+    example = candidate_list(0, "test", make_data().histories[0].item_ids)
+    item = {"title": title, "margin": 0.5, "log_likelihood": -0.25, "rank": 2, "likeness": None}
+    yield {
+        "example_id": example.example_id,
+        "scenario": "sequential",
+        "template": "A9",
+        "target_id": example.target_id,
+        "num_prompts": 2,
+        "rank": 1,
+        "margin": 1.5,
+        "log_likelihood": -2.0,
+        "items": [item],
+        "reasoning": title,
+    }
 
 
 class Elements(HTMLParser):
@@ -161,7 +182,9 @@ def test_marks_stand_inside_the_drawing_and_ticks_are_round(ends):
 
 def test_the_report_has_its_pictures_users_and_provenance(tmp_path):
     folders = make_folders(tmp_path)
-    run(folders, tmp_path / "out")
+    explained = tmp_path / "explained.jsonl"
+    explained.write_text("".join(f"{json.dumps(line)}\n" for line in explanations(HOSTILE)))
+    run(folders, tmp_path / "out", explanations=str(explained))
     text = (tmp_path / "out" / "report.html").read_text()
     elements = Elements(text)
     data = json.loads(elements.raw["script", "application/json"])
@@ -183,4 +206,15 @@ def test_the_report_has_its_pictures_users_and_provenance(tmp_path):
     captions = {" ".join(text.split()) for text in elements.texts}
     for caption in ("HR@1, paired differences", "Training loss", "model: NDCG@5 by part"):
         assert caption in captions
+    (why,) = [own["explanation"] for own in first["users"] if "explanation" in own]
+    assert (why["num_prompts"], data["titles"][why["items"][0]["title"]]) == (2, HOSTILE)
     assert "sha256 of candidates" in captions and html.escape(report["dataset"]) in text
+
+
+def test_explanations_of_another_target_or_another_file_are_refused(tmp_path):
+    (line,) = explanations("t")
+    with pytest.raises(UserError, match="has another target in the explanations"):
+        _explanation(line, SimpleNamespace(example_id="0:7", target_id=line["target_id"] + 1))
+    (tmp_path / "x.jsonl").write_text('{"id": 1}\n')
+    with pytest.raises(UserError, match="no file of explanations"):
+        read_explanations(tmp_path / "x.jsonl")

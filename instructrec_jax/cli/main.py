@@ -45,6 +45,7 @@ VERBS: tuple[Verb | Group, ...] = (
     model_verbs.EVAL,
     score_verbs.SCORE,
     score_verbs.SENSITIVITY,
+    score_verbs.EXPLAIN,
     serve_verbs.TOKEN,
     serve_verbs.SERVE,
     model_verbs.GENERATE,

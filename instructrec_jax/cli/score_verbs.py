@@ -14,6 +14,8 @@ from instructrec_jax.cli.verb import Group, Verb, bindings_of, print_result
 from instructrec_jax.errors import UserError
 from instructrec_jax.settings import SettingError
 
+_SHOWN_EXPLANATIONS = 3
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ScoreVerb(GinVerb):
@@ -165,6 +167,36 @@ SENSITIVITY = Verb(
     ),
     function="instructrec_jax.stages.sensitivity:sensitivity",
     result=_sensitivity_text,
+)
+
+
+def _explained(lines: Any, arguments: Mapping[str, Any]) -> str:
+    from instructrec_jax.stages import explain
+
+    asked = arguments["asked"]
+    shown = lines if asked.examples else lines[:_SHOWN_EXPLANATIONS]
+    return f"{explain.as_text(shown)}\n{asked.output}"
+
+
+EXPLAIN = Verb(
+    name="explain",
+    summary="what each history item adds for the target of a test example",
+    description=(
+        "Scores test examples as they are, and again without each item of the history. An item\n"
+        "adds what the target then loses: of its log-likelihood, and of its margin, the natural\n"
+        "log of its odds among the candidates. A history of n items takes n + 1 prompts, each\n"
+        "encoded once for all candidates; --reasoning, which has the model write by a\n"
+        "chain-of-thought template, one more. Likeness is the cosine of both titles' mean token\n"
+        "embeddings. Shows the examples asked for, or the first three; `report --explanations`\n"
+        "shows all of the file beside its single users."
+    ),
+    example=(
+        "instructrec explain --model=runs/model --prepared_dir=runs/prepared \\\n"
+        "    --output=runs/explained.jsonl"
+    ),
+    function="instructrec_jax.stages.explain:explain",
+    spelled={"examples": "--example", "templates": "--template"},
+    result=_explained,
 )
 SHOW = Group(
     name="show",

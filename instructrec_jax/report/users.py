@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+_EXPLANATION = ("template", "num_prompts", "margin", "log_likelihood", "rank", "reasoning")
 MAX_BYTES = 8_000_000  # of the users of a page, whatever their titles and prompts are
 
 
@@ -23,6 +24,8 @@ class User:
       log_likelihoods: [systems][candidates], natural log; None where it is not finite.
       values: the same under each system's normaliser.
       ranks: the same, 1 the best; of equal ones the target is the last.
+      explanation: what each history item adds for the target, as `explain` writes it; None where
+        that is not known.
     """
 
     id: str
@@ -35,6 +38,7 @@ class User:
     log_likelihoods: Sequence[Sequence[float | None]]
     values: Sequence[Sequence[float | None]]
     ranks: Sequence[Sequence[int]]
+    explanation: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,9 +109,17 @@ def packed(scenarios: Sequence[Scenario], *, max_bytes: int = MAX_BYTES) -> User
 
 def _row(user: User, number_of: dict[str, int]) -> dict[str, Any]:
     """Returns a user, titles by their numbers; new ones get the next."""
+
+    def number(title: str) -> int:
+        return number_of.setdefault(title, len(number_of))
+
     row = {field.name: getattr(user, field.name) for field in dataclasses.fields(user)}
     for name in ("history", "candidates"):
-        row[name] = [number_of.setdefault(title, len(number_of)) for title in row[name]]
+        row[name] = [number(title) for title in row[name]]
+    if (found := row.pop("explanation")) is not None:
+        kept = {name: found[name] for name in _EXPLANATION}
+        items = [{**item, "title": number(item["title"])} for item in found["items"]]
+        row["explanation"] = {**kept, "items": items}
     return row
 
 

@@ -1,6 +1,7 @@
 """Scores, ranks and generates texts: what `from instructrec_jax import open_model, rank` gives."""
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Collection, Sequence
@@ -13,10 +14,17 @@ from instructrec_jax.checkpoints.source import load_model, open_source, open_voc
 from instructrec_jax.errors import UserError
 from instructrec_jax.generation.catalogue_trie import build_trie
 from instructrec_jax.instructions.language import plain_text, plain_title
+from instructrec_jax.instructions.render import join_titles
 from instructrec_jax.metrics.ranking import normalise
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings, abstract_model, make_mesh
 from instructrec_jax.parallel.placement import num_batch_shares
+from instructrec_jax.scoring.leave_one_out import (
+    Explained,
+    Prompts,
+    leave_one_out,
+    with_likeness,
+)
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.settings import check_arguments
@@ -167,6 +175,66 @@ def rank(
             ]
         )
     return ranked
+
+
+def explain(
+    model: RankingModel,
+    wording: str,
+    histories: Sequence[Sequence[str]],
+    candidates: Sequence[Sequence[str]],
+    *,
+    chosen: Sequence[int] | None = None,
+    normaliser: str | None = None,
+) -> list[Explained]:
+    """Returns what each history item adds for a candidate of each request.
+
+    The candidate's log-likelihood and its margin over the others are compared with those of the
+    same request without the item: n + 1 prompts for a history of n items, all in one call.
+
+    Args:
+      model: from `open_model`.
+      wording: an instruction in which "{history}" stands for the titles of a history.
+      histories: for each request titles, oldest first.
+      candidates: for each request two texts or more.
+      chosen: for each request the index of the candidate to explain; None: the one ranked first.
+      normaliser: as for `rank`.
+
+    Raises:
+      UserError: as `rank`, or if the wording has no place for the history.
+
+    Example:
+      `explain(model, "What next after: {history}?", [["Red Kite"]], [["Blue Kite", "Moon Doll"]])`
+      gives one `Explained` for "Blue Kite"; its `telling` items are those that add most first.
+    """
+    if "{history}" not in wording:
+        raise UserError(f"wording is {wording!r}; expected a text with {{history}} in it")
+    if isinstance(candidates, str) or any(isinstance(titles, str) for titles in histories):
+        raise UserError(f"{_TEXT_FOR_TEXTS}; write [text]")
+    prompts = []
+    for number, (history, texts) in enumerate(zip(histories, candidates, strict=True)):
+        shown = [history, *([*history[:n], *history[n + 1 :]] for n in range(len(history)))]
+        written = [wording.replace("{history}", join_titles(titles)) for titles in shown]
+        whole, *without = _requests(model, written, [texts] * len(written))
+        prompts.append(
+            Prompts(
+                whole=whole,
+                without=without,
+                history=history,
+                num_chars=[len(plain_title(text)) for text in texts],
+                chosen=None if chosen is None else chosen[number],
+            )
+        )
+    name = model.normaliser if normaliser is None else normaliser
+    found = leave_one_out(functools.partial(model.scorer, model.model), prompts, normaliser=name)
+    return [
+        with_likeness(
+            model.model,
+            why,
+            [tokens_of(model.vocabulary, plain_title(title))[:-1] for title in own.history],
+            own.whole.candidates[why.index][:-1],
+        )
+        for own, why in zip(prompts, found, strict=True)
+    ]
 
 
 def generate(

@@ -89,22 +89,22 @@ def _looked_up(
 def _text(example: ShownExample) -> Iterator[str]:
     """Yields the lines of an example."""
     what = "likeliest titles" if example.is_generated else "candidates"
-    yield _cut(example.example_id)
-    yield _cut(
+    yield cut(example.example_id)
+    yield cut(
         f"  template {example.template}, {len(example.candidates)} {what}, "
         f"ranked by {example.normaliser}"
     )
     if example.history:
         shown = example.history[-_NUM_HISTORY:]
-        yield _cut(f"  history of {len(example.history)}, the latest:")
-        yield from (_cut(f"    {title}") for title in shown)
+        yield cut(f"  history of {len(example.history)}, the latest:")
+        yield from (cut(f"    {title}") for title in shown)
     if example.target_id >= 0:
         rank = next((str(each.rank) for each in example.candidates if each.is_target), "none")
-        yield _cut(f"  target, rank {rank}: {example.target or f'item {example.target_id}'}")
+        yield cut(f"  target, rank {rank}: {example.target or f'item {example.target_id}'}")
     yield "  rank     score  log-likelihood"
     for place, candidate in enumerate(example.candidates, start=1):
         if place <= _NUM_CANDIDATES or candidate.is_target:
-            yield _cut(_candidate_line(candidate))
+            yield cut(_candidate_line(candidate))
     if (number := len(example.candidates) - _NUM_CANDIDATES) > 0:
         yield f"        {number} more (--format=jsonl shows all)"
 
@@ -118,7 +118,7 @@ def _candidate_line(candidate: ShownCandidate) -> str:
     )
 
 
-def _cut(line: str) -> str:
+def cut(line: str) -> str:
     """Returns a line that fits a terminal; a title may hold anything."""
     line = " ".join(line.splitlines())
     return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3]}..."

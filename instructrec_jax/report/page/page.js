@@ -81,6 +81,26 @@ function users(data) {
     sortable(byId("list"));
   }
 
+  // What each history item adds for the target, the most telling first.
+  function explanation(found) {
+    const signed = (value) => (value < 0 ? "" : "+") + value.toFixed(3);
+    const rows = found.items.map((item) => {
+      const likeness = item.likeness === null ? "-" : item.likeness.toFixed(2);
+      const cells = [signed(item.margin), signed(item.log_likelihood), item.rank, likeness];
+      const name = make("th", { scope: "row" }, make("bdi", {}, title(item.title)));
+      return make("tr", {}, name, ...cells.map((cell) => make("td", {}, String(cell))));
+    });
+    const header = ["history item", "margin", "log-likelihood", "rank without it", "likeness to the target"];
+    const table = make("table", {}, ...tableOf(header, rows));
+    const label = "What each history item adds for the target";
+    return [
+      make("h4", {}, label),
+      make("p", {}, `Template ${found.template}: the target has rank ${found.rank}, log-likelihood ${found.log_likelihood.toFixed(3)} and margin ${signed(found.margin)}, the natural log of its odds among the candidates. Each item's figures are what is lost without it; ${found.num_prompts} prompts were scored.`),
+      ...(found.reasoning ? [make("p", {}, "The model writes: ", make("bdi", {}, found.reasoning))] : []),
+      make("div", { className: "scroll", tabIndex: 0, role: "group", ariaLabel: label }, table),
+    ];
+  }
+
   function show(user) {
     const { systems } = chosen();
     const numbers = systems.map((_, n) => n).reverse(); // baselines stand first, and matter least
@@ -105,14 +125,16 @@ function users(data) {
     const prompts = Object.entries(user.prompts).map(([template, text]) =>
       make("details", {}, make("summary", {}, `Prompt by template ${template}`), make("pre", { tabIndex: 0 }, text)));
     const history = make("ol", {}, ...user.history.map((index) => make("li", {}, make("bdi", {}, title(index)))));
+    const why = user.explanation ? explanation(user.explanation) : [];
     const one = byId("one");
     one.replaceChildren(
       make("h3", {}, `Example ${user.id}`),
       ...(user.query ? [make("p", {}, "Asked for: ", make("bdi", {}, user.query))] : []),
       ...(user.history.length ? [make("h4", {}, "History, the latest last"), history] : []),
+      ...why,
       ...prompts, make("h4", {}, "Candidates"),
       make("div", { className: "scroll", tabIndex: 0, role: "group", ariaLabel: "Candidates" }, table));
-    sortable(table);
+    for (const each of one.querySelectorAll("table")) sortable(each);
     one.hidden = false;
     one.focus();
   }

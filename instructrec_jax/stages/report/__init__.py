@@ -43,7 +43,7 @@ from instructrec_jax.stages.report.systems import (
     read_system,
     splits_of,
 )
-from instructrec_jax.stages.report.users import users_of
+from instructrec_jax.stages.report.users import read_explanations, users_of
 from instructrec_jax.training.metrics_log import read_metrics
 
 SEED = 0  # of the bootstrap and of the random scorer; results of different runs stay comparable
@@ -99,7 +99,8 @@ def report(
         if data.dataset != dataset:
             raise UserError(f"{prepared_dir} holds dataset {data.dataset!r}, not {dataset!r}")
         made, ranked = _make_report(given, paths, choice.normalisers, planned, fused)
-        users = users_of(ranked, given.checks)
+        explanations = beside.explanations and read_explanations(beside.explanations)
+        users = users_of(ranked, given.checks, explanations=explanations or None)
     lines = None if beside.metrics_file is None else list(read_metrics(beside.metrics_file))
     training = None if lines is None else (curves.FILE_NAME, curves.section(lines))
     facts = ranking_report.provenance(planned)

@@ -26,10 +26,12 @@ class Beside:
       metrics_file: JSONL metrics of the training run, for the curve.
       texts_dir: artefact B that the records were built with; the report then warns of test
         intentions that are also texts of training positions, and prompts show the texts.
+      explanations: a file that `explain` wrote, to show on the page.
     """
 
     metrics_file: str | None = None
     texts_dir: str | None = None
+    explanations: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -41,6 +43,8 @@ class Beside:
             if not Path(self.metrics_file).is_file():
                 raise UserError(f"metrics file {self.metrics_file} is not there")
             found["training_metrics"] = files.sha256(self.metrics_file)
+        if self.explanations is not None:
+            found["explanations"] = files.sha256(self.explanations)
         if self.texts_dir is not None:
             read_texts_manifest(self.texts_dir, prepared=prepared_files.hashes_of(prepared_dir))
             found["texts"] = files.sha256(Path(self.texts_dir) / manifest.FILE_NAME)
