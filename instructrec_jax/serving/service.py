@@ -38,6 +38,7 @@ _PARTS = ("starlette", "uvicorn", "prometheus_client", "pydantic")
 _DEFAULT_LENGTHS = {"inputs": 512, "targets": 64}  # of a model that names none
 _MAX_CONNECTIONS = 1000
 _IDLE_SECONDS = 15
+_BACKLOG = 256  # connections that wait to be accepted
 _EXTRA_SECONDS = 5.0  # to write answers, after the deadline of what is being ranked
 
 
@@ -246,14 +247,19 @@ def _address(settings: ServeSettings) -> tuple[str, int]:
 
 def _listening(host: str, port: int) -> socket.socket:
     """Returns a socket that listens."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sends at once, not 40 ms later, where a socket says that it is TCP.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
-        )
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+        found.listen(_BACKLOG)
     except OSError as error:
+        found.close()
         raise UserError(
             f"cannot listen at {host}:{port} ({error.strerror}); name another --bind"
         ) from None
+    return found
 
 
 def _check_files(settings: ServeSettings) -> None:
