@@ -48,6 +48,7 @@ VERBS: tuple[Verb | Group, ...] = (
     score_verbs.EXPLAIN,
     serve_verbs.TOKEN,
     serve_verbs.SERVE,
+    serve_verbs.FEEDBACK,
     model_verbs.GENERATE,
     score_verbs.SHOW,
     baseline_verbs.BASELINE,

@@ -42,6 +42,40 @@ TOKEN = Group(
         ),
     ),
 )
+FEEDBACK = Group(
+    name="feedback",
+    summary="what users said of served rankings",
+    description="Turns the feedback of a service into data to train on, and into figures.",
+    example="instructrec feedback report --state_dir=runs/service",
+    verbs=(
+        Verb(
+            name="export",
+            summary="feedback -> logs for `prepare`, requests for `score`",
+            description=(
+                "Writes what was liked or taken as interactions.jsonl and items.jsonl, which\n"
+                "`prepare` reads, and as examples.jsonl, requests with their targets; each with\n"
+                "the probability with which the candidate was shown where it was."
+            ),
+            example=(
+                "instructrec feedback export --state_dir=runs/service \\\n"
+                "    --output_dir=logs/feedback"
+            ),
+            function="instructrec_jax.serving.learning:export_feedback",
+        ),
+        Verb(
+            name="report",
+            summary="counts, and what other orders would have earned",
+            description=(
+                "Counts rankings and feedback, and says what a ranking earned by model and\n"
+                "template. Where `serve --explore` drew orders at random, also what the order of\n"
+                "the model and a random one earn, by IPS and SNIPS, with intervals."
+            ),
+            example="instructrec feedback report --state_dir=runs/service",
+            function="instructrec_jax.serving.learning:report_feedback",
+            result=_returned,
+        ),
+    ),
+)
 SERVE = Verb(
     name="serve",
     summary="a model as a service over HTTP",

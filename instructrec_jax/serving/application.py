@@ -14,8 +14,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from instructrec_jax.serving import openapi, tokens
-from instructrec_jax.serving.endpoints import ENDPOINTS, Endpoint, Service
+from instructrec_jax.serving.endpoints import ENDPOINTS, Endpoint
 from instructrec_jax.serving.gate import CALL, Gate
+from instructrec_jax.serving.handlers import Service
 from instructrec_jax.serving.monitoring import CONTENT_TYPE, AuditLog
 from instructrec_jax.serving.refusals import RefusedError, parsed
 from instructrec_jax.serving.warm_scorer import WarmScorer

@@ -30,6 +30,9 @@ class RankRequest(_Strict):
     context: str | None = Field(default=None, description="time or place")
     id: Id | None = Field(default=None, description="is repeated in the answer")
     candidate_ids: list[Whole] | None = Field(default=None, description="numbers of the candidates")
+    item_ids: list[Id] | None = Field(
+        default=None, description="the catalogue's names of the candidates, for feedback"
+    )
     exclude: list[str | Whole] | None = Field(default=None, description="candidates to leave out")
     template: Id | None = Field(
         default=None, description="such as A7; by default one that suits the texts"
@@ -76,6 +79,23 @@ class RankAnswer(BaseModel):
     candidates: list[RankedTitle]
     explanation: Explanation | None = None
     impression_id: str | None = Field(default=None, description="names this ranking in feedback")
+    explored: bool | None = Field(
+        default=None, description="whether the order of this ranking was drawn at random"
+    )
+
+
+class FeedbackRequest(_Strict):
+    """What somebody says of a candidate of a ranking that was asked for with `record`."""
+
+    impression_id: Id
+    index: int = Field(ge=0, description="of the candidate, as the ranking told it")
+    verdict: Literal["up", "down", "taken"] = Field(description="the last one counts")
+
+
+class FeedbackAnswer(BaseModel):
+    """What was said is safe on disk."""
+
+    status: Literal["kept"] = "kept"
 
 
 class Document(BaseModel):

@@ -26,6 +26,7 @@ from instructrec_jax.settings import (
     OneOf,
     Positive,
     Range,
+    Share,
     check_fields,
     refuse,
 )
@@ -48,7 +49,7 @@ class ServeSettings:
 
     Attributes:
       model: a MODEL_DIR, or Flan-T5 or T5 1.1 as Hugging Face or T5X keep it.
-      state_dir: folder of tokens and audit log; `instructrec token make` begins it.
+      state_dir: folder of tokens, feedback and audit log; `instructrec token make` begins it.
       bind: address and port; others than those of this machine need TLS or a proxy that has it.
       tls_certificate_path: the certificate in PEM, with its chain; HTTPS then.
       tls_key_path: its key.
@@ -65,6 +66,8 @@ class ServeSettings:
       batch_milliseconds: how long the first request of a batch waits for others.
       max_candidates: of a request.
       max_body_bytes: of a request.
+      explore: share of the rankings that are asked for with "record" whose order is drawn at
+        random, so that feedback tells of other orders too.
       audit_texts: write texts into the audit log too, without e-mail addresses, telephone
         numbers, links, cards and handles.
     """
@@ -87,6 +90,7 @@ class ServeSettings:
     batch_milliseconds: NotNegative = 2.0
     max_candidates: Annotated[int, Range(2, 100_000)] = 1000
     max_body_bytes: Annotated[int, Range(1024, 1 << 28)] = 1 << 20
+    explore: Share = 0.0
     audit_texts: bool = False
 
     def __post_init__(self) -> None:
@@ -134,7 +138,8 @@ def open_application(settings: ServeSettings, opened: contextlib.ExitStack) -> "
     from instructrec_jax.serving import monitoring, text_ranker, tokens, warm_scorer
     from instructrec_jax.serving.application import make_application
     from instructrec_jax.serving.batching import Batcher, Limits
-    from instructrec_jax.serving.endpoints import ModelCard, Service
+    from instructrec_jax.serving.feedback import FeedbackStore
+    from instructrec_jax.serving.handlers import ModelCard, Service
 
     source = open_source(settings.model)
     card = ModelCard(
@@ -157,6 +162,8 @@ def open_application(settings: ServeSettings, opened: contextlib.ExitStack) -> "
         logger.warning("no token is valid: make one with `instructrec token make`")
     audit = monitoring.AuditLog(Path(settings.state_dir) / monitoring.AUDIT_NAME)
     opened.callback(audit.close)
+    feedback = FeedbackStore(settings.state_dir)
+    opened.callback(feedback.close)
     figures, mesh = monitoring.Figures(), make_mesh(MeshSettings())
     keep_compiled(COMPILATION_CACHE_DIR)
     config = dataclasses.replace(source.config, dtype=settings.dtype)
@@ -174,6 +181,8 @@ def open_application(settings: ServeSettings, opened: contextlib.ExitStack) -> "
         ranker=ranker,
         batcher=batcher,
         figures=figures,
+        feedback=feedback,
+        explored=settings.explore,
         audits_texts=settings.audit_texts,
     )
     return make_application(

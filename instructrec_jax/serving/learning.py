@@ -1,0 +1,163 @@
+"""`instructrec feedback`: what users said of rankings, as data to train on and as figures."""
+
+import contextlib
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instructrec_jax import files
+from instructrec_jax.errors import UserError
+from instructrec_jax.metrics.off_policy import Shown, policy_values
+from instructrec_jax.metrics.statistics import Interval
+from instructrec_jax.serving.feedback import FILE_NAME, VERDICTS, FeedbackStore, Impression
+
+logger = logging.getLogger(__name__)
+INTERACTIONS, ITEMS, EXAMPLES = "interactions.jsonl", "items.jsonl", "examples.jsonl"
+_MODEL, _RANDOM = "order of the model", "random order"
+
+
+def export_feedback(*, state_dir: str, output_dir: str) -> None:
+    """Writes feedback as logs that `prepare` reads, and as requests that `score` reads.
+
+    What was liked or taken is an interaction of its user (interactions.jsonl, items.jsonl), and an
+    example: the request with the candidate as its target (examples.jsonl). Each has the probability
+    with which the candidate stood where it did, so that training may weigh it.
+
+    Args:
+      state_dir: folder of the service's tokens and feedback.
+      output_dir: folder to write to.
+
+    Raises:
+      UserError: if there is no feedback that could be written.
+    """
+    counted = Counter[str]()
+    titles: dict[str, str] = {}
+    with _opened(state_dir) as store, files.atomic_directory(output_dir) as folder:
+        with (
+            (folder / INTERACTIONS).open("w", encoding="utf-8") as interactions,
+            (folder / EXAMPLES).open("w", encoding="utf-8") as examples,
+        ):
+            for impression in store.impressions():
+                titles |= {item.item_id: item.title for item in impression.items}
+                for interaction, example in _liked(impression):
+                    counted["examples"] += 1
+                    examples.write(_line(example))
+                    if impression.user_id is None:
+                        counted["of nobody"] += 1
+                    else:
+                        counted["interactions"] += 1
+                        interactions.write(_line(interaction))
+        if not counted["examples"]:
+            raise UserError(f"{state_dir} holds nothing that was liked or taken; nothing to write")
+        lines = (_line({"item_id": item, "title": title}) for item, title in titles.items())
+        (folder / ITEMS).write_text("".join(lines), encoding="utf-8")
+    logger.info(
+        "%d examples, %d interactions of users, %d items; %d had no user_id and are no interaction",
+        *(counted["examples"], counted["interactions"], len(titles), counted["of nobody"]),
+    )
+
+
+def report_feedback(*, state_dir: str) -> list[str]:
+    """Returns what was shown, what was said, and what other orders would have earned, in lines.
+
+    Args:
+      state_dir: folder of the service's tokens and feedback.
+
+    Raises:
+      UserError: if nothing was shown yet.
+    """
+    with _opened(state_dir) as store:
+        impressions, counts = list(store.impressions()), store.counts()
+    if not impressions:
+        raise UserError(f'{state_dir} holds no rankings; ask for them with "record": true')
+    num_answered = sum(any(item.verdicts for item in each.items) for each in impressions)
+    lines = [
+        f"rankings: {len(impressions)}, with feedback {num_answered}",
+        "feedback: " + ", ".join(f"{verdict} {counts[verdict]}" for verdict in VERDICTS),
+        "reward of a ranking: candidates that were liked or taken; 95% intervals over users",
+    ]
+    by_arm = defaultdict(list)
+    for impression in impressions:
+        by_arm[impression.model, impression.template].append(impression)
+    for (model, template), own in sorted(by_arm.items()):
+        values = policy_values(shown := _shown(own), shown.propensity)
+        lines.append(f"  {model}, {template}: {len(own)} rankings, {_words(values['ips'])}")
+    return lines + _policy_lines([each for each in impressions if each.explored > 0])
+
+
+def _policy_lines(impressions: Sequence[Impression]) -> list[str]:
+    """Returns what orders would have earned, from rankings whose order might have been random."""
+    if not impressions:
+        return ["other orders: unknown, since no order was drawn at random (serve --explore=0.1)"]
+    shown, lines = _shown(impressions), ["other orders, by IPS and by SNIPS:"]
+    pairs = [(own, item) for own in impressions for item in own.items]
+    policies = {
+        _MODEL: [float(item.position == item.model_position) for _, item in pairs],
+        _RANDOM: [1 / own.num_candidates for own, _ in pairs],
+    }
+    for name, probability in policies.items():
+        values = policy_values(shown, probability)
+        lines.append(f"  {name}: {_words(values['ips'])}; {_words(values['snips'])}")
+    return lines
+
+
+def _shown(impressions: Sequence[Impression]) -> Shown:
+    """Returns rankings as rows; those without a user are of users of their own."""
+    rows = [
+        (item.reward, own.propensity(item), number, own.user_id or f"\0{number}")
+        for number, own in enumerate(impressions)
+        for item in own.items
+    ]
+    reward, propensity, impression, user = zip(*rows, strict=True)
+    return Shown(
+        reward=np.array(reward),
+        propensity=np.array(propensity),
+        impression=np.array(impression),
+        group=np.unique(user, return_inverse=True)[1],
+    )
+
+
+def _liked(impression: Impression) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yields an interaction and an example for each candidate that was liked or taken."""
+    for item in impression.items:
+        if not item.reward:
+            continue
+        how = {
+            "propensity": impression.propensity(item),
+            "position": item.position,
+            "impression_id": impression.impression_id,
+            "verdict": item.verdicts[-1],
+        }
+        interaction = {
+            "user_id": impression.user_id,
+            "item_id": item.item_id,
+            "timestamp": int(impression.time),
+        }
+        name = f"{impression.impression_id}:{item.candidate}"
+        own = {**impression.request, "id": name, "target_index": item.candidate}
+        yield interaction | how, own | {"template": impression.template} | how
+
+
+@contextlib.contextmanager
+def _opened(state_dir: str) -> Iterator[FeedbackStore]:
+    """Yields the feedback of a service."""
+    if not (Path(state_dir) / FILE_NAME).is_file():
+        raise UserError(f"{state_dir} holds no feedback; it is the --state_dir of `serve`")
+    store = FeedbackStore(state_dir)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _words(interval: Interval) -> str:
+    return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _line(fields: Any) -> str:
+    return json.dumps(fields, ensure_ascii=False) + "\n"

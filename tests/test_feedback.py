@@ -1,0 +1,133 @@
+"""Feedback: kept before it is acknowledged, by whom it concerns, and turned into data."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from raw_logs import named_events, read_logs
+from serve_toy import Served, save_served_model
+
+from instructrec_jax.errors import UserError
+from instructrec_jax.requests.request_files import RequestFile
+from instructrec_jax.requests.row_files import RowFile
+from instructrec_jax.serving.feedback import FeedbackStore, shown_order
+from instructrec_jax.serving.learning import export_feedback, report_feedback
+from instructrec_jax.serving.tokens import make_token
+
+TITLES = ["Quiet Fox", "Red Moon", "Tiny River", "Blue Bee"]
+BODY = {
+    "history": ["Halo"],
+    "candidates": TITLES,
+    "item_ids": ["a", "b", "c", "d"],
+    "user_id": "u1",
+    "record": True,
+}
+
+
+@pytest.fixture(scope="module")
+def served(toy_records, tmp_path_factory):
+    model = save_served_model(toy_records, tmp_path_factory.mktemp("served"))
+    with Served(model, tmp_path_factory.mktemp("state"), explore=0.5) as service:
+        yield service
+
+
+def say(served, shown, index, verdict, **given):
+    body = {"impression_id": shown["impression_id"], "index": index, "verdict": verdict}
+    return served.ask("POST", "/v1/feedback", body, **given)
+
+
+def test_feedback_becomes_logs_requests_and_figures(served, tmp_path):
+    shown = served.ask("POST", "/v1/rank", BODY).json
+    first = shown["candidates"][0]["index"]
+    assert say(served, shown, first, "down").status == 200
+    assert say(served, shown, first, "up").json == {"status": "kept"}  # the last word counts
+    nobody = served.ask("POST", "/v1/rank", {**BODY, "user_id": None, "top_n": 2}).json
+    assert len(nobody["candidates"]) == 2
+    assert say(served, nobody, nobody["candidates"][1]["index"], "taken").status == 200
+    hidden = ({0, 1, 2, 3} - {each["index"] for each in nobody["candidates"]}).pop()
+    assert say(served, nobody, hidden, "up").json["error"]["code"] == "not_shown"
+    for _ in range(8):
+        served.ask("POST", "/v1/rank", BODY)
+    state, logs = str(served.state_dir), tmp_path / "logs"
+    export_feedback(state_dir=state, output_dir=str(logs))
+    (interaction,) = map(json.loads, (logs / "interactions.jsonl").read_text().splitlines())
+    assert (interaction["user_id"], interaction["item_id"]) == ("u1", "abcd"[first])
+    assert 0 < interaction["propensity"] <= 1 and interaction["position"] == 1
+    read = read_logs(logs)  # as `prepare` does
+    assert {item.title for item in read.items} == set(TITLES)
+    assert [event[:2] for event in named_events(read)] == [("u1", "abcd"[first])]
+    requests = RequestFile(RowFile(logs / "examples.jsonl"), [])
+    first_example, other = map(requests.parse, requests.rows())
+    assert first_example.target == TITLES[first]
+    assert other.history == ("Halo",)
+    lines = "\n".join(report_feedback(state_dir=state))
+    assert "rankings: 10, with feedback 2" in lines and "up 1, down 1, taken 1" in lines
+    assert re.search(r"order of the model: \S+ \[.*\]; \S+ \[", lines)
+
+
+def test_only_who_was_shown_a_ranking_may_speak_of_it(served):
+    shown = served.ask("POST", "/v1/rank", BODY).json
+    state = str(served.state_dir)
+    other = make_token(state_dir=state, name="other")
+    assert say(served, shown, 0, "up", token=other).status == 404
+    assert say(served, {"impression_id": "x"}, 0, "up").status == 404
+    assert say(served, shown, -1, "up").status == say(served, shown, 0, "best").status == 422
+    reader = make_token(state_dir=state, name="reader", scopes=["rank"])
+    refused = served.ask("POST", "/v1/rank", BODY, token=reader)
+    assert refused.status == 403 and "no ranking is kept" in refused.text
+    short = served.ask("POST", "/v1/rank", BODY | {"item_ids": ["a"]})
+    assert short.status == 422 and "1 item_ids for 4 candidates" in short.text
+    assert "impression_id" not in served.ask("POST", "/v1/rank", BODY | {"record": False}).json
+
+
+def test_rankings_are_in_the_models_order_or_now_and_then_in_any():
+    orders = [tuple(shown_order(3, 0.5, f"id {n}")) for n in range(600)]
+    assert len(set(orders)) == 6
+    assert np.mean([order == (0, 1, 2) for order in orders]) == pytest.approx(
+        0.5 + 0.5 / 6, abs=0.06
+    )
+    assert orders[:9] == [tuple(shown_order(3, 0.5, f"id {n}")) for n in range(9)]
+    assert shown_order(3, 0.0, "x") == [0, 1, 2]
+
+
+SPEAKER = """
+import sys, time
+from instructrec_jax.serving.feedback import FeedbackStore, Impression, ShownItem
+store = FeedbackStore(sys.argv[1])
+item = ShownItem(position=1, candidate=0, item_id="a", title="A", model_position=1, score=0.5)
+for number in range(10**6):
+    store.add(Impression(impression_id=str(number), time=1.0, token="t", user_id=None, model="m",
+        template="A7", num_candidates=1, explored=0.0, request={}, items=(item,)))
+    assert store.say(str(number), 0, "up", token="t")
+    print(number, flush=True)
+"""
+
+
+def test_what_was_acknowledged_survives_a_kill(tmp_path):
+    speaker = subprocess.Popen(
+        [sys.executable, "-c", SPEAKER, tmp_path], stdout=subprocess.PIPE, text=True
+    )
+    said = [speaker.stdout.readline() for _ in range(20)]
+    speaker.send_signal(signal.SIGKILL)
+    said += speaker.stdout.readlines()
+    speaker.wait()
+    store = FeedbackStore(tmp_path)
+    kept = {each.impression_id: each.items[0].verdicts for each in store.impressions()}
+    store.close()
+    assert len(said) >= 20
+    assert all(kept[line.strip()] == ("up",) for line in said if line.endswith("\n"))
+
+
+def test_a_folder_without_feedback_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no feedback"):
+        report_feedback(state_dir=str(tmp_path))
+    FeedbackStore(tmp_path).close()
+    with pytest.raises(UserError, match='"record": true'):
+        report_feedback(state_dir=str(tmp_path))
+    with pytest.raises(UserError, match="nothing that was liked"):
+        export_feedback(state_dir=str(tmp_path), output_dir=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
