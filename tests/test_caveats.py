@@ -3,6 +3,7 @@
 import dataclasses
 
 import columns
+import numpy as np
 import pytest
 from report_toy import NUM_USERS, make_data, make_folders, run
 
@@ -50,6 +51,15 @@ def test_cutoffs_at_or_above_the_number_of_candidates_are_said(data):
     assert caveats.certain_hits(mixed) == {"hr@3": 7, "hr@5": 10, "ndcg@3": 7, "ndcg@5": 10}
     (found,) = caveats.caveats(mixed, data)
     assert f"any scorer hits, for HR@3 in 7, HR@5 in 10 of {NUM_USERS} examples" in found
+
+
+def test_negatives_that_popularity_prefers_are_said():
+    sizes, untied = np.full(100, 10), np.zeros(100, int)
+    last = np.where(np.arange(100) < 3, 1, 10)  # the target is the most popular of 3 lists
+    found = caveats.favoured_negatives(last, untied, sizes)
+    assert "popularity has HR@1 0.030, below chance, and its reverse 0.970" in found
+    assert caveats.favoured_negatives(np.arange(100) % 10 + 1, untied, sizes) is None
+    assert caveats.favoured_negatives(sizes, sizes - 1, sizes) is None  # all are equally popular
 
 
 def test_users_with_equal_histories_are_said(data):

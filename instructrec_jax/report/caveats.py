@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.metrics.ranking import METRIC_NAMES
@@ -12,6 +13,7 @@ from instructrec_jax.records import CandidateList, TeacherTexts
 FEW_EXAMPLES = 50
 _ITEMS_PER_CANDIDATE = 10  # a smaller catalogue is too small for the number of candidates
 _MAX_SHARE = 0.05  # of equal histories or repeated texts, without a warning
+_SIGMAS = 4  # standard errors below chance that are no accident
 
 
 def certain_hits(examples: Sequence[CandidateList]) -> dict[str, int]:
@@ -59,6 +61,34 @@ def caveats(examples: Sequence[CandidateList], data: PreparedData) -> list[str]:
             "are not independent, and intervals are too narrow"
         )
     return found
+
+
+def favoured_negatives(
+    rank: NDArray[np.integer], num_tied: NDArray[np.integer], sizes: NDArray[np.integer]
+) -> str | None:
+    """Returns what to say where popularity ranks below chance: its reverse ranks above.
+
+    So it is in the lists of a retriever, whose negatives are what such systems like. A system that
+    was trained on lists of that kind may have learnt no more than to reverse one.
+
+    Args:
+      rank: [n] the target's by popularity, ties against it, of independent examples.
+      num_tied: [n] other candidates that are equal to it.
+      sizes: [n] candidates.
+    """
+    hits, reversed_hits = (
+        np.where(num_better == 0, 1 / (1 + num_tied), 0.0)
+        for num_better in (rank - 1 - num_tied, sizes - rank)
+    )
+    below = 1 / sizes - hits
+    if below.mean() <= _SIGMAS * below.std() / len(rank) ** 0.5:
+        return None
+    return (
+        f"popularity has HR@1 {hits.mean():.3f}, below chance, and its reverse "
+        f"{reversed_hits.mean():.3f}: the negatives are what recommenders like; a system that was "
+        "trained on such lists may only have learnt to reverse one, so look at it on uniform "
+        "negatives too"
+    )
 
 
 def repeated_intentions(data: PreparedData, texts: TeacherTexts) -> Mapping[str, str]:

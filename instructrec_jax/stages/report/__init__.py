@@ -260,6 +260,7 @@ def _scenario(
         certain_hits=caveats.certain_hits(first_examples),
         warnings=[
             *caveats.caveats(first_examples, given.data),
+            *_favoured_negatives(runs, firsts),
             *of_texts,
             *filter(None, (slices.warning(details.slices, s.name) for s in made if s.chosen)),
         ],
@@ -267,6 +268,17 @@ def _scenario(
         validity=given.checks.of(runs, firsts),
         facts={**facts, **counted},
     )
+
+
+def _favoured_negatives(runs: Sequence[Run], firsts: NDArray[np.int64]) -> list[str]:
+    """Returns what the ranks of popularity say of the negatives; nothing where it is not there."""
+    found = []
+    for run in runs:
+        if run.name == "popularity":
+            rank, num_tied = run.ranks_and_ties()
+            sizes = np.array([len(example.candidate_ids) for example in run.examples])
+            found.append(caveats.favoured_negatives(rank[firsts], num_tied[firsts], sizes[firsts]))
+    return [text for text in found if text]
 
 
 def _systems(
