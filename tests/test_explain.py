@@ -118,7 +118,7 @@ def test_a_models_explanations_are_differences_of_its_scores(checkpoint, toy_pre
         assert sorted(item["title"] for item in line["items"]) == sorted(record.history)
         assert line["num_prompts"] == len(record.history) + 1
     text = stage.as_text(lines)
-    assert "prompts scored for" in text and max(map(len, text.splitlines())) <= 80
+    assert " prompts for " in text and max(map(len, text.splitlines())) <= 80
     numbers = iter([[-1.0, -2.0], [-1.5, -1.0], [-3.0, -2.0]])
     fake = dataclasses.replace(
         model, scorer=lambda _, asked: [np.array(next(numbers)) for _ in asked]

@@ -54,6 +54,7 @@ VERBS: tuple[Verb | Group, ...] = (
     baseline_verbs.BASELINE,
     model_verbs.CONVERT,
     model_verbs.REPORT,
+    model_verbs.COMPARE,
     model_verbs.REPRODUCE,
     model_verbs.DEMO,
 )

@@ -205,8 +205,8 @@ class _AddSystem(argparse.Action):
         setattr(namespace, self.dest, found | dict(zip(names, runs, strict=True)))
 
 
-class _ReportVerb(Verb):
-    """The report, which takes any number of systems."""
+class SystemsVerb(Verb):
+    """A verb that takes the scores of any number of systems."""
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Adds the flags of the stage, and the systems."""
@@ -226,18 +226,18 @@ class _ReportVerb(Verb):
 
 
 def _report_text(_: Any, arguments: Mapping[str, Any]) -> str:
-    return _shown(Path(arguments["output_dir"]))
+    return _shown(Path(arguments["output_dir"]), "report")
 
 
 def _demo_text(_: Any, arguments: Mapping[str, Any]) -> str:
-    return _shown(Path(arguments["output_dir"]) / "report")
+    return _shown(Path(arguments["output_dir"]) / "report", "report")
 
 
-def _shown(folder: Path) -> str:
+def _shown(folder: Path, name: str) -> str:
     """Returns the tables of a report, and the names of its files, the page to look at last."""
     names = [path for path in folder.iterdir() if path.name != "manifest.json"]
     names.sort(key=lambda path: (path.suffix == ".html", path))
-    return "\n".join([(folder / "report.txt").read_text(encoding="utf-8"), *map(str, names)])
+    return "\n".join([(folder / f"{name}.txt").read_text(encoding="utf-8"), *map(str, names)])
 
 
 TRAIN = GinVerb(
@@ -303,7 +303,26 @@ CONVERT = Verb(
     function="instructrec_jax.stages.convert:convert",
     spelled={"source_path": "SOURCE", "output_dir": "DEST"},
 )
-REPORT = _ReportVerb(
+COMPARE = Verb(
+    name="compare",
+    summary="two runs: who got better or worse, and what they share",
+    description=(
+        "Compares the target's ranks in two runs, example by example: HR and NDCG side by side\n"
+        "with paired intervals, the parts of the events (history length, popularity, brand and\n"
+        "others) with the change of each, and the events that gained and lost most. A run is\n"
+        "[NAME=][VALIDATION:]TEST or a folder that holds both splits, of anything that `report\n"
+        "--scores` takes. Writes compare.json, .md and .txt, and compare.html, a page with both\n"
+        "runs and single users."
+    ),
+    example=(
+        "instructrec compare old=runs/old/scores new=runs/new/scores \\\n"
+        "    --prepared_dir=runs/prepared --output_dir=runs/compared"
+    ),
+    function="instructrec_jax.stages.compare:compare",
+    spelled={"run_a": "RUN_A", "run_b": "RUN_B"},
+    result=lambda _, arguments: _shown(Path(arguments["output_dir"]), "compare"),
+)
+REPORT = SystemsVerb(
     name="report",
     summary="scores -> HR and NDCG with intervals, beside the baselines",
     description=(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from instructrec_jax.cli import flags
-from instructrec_jax.cli.model_verbs import GIN_HELP, GinVerb
+from instructrec_jax.cli.model_verbs import GIN_HELP, GinVerb, SystemsVerb
 from instructrec_jax.cli.verb import Group, Verb, bindings_of, print_result
 from instructrec_jax.errors import UserError
 from instructrec_jax.settings import SettingError
@@ -200,10 +200,26 @@ EXPLAIN = Verb(
 )
 SHOW = Group(
     name="show",
-    summary="rows of score files with their titles",
+    summary="rows of score files, or one example with what all systems thought, in words",
     description="Shows what files of this package hold, in words.",
     example="instructrec show scores runs/scores/test --prepared_dir=runs/prepared",
+    default="example",
     verbs=(
+        SystemsVerb(
+            name="example",
+            summary="one test example: prompt, candidates, ranks and scores by system",
+            description=(
+                "Shows a test example: history, prompt, candidates with the rank and the value\n"
+                "that each system gives them, and the target (*). Each system ranks by what it\n"
+                "chooses on validation, as in a report. The word `example` may be left out."
+            ),
+            example=(
+                "instructrec show --example=196:18 --prepared_dir=runs/prepared \\\n"
+                "    --scores model=runs/scores/validation:runs/scores/test"
+            ),
+            function="instructrec_jax.stages.show.example:example",
+            result=_shown_lines,
+        ),
         _ShowScoresVerb(
             name="scores",
             summary="candidates best first, with ranks, log-likelihoods and titles",

@@ -273,7 +273,7 @@ def _coverage_notes(result: ScenarioResult) -> Iterator[str]:
 
 def _cells(metrics: Mapping[str, Interval]) -> list[str]:
     """Returns means and intervals."""
-    return [_mean_and_interval(metrics[name]) for name in METRIC_NAMES]
+    return [mean_and_interval(metrics[name]) for name in METRIC_NAMES]
 
 
 def _system_lines(system: SystemResult) -> Iterator[str]:
@@ -287,7 +287,7 @@ def _system_lines(system: SystemResult) -> Iterator[str]:
         unusable = system.facts.get("unusable_answers") or "none"
         yield f"{system.name}: {instances}; answers of no use, counted as misses: {unusable}"
     for other, difference in system.minus.items():
-        parts = [f"{name.upper()} {_signed(difference[name])}" for name in _HEADLINE_METRICS]
+        parts = [f"{name.upper()} {signed(difference[name])}" for name in _HEADLINE_METRICS]
         yield f"{system.name} minus {other}: " + ", ".join(parts)
     if bias := system.position_bias:
         rates = " ".join(_rate(row) for row in bias.rows)
@@ -312,7 +312,7 @@ def _differences_table(named: list[SystemResult]) -> Table:
                 system.name,
                 other,
                 *(
-                    f"{_signed(difference[name])} {_p_value(corrected[system.name][other][name])}"
+                    f"{signed(difference[name])} {p_text(corrected[system.name][other][name])}"
                     for name in METRIC_NAMES
                 ),
                 figure(difference["hr@1"].detectable),
@@ -323,7 +323,7 @@ def _differences_table(named: list[SystemResult]) -> Table:
     )
 
 
-def _p_value(value: float) -> str:
+def p_text(value: float) -> str:
     """Returns such as 'p .012', 'p <.001'."""
     return "p <.001" if value < 0.001 else f"p {figure(value)}"
 
@@ -366,11 +366,11 @@ def _rate(row: IndexRow) -> str:
     return "-" if row.hit_rate is None else figure(row.hit_rate)
 
 
-def _mean_and_interval(value: Interval) -> str:
+def mean_and_interval(value: Interval) -> str:
     """Returns such as '.484 .452-.516'."""
     return f"{figure(value.estimate)} {figure(value.low)}-{figure(value.high)}"
 
 
-def _signed(value: Interval) -> str:
+def signed(value: Interval) -> str:
     """Returns such as '+.142 [+.101, +.183]'."""
     return f"{figure(value.estimate, '+')} [{figure(value.low, '+')}, {figure(value.high, '+')}]"

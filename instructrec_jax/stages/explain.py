@@ -261,17 +261,17 @@ def _thoughts(model: _Model, variant: Variant, records: Sequence[InstructionReco
 
 def as_text(lines: Sequence[Mapping[str, Any]]) -> str:
     """Returns explanations for a terminal."""
-    return "\n".join(text for line in lines for text in [*map(cut, _text(line)), ""])
+    return "\n".join(text for line in lines for text in [*map(cut, explanation_lines(line)), ""])
 
 
-def _text(line: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the lines of an explanation."""
+def explanation_lines(line: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the lines of an explanation, as `explain` writes it, for a terminal."""
     number = line["num_prompts"]
     yield f"{line['example_id']}, template {line['template']}, ranked by {line['normaliser']}"
     yield f"  target, rank {line['rank']} of {line['num_candidates']}: {line['target']}"
     yield (
         f"  log-likelihood {line['log_likelihood']:.3f}, margin {line['margin']:+.3f}; {number} "
-        f"prompts scored for {number - 1} of {line['num_history']} history items"
+        f"prompts for {number - 1} of {line['num_history']} history items"
     )
     yield "  what each history item adds for it"
     yield "  margin  log-likelihood  rank without  likeness"

@@ -23,25 +23,23 @@ from instructrec_jax.report import (
 )
 from instructrec_jax.report.interval_picture import plot_intervals
 from instructrec_jax.report.results import Report, ScenarioResult, SystemResult
-from instructrec_jax.scores.importers import holds_t5x_scores
 from instructrec_jax.stages.report.baselines import BASELINES, Baselines
 from instructrec_jax.stages.report.choice import (
     ChoiceSettings,
     Entry,
-    entry_of,
+    entries_by_scenario,
     shared_examples,
 )
 from instructrec_jax.stages.report.details import Events, details_of, events_of
 from instructrec_jax.stages.report.exports import ExportSettings, Ranked, write_exports
 from instructrec_jax.stages.report.fusion import SIGN, FusedName, fused_entry, parts_of
-from instructrec_jax.stages.report.given import Beside, Given, opened
+from instructrec_jax.stages.report.given import Beside, Given, input_hashes, opened
 from instructrec_jax.stages.report.systems import (
     Known,
     Run,
     both_splits,
     known_lists,
     read_system,
-    splits_of,
 )
 from instructrec_jax.stages.report.users import read_explanations, users_of
 from instructrec_jax.training.metrics_log import read_metrics
@@ -131,12 +129,9 @@ def _plan(
     inputs = {"candidates": files.sha256(candidates)}
     if not paths:
         raise UserError("no scores were given; name those of at least one system")
-    for name, own in paths.items():
-        if SIGN in name:
-            raise UserError(f"system {name!r} has a {SIGN} in its name; give it another")
-        for split, path in zip(splits_of(own), own, strict=True):
-            _check_finished(path)
-            inputs[f"{name} {split}"] = files.sha256(path)
+    if signed := [name for name in paths if SIGN in name]:
+        raise UserError(f"system {signed[0]!r} has a {SIGN} in its name; give it another")
+    inputs |= input_hashes(paths)
     inputs |= beside.inputs(prepared_dir)
     settings = {
         "dataset": dataset,
@@ -145,16 +140,6 @@ def _plan(
         **choice.told(),
     }
     return Manifest(stage="report", inputs=inputs, settings=settings)
-
-
-def _check_finished(path: Path) -> None:
-    """Raises where a scoring run has not finished; parts without a manifest were copied."""
-    if not path.exists():
-        raise UserError(f"there are no scores in {path}: no such file or folder")
-    if holds_t5x_scores(path) or not (path / manifest.FILE_NAME).exists():
-        return
-    if not manifest.read_manifest(path).counts:  # claimed, not finished
-        raise UserError(f"scoring into {path} has not finished; run its command again")
 
 
 def _make_report(
@@ -170,10 +155,6 @@ def _make_report(
     known = known_lists(data)
     systems = [read_system(name, own_paths, known) for name, own_paths in paths.items()]
     baselines = Baselines(data, known, seed=SEED)
-    scenarios: dict[str, dict[str, list[str]]] = {}
-    for system in systems:
-        for scenario, own in system.templates().items():
-            scenarios.setdefault(scenario, {})[system.name] = own
     facts = {
         "dataset": data.dataset,
         "split": "test",
@@ -186,12 +167,7 @@ def _make_report(
         "command": planned.command,
     }
     made, ranked = [], []
-    for scenario, templates in scenarios.items():
-        entries = [
-            entry_of(system, scenario, templates[system.name], names)
-            for system in systems
-            if system.name in templates
-        ]
+    for scenario, entries in entries_by_scenario(systems, names).items():
         entries += _fused_entries(scenario, entries, fused, known)
         runs = _test_runs(scenario, entries, baselines)
         made.append(_scenario(scenario, entries, runs, given, facts=facts, repeated=repeated))

@@ -106,6 +106,22 @@ def entry_of(
     return Entry(system=system, choices=[], chosen=only)
 
 
+def entries_by_scenario(
+    systems: Sequence[System], names: Sequence[str] | None
+) -> dict[str, list[Entry]]:
+    """Returns the systems of each scenario that any of them scored, each with its choice.
+
+    Args:
+      systems: in the order in which they are to stand.
+      names: normalisers to choose among; None: all that the scores allow.
+    """
+    found: dict[str, list[Entry]] = {}
+    for system in systems:
+        for scenario, templates in system.templates().items():
+            found.setdefault(scenario, []).append(entry_of(system, scenario, templates, names))
+    return found
+
+
 def shared_examples(
     scenario: str, entries: Sequence[Entry]
 ) -> tuple[list[CandidateList], list[NDArray[np.int64]]]:

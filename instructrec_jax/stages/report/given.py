@@ -1,9 +1,9 @@
-"""What a report is told beside the scores, opened: artefact A, and texts if there are any."""
+"""What a report reads: hashes of the scores, and opened what it is told beside them."""
 
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +12,11 @@ from instructrec_jax.data import prepared as prepared_files
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.task_modules import SHIPPED
+from instructrec_jax.scores.importers import holds_t5x_scores
 from instructrec_jax.settings import check_fields
 from instructrec_jax.stages.report.checks import Checks
 from instructrec_jax.stages.report.details import Items
+from instructrec_jax.stages.report.systems import splits_of
 from instructrec_jax.teacher.texts import Texts, read_texts_manifest
 
 
@@ -49,6 +51,26 @@ class Beside:
             read_texts_manifest(self.texts_dir, prepared=prepared_files.hashes_of(prepared_dir))
             found["texts"] = files.sha256(Path(self.texts_dir) / manifest.FILE_NAME)
         return found
+
+
+def input_hashes(paths: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+    """Returns the hashes of systems' scores for a manifest; scoring must have finished."""
+    found = {}
+    for name, own in paths.items():
+        for split, path in zip(splits_of(own), own, strict=True):
+            _check_finished(path)
+            found[f"{name} {split}"] = files.sha256(path)
+    return found
+
+
+def _check_finished(path: Path) -> None:
+    """Raises where a scoring run has not finished; parts without a manifest were copied."""
+    if not path.exists():
+        raise UserError(f"there are no scores in {path}: no such file or folder")
+    if holds_t5x_scores(path) or not (path / manifest.FILE_NAME).exists():
+        return
+    if not manifest.read_manifest(path).counts:  # claimed, not finished
+        raise UserError(f"scoring into {path} has not finished; run its command again")
 
 
 class Given(NamedTuple):
