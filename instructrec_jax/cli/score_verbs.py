@@ -214,7 +214,7 @@ SHOW = Group(
                 "chooses on validation, as in a report. The word `example` may be left out."
             ),
             example=(
-                "instructrec show --example=196:18 --prepared_dir=runs/prepared \\\n"
+                "instructrec show example --example=196:18 --prepared_dir=runs/prepared \\\n"
                 "    --scores model=runs/scores/validation:runs/scores/test"
             ),
             function="instructrec_jax.stages.show.example:example",

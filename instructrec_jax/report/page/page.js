@@ -12,9 +12,10 @@ const keyOf = (text) => {
   const found = text.replace("<", "").match(/^(?:p )?([+-]?\d*\.?\d+)/);
   return found ? Number(found[1]) : text;
 };
-const compare = (a, b) =>
-  typeof a === "number" && typeof b === "number" ? a - b
-    : typeof a === typeof b ? (a < b ? -1 : a > b ? 1 : 0) : typeof a === "number" ? -1 : 1;
+// Upwards by sign 1, downwards by -1; what has no number comes after the numbers either way.
+const compare = (a, b, sign) =>
+  typeof a !== typeof b ? (typeof a === "number" ? -1 : 1)
+    : sign * (typeof a === "number" ? a - b : a < b ? -1 : a > b ? 1 : 0);
 
 function sortable(table) {
   [...table.tHead.rows[0].cells].forEach((head, column) => {
@@ -26,7 +27,7 @@ function sortable(table) {
       head.setAttribute("aria-sort", sign < 0 ? "descending" : "ascending");
       const body = table.tBodies[0];
       const rows = [...body.rows].map((row) => [keyOf(row.cells[column].textContent), row]);
-      body.append(...rows.sort((a, b) => sign * compare(a[0], b[0])).map(([, row]) => row));
+      body.append(...rows.sort((a, b) => compare(a[0], b[0], sign)).map(([, row]) => row));
     });
   });
 }
