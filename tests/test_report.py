@@ -275,8 +275,8 @@ def test_ragged_rows_are_padded_behind():
 
 
 def test_numbers_are_shown_with_three_decimals_and_no_leading_zero():
-    assert ranking_report._mean_and_interval(Interval(0.4836, 0.452, 1.0)) == ".484 .452-1.00"
-    assert ranking_report._signed(Interval(-0.05, -0.1, 0.0)) == "-.050 [-.100, +.000]"
+    assert ranking_report.mean_and_interval(Interval(0.4836, 0.452, 1.0)) == ".484 .452-1.00"
+    assert ranking_report.signed(Interval(-0.05, -0.1, 0.0)) == "-.050 [-.100, +.000]"
 
 
 def test_a_bar_ends_no_cell_and_text_leaves_out_details():
