@@ -16,9 +16,9 @@ from starlette.types import ASGIApp
 from instructrec_jax.serving import openapi, tokens
 from instructrec_jax.serving.endpoints import ENDPOINTS, Endpoint
 from instructrec_jax.serving.gate import CALL, Gate
-from instructrec_jax.serving.handlers import Service
 from instructrec_jax.serving.monitoring import CONTENT_TYPE, AuditLog
 from instructrec_jax.serving.refusals import RefusedError, parsed
+from instructrec_jax.serving.state import Service
 from instructrec_jax.serving.warm_scorer import WarmScorer
 
 METRICS_PATH = "/metrics"

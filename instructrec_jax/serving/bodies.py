@@ -49,6 +49,26 @@ class RankRequest(_Strict):
     user_id: Id | None = Field(default=None, description="whose ranking is kept")
 
 
+class RecommendRequest(_Strict):
+    """What is liked or wanted; the candidates come from the catalogue of the service."""
+
+    history: list[str] | None = Field(default=None, description="titles, oldest first")
+    preference: str | list[str] | None = Field(default=None, description="lasting taste in words")
+    intention: str | list[str] | None = Field(
+        default=None, description="what is wanted now, in words"
+    )
+    context: str | None = Field(default=None, description="time or place")
+    labels: list[Id] | None = Field(
+        default=None, description="categories and brands that every item has to have"
+    )
+    exclude: list[str] | None = Field(default=None, description="titles to leave out")
+    num_candidates: int = Field(default=20, ge=2, description="how many the model ranks")
+    top_n: int = Field(default=10, ge=1, description="how many to return")
+    explain: bool = Field(default=False, description="tell what the model read")
+    record: bool = Field(default=False, description="as in /v1/rank")
+    user_id: Id | None = Field(default=None, description="whose ranking is kept")
+
+
 class RankedTitle(BaseModel):
     """A candidate with its place in the ranking."""
 
@@ -56,6 +76,7 @@ class RankedTitle(BaseModel):
     index: int = Field(description="among the candidates of the request")
     candidate: str
     candidate_id: int
+    item_id: str | None = Field(default=None, description="as the catalogue names it")
     score: float = Field(description="what it is ranked by")
     log_likelihood: float = Field(description="natural log, sum over its tokens")
 
@@ -145,6 +166,7 @@ class ServedModel(BaseModel):
     input_tokens: int
     target_tokens: int
     max_candidates: int
+    has_catalogue: bool = Field(description="whether /v1/recommend is there")
 
 
 class Models(BaseModel):

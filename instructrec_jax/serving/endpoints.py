@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from instructrec_jax.serving import bodies, handlers, tokens
+from instructrec_jax.serving import bodies, handlers, keeping, tokens
 from instructrec_jax.serving.gate import OPEN, Call
-from instructrec_jax.serving.handlers import Service
+from instructrec_jax.serving.state import Service
 
 Handler = Callable[[Service, Call, Any], Awaitable[BaseModel]]
 
@@ -70,6 +70,15 @@ ENDPOINTS = (
         answer=bodies.RankAnswer,
         body=bodies.RankRequest,
     ),
+    Endpoint(
+        method="POST",
+        path="/v1/recommend",
+        scope=tokens.RANK,
+        summary="rank what the catalogue has for a request",
+        handler=handlers.recommend,
+        answer=bodies.RankAnswer,
+        body=bodies.RecommendRequest,
+    ),
     *(
         Endpoint(
             method="POST",
@@ -87,7 +96,7 @@ ENDPOINTS = (
         path="/v1/feedback",
         scope=tokens.FEEDBACK,
         summary="say what a candidate of a ranking was worth",
-        handler=handlers.say,
+        handler=keeping.say,
         answer=bodies.FeedbackAnswer,
         body=bodies.FeedbackRequest,
     ),

@@ -1,10 +1,8 @@
-"""How the service answers: the model ranks, and what was shown and said is kept."""
+"""How the service answers: of its state, and with rankings."""
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,64 +10,29 @@ import numpy as np
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.token_budget import MisfitError
+from instructrec_jax.requests.request_files import fitting_template
+from instructrec_jax.requests.row_files import SingleRow
 from instructrec_jax.scores.ranked_files import Row
-from instructrec_jax.serving import bodies, feedback, tokens
-from instructrec_jax.serving.batching import Batcher, BusyError, LateError
-from instructrec_jax.serving.feedback import FeedbackStore
+from instructrec_jax.serving import bodies, keeping
+from instructrec_jax.serving.batching import BusyError, LateError
 from instructrec_jax.serving.gate import Call
-from instructrec_jax.serving.monitoring import Figures
 from instructrec_jax.serving.refusals import RefusedError
+from instructrec_jax.serving.state import Service
 from instructrec_jax.serving.text_ranker import Prepared, TextRanker
 from instructrec_jax.teacher.scrubbing import scrub
 
 # What writes the instruction of a rerank request; the second shows no documents, so that any
 # number of them fits.
 RERANK_TEMPLATES = ("B7.specific", "B1.specific")
-_NOT_OF_THE_ROW = {"template", "normaliser", "top_n", "explain", "record", "user_id", "item_ids"}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelCard:
-    """What is told of the model.
-
-    Attributes:
-      name: of it in answers.
-      made: when it was written, seconds since 1970.
-      normaliser: what it ranks by unless asked otherwise.
-      template: what writes the instructions; None: one that suits each request.
-      max_candidates: the most that a request may hold.
-    """
-
-    name: str
-    made: int
-    normaliser: str
-    template: str | None
-    max_candidates: int
-
-
-@dataclasses.dataclass(kw_only=True)
-class Service:
-    """What the handlers work with.
-
-    Attributes:
-      card: of the model.
-      ranker: makes tokens of texts.
-      batcher: scores tokens.
-      figures: what is counted.
-      feedback: what was shown, and what was said of it.
-      explored: with which probability a ranking that is kept has a random order.
-      audits_texts: whether the audit log tells texts, without personal details.
-      is_ready: whether everything is compiled.
-    """
-
-    card: ModelCard
-    ranker: TextRanker
-    batcher: Batcher
-    figures: Figures
-    feedback: FeedbackStore
-    explored: float = 0.0
-    audits_texts: bool = False
-    is_ready: bool = False
+# For more items than a prompt has room for: templates that show none of them.
+_WITHOUT_LIST = {
+    "A7": "A1",
+    "B7.specific": "B1.specific",
+    "B7.preference": "B1.preference",
+    "C10.specific": "C4.specific",
+    "C10.preference": "C1",
+}
+_TEXTS = {"history", "preference", "intention", "context"}
 
 
 async def health(service: Service, call: Call, body: None) -> bodies.Health:
@@ -93,28 +56,71 @@ async def models(service: Service, call: Call, body: None) -> bodies.Models:
         input_tokens=lengths["inputs"],
         target_tokens=lengths["targets"],
         max_candidates=card.max_candidates,
+        has_catalogue=service.retriever is not None,
     )
     return bodies.Models(data=[served])
 
 
 async def rank(service: Service, call: Call, body: bodies.RankRequest) -> bodies.RankAnswer:
     """Ranks candidates as `instructrec score --model` does."""
-    _check_number(service, len(body.candidates), "candidates")
-    _check_record(call, body)
-    values = body.model_dump(exclude=_NOT_OF_THE_ROW, exclude_none=True)
-    values.setdefault("id", call.request_id)
     template = body.template or (None if body.instruction else service.card.template)
-    normaliser = body.normaliser or service.card.normaliser
-    prepared, rows = await ranked(
-        service, call, values, templates=[template], normaliser=normaliser
+    return await _rank(service, call, body, [template])
+
+
+async def recommend(
+    service: Service, call: Call, body: bodies.RecommendRequest
+) -> bodies.RankAnswer:
+    """Ranks the items of the catalogue that suit a request."""
+    if service.retriever is None:
+        problem = "the service has no catalogue; it is started with --prepared_dir then"
+        raise RefusedError(404, "no_catalogue", problem)
+    _check_ready(service)
+    texts = body.model_dump(include=_TEXTS, exclude_none=True)
+    try:
+        name = service.card.template or fitting_template(SingleRow(texts))
+        items = await asyncio.to_thread(
+            functools.partial(
+                service.retriever.find,
+                number=min(body.num_candidates, service.card.max_candidates),
+                exclude=body.exclude or (),
+                labels=body.labels or (),
+            ),
+            " ".join([*_listed(body.intention), *_listed(body.preference)]),
+            body.history or (),
+        )
+    except UserError as error:
+        raise RefusedError(422, "unusable", str(error)) from None
+    asked = bodies.RankRequest(
+        candidates=[item.title for item in items],
+        candidate_ids=[item.item_id for item in items],
+        item_ids=[item.raw_id for item in items],
+        **texts,
+        **body.model_dump(include={"top_n", "explain", "record", "user_id"}),
     )
-    index_of = {number: at for at, number in enumerate(body.candidate_ids or ())}
+    templates = [name, *([_WITHOUT_LIST[name]] if name in _WITHOUT_LIST else [])]
+    return await _rank(service, call, asked, templates)
+
+
+async def _rank(
+    service: Service, call: Call, body: bodies.RankRequest, templates: Sequence[str | None]
+) -> bodies.RankAnswer:
+    """Ranks candidates by the first template with which they fit."""
+    _check_number(service, len(body.candidates), "candidates")
+    keeping.check(call, body)
+    values = body.model_dump(exclude=keeping.NOT_OF_THE_ROW, exclude_none=True)
+    values.setdefault("id", call.request_id)
+    normaliser = body.normaliser or service.card.normaliser
+    prepared, rows = await ranked(service, call, values, templates=templates, normaliser=normaliser)
+    numbers = body.candidate_ids or range(len(body.candidates))
+    index_of = {number: at for at, number in enumerate(numbers)}
+    item_id_of = dict(zip(numbers, body.item_ids or (), strict=False))
     titles = [
         bodies.RankedTitle(
             rank=row["rank"],
-            index=index_of[row["candidate_id"]] if index_of else row["candidate_id"],
+            index=index_of[row["candidate_id"]],
             candidate=row["candidate"],
             candidate_id=row["candidate_id"],
+            item_id=item_id_of.get(row["candidate_id"]),
             score=row["score"],
             log_likelihood=row["log_likelihood"],
         )
@@ -128,71 +134,7 @@ async def rank(service: Service, call: Call, body: bodies.RankRequest) -> bodies
         candidates=titles[: body.top_n],
         explanation=_explanation(service, prepared) if body.explain else None,
     )
-    return await _kept(service, call, body, answer, titles) if body.record else answer
-
-
-async def _kept(
-    service: Service,
-    call: Call,
-    body: bodies.RankRequest,
-    answer: bodies.RankAnswer,
-    titles: Sequence[bodies.RankedTitle],
-) -> bodies.RankAnswer:
-    """Returns a ranking that is kept before it is shown, now and then in a random order.
-
-    Args:
-      service: what keeps it.
-      call: who asks.
-      body: for what.
-      answer: the ranking, in the order of the model.
-      titles: all its candidates in that order.
-    """
-    name = feedback.new_impression_id()
-    order = feedback.shown_order(len(titles), service.explored, name)
-    item_ids = body.item_ids or body.candidates
-    impression = feedback.Impression(
-        impression_id=name,
-        time=time.time(),
-        token=call.token.name if call.token else "",
-        user_id=body.user_id,
-        model=answer.model,
-        template=answer.template,
-        num_candidates=len(titles),
-        explored=service.explored,
-        request=body.model_dump(exclude=_NOT_OF_THE_ROW, exclude_none=True),
-        items=tuple(
-            feedback.ShownItem(
-                position=position,
-                candidate=titles[at].index,
-                item_id=item_ids[titles[at].index],
-                title=titles[at].candidate,
-                model_position=at + 1,
-                score=titles[at].score,
-            )
-            for position, at in enumerate(order[: body.top_n], start=1)
-        ),
-    )
-    await asyncio.to_thread(service.feedback.add, impression)
-    shown = [titles[at] for at in order[: body.top_n]]
-    explored = order != list(range(len(titles)))
-    return answer.model_copy(
-        update={"candidates": shown, "impression_id": name, "explored": explored}
-    )
-
-
-async def say(service: Service, call: Call, body: bodies.FeedbackRequest) -> bodies.FeedbackAnswer:
-    """Keeps what somebody says of a candidate that was shown."""
-    assert call.token is not None
-    is_kept = await asyncio.to_thread(
-        functools.partial(service.feedback.say, token=call.token.name),
-        body.impression_id,
-        body.index,
-        body.verdict,
-    )
-    if not is_kept:
-        problem = "this token was shown no such candidate in a ranking of that impression_id"
-        raise RefusedError(404, "not_shown", problem)
-    return bodies.FeedbackAnswer()
+    return await keeping.kept(service, call, body, answer, titles) if body.record else answer
 
 
 async def rerank(service: Service, call: Call, body: bodies.RerankRequest) -> bodies.RerankAnswer:
@@ -312,14 +254,8 @@ def _check_number(service: Service, number: int, what: str) -> None:
         raise RefusedError(422, f"too_many_{what}", problem)
 
 
-def _check_record(call: Call, body: bodies.RankRequest) -> None:
-    """Checks what a ranking that is kept needs."""
-    if body.item_ids is not None and len(body.item_ids) != len(body.candidates):
-        problem = f"holds {len(body.item_ids)} item_ids for {len(body.candidates)} candidates"
-        raise RefusedError(422, "bad_request", problem)
-    if body.record and call.token is not None and tokens.FEEDBACK not in call.token.scopes:
-        problem = f"the token does not allow {tokens.FEEDBACK!r}, so no ranking is kept for it"
-        raise RefusedError(403, "not_allowed", problem)
+def _listed(texts: str | list[str] | None) -> list[str]:
+    return [texts] if isinstance(texts, str) else texts or []
 
 
 def _explanation(service: Service, prepared: Prepared) -> bodies.Explanation:

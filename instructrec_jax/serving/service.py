@@ -34,6 +34,8 @@ from instructrec_jax.settings import (
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+    from instructrec_jax.serving.retrieval import Retriever
+
 logger = logging.getLogger(__name__)
 _PARTS = ("starlette", "uvicorn", "prometheus_client", "pydantic")
 _DEFAULT_LENGTHS = {"inputs": 512, "targets": 64}  # of a model that names none
@@ -50,6 +52,7 @@ class ServeSettings:
     Attributes:
       model: a MODEL_DIR, or Flan-T5 or T5 1.1 as Hugging Face or T5X keep it.
       state_dir: folder of tokens, feedback and audit log; `instructrec token make` begins it.
+      prepared_dir: what `prepare` wrote of the catalogue that is recommended from.
       bind: address and port; others than those of this machine need TLS or a proxy that has it.
       tls_certificate_path: the certificate in PEM, with its chain; HTTPS then.
       tls_key_path: its key.
@@ -74,6 +77,7 @@ class ServeSettings:
 
     model: str
     state_dir: str
+    prepared_dir: str | None = None
     bind: str = "127.0.0.1:8080"
     tls_certificate_path: str | None = None
     tls_key_path: str | None = None
@@ -139,7 +143,7 @@ def open_application(settings: ServeSettings, opened: contextlib.ExitStack) -> "
     from instructrec_jax.serving.application import make_application
     from instructrec_jax.serving.batching import Batcher, Limits
     from instructrec_jax.serving.feedback import FeedbackStore
-    from instructrec_jax.serving.handlers import ModelCard, Service
+    from instructrec_jax.serving.state import ModelCard, Service
 
     source = open_source(settings.model)
     card = ModelCard(
@@ -182,6 +186,7 @@ def open_application(settings: ServeSettings, opened: contextlib.ExitStack) -> "
         batcher=batcher,
         figures=figures,
         feedback=feedback,
+        retriever=_retriever(settings.prepared_dir),
         explored=settings.explore,
         audits_texts=settings.audit_texts,
     )
@@ -275,6 +280,18 @@ def _check_files(settings: ServeSettings) -> None:
     for path in (settings.tls_certificate_path, settings.tls_key_path):
         if path is not None:
             files.open_input(path).close()
+
+
+def _retriever(prepared_dir: str | None) -> "Retriever | None":
+    """Returns an index of the catalogue."""
+    from instructrec_jax.data.prepared import read_prepared
+    from instructrec_jax.serving.retrieval import Retriever
+
+    if prepared_dir is None:
+        return None
+    retriever = Retriever(read_prepared(prepared_dir))
+    logger.info("%d items may be recommended", len(retriever.items))
+    return retriever
 
 
 def _normaliser(settings: ServeSettings, source: Source) -> str:

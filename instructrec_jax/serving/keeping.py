@@ -1,0 +1,88 @@
+"""Rankings that are kept before they are shown, and what is said of them."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Sequence
+
+from instructrec_jax.serving import bodies, feedback, tokens
+from instructrec_jax.serving.gate import Call
+from instructrec_jax.serving.refusals import RefusedError
+from instructrec_jax.serving.state import Service
+
+# Fields of a rank request that are none of a row of a file of requests.
+NOT_OF_THE_ROW = {"template", "normaliser", "top_n", "explain", "record", "user_id", "item_ids"}
+
+
+def check(call: Call, body: bodies.RankRequest) -> None:
+    """Checks what a ranking that is kept needs."""
+    if body.item_ids is not None and len(body.item_ids) != len(body.candidates):
+        problem = f"holds {len(body.item_ids)} item_ids for {len(body.candidates)} candidates"
+        raise RefusedError(422, "bad_request", problem)
+    if body.record and call.token is not None and tokens.FEEDBACK not in call.token.scopes:
+        problem = f"the token does not allow {tokens.FEEDBACK!r}, so no ranking is kept for it"
+        raise RefusedError(403, "not_allowed", problem)
+
+
+async def kept(
+    service: Service,
+    call: Call,
+    body: bodies.RankRequest,
+    answer: bodies.RankAnswer,
+    titles: Sequence[bodies.RankedTitle],
+) -> bodies.RankAnswer:
+    """Returns a ranking that is kept before it is shown, now and then in a random order.
+
+    Args:
+      service: what keeps it.
+      call: who asks.
+      body: for what.
+      answer: the ranking, in the order of the model.
+      titles: all its candidates in that order.
+    """
+    name = feedback.new_impression_id()
+    order = feedback.shown_order(len(titles), service.explored, name)
+    item_ids = body.item_ids or body.candidates
+    impression = feedback.Impression(
+        impression_id=name,
+        time=time.time(),
+        token=call.token.name if call.token else "",
+        user_id=body.user_id,
+        model=answer.model,
+        template=answer.template,
+        num_candidates=len(titles),
+        explored=service.explored,
+        request=body.model_dump(exclude=NOT_OF_THE_ROW, exclude_none=True),
+        items=tuple(
+            feedback.ShownItem(
+                position=position,
+                candidate=titles[at].index,
+                item_id=item_ids[titles[at].index],
+                title=titles[at].candidate,
+                model_position=at + 1,
+                score=titles[at].score,
+            )
+            for position, at in enumerate(order[: body.top_n], start=1)
+        ),
+    )
+    await asyncio.to_thread(service.feedback.add, impression)
+    shown = [titles[at] for at in order[: body.top_n]]
+    explored = order != list(range(len(titles)))
+    return answer.model_copy(
+        update={"candidates": shown, "impression_id": name, "explored": explored}
+    )
+
+
+async def say(service: Service, call: Call, body: bodies.FeedbackRequest) -> bodies.FeedbackAnswer:
+    """Keeps what somebody says of a candidate that was shown."""
+    assert call.token is not None
+    is_kept = await asyncio.to_thread(
+        functools.partial(service.feedback.say, token=call.token.name),
+        body.impression_id,
+        body.index,
+        body.verdict,
+    )
+    if not is_kept:
+        problem = "this token was shown no such candidate in a ranking of that impression_id"
+        raise RefusedError(404, "not_shown", problem)
+    return bodies.FeedbackAnswer()
