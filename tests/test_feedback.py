@@ -50,8 +50,8 @@ def test_feedback_becomes_logs_requests_and_figures(served, tmp_path):
     assert say(served, nobody, nobody["candidates"][1]["index"], "taken").status == 200
     hidden = ({0, 1, 2, 3} - {each["index"] for each in nobody["candidates"]}).pop()
     assert say(served, nobody, hidden, "up").json["error"]["code"] == "not_shown"
-    for _ in range(8):
-        served.ask("POST", "/v1/rank", BODY)
+    for number in range(8):
+        served.ask("POST", "/v1/rank", BODY | {"user_id": f"v{number}"})
     state, logs = str(served.state_dir), tmp_path / "logs"
     export_feedback(state_dir=state, output_dir=str(logs))
     (interaction,) = map(json.loads, (logs / "interactions.jsonl").read_text().splitlines())

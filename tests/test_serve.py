@@ -250,6 +250,23 @@ def test_the_openapi_document_holds_every_path_and_resolves(served):
     assert references and set(references) <= set(document["components"]["schemas"])
 
 
+def test_the_page_asks_nobody_else_and_writes_no_markup(served):
+    page, style, script = (served.ask("GET", path) for path in ("/", "/page.css", "/page.js"))
+    assert [each.status for each in (page, style, script)] == [200] * 3
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "unsafe" not in page.headers["content-security-policy"]
+    addresses = set(re.findall(r"https?://[^\s\"']+", page.text + style.text + script.text))
+    assert addresses == {"http://www.w3.org/2000/svg"}  # a name, which nobody asks
+    assert not re.search("innerHTML|outerHTML|insertAdjacent|eval|document.write", script.text)
+    assert not re.search(r"\son\w+=|style=|<script(?! src)", page.text)
+    fields = re.findall(r'<(?:textarea|input) id="(\w+)"', page.text)
+    assert fields and set(fields) == set(re.findall(r'<label for="(\w+)"', page.text))
+    assert set(re.findall(r'at\("(\w+)"\)', script.text)) <= set(
+        re.findall(r'id="(\w+)"', page.text)
+    )
+    assert served.ask("GET", "/", token=None).headers["www-authenticate"].startswith("Basic")
+
+
 def test_a_bucket_of_requests_fills_with_time():
     limiter = RateLimiter()
     token = Token(name="a", scopes=frozenset(), requests_per_minute=2, expires=0)

@@ -339,6 +339,6 @@ def test_word_lists_and_rules_are_installed_with_the_package():
     data = {
         path
         for path in (ROOT / PACKAGE).rglob("*.*")
-        if path.suffix in (".txt", ".json", ".toml", ".typed", ".css", ".jinja", ".js")
+        if path.suffix in (".txt", ".json", ".toml", ".typed", ".css", ".html", ".jinja", ".js")
     }
     assert data and data == declared

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -22,6 +23,17 @@ from instructrec_jax.serving.state import Service
 from instructrec_jax.serving.warm_scorer import WarmScorer
 
 METRICS_PATH = "/metrics"
+PAGE_FOLDER = Path(__file__).parent / "page"
+PAGES = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+# The page asks nobody but the service, and nobody frames it.
+_PAGE_POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 _JSON = "application/json"
 Answer = Callable[[Request], Awaitable[Response]]
 
@@ -76,7 +88,9 @@ def make_application(
     scopes = {each.path: each.scope for each in ENDPOINTS}
     return Gate(
         app,
-        scopes=scopes | {METRICS_PATH: tokens.METRICS, openapi.PATH: ""},
+        scopes=scopes
+        | {METRICS_PATH: tokens.METRICS, openapi.PATH: ""}
+        | dict.fromkeys(PAGES, tokens.RANK),
         tokens=token_store,
         figures=service.figures,
         audit=audit,
@@ -85,7 +99,7 @@ def make_application(
 
 
 def _routes(service: Service, endpoints: Sequence[Endpoint]) -> list[Route]:
-    """Returns the routes of endpoints, and of the two documents that are no JSON models."""
+    """Returns the routes of endpoints, of the page, and of documents that are no JSON models."""
     described = json.dumps(openapi.document(endpoints)).encode()
 
     async def metrics(_: Request) -> Response:
@@ -98,7 +112,19 @@ def _routes(service: Service, endpoints: Sequence[Endpoint]) -> list[Route]:
         *(Route(each.path, _answer(service, each), methods=[each.method]) for each in endpoints),
         Route(METRICS_PATH, metrics),
         Route(openapi.PATH, document),
+        *(Route(path, _file(*page)) for path, page in PAGES.items()),
     ]
+
+
+def _file(name: str, media_type: str) -> Answer:
+    """Returns what answers with a file of the page."""
+    content = (PAGE_FOLDER / name).read_bytes()
+
+    async def answer(_: Request) -> Response:
+        policy = {"content-security-policy": _PAGE_POLICY}
+        return Response(content, headers=policy, media_type=media_type)
+
+    return answer
 
 
 def _answer(service: Service, endpoint: Endpoint) -> Answer:

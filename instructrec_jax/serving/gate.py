@@ -26,7 +26,6 @@ from instructrec_jax.serving.tokens import RateLimiter, Token, TokenStore
 logger = logging.getLogger(__name__)
 OPEN = "open"  # the scope of what anybody may ask
 CALL = "instructrec.call"  # where the call stands in the scope of ASGI
-PAGE = "/"
 _BODY_SECONDS = 10.0
 _LENGTH_DIGITS = 18  # of the length of a body, at most
 _CLOSE = {"connection": "close"}  # where a body was not read
@@ -145,7 +144,8 @@ class Gate:
 
     def _token_of(self, scope: Scope, headers: Headers) -> Token:
         """Returns the token that a request shows: as bearer, or as the password of a browser."""
-        kind = "Basic" if scope["path"] == PAGE else "Bearer"
+        # A browser asks its user for a token; it understands one challenge alone.
+        kind = "Basic" if scope["method"] == "GET" else "Bearer"
         challenge = {"www-authenticate": f'{kind} realm="instructrec"', **_CLOSE}
         scheme, _, value = headers.get("authorization", "").partition(" ")
         secret = value.strip()

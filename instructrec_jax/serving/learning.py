@@ -18,6 +18,7 @@ from instructrec_jax.serving.feedback import FILE_NAME, VERDICTS, FeedbackStore,
 
 logger = logging.getLogger(__name__)
 INTERACTIONS, ITEMS, EXAMPLES = "interactions.jsonl", "items.jsonl", "examples.jsonl"
+_FEW_USERS = 10  # resamples of so few tell nothing
 _MODEL, _RANDOM = "order of the model", "random order"
 
 
@@ -80,13 +81,14 @@ def report_feedback(*, state_dir: str) -> list[str]:
         f"rankings: {len(impressions)}, with feedback {num_answered}",
         "feedback: " + ", ".join(f"{verdict} {counts[verdict]}" for verdict in VERDICTS),
         "reward of a ranking: candidates that were liked or taken; 95% intervals over users",
+        f"(none for fewer than {_FEW_USERS} users; who gave no user_id counts as a user each time)",
     ]
     by_arm = defaultdict(list)
     for impression in impressions:
         by_arm[impression.model, impression.template].append(impression)
     for (model, template), own in sorted(by_arm.items()):
         values = policy_values(shown := _shown(own), shown.propensity)
-        lines.append(f"  {model}, {template}: {len(own)} rankings, {_words(values['ips'])}")
+        lines.append(f"  {model}, {template}: {len(own)} rankings, {_words(values['ips'], shown)}")
     return lines + _policy_lines([each for each in impressions if each.explored > 0])
 
 
@@ -102,7 +104,7 @@ def _policy_lines(impressions: Sequence[Impression]) -> list[str]:
     }
     for name, probability in policies.items():
         values = policy_values(shown, probability)
-        lines.append(f"  {name}: {_words(values['ips'])}; {_words(values['snips'])}")
+        lines.append(f"  {name}: {_words(values['ips'], shown)}; {_words(values['snips'], shown)}")
     return lines
 
 
@@ -155,7 +157,9 @@ def _opened(state_dir: str) -> Iterator[FeedbackStore]:
         store.close()
 
 
-def _words(interval: Interval) -> str:
+def _words(interval: Interval, shown: Shown) -> str:
+    if len(np.unique(shown.group)) < _FEW_USERS:
+        return f"{interval.estimate:.3f}"
     return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
