@@ -134,7 +134,11 @@ async def _rank(
         candidates=titles[: body.top_n],
         explanation=_explanation(service, prepared) if body.explain else None,
     )
-    return await keeping.kept(service, call, body, answer, titles) if body.record else answer
+    return (
+        await keeping.kept(service, call, body, answer=answer, titles=titles)
+        if body.record
+        else answer
+    )
 
 
 async def rerank(service: Service, call: Call, body: bodies.RerankRequest) -> bodies.RerankAnswer:

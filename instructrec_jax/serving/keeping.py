@@ -28,6 +28,7 @@ async def kept(
     service: Service,
     call: Call,
     body: bodies.RankRequest,
+    *,
     answer: bodies.RankAnswer,
     titles: Sequence[bodies.RankedTitle],
 ) -> bodies.RankAnswer:
