@@ -286,3 +286,11 @@ def test_a_bar_ends_no_cell_and_text_leaves_out_details():
     document = tables.Document(title=bad, sections=[section], messages=[(bad, bad)], summary=bad)
     assert "| <script>\\| |" in tables.as_markdown(document), "a bar does not end the cell"
     assert tables.as_text(document).count(bad) == 8, "details and facts are left out"
+
+
+def test_a_number_that_json_cannot_say_is_null():
+    found = tables.as_json({"effects": [float("inf"), 0.5], "interval": Interval(0.5, 0.25, 1.0)})
+    assert json.loads(found) == {
+        "effects": [None, 0.5],
+        "interval": {"estimate": 0.5, "low": 0.25, "high": 1.0},
+    }

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,9 +157,19 @@ def as_json(values: Any) -> str:
     """Returns the values behind a report as JSON; records become objects.
 
     Args:
-      values: JSON values, dataclasses and enums in any nesting.
+      values: JSON values, dataclasses and enums in any nesting. A number that JSON cannot say, such
+        as the effect size of differences that are all equal, becomes null.
     """
-    return json.dumps(values, indent=2, ensure_ascii=False, default=_plain) + "\n"
+    plain = _without_infinity(json.loads(json.dumps(values, default=_plain)))
+    return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _without_infinity(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_infinity(own) for name, own in value.items()}
+    if isinstance(value, list):
+        return [_without_infinity(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write(folder: Path, name: str, document: Document, values: Any) -> None:
