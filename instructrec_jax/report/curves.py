@@ -17,7 +17,7 @@ _PREFIX = "validation/"
 _SHOWN = ("ndcg@5", "hr@1")
 _TIMES = {  # what of a step's time is drawn on a page
     "timing/seconds_per_step": "Seconds a step",
-    "timing/data_wait_fraction": "Share of the time that waits for data",
+    "timing/data_wait_fraction": "Share of time waiting for data",
 }
 _MAX_POINTS, _MAX_ROWS = 300, 40  # of a line, of the table
 
@@ -100,7 +100,11 @@ def _read(lines: Iterable[Mapping[str, float]]) -> _Curves:
     return _Curves(
         losses=metrics["loss"],
         validation={name: metrics[name] for name in names},
-        times={shown: metrics[name] for name, shown in _TIMES.items() if name in metrics},
+        times={
+            shown: dict(sorted(metrics[name].items())[1:])  # the first step compiles
+            for name, shown in _TIMES.items()
+            if len(metrics.get(name, ())) > 1
+        },
     )
 
 
