@@ -109,4 +109,6 @@ def test_a_model_is_asked_in_every_way(toy_prepared, tmp_path, monkeypatch):
     assert rows["history"]["first_changed"] == 0.0
     assert rows["planted"]["planted_first"]["after"] == 1.0, "its title is longer"
     assert stage.sensitivity(asked) == found and len(templates) == 6
+    told = stage.changes_table(found["rows"]).rows  # of rows as JSON has them
+    assert [row[0] for row in told] == list(rows)
     assert "planted first" in (tmp_path / "out" / "sensitivity.md").read_text()

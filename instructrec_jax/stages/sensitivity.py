@@ -16,6 +16,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.builder import RecordBuilder, RecordSettings
 from instructrec_jax.instructions.task_modules import SHIPPED, find_variant
 from instructrec_jax.manifest import RERUN, Manifest
+from instructrec_jax.metrics.statistics import Difference
 from instructrec_jax.report import tables
 from instructrec_jax.report.tables import Document, Section, Table
 from instructrec_jax.requests.perturbed import KINDS, PLANTED, perturbed, rank_changes
@@ -157,18 +158,29 @@ def _ranked(
 
 
 def document(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Document:
-    """Returns the table of `sensitivity`, or for another report.
+    """Returns the report of `sensitivity`.
 
     Args:
-      rows: "change" and what `rank_changes` returns.
+      rows: as `changes_table` takes them.
       settings: what they depend on.
+    """
+    section = Section(title=NAME, tables=[changes_table(rows)], facts=settings)
+    return Document(title=NAME, sections=[section])
+
+
+def changes_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Returns the table of `sensitivity`, for its own report or another.
+
+    Args:
+      rows: "change" and what `rank_changes` returns, as it is or as JSON has it.
     """
 
     def difference(row: Mapping[str, Any], name: str) -> str:
         value = row["minus"][name]
+        value = value if isinstance(value, Difference) else Difference(**value)
         return f"{value.estimate:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
 
-    table = Table(
+    return Table(
         note="What changes against the same requests without the change.",
         header=["change", "n", "other first", "correlation", "HR@1", "NDCG@5", "planted first"],
         rows=[
@@ -187,4 +199,3 @@ def document(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> 
         ],
         footnotes=["differences with 95% bootstrap intervals, paired by request"],
     )
-    return Document(title=NAME, sections=[Section(title=NAME, tables=[table], facts=settings)])

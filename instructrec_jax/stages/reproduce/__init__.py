@@ -213,7 +213,7 @@ def _part(part: Mapping[str, Any], reported: Reported) -> Part:
             *(row(name) for name in reported.missing if name not in own),
         ],
         validity=badge([Check(**check) for check in values["validity"]]),
-        details=_details(values, part) if part.get("details") else [],
+        details=[*(_details(values, part) if part.get("details") else []), *reported.details],
     )
 
 

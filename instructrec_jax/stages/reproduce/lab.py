@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from instructrec_jax.data.columnar import HELD_OUT, TEST, VALIDATION
 from instructrec_jax.data.settings import OTHER_CATEGORY
 from instructrec_jax.errors import UserError
 from instructrec_jax.report.paper_table import paper
+from instructrec_jax.report.tables import Table
 from instructrec_jax.stages import candidates
 from instructrec_jax.stages.baseline.retrieval import FOLDER as RETRIEVED
 from instructrec_jax.stages.baseline.scores import BaselineSettings, opened_data, scenario_of
@@ -33,6 +34,7 @@ from instructrec_jax.stages.reproduce.steps import (
     train_model,
     with_vocabulary,
 )
+from instructrec_jax.stages.sensitivity import SensitivitySettings, changes_table, sensitivity
 
 logger = logging.getLogger(__name__)
 MAIN, OTHER, HUNDRED, OTHER_CATEGORIES, HARD = (
@@ -85,11 +87,13 @@ class Reported:
       values: of its report, as `report.json` has them, of the part's scenario.
       folder: of its report.
       missing: by system why it was not run.
+      details: further tables.
     """
 
     values: Mapping[str, Any]
     folder: Path
     missing: Mapping[str, str]
+    details: Sequence[Table] = ()
 
 
 class Lab:
@@ -129,11 +133,11 @@ class Lab:
             except NotRunError as reason:
                 missing[name] = str(reason)
         has_teacher = paper()["tables"][table].get("teacher", False)
+        mixture = "all" if has_teacher else "without_teacher"
         for name in part["models"]:
             if "checkpoint" in paper()["models"][name]:
                 missing[name] = "models start from nothing at this scale (--scale=full)"
                 continue
-            mixture = "all" if has_teacher else "without_teacher"
             scores[name] = [self._scored(part["data"], scenario, name, mixture)]
         folder = self.root / table / part["name"].replace(" ", "_")
         fuse = [part["fuse"]] if "fuse" in part else []
@@ -145,7 +149,12 @@ class Lab:
             choice=ChoiceSettings(fuse=fuse),
             export=ExportSettings(export=[RANKS]),
         )
-        return Reported(values=found["scenarios"][scenario], folder=folder, missing=missing)
+        return Reported(
+            values=found["scenarios"][scenario],
+            folder=folder,
+            missing=missing,
+            details=self._changed(part, folder, mixture) if "wordings" in part else (),
+        )
 
     def counts(self) -> dict[str, int]:
         """Returns how many users, items and interactions are left of MAIN."""
@@ -220,6 +229,18 @@ class Lab:
             view=model.get("view"),
         )
         return folder
+
+    def _changed(self, part: Mapping[str, Any], folder: Path, mixture: str) -> list[Table]:
+        """Returns how the rankings of a model change where a request is said in another way."""
+        template, paraphrase = part["wordings"]
+        asked = SensitivitySettings(
+            model=str(self._model(mixture)),
+            prepared_dir=str(self.records(part["data"]).prepared),
+            output_dir=str(folder.with_name(f"{folder.name}_sensitivity")),
+            template=template,
+            paraphrase=paraphrase,
+        )
+        return [changes_table(sensitivity(asked)["rows"])]
 
     def _ranked(self, data: str, scenario: str, name: str) -> Path:
         """Has a baseline rank candidates; returns the folder."""
