@@ -99,7 +99,13 @@ def checkpoint(toy_records, tmp_path_factory):
     return folder
 
 
-def test_a_models_explanations_are_differences_of_its_scores(checkpoint, toy_prepared, tmp_path):
+def test_a_models_explanations_are_differences_of_its_scores(
+    checkpoint, toy_prepared, tmp_path, monkeypatch
+):
+    def written(_, prompts, *, max_tokens):
+        return [tokens[:-1] for tokens in prompts]  # as if the model said the prompt again
+
+    monkeypatch.setattr(stage, "write_texts", written)
     output = tmp_path / "explained.jsonl"
     asked = {"model": str(checkpoint), "prepared_dir": str(toy_prepared), "output": str(output)}
     lines = stage.explain(ExplainSettings(**asked, num_examples=2, reasoning="A3"))
@@ -108,10 +114,10 @@ def test_a_models_explanations_are_differences_of_its_scores(checkpoint, toy_pre
     with opened(toy_prepared) as given:
         lists = {own.example_id: own for own in given.data.candidates}
         records = list(given.checks.records([lists[line["example_id"]] for line in lines]))
-    for line, record in zip(lines, records, strict=True):
-        (log_likelihood,) = score_candidates(
-            model, [render_record(variant, record)[0]], [record.candidates]
-        )
+    asked_for = [render_record(variant, record)[0] for record in records]
+    scored = score_candidates(model, asked_for, [record.candidates for record in records])
+    for line, record, log_likelihood in zip(lines, records, scored, strict=True):
+        assert line["reasoning"].startswith("Past choices: ")
         target = record.candidates.index(record.target)
         assert line["log_likelihood"] == pytest.approx(log_likelihood[target], abs=1e-3)
         assert line["rank"] == 1 + (log_likelihood > log_likelihood[target]).sum()
