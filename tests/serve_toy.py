@@ -43,7 +43,7 @@ class Served:
 
     def __enter__(self):
         self._opened = contextlib.ExitStack()
-        self.app = open_application(self.settings, self._opened)
+        self.app, self.service = open_application(self.settings, self._opened)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()

@@ -67,6 +67,6 @@ def test_the_service_recommends_from_its_catalogue(toy_records, toy_prepared, da
         few = served.ask("POST", "/v1/recommend", {"intention": "a game", "num_candidates": 2})
         assert few.json["template"] == "B7.specific"
         nothing = served.ask("POST", "/v1/recommend", {})
-        assert nothing.status == 422 and "no instruction, history" in nothing.text
+        assert nothing.status == 422 and "say what is wanted" in nothing.text
         labels = {"intention": "x", "labels": ["nothing has this"]}
         assert served.ask("POST", "/v1/recommend", labels).status == 422

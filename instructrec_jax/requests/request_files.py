@@ -75,7 +75,7 @@ def fitting_template(file: Rows) -> str | None:
         if filled.issuperset(texts):
             return name
     raise UserError(
-        f"the first request of {file.name} has no instruction, history, preference or intention to "
+        f"{file.first} has no instruction, history, preference or intention to "
         f"rank candidates by; it has {', '.join(map(repr, sorted(filled)))}"
     )
 

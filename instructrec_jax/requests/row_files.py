@@ -51,6 +51,10 @@ class Rows(Protocol):
     unit: str
 
     @property
+    def first(self) -> str:
+        """The first request, for messages."""
+
+    @property
     def names(self) -> list[str]:
         """Names of the fields."""
 
@@ -73,9 +77,10 @@ class SingleRow:
     Attributes:
       name: for messages.
       unit: likewise.
+      first: likewise.
     """
 
-    name, unit = "the request", "request"
+    name, unit, first = "the request", "request", "the request"
 
     def __init__(self, values: Values) -> None:
         """Takes the values of the request by the names of its fields."""
@@ -131,6 +136,11 @@ class RowFile:
             if not self._path.is_file():
                 raise UserError(f"requests are to be read from {path}, and there is no such file")
         self.unit = "row" if self._ending == ".parquet" else "line"
+
+    @property
+    def first(self) -> str:
+        """The first request, for messages."""
+        return f"the first request of {self.name}"
 
     def fingerprint(self) -> str:
         """Returns the sha256 of the file's bytes."""

@@ -1,6 +1,5 @@
 """The endpoints as an ASGI application behind its gate."""
 
-import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -20,7 +19,6 @@ from instructrec_jax.serving.gate import CALL, Gate
 from instructrec_jax.serving.monitoring import CONTENT_TYPE, AuditLog
 from instructrec_jax.serving.refusals import RefusedError, parsed
 from instructrec_jax.serving.state import Service
-from instructrec_jax.serving.warm_scorer import WarmScorer
 
 METRICS_PATH = "/metrics"
 PAGE_FOLDER = Path(__file__).parent / "page"
@@ -41,7 +39,6 @@ Answer = Callable[[Request], Awaitable[Response]]
 def make_application(
     service: Service,
     *,
-    scorer: WarmScorer,
     token_store: tokens.TokenStore,
     audit: AuditLog,
     max_body_bytes: int,
@@ -53,7 +50,6 @@ def make_application(
 
     Args:
       service: what the handlers work with.
-      scorer: what its batcher scores with.
       token_store: who may ask.
       audit: where requests are noted.
       max_body_bytes: the longest body that is read.
@@ -61,16 +57,9 @@ def make_application(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
-        async def work() -> None:
-            await service.batcher.in_scorer_thread(scorer.warm_up)
-            service.figures.compiled.set_function(lambda: scorer.num_compiled)
-            service.is_ready = True
-            await service.batcher.run()
-
-        working = asyncio.create_task(work())
+        service.start()
         yield
-        service.batcher.close()
-        await working
+        await service.close()
 
     def broken(_: Request, error: Exception) -> Response:
         return RefusedError(500, "broken", "the service made a mistake; its log tells").response()
@@ -133,6 +122,10 @@ def _answer(service: Service, endpoint: Endpoint) -> Answer:
     async def answer(request: Request) -> Response:
         body = None
         if endpoint.body is not None:
+            media_type = request.headers.get("content-type", "").partition(";")[0]
+            if media_type.strip().lower() != _JSON:
+                problem = "send the body with the header `Content-Type: application/json`"
+                raise RefusedError(415, "not_json", problem)
             body = parsed(endpoint.body, await request.body())
         found = await endpoint.handler(service, request.scope[CALL], body)
         return Response(found.model_dump_json(exclude_none=True), media_type=_JSON)

@@ -106,6 +106,7 @@ class Batcher:
             yield
         finally:
             self.num_taken -= 1
+            self._arrived.set()  # a queue that is closing may be empty now
 
     async def score(self, request: TokenRequest) -> np.ndarray:
         """Returns the log-likelihoods of a request, float32 [c].
@@ -141,6 +142,7 @@ class Batcher:
             if live:
                 await self._answer(live)
             self._work -= sum(each.work for each in batch)
+        self._thread.shutdown(wait=False)
 
     async def in_scorer_thread(self, work: Callable[[], None]) -> None:
         """Does work in the scorer's thread."""
@@ -176,7 +178,7 @@ class Batcher:
         """Waits for requests; returns none where there is nothing left to do."""
         loop = asyncio.get_running_loop()
         while not self._queue:
-            if self._is_closing:
+            if self._is_closing and not self.num_taken:
                 return []
             await self._wait(None)
         last = self._queue[0].came + self.limits.batch_seconds

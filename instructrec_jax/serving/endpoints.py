@@ -25,6 +25,7 @@ class Endpoint:
       handler: answers.
       answer: what it answers.
       body: what it is asked with, if that has a body.
+      absent: when it answers 404; "" for never.
     """
 
     method: str
@@ -34,6 +35,7 @@ class Endpoint:
     handler: Handler
     answer: type[BaseModel]
     body: type[BaseModel] | None = None
+    absent: str = ""
 
 
 ENDPOINTS = (
@@ -78,6 +80,7 @@ ENDPOINTS = (
         handler=handlers.recommend,
         answer=bodies.RankAnswer,
         body=bodies.RecommendRequest,
+        absent="the service has no catalogue",
     ),
     *(
         Endpoint(
@@ -99,5 +102,6 @@ ENDPOINTS = (
         handler=keeping.say,
         answer=bodies.FeedbackAnswer,
         body=bodies.FeedbackRequest,
+        absent="the token was shown no such candidate",
     ),
 )

@@ -136,10 +136,6 @@ class Gate:
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             problem = "the request comes from a page of another site"
             raise RefusedError(403, "other_site", problem, headers=_CLOSE)
-        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if scope["method"] == "POST" and media_type != "application/json":
-            problem = "send the body as application/json"
-            raise RefusedError(415, "not_json", problem, headers=_CLOSE)
         return await self._with_body(headers, receive)
 
     def _token_of(self, scope: Scope, headers: Headers) -> Token:

@@ -17,7 +17,7 @@ from instructrec_jax.serving import bodies, keeping
 from instructrec_jax.serving.batching import BusyError, LateError
 from instructrec_jax.serving.gate import Call
 from instructrec_jax.serving.refusals import RefusedError
-from instructrec_jax.serving.state import Service
+from instructrec_jax.serving.state import Engine, Service
 from instructrec_jax.serving.text_ranker import Prepared, TextRanker
 from instructrec_jax.teacher.scrubbing import scrub
 
@@ -36,19 +36,22 @@ _TEXTS = {"history", "preference", "intention", "context"}
 
 
 async def health(service: Service, call: Call, body: None) -> bodies.Health:
-    """Answers as long as the process does."""
+    """Answers as long as the process works."""
+    if service.is_broken:
+        raise RefusedError(503, "broken", "an engine has failed; start the service again")
     return bodies.Health(status="ok")
 
 
 async def readiness(service: Service, call: Call, body: None) -> bodies.Health:
     """Answers once requests can be ranked without waiting for a compiler."""
-    _check_ready(service)
+    _engine(service)
     return bodies.Health(status="ready")
 
 
 async def models(service: Service, call: Call, body: None) -> bodies.Models:
     """Tells of the model."""
-    card, lengths = service.card, service.ranker.lengths
+    engine = _engine(service)
+    card, lengths = engine.card, engine.ranker.lengths
     served = bodies.ServedModel(
         id=card.name,
         created=card.made,
@@ -56,32 +59,35 @@ async def models(service: Service, call: Call, body: None) -> bodies.Models:
         input_tokens=lengths["inputs"],
         target_tokens=lengths["targets"],
         max_candidates=card.max_candidates,
-        has_catalogue=service.retriever is not None,
+        has_catalogue=engine.retriever is not None,
     )
     return bodies.Models(data=[served])
 
 
 async def rank(service: Service, call: Call, body: bodies.RankRequest) -> bodies.RankAnswer:
     """Ranks candidates as `instructrec score --model` does."""
-    template = body.template or (None if body.instruction else service.card.template)
-    return await _rank(service, call, body, [template])
+    own = _engine(service).card.template
+    return await _rank(service, call, body, [body.template or (None if body.instruction else own)])
 
 
 async def recommend(
     service: Service, call: Call, body: bodies.RecommendRequest
 ) -> bodies.RankAnswer:
     """Ranks the items of the catalogue that suit a request."""
-    if service.retriever is None:
+    engine = _engine(service)
+    if engine.retriever is None:
         problem = "the service has no catalogue; it is started with --prepared_dir then"
         raise RefusedError(404, "no_catalogue", problem)
-    _check_ready(service)
     texts = body.model_dump(include=_TEXTS, exclude_none=True)
+    if not any(texts.get(name) for name in ("history", "preference", "intention")):
+        problem = "say what is wanted or liked: an intention, a preference or a history"
+        raise RefusedError(422, "unusable", problem)
     try:
-        name = service.card.template or fitting_template(SingleRow(texts))
+        name = engine.card.template or fitting_template(SingleRow(texts))
         items = await asyncio.to_thread(
             functools.partial(
-                service.retriever.find,
-                number=min(body.num_candidates, service.card.max_candidates),
+                engine.retriever.find,
+                number=min(body.num_candidates, engine.card.max_candidates),
                 exclude=body.exclude or (),
                 labels=body.labels or (),
             ),
@@ -105,12 +111,15 @@ async def _rank(
     service: Service, call: Call, body: bodies.RankRequest, templates: Sequence[str | None]
 ) -> bodies.RankAnswer:
     """Ranks candidates by the first template with which they fit."""
-    _check_number(service, len(body.candidates), "candidates")
+    engine = _engine(service)
+    _check_number(engine, len(body.candidates), "candidates")
     keeping.check(call, body)
     values = body.model_dump(exclude=keeping.NOT_OF_THE_ROW, exclude_none=True)
     values.setdefault("id", call.request_id)
-    normaliser = body.normaliser or service.card.normaliser
-    prepared, rows = await ranked(service, call, values, templates=templates, normaliser=normaliser)
+    normaliser = body.normaliser or engine.card.normaliser
+    prepared, rows = await _ranked(
+        service, engine, call, values, templates=templates, normaliser=normaliser
+    )
     numbers = body.candidate_ids or range(len(body.candidates))
     index_of = {number: at for at, number in enumerate(numbers)}
     item_id_of = dict(zip(numbers, body.item_ids or (), strict=False))
@@ -128,11 +137,11 @@ async def _rank(
     ]
     answer = bodies.RankAnswer(
         id=values["id"],
-        model=service.card.name,
+        model=engine.card.name,
         template=prepared.template,
         normaliser=normaliser,
         candidates=titles[: body.top_n],
-        explanation=_explanation(service, prepared) if body.explain else None,
+        explanation=_explanation(engine, prepared) if body.explain else None,
     )
     return (
         await keeping.kept(service, call, body, answer=answer, titles=titles)
@@ -143,9 +152,12 @@ async def _rank(
 
 async def rerank(service: Service, call: Call, body: bodies.RerankRequest) -> bodies.RerankAnswer:
     """Ranks documents for a query; equal ones share a score."""
-    _check_number(service, len(body.documents), "documents")
+    engine = _engine(service)
+    _check_number(engine, len(body.documents), "documents")
     texts = [each if isinstance(each, str) else each.text for each in body.documents]
-    shares, num_tokens = await _shares(service, call, body.query, list(dict.fromkeys(texts)))
+    shares, num_tokens = await _shares(
+        service, engine, call, body.query, list(dict.fromkeys(texts))
+    )
     order = sorted(range(len(texts)), key=lambda index: -shares[texts[index]])
     results = [
         bodies.RerankResult(
@@ -157,15 +169,16 @@ async def rerank(service: Service, call: Call, body: bodies.RerankRequest) -> bo
     ]
     return bodies.RerankAnswer(
         id=call.request_id,
-        model=service.card.name,
+        model=engine.card.name,
         results=results,
         usage={"total_tokens": num_tokens},
         meta={"api_version": {"version": "2"}, "billed_units": {"search_units": 1}},
     )
 
 
-async def ranked(
+async def _ranked(
     service: Service,
+    engine: Engine,
     call: Call,
     values: Mapping[str, Any],
     *,
@@ -175,7 +188,8 @@ async def ranked(
     """Returns a request with its candidates, best first.
 
     Args:
-      service: what ranks.
+      service: what counts.
+      engine: what ranks.
       call: is told what is ranked.
       values: by the fields of a file of requests.
       templates: what writes the instruction, None for what suits the texts; the first one with
@@ -185,26 +199,26 @@ async def ranked(
     Raises:
       RefusedError: if the request cannot be used, or not now.
     """
-    _check_ready(service)
     call.notes["candidates"] = len(values["candidates"])
     if service.audits_texts:
         call.notes["texts"] = _scrubbed(values)
+    batcher = engine.batcher
     try:
-        with service.batcher.taken():
-            service.figures.taken.set(service.batcher.num_taken)
-            prepared = await asyncio.to_thread(_prepared, service.ranker, values, templates)
-            log_likelihood = await service.batcher.score(prepared.tokens)
+        with batcher.taken():
+            service.figures.taken.set(batcher.num_taken)
+            prepared = await asyncio.to_thread(_prepared, engine.ranker, values, templates)
+            log_likelihood = await batcher.score(prepared.tokens)
     except BusyError as busy:
         problem = "too many requests are waiting; try again later"
         raise RefusedError(429, "busy", problem, retry_after=busy.retry_after) from None
     except LateError:
-        seconds = service.batcher.limits.deadline_seconds
+        seconds = batcher.limits.deadline_seconds
         problem = f"it was not ranked within {seconds:g} seconds; ask for less, or later"
         raise RefusedError(503, "late", problem, retry_after=1) from None
     finally:
-        service.figures.taken.set(service.batcher.num_taken)
+        service.figures.taken.set(batcher.num_taken)
     service.figures.candidates.inc(len(log_likelihood))
-    return prepared, service.ranker.ranked(prepared, log_likelihood, normaliser=normaliser)
+    return prepared, engine.ranker.ranked(prepared, log_likelihood, normaliser=normaliser)
 
 
 def _prepared(
@@ -222,22 +236,24 @@ def _prepared(
                 return ranker.prepare(values, template=template)
         return ranker.prepare(values, template=last)
     except UserError as error:
-        raise RefusedError(422, "unusable", str(error)) from None
+        name = f"request {values['id']!r}: "  # which nobody else could have sent
+        raise RefusedError(422, "unusable", str(error).removeprefix(name)) from None
 
 
 async def _shares(
-    service: Service, call: Call, query: str, texts: list[str]
+    service: Service, engine: Engine, call: Call, query: str, texts: list[str]
 ) -> tuple[dict[str, float], int]:
     """Returns the share of each document in the probability of all, and how many tokens it took."""
     if len(texts) == 1:
         return {texts[0]: 1.0}, 0
     values = {"id": call.request_id, "intention": query, "candidates": texts}
-    prepared, rows = await ranked(
+    prepared, rows = await _ranked(
         service,
+        engine,
         call,
         values,
         templates=RERANK_TEMPLATES,
-        normaliser=service.card.normaliser,
+        normaliser=engine.card.normaliser,
     )
     scores = np.array([row["score"] for row in rows], np.float64)
     weights = np.exp(scores - scores.max())
@@ -246,14 +262,16 @@ async def _shares(
     return dict(found), len(request.instruction) + sum(map(len, request.candidates))
 
 
-def _check_ready(service: Service) -> None:
-    if not service.is_ready:
+def _engine(service: Service) -> Engine:
+    """Returns what ranks by now."""
+    if service.engine is None:
         problem = "the model is being compiled; try again later"
         raise RefusedError(503, "starting", problem, retry_after=5)
+    return service.engine
 
 
-def _check_number(service: Service, number: int, what: str) -> None:
-    if number > (most := service.card.max_candidates):
+def _check_number(engine: Engine, number: int, what: str) -> None:
+    if number > (most := engine.card.max_candidates):
         problem = f"holds {number} {what}; at most {most} are taken: send the best of a retriever"
         raise RefusedError(422, f"too_many_{what}", problem)
 
@@ -262,9 +280,9 @@ def _listed(texts: str | list[str] | None) -> list[str]:
     return [texts] if isinstance(texts, str) else texts or []
 
 
-def _explanation(service: Service, prepared: Prepared) -> bodies.Explanation:
+def _explanation(engine: Engine, prepared: Prepared) -> bodies.Explanation:
     return bodies.Explanation(
-        instruction=service.ranker.instruction_text(prepared),
+        instruction=engine.ranker.instruction_text(prepared),
         num_history_hidden=prepared.num_history_hidden,
         num_titles_cut=prepared.num_titles_cut,
         num_tokens=len(prepared.tokens.instruction),

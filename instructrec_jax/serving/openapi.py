@@ -24,7 +24,7 @@ _REFUSALS = {
     "503": "not ready, or not ranked in time: try again after `Retry-After` seconds",
 }
 _WITHOUT_BODY: tuple[str, ...] = ("401", "403", "429")
-_WHEN_OPEN: dict[str, tuple[str, ...]] = {"/readyz": ("503",)}
+_WHEN_OPEN: tuple[str, ...] = ("503",)
 _OUT = "serialization"
 
 
@@ -46,7 +46,7 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     for each in endpoints:
         refusals = tuple(_REFUSALS) if each.body else _WITHOUT_BODY
         if each.scope == OPEN:
-            refusals = _WHEN_OPEN.get(each.path, ())
+            refusals = _WHEN_OPEN
         operation: dict[str, Any] = {
             "summary": each.summary,
             "operationId": each.path.strip("/").replace("/", "_"),
@@ -58,6 +58,9 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
                 for status in refusals
             },
         }
+        if each.absent:
+            absent = {"description": each.absent, "content": content(Refusal, _OUT)}
+            operation["responses"]["404"] = absent
         if each.scope != OPEN:
             operation["security"] = [{"token": []}]
         if each.body is not None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import ipaddress
 import logging
@@ -13,13 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from instructrec_jax import files
-from instructrec_jax.checkpoints.ranking_config import chosen_normaliser
-from instructrec_jax.checkpoints.source import Source, load_model, open_source, open_vocabulary
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.task_modules import SHIPPED
-from instructrec_jax.metrics.ranking import PMI, checked_normalisers
+from instructrec_jax.metrics.ranking import checked_normalisers
 from instructrec_jax.parallel.compilation_cache import COMPILATION_CACHE_DIR, keep_compiled
-from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 from instructrec_jax.settings import (
     Count,
     NotNegative,
@@ -34,11 +32,10 @@ from instructrec_jax.settings import (
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from instructrec_jax.serving.retrieval import Retriever
+    from instructrec_jax.serving.state import Service
 
 logger = logging.getLogger(__name__)
 _PARTS = ("starlette", "uvicorn", "prometheus_client", "pydantic")
-_DEFAULT_LENGTHS = {"inputs": 512, "targets": 64}  # of a model that names none
 _MAX_CONNECTIONS = 1000
 _IDLE_SECONDS = 15
 _BACKLOG = 256  # connections that wait to be accepted
@@ -121,15 +118,23 @@ def serve(settings: ServeSettings) -> None:
             "install them: pip install 'instructrec-jax[serve]'"
         )
     host, port = _address(settings)
+    if not ipaddress.ip_address(host).is_loopback and settings.tls_key_path is None:
+        logger.warning(
+            "tokens and texts travel in the clear to %s: give --tls_certificate_path and "
+            "--tls_key_path, or let a proxy with TLS alone reach it",
+            settings.bind,
+        )
     _check_files(settings)
     with contextlib.ExitStack() as opened:
         listening = opened.enter_context(_listening(host, port))
-        app = open_application(settings, opened)
-        asyncio.run(_run(app, listening, settings))
+        app, service = open_application(settings, opened)
+        asyncio.run(_run(app, service, listening, settings))
     logger.info("stopped; what was taken is answered")
 
 
-def open_application(settings: ServeSettings, opened: contextlib.ExitStack) -> "ASGIApp":
+def open_application(
+    settings: ServeSettings, opened: contextlib.ExitStack
+) -> "tuple[ASGIApp, Service]":
     """Returns the service as an ASGI application, for another server than uvicorn too.
 
     Args:
@@ -139,27 +144,11 @@ def open_application(settings: ServeSettings, opened: contextlib.ExitStack) -> "
     Raises:
       UserError: for a mistake in settings, model or state.
     """
-    from instructrec_jax.serving import monitoring, text_ranker, tokens, warm_scorer
+    from instructrec_jax.serving import engine, monitoring, tokens
     from instructrec_jax.serving.application import make_application
-    from instructrec_jax.serving.batching import Batcher, Limits
     from instructrec_jax.serving.feedback import FeedbackStore
-    from instructrec_jax.serving.state import ModelCard, Service
+    from instructrec_jax.serving.state import Service
 
-    source = open_source(settings.model)
-    card = ModelCard(
-        name=Path(settings.model).resolve().name,
-        made=int(source.path.stat().st_mtime),
-        normaliser=_normaliser(settings, source),
-        template=settings.template,
-        max_candidates=settings.max_candidates,
-    )
-    ranker = text_ranker.TextRanker(
-        open_vocabulary(source, settings.vocabulary),
-        _lengths(settings, source),
-        task_module=settings.task_module,
-    )
-    if settings.template is not None:
-        ranker.check_template(settings.template)
     token_store = tokens.TokenStore(tokens.existing(settings.state_dir))
     opened.callback(token_store.close)
     if all(token.expires <= time.time() for token in token_store.all()):
@@ -168,38 +157,26 @@ def open_application(settings: ServeSettings, opened: contextlib.ExitStack) -> "
     opened.callback(audit.close)
     feedback = FeedbackStore(settings.state_dir)
     opened.callback(feedback.close)
-    figures, mesh = monitoring.Figures(), make_mesh(MeshSettings())
+    figures = monitoring.Figures()
     keep_compiled(COMPILATION_CACHE_DIR)
-    config = dataclasses.replace(source.config, dtype=settings.dtype)
-    model = load_model(source, abstract_model(config.init, mesh))
-    scorer = warm_scorer.WarmScorer(model, mesh, ranker.lengths)
-    limits = Limits(
-        max_waiting=settings.max_waiting,
-        max_batch=settings.max_batch,
-        batch_seconds=settings.batch_milliseconds / 1000,
-        deadline_seconds=settings.deadline_seconds,
-    )
-    batcher = Batcher(scorer, fits=scorer.fits, limits=limits, observe=figures.observe_batch)
+    open_engine = functools.partial(engine.open_engine, settings, figures)
     service = Service(
-        card=card,
-        ranker=ranker,
-        batcher=batcher,
+        open_engine(),
+        open_engine=open_engine,
         figures=figures,
         feedback=feedback,
-        retriever=_retriever(settings.prepared_dir),
         explored=settings.explore,
         audits_texts=settings.audit_texts,
     )
-    return make_application(
-        service,
-        scorer=scorer,
-        token_store=token_store,
-        audit=audit,
-        max_body_bytes=settings.max_body_bytes,
+    app = make_application(
+        service, token_store=token_store, audit=audit, max_body_bytes=settings.max_body_bytes
     )
+    return app, service
 
 
-async def _run(app: "ASGIApp", listening: socket.socket, settings: ServeSettings) -> None:
+async def _run(
+    app: "ASGIApp", service: "Service", listening: socket.socket, settings: ServeSettings
+) -> None:
     """Serves until a signal asks to stop."""
     import uvicorn
 
@@ -231,8 +208,10 @@ async def _run(app: "ASGIApp", listening: socket.socket, settings: ServeSettings
         server.force_exit = server.should_exit  # the second Ctrl-C does not wait
         server.should_exit = True
 
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, service.reload)
     scheme = "https" if settings.tls_key_path else "http"
     host, port = listening.getsockname()[:2]
     logger.info("serving at %s://%s:%d; Ctrl-C or SIGTERM stops", scheme, host, port)
@@ -240,7 +219,7 @@ async def _run(app: "ASGIApp", listening: socket.socket, settings: ServeSettings
 
 
 def _address(settings: ServeSettings) -> tuple[str, int]:
-    """Returns host and port, and warns of tokens that would travel in the clear."""
+    """Returns host and port."""
     host, colon, port = settings.bind.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     try:
@@ -250,12 +229,6 @@ def _address(settings: ServeSettings) -> tuple[str, int]:
         is_port = False
     if not is_port:
         raise refuse(settings, "bind", "an address and a port, such as 127.0.0.1:8080 or [::]:443")
-    if not address.is_loopback and settings.tls_key_path is None:
-        logger.warning(
-            "tokens and texts travel in the clear to %s: give --tls_certificate_path and "
-            "--tls_key_path, or let a proxy with TLS alone reach it",
-            settings.bind,
-        )
     return str(address), int(port)
 
 
@@ -280,39 +253,3 @@ def _check_files(settings: ServeSettings) -> None:
     for path in (settings.tls_certificate_path, settings.tls_key_path):
         if path is not None:
             files.open_input(path).close()
-
-
-def _retriever(prepared_dir: str | None) -> "Retriever | None":
-    """Returns an index of the catalogue."""
-    from instructrec_jax.data.prepared import read_prepared
-    from instructrec_jax.serving.retrieval import Retriever
-
-    if prepared_dir is None:
-        return None
-    retriever = Retriever(read_prepared(prepared_dir))
-    logger.info("%d items may be recommended", len(retriever.items))
-    return retriever
-
-
-def _normaliser(settings: ServeSettings, source: Source) -> str:
-    """Returns what is ranked by."""
-    normaliser, why = chosen_normaliser(settings.normaliser, source.ranking)
-    if normaliser == PMI:
-        raise UserError(
-            f"the normaliser is {PMI!r}, {why}, which needs a second prompt for each request; name "
-            "another --normaliser"
-        )
-    logger.info("%s (%s) ranks by %s, %s", source.path, source.kind, normaliser, why)
-    return normaliser
-
-
-def _lengths(settings: ServeSettings, source: Source) -> dict[str, int]:
-    """Returns the feature lengths of requests."""
-    lengths = dict(source.ranking.feature_lengths) if source.ranking else {}
-    given = {"inputs": settings.input_tokens, "targets": settings.target_tokens}
-    lengths |= {side: number for side, number in given.items() if number is not None}
-    for side, number in _DEFAULT_LENGTHS.items():
-        if side not in lengths:
-            logger.info("the model names no length of %s: %d tokens are read", side, number)
-            lengths[side] = number
-    return lengths

@@ -1,12 +1,23 @@
-"""What the handlers of the service work with."""
+"""What the service works with: an engine that ranks, and its exchange for a newer one.
 
+A request keeps the engine that it began with. An engine that was exchanged answers what it has
+taken, and ends.
+"""
+
+import asyncio
 import dataclasses
+import logging
+from collections.abc import Callable, Coroutine
 
+from instructrec_jax.errors import UserError
 from instructrec_jax.serving.batching import Batcher
 from instructrec_jax.serving.feedback import FeedbackStore
 from instructrec_jax.serving.monitoring import Figures
 from instructrec_jax.serving.retrieval import Retriever
 from instructrec_jax.serving.text_ranker import TextRanker
+from instructrec_jax.serving.warm_scorer import WarmScorer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,28 +39,102 @@ class ModelCard:
     max_candidates: int
 
 
-@dataclasses.dataclass(kw_only=True)
-class Service:
-    """What the handlers work with.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Engine:
+    """A model that ranks, with all that belongs to it.
 
     Attributes:
-      card: of the model.
+      card: what is told of it.
       ranker: makes tokens of texts.
-      batcher: scores tokens.
-      figures: what is counted.
-      feedback: what was shown, and what was said of it.
+      scorer: scores tokens.
+      batcher: the queue before the scorer.
       retriever: finds candidates; None where there is no catalogue.
-      explored: with which probability a ranking that is kept has a random order.
-      audits_texts: whether the audit log tells texts, without personal details.
-      is_ready: whether everything is compiled.
     """
 
     card: ModelCard
     ranker: TextRanker
+    scorer: WarmScorer
     batcher: Batcher
-    figures: Figures
-    feedback: FeedbackStore
-    retriever: Retriever | None = None
-    explored: float = 0.0
-    audits_texts: bool = False
-    is_ready: bool = False
+    retriever: Retriever | None
+
+
+class Service:
+    """The engine that answers, and what outlives it.
+
+    Attributes:
+      engine: None until everything is compiled.
+      is_broken: whether an engine has failed, so that the process had better be started anew.
+      figures: what is counted.
+      feedback: what was shown, and what was said of it.
+      explored: with which probability a ranking that is kept has a random order.
+      audits_texts: whether the audit log tells texts, without personal details.
+    """
+
+    def __init__(
+        self,
+        first: Engine,
+        *,
+        open_engine: Callable[[], Engine],
+        figures: Figures,
+        feedback: FeedbackStore,
+        explored: float,
+        audits_texts: bool,
+    ) -> None:
+        """Makes a service that is not ready yet.
+
+        Args:
+          first: its engine, nothing of it compiled.
+          open_engine: opens what the same settings name by now.
+          figures: see the attributes, as the others.
+        """
+        self.engine: Engine | None = None
+        self.is_broken = False
+        self.figures, self.feedback = figures, feedback
+        self.explored, self.audits_texts = explored, audits_texts
+        self._first, self._open_engine = first, open_engine
+        self._running: list[asyncio.Task[None]] = []
+        self._exchanging = asyncio.Lock()
+
+    def start(self) -> None:
+        """Compiles and runs the first engine."""
+        self._run(self._put_in(self._first))
+
+    def reload(self) -> None:
+        """Exchanges the engine for what the settings name by now; the old one serves meanwhile."""
+        self._run(self._exchange())
+
+    async def close(self) -> None:
+        """Answers what was taken, and ends."""
+        if self.engine is not None:
+            self.engine.batcher.close()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _exchange(self) -> None:
+        async with self._exchanging:
+            try:
+                engine = await asyncio.to_thread(self._open_engine)
+            except UserError as error:
+                logger.error("the engine stays as it was: %s", error)
+                return
+            await self._put_in(engine)
+
+    async def _put_in(self, engine: Engine) -> None:
+        """Compiles an engine, and has it answer what comes from now on."""
+        await engine.batcher.in_scorer_thread(engine.scorer.warm_up)
+        old, self.engine = self.engine, engine
+        self.figures.compiled.set_function(lambda: engine.scorer.num_compiled)
+        self._run(engine.batcher.run())
+        if old is not None:
+            old.batcher.close()
+        logger.info("ready: %s of %d", engine.card.name, engine.card.made)
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.append(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._running.remove(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.is_broken = True
+            logger.error("an engine failed", exc_info=error)
