@@ -64,7 +64,7 @@ class Client:
 
     async def ask(self, body: bytes) -> int:
         """Returns the status of the answer."""
-        if self.writer is None or self.writer.is_closing():
+        if self.writer is None or self.writer.is_closing() or self.reader.at_eof():
             opened = await asyncio.open_connection("127.0.0.1", self.service.port)
             self.reader, self.writer = opened
         head = f"{self.service.head}Content-Length: {len(body)}\r\n\r\n"

@@ -14,8 +14,13 @@ from serve_toy import Served, save_served_model
 from instructrec_jax.errors import UserError
 from instructrec_jax.requests.request_files import RequestFile
 from instructrec_jax.requests.row_files import RowFile
-from instructrec_jax.serving.feedback import FeedbackStore, shown_order
-from instructrec_jax.serving.learning import export_feedback, report_feedback
+from instructrec_jax.serving.feedback import (
+    FeedbackStore,
+    Impression,
+    ShownItem,
+    shown_order,
+)
+from instructrec_jax.serving.learning import export_feedback, plan_comparison, report_feedback
 from instructrec_jax.serving.tokens import make_token
 
 TITLES = ["Quiet Fox", "Red Moon", "Tiny River", "Blue Bee"]
@@ -120,6 +125,42 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path):
     store.close()
     assert len(said) >= 20
     assert all(kept[line.strip()] == ("up",) for line in said if line.endswith("\n"))
+
+
+def kept(number, template, reward):
+    """A ranking of one item that a user of its own liked or not."""
+    item = ShownItem(position=1, candidate=0, item_id="a", title="A", model_position=1, score=0.5)
+    return Impression(
+        impression_id=f"{number} {template}",
+        time=1.0,
+        token="t",
+        user_id=f"{number} {template}",
+        model="m",
+        template=template,
+        num_candidates=2,
+        explored=0.0,
+        request={},
+        items=(item,),
+    ), reward
+
+
+def test_templates_are_compared_with_intervals_that_hold_at_every_look(tmp_path):
+    store = FeedbackStore(tmp_path)
+    for number in range(60):
+        for template, reward in (("A7", number % 3 == 0), ("A8", number % 10 != 0)):
+            impression, is_liked = kept(number, template, reward)
+            store.add(impression)
+            if is_liked:
+                store.say(impression.impression_id, 0, "up", token="t")
+    store.add(kept(0, "A9", 0)[0])
+    store.close()
+    lines = report_feedback(state_dir=str(tmp_path))
+    at = next(n for n, line in enumerate(lines) if "minus that of m, A8" in line)
+    low, high = map(float, re.findall(r"[-+]0\.\d+", lines[at + 1])[1:])
+    assert low < -0.567 < high < 0 and lines[at + 1].startswith("  m, A7: 60 users, -0.567")
+    assert lines[at + 2] == "  m, A9: 1 users, fewer than 30 users, too early to say"
+    assert "no order was drawn at random" in lines[-1]
+    assert plan_comparison(rate=0.3, difference=0.03).startswith("3760 users")
 
 
 def test_a_folder_without_feedback_is_named(tmp_path):

@@ -301,6 +301,17 @@ def test_the_page_asks_nobody_else_and_writes_no_markup(served):
     assert served.ask("GET", "/", token=None).headers["www-authenticate"].startswith("Basic")
 
 
+def test_a_user_keeps_one_of_the_templates_that_suit(served):
+    ranker, texts = served.service.engine.ranker, {"history": ["Halo"]}
+    names = ["A7", "A8", "C10.specific"]
+    chosen = {f"u{n}": ranker.chosen_template(names, texts, f"u{n}") for n in range(40)}
+    assert set(chosen.values()) == {"A7", "A8"}  # nobody said what is wanted
+    assert chosen["u3"] == ranker.chosen_template(names, texts, "u3")
+    wanted = texts | {"intention": "x"}
+    assert {ranker.chosen_template(names, wanted, str(n)) for n in range(40)} == set(names)
+    assert ranker.chosen_template(["C10.specific"], texts, "u") is None
+
+
 def test_a_bucket_of_requests_fills_with_time():
     limiter = RateLimiter()
     token = Token(name="a", scopes=frozenset(), requests_per_minute=2, expires=0)

@@ -67,11 +67,20 @@ FEEDBACK = Group(
             summary="counts, and what other orders would have earned",
             description=(
                 "Counts rankings and feedback, and says what a ranking earned by model and\n"
-                "template. Where `serve --explore` drew orders at random, also what the order of\n"
+                "template, and how these differ, with intervals that hold however often one\n"
+                "looks. Where `serve --explore` drew orders at random, also what the order of\n"
                 "the model and a random one earn, by IPS and SNIPS, with intervals."
             ),
             example="instructrec feedback report --state_dir=runs/service",
             function="instructrec_jax.serving.learning:report_feedback",
+            result=_returned,
+        ),
+        Verb(
+            name="plan",
+            summary="how many users a comparison of templates needs",
+            description="Says how many users show a difference between two templates or models.",
+            example="instructrec feedback plan --rate=0.3 --difference=0.03",
+            function="instructrec_jax.serving.learning:plan_comparison",
             result=_returned,
         ),
     ),

@@ -17,6 +17,7 @@ import numpy as np
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 
 _NEW_SHARE = 0.2  # of a batch's pace in the running mean
+_SURE = 0.8  # of the time that is left may be planned with: what comes takes more or less
 Score = Callable[[Sequence[TokenRequest]], list[np.ndarray]]
 
 
@@ -55,12 +56,11 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Waiting:
-    """A request in the queue, with the time when it came and the time when it is too late."""
+    """A request in the queue, with the time when it came there."""
 
     request: TokenRequest
     work: int  # tokens
     came: float
-    deadline: float
     answer: asyncio.Future[np.ndarray]
 
 
@@ -108,8 +108,12 @@ class Batcher:
             self.num_taken -= 1
             self._arrived.set()  # a queue that is closing may be empty now
 
-    async def score(self, request: TokenRequest) -> np.ndarray:
+    async def score(self, request: TokenRequest, *, came: float) -> np.ndarray:
         """Returns the log-likelihoods of a request, float32 [c].
+
+        Args:
+          request: what is scored.
+          came: when it came to the service, by `time.monotonic`, as the loop counts time.
 
         Raises:
           BusyError: if those before it take longer than the deadline.
@@ -117,21 +121,21 @@ class Batcher:
         """
         loop, limit = asyncio.get_running_loop(), self.limits.deadline_seconds
         work = len(request.instruction) + sum(map(len, request.candidates))
-        if self._work and (self._work + work) * self._pace > limit:
-            raise BusyError(self._work * self._pace)
         now = loop.time()
+        left = came + limit - now
+        if self._work and (self._work + work) * self._pace > left * _SURE:
+            raise BusyError(self._work * self._pace)
         waiting = _Waiting(
             request=request,
             work=work,
             came=now,
-            deadline=now + limit,
             answer=loop.create_future(),
         )
         self._queue.append(waiting)
         self._work += work
         self._arrived.set()
         try:
-            return await asyncio.wait_for(waiting.answer, limit)
+            return await asyncio.wait_for(waiting.answer, left)
         except TimeoutError:
             raise LateError from None
 

@@ -40,7 +40,7 @@ def open_engine(settings: "ServeSettings", figures: Figures) -> Engine:
         name=Path(settings.model).resolve().name,
         made=int(source.path.stat().st_mtime),
         normaliser=_normaliser(settings, source),
-        template=settings.template,
+        templates=tuple(settings.template),
         max_candidates=settings.max_candidates,
     )
     ranker = TextRanker(
@@ -48,8 +48,8 @@ def open_engine(settings: "ServeSettings", figures: Figures) -> Engine:
         _lengths(settings, source),
         task_module=settings.task_module,
     )
-    if settings.template is not None:
-        ranker.check_template(settings.template)
+    for template in settings.template:
+        ranker.check_template(template)
     retriever, mesh = _retriever(settings.prepared_dir), make_mesh(MeshSettings())
     config = dataclasses.replace(source.config, dtype=settings.dtype)
     model = load_model(source, abstract_model(config.init, mesh))

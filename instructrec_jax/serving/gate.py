@@ -45,12 +45,14 @@ class Call:
     Attributes:
       request_id: names it in the answer's header and in the audit log.
       route: its path if that is one of the service's.
+      came: when, by `time.monotonic`.
       token: whose it is; None until it has shown one.
       notes: what handlers add to its line in the audit log.
     """
 
     request_id: str
     route: str
+    came: float
     token: Token | None = None
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -88,9 +90,9 @@ class Gate:
             await self._app(scope, receive, send)
             return
         route = scope["path"] if scope["path"] in self._scopes else OTHER
-        call = Call(request_id=secrets.token_hex(16), route=route)
+        call = Call(request_id=secrets.token_hex(16), route=route, came=time.monotonic())
         scope[CALL] = call
-        began, status = time.monotonic(), 0
+        status = 0
 
         async def send_noting(message: Message) -> None:
             nonlocal status
@@ -112,7 +114,7 @@ class Gate:
             if not status:
                 await _broken().response()(scope, receive, send_noting)
         finally:
-            self._note(scope, call, status, time.monotonic() - began)
+            self._note(scope, call, status, time.monotonic() - call.came)
 
     async def _let_in(self, scope: Scope, receive: Receive, call: Call) -> Receive:
         """Returns what gives the body of a request that may be answered.

@@ -66,8 +66,11 @@ async def models(service: Service, call: Call, body: None) -> bodies.Models:
 
 async def rank(service: Service, call: Call, body: bodies.RankRequest) -> bodies.RankAnswer:
     """Ranks candidates as `instructrec score --model` does."""
-    own = _engine(service).card.template
-    return await _rank(service, call, body, [body.template or (None if body.instruction else own)])
+    template = body.template
+    if template is None and body.instruction is None:
+        texts = body.model_dump(include=_TEXTS, exclude_none=True)
+        template = _template_of(_engine(service), call, texts, body.user_id)
+    return await _rank(service, call, body, [template])
 
 
 async def recommend(
@@ -83,7 +86,7 @@ async def recommend(
         problem = "say what is wanted or liked: an intention, a preference or a history"
         raise RefusedError(422, "unusable", problem)
     try:
-        name = engine.card.template or fitting_template(SingleRow(texts))
+        name = _template_of(engine, call, texts, body.user_id) or fitting_template(SingleRow(texts))
         items = await asyncio.to_thread(
             functools.partial(
                 engine.retriever.find,
@@ -207,7 +210,7 @@ async def _ranked(
         with batcher.taken():
             service.figures.taken.set(batcher.num_taken)
             prepared = await asyncio.to_thread(_prepared, engine.ranker, values, templates)
-            log_likelihood = await batcher.score(prepared.tokens)
+            log_likelihood = await batcher.score(prepared.tokens, came=call.came)
     except BusyError as busy:
         problem = "too many requests are waiting; try again later"
         raise RefusedError(429, "busy", problem, retry_after=busy.retry_after) from None
@@ -260,6 +263,13 @@ async def _shares(
     found = zip((row["candidate"] for row in rows), weights / weights.sum(), strict=True)
     request = prepared.tokens
     return dict(found), len(request.instruction) + sum(map(len, request.candidates))
+
+
+def _template_of(
+    engine: Engine, call: Call, texts: Mapping[str, Any], user_id: str | None
+) -> str | None:
+    """Returns the template of a user, None where the service was given none that suits."""
+    return engine.ranker.chosen_template(engine.card.templates, texts, user_id or call.request_id)
 
 
 def _engine(service: Service) -> Engine:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,14 @@ import numpy as np
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics.off_policy import Shown, policy_values
-from instructrec_jax.metrics.statistics import Interval
+from instructrec_jax.metrics.sequential import (
+    LEAST_USERS,
+    always_valid_difference,
+    users_needed,
+)
+from instructrec_jax.metrics.statistics import POWER, Interval
 from instructrec_jax.serving.feedback import FILE_NAME, VERDICTS, FeedbackStore, Impression
+from instructrec_jax.settings import Share, check_arguments
 
 logger = logging.getLogger(__name__)
 INTERACTIONS, ITEMS, EXAMPLES = "interactions.jsonl", "items.jsonl", "examples.jsonl"
@@ -89,7 +95,54 @@ def report_feedback(*, state_dir: str) -> list[str]:
     for (model, template), own in sorted(by_arm.items()):
         values = policy_values(shown := _shown(own), shown.propensity)
         lines.append(f"  {model}, {template}: {len(own)} rankings, {_words(values['ips'], shown)}")
+    lines += _comparisons(by_arm)
     return lines + _policy_lines([each for each in impressions if each.explored > 0])
+
+
+def plan_comparison(*, rate: float, difference: float, power: Share = POWER) -> str:
+    """Returns how many users a comparison of two templates or models needs.
+
+    Args:
+      rate: share of users with a reward under the first.
+      difference: between the two that is to be found, such as 0.03.
+      power: probability with which it is found.
+    """
+    check_arguments(plan_comparison, locals())
+    number = users_needed(rate, difference, power=power)
+    return (
+        f"{number} users for each of the two, looked at once at the end; intervals that hold "
+        "however often one looks need about twice as many"
+    )
+
+
+def _comparisons(by_arm: Mapping[tuple[str, str], Sequence[Impression]]) -> list[str]:
+    """Returns how models and templates differ from the one that was shown most."""
+    if len(by_arm) < 2:
+        return []
+    rewards = {arm: _rewards_of_users(own) for arm, own in by_arm.items()}
+    most = max(rewards, key=lambda arm: (len(rewards[arm]), arm))
+    lines = [
+        f"reward of a user's rankings, minus that of {', '.join(most)} (intervals that hold "
+        "however often one looks):"
+    ]
+    for arm, own in sorted(rewards.items()):
+        if arm == most:
+            continue
+        if min(len(own), len(rewards[most])) < LEAST_USERS:
+            told = f"fewer than {LEAST_USERS} users, too early to say"
+        else:
+            found = always_valid_difference(own, rewards[most])
+            told = f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        lines.append(f"  {', '.join(arm)}: {len(own)} users, {told}")
+    return lines
+
+
+def _rewards_of_users(impressions: Sequence[Impression]) -> list[float]:
+    """Returns the mean reward of each user's rankings; who is not named is a user each time."""
+    found = defaultdict(list)
+    for number, own in enumerate(impressions):
+        found[own.user_id or f"\0{number}"].append(sum(item.reward for item in own.items))
+    return [float(np.mean(rewards)) for rewards in found.values()]
 
 
 def _policy_lines(impressions: Sequence[Impression]) -> list[str]:

@@ -10,6 +10,7 @@ import logging
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +55,8 @@ class ServeSettings:
       tls_certificate_path: the certificate in PEM, with its chain; HTTPS then.
       tls_key_path: its key.
       template: what writes the instructions, such as A7; by default one that suits each request.
+        Of several each user gets one, always the same of those that suit the request, and
+        `instructrec feedback report` compares them.
       normaliser: "sum", "mean" or "char"; by default as the model was trained.
       dtype: of computing, "float32" or "bfloat16".
       input_tokens: most tokens of an instruction; by default as the model was trained.
@@ -78,7 +81,7 @@ class ServeSettings:
     bind: str = "127.0.0.1:8080"
     tls_certificate_path: str | None = None
     tls_key_path: str | None = None
-    template: str | None = None
+    template: Sequence[str] = ()
     normaliser: str | None = None
     dtype: Annotated[str, OneOf(("float32", "bfloat16"))] = "float32"
     input_tokens: Count | None = None

@@ -28,14 +28,14 @@ class ModelCard:
       name: of it in answers.
       made: when it was written, seconds since 1970.
       normaliser: what it ranks by unless asked otherwise.
-      template: what writes the instructions; None: one that suits each request.
+      templates: what writes the instructions, one for each user; (): what suits each request.
       max_candidates: the most that a request may hold.
     """
 
     name: str
     made: int
     normaliser: str
-    template: str | None
+    templates: tuple[str, ...]
     max_candidates: int
 
 

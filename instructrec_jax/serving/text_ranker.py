@@ -6,7 +6,7 @@ same.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,17 @@ from instructrec_jax.instructions.language import Variant, plain_title
 from instructrec_jax.instructions.task_modules import ranking_variant
 from instructrec_jax.instructions.token_budget import TokenRenderer, arrange
 from instructrec_jax.records import InstructionRecord
-from instructrec_jax.requests.request_files import INSTRUCTION, RequestFile, fitting_template
+from instructrec_jax.requests.request_files import (
+    INSTRUCTION,
+    TEXT_FIELDS,
+    RequestFile,
+    fitting_template,
+)
 from instructrec_jax.requests.row_files import SingleRow
 from instructrec_jax.scores.parts import ScoredRequest, score_rows
 from instructrec_jax.scores.ranked_files import Row, ranked_rows
 from instructrec_jax.scoring.prefix_trees import TokenRequest
+from instructrec_jax.seeds import stable_seed
 from instructrec_jax.tokenizer import SentencePieceModel
 
 
@@ -68,6 +74,29 @@ class TextRanker:
           UserError: if the task module has no such template, or it ranks no candidates.
         """
         self._variant(name)
+
+    def chosen_template(
+        self, templates: Sequence[str], values: Mapping[str, Any], unit: str
+    ) -> str | None:
+        """Returns the template of a user, of those that show no more than a request holds.
+
+        Args:
+          templates: to choose from.
+          values: of the request.
+          unit: whose it is; equal ones get the same of the same templates.
+
+        Returns:
+          None where no template suits.
+        """
+        filled = {name for name, value in values.items() if value}
+        suiting = [
+            name
+            for name in templates
+            if {TEXT_FIELDS[need] for need in self._variant(name).needs} <= filled
+        ]
+        if not suiting:
+            return None
+        return suiting[stable_seed("template", *suiting, unit) % len(suiting)]
 
     def prepare(self, values: Mapping[str, Any], *, template: str | None = None) -> Prepared:
         """Returns a request as tokens.
