@@ -1,6 +1,6 @@
-# Three commands: make demo, make test, make lint. Each makes the environment in .venv first
-# where it is missing or older than the files that say what it holds; what only tests and lint need
-# (Apache Beam, torch) is added by the first of them.
+# Four commands: make demo, make test, make lint, make docs. Each makes the environment in .venv first
+# where it is missing or older than the files that say what it holds; what only tests, lint and docs
+# need (Apache Beam, torch, MkDocs) is added by the first of them.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ INSTALLED_TESTS := $(VENV)/.installed_tests
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast lint docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/instructrec demo
@@ -27,8 +27,13 @@ lint: $(INSTALLED_TESTS)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The variable silences an advertisement of the theme's makers.
+docs: $(INSTALLED_TESTS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the handbook: site/index.html"
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs .pytest_cache
+	rm -rf $(VENV) build dist site *.egg-info runs .pytest_cache
 
 $(BIN)/pip:
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -41,5 +46,5 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt | $(BIN)/pip
 	@touch $(INSTALLED)
 
 $(INSTALLED_TESTS): pyproject.toml setup.py constraints.txt | $(BIN)/pip
-	$(INSTALL) '.[test,beam,parity,serve]'
+	$(INSTALL) '.[test,beam,parity,serve,docs]'
 	@touch $(INSTALLED) $(INSTALLED_TESTS)

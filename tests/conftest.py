@@ -58,8 +58,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the README first, whose test takes minutes: at the end a worker would wait for it."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    """Puts the documents first, whose test takes minutes: at the end a worker would wait."""
+    items.sort(key=lambda item: item.path.name != "test_documents.py")
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root, folder = Path(__file__).parents[1], tmp_path_factory.mktemp("sdist")
 
     def left_out(parent: str, names: list[str]) -> set[str]:
-        at_top = {".git", ".venv", ".pytest_cache", "build", "dist", "runs", "demo_output"}
+        at_top = {".git", ".venv", ".pytest_cache", "build", "dist", "runs", "site", "demo_output"}
         return {"__pycache__"} | (at_top if Path(parent) == root else set())
 
     shutil.copytree(root, folder / "tree", ignore=left_out, symlinks=True)

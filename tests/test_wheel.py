@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("benchmarks", "gin", "instructrec_jax", "launch", "tasks", "tests")
-FILES = (".ci/run", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "constraints.txt")
+FOLDERS = ("benchmarks", "docs", "examples", "gin", "instructrec_jax", "launch", "tasks", "tests")
+FILES = (
+    ".ci/run",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "constraints.txt",
+    "mkdocs.yml",
+)
 BUILT = {".pyc", ".tmp"}
 
 

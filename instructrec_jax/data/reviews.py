@@ -13,7 +13,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.files import check_is_file
 
 FILE_NAME = "reviews.arrow"
-_SCHEMA = pa.schema({"text": pa.string()})
+SCHEMA = pa.schema({"text": pa.string()})
 _BATCH_ROWS = 4096  # in every batch but the last, so that a row's batch is known
 
 
@@ -84,13 +84,13 @@ def write_reviews(
     options = pa.ipc.IpcWriteOptions(compression=None)
     with (
         pa.OSFile(str(path), "wb") as sink,
-        pa.ipc.new_file(sink, _SCHEMA, options=options) as file,
+        pa.ipc.new_file(sink, SCHEMA, options=options) as file,
     ):
         for texts in _batches(_kept_texts(reviews, is_kept, rows)):
             num_texts += len(texts)
             num_cut += sum(len(text) > max_chars for text in texts)
             cut = pa.array([cut_title(text, max_chars) for text in texts], type=pa.string())
-            file.write_batch(pa.record_batch([cut], schema=_SCHEMA))
+            file.write_batch(pa.record_batch([cut], schema=SCHEMA))
     return num_texts, num_cut
 
 

@@ -1,9 +1,10 @@
-"""Runs every fenced block of the README, so that nothing in it rots.
+"""Runs every fenced block of README and the handbook, and the notebook, so that nothing rots.
 
 A `bash` block runs in an empty folder outside the checkout; `instructrec` there is installed from a
-wheel. A `python` block runs in its own process. Later blocks see the files that earlier ones wrote.
-What a `python` block prints has the words of the `text` block after it, if that comes next; figures
-may differ. A block that cannot run here stands below a line
+wheel. A `python` block runs in its own process. Later blocks see the files that earlier ones
+wrote: README's come first, then the pages of docs/ in the order of mkdocs.yml, then the notebook,
+whose code cells are one block. What a `python` block prints has the words of the `text` block after
+it, if that comes next; figures may differ. A block that cannot run here stands below a line
 
     <!-- not run: the reason -->
 
@@ -12,6 +13,7 @@ and must at least be well formed. Other languages (text, json, gin) are shown ou
 
 import dataclasses
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -19,6 +21,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_SECONDS = 900
@@ -30,6 +33,10 @@ class Block:
     code: str
     line: int
     reason: str  # why it is not run; "" if it is
+    document: str = ""
+
+    def __str__(self):
+        return f"{self.document} line {self.line}"
 
 
 def read_blocks(text: str) -> list[Block]:
@@ -55,7 +62,38 @@ def read_blocks(text: str) -> list[Block]:
     return blocks
 
 
-BLOCKS = read_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
+def pages() -> list[str]:
+    """Files of docs/ in the order of the navigation, without those that hooks.py makes."""
+    found = []
+
+    def walk(entry):
+        for value in entry.values() if isinstance(entry, dict) else entry:
+            if isinstance(value, str):
+                found.append(value)
+            else:
+                walk(value)
+
+    walk(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    return [name for name in found if name not in MADE]
+
+
+def read_notebook(text: str) -> list[Block]:
+    """Returns the code cells of a notebook as one block."""
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    return [Block("python", "\n".join("".join(cell["source"]) for cell in cells), 1, "")]
+
+
+def read_document(name: str) -> list[Block]:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    blocks = read_notebook(text) if name.endswith(".ipynb") else read_blocks(text)
+    return [dataclasses.replace(block, document=name) for block in blocks]
+
+
+MADE = {"readme.md", "contributing.md"}
+PAGES = pages()
+NOTEBOOK = "examples/first_hour.ipynb"
+DOCUMENTS = ["README.md", *(f"docs/{name}" for name in PAGES), NOTEBOOK]
+BLOCKS = [block for name in DOCUMENTS for block in read_document(name)]
 CODE = [block for block in BLOCKS if block.language in ("bash", "python")]
 
 
@@ -89,9 +127,9 @@ def test_blocks_that_cannot_run_here_are_well_formed_and_say_why():
         if block.language == "bash":
             subprocess.run(["bash", "-n", "-c", block.code], check=True)
         elif block.language == "python":
-            compile(block.code, f"README.md line {block.line}", "exec")
+            compile(block.code, str(block), "exec")
         else:
-            assert block.language in ("text", "json", "gin", ""), f"line {block.line}"
+            assert block.language in ("text", "json", "gin", ""), block
 
 
 def words(text: str) -> list[str]:
@@ -99,20 +137,22 @@ def words(text: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_block_of_the_readme_runs_from_a_wheel(tmp_path, installed):
-    num_shown = 0
+def test_every_block_of_the_documents_runs_from_a_wheel(tmp_path, installed):
     for block, following in itertools.zip_longest(BLOCKS, BLOCKS[1:]):
         if block not in CODE or block.reason:
             continue
         done = run_block(block, tmp_path, installed)
         assert done.returncode == 0, (
-            f"README.md line {block.line}:\n{block.code}\n{done.stdout[-3000:]}"
-            f"\n{done.stderr[-3000:]}"
+            f"{block}:\n{block.code}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         )
         if block.language == "python" and following and following.language == "text":
-            assert words(done.stdout) == words(following.code), f"README.md line {following.line}"
-            num_shown += 1
-    assert num_shown == 1  # the ranked toys
+            assert words(done.stdout) == words(following.code), following
+
+
+def test_what_python_blocks_print_is_shown_and_compared():
+    pairs = itertools.pairwise(BLOCKS)
+    shown = [a.document for a, b in pairs if (a.language, b.language) == ("python", "text")]
+    assert {"README.md", "docs/batch_scoring.md"} <= set(shown)
 
 
 SAMPLE = """
