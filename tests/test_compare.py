@@ -1,6 +1,7 @@
 """`instructrec compare` and `instructrec show --example`: two runs, and one example of several."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import ranking
 from instructrec_jax.report import slices
 from instructrec_jax.report.comparison import Ranks, compare_ranks
-from instructrec_jax.stages.compare import compare
+from instructrec_jax.stages.compare import _run, compare
 from instructrec_jax.stages.show.example import example
 
 
@@ -51,6 +52,16 @@ def test_draws_of_an_event_are_one_event_in_a_comparison():
     made = compare_ranks("sequential", ("A", "B"), found, [], facts={})
     assert (made.num_events, made.num_better, made.num_worse) == (2, 0, 1)
     assert (made.losers[0].example_id, made.losers[0].ranks) == ("a", (2.0, 3.0))
+
+
+def test_a_run_may_have_a_name_and_its_folder_an_equals_sign(tmp_path):
+    assert _run("new=a:b", "A") == ("new", [Path("a"), Path("b")])
+    assert _run("runs/rate=0.1/test", "A") == ("A", [Path("runs/rate=0.1/test")])
+    for split in ("validation", "test"):
+        (tmp_path / split).mkdir()
+    assert _run(str(tmp_path), "B")[1] == [tmp_path / "validation", tmp_path / "test"]
+    with pytest.raises(UserError, match="run '=x' is none"):
+        _run("=x", "A")
 
 
 @pytest.fixture(scope="module")

@@ -97,14 +97,16 @@ def compare(
 
 def _run(given: str, default: str) -> tuple[str, list[Path]]:
     """Returns the name and the paths of a run."""
-    name, equals, rest = given.rpartition("=")
+    name, equals, rest = given.partition("=")
+    if not equals or "/" in name:  # a folder may be called runs/rate=0.1
+        name, rest = default, given
     paths = rest.split(":")
-    if not all(paths) or len(paths) > 2 or (equals and not name):
+    if not all(paths) or len(paths) > 2 or not name:
         raise UserError(
             f"run {given!r} is none; expected [NAME=][VALIDATION:]TEST, such as "
             "new=runs/scores/validation:runs/scores/test, or a folder that holds both splits"
         )
-    return name or default, both_splits(paths)
+    return name, both_splits(paths)
 
 
 def _compared(
