@@ -140,16 +140,17 @@ def compare_ranks(
     by_event = found.of_events()
     change = by_event[:, 1] - by_event[:, 0]
     whole = found.difference(np.ones(len(change), bool), stable_seed(_SEED, "whole", scenario))
-    order = np.argsort(change, kind="stable").tolist()
 
-    def changed(rows: Iterable[int]) -> list[Changed]:
+    def changed(key: NDArray[np.float64]) -> list[Changed]:
+        """Returns the events with the lowest keys below 0."""
+        rows = np.argsort(key, kind="stable")[:NUM_CHANGED]
         return [
             Changed(
                 example_id=found.example_ids[row],
                 target=found.targets[row],
                 ranks=(float(by_event[row, 0]), float(by_event[row, 1])),
             )
-            for row in rows
+            for row in rows[key[rows] < 0].tolist()
         ]
 
     return Comparison(
@@ -161,8 +162,8 @@ def compare_ranks(
         num_better=int((change < 0).sum()),
         num_worse=int((change > 0).sum()),
         parts=_parts(found, change, groups, whole),
-        winners=changed(row for row in order[:NUM_CHANGED] if change[row] < 0),
-        losers=changed(row for row in order[: -NUM_CHANGED - 1 : -1] if change[row] > 0),
+        winners=changed(change),
+        losers=changed(-change),
         facts=facts,
     )
 
