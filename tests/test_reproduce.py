@@ -212,3 +212,18 @@ def test_unknown_tables_and_flags_of_another_scale_are_named():
         )
     with pytest.raises(UserError, match="--input_dir belongs to --scale=cpu"):
         ReproduceSettings(input_dir="logs")
+
+
+def test_titles_that_the_vocabulary_was_not_made_of_have_room(tmp_path, monkeypatch):
+    lengths = []
+    monkeypatch.setattr(
+        lab, "score_model", lambda recipe, *_, **settings: lengths.append(recipe.feature_lengths)
+    )
+    world = lab.World(recipe=scales.tiny("tiny"), logs=lambda: "no logs")
+    made = lab.Lab(tmp_path, world, world, lab.Stages(train=None, score=None, baseline=None))
+    made.records = made._model = str  # made elsewhere
+    for data in (lab.MAIN, lab.OTHER):
+        made._scored(data, "sequential", "model", "without_teacher")
+    of_main, of_other = lengths
+    assert of_main == world.recipe.feature_lengths
+    assert of_other["inputs"] > of_main["inputs"] and of_other["history"] == of_main["history"]

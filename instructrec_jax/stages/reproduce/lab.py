@@ -44,6 +44,8 @@ MAIN, OTHER, HUNDRED, OTHER_CATEGORIES, HARD = (
     "other_categories",
     "hard",
 )
+# Titles that the vocabulary was not made of take several tokens each; scoring pads nothing.
+_LENGTHS_OF_OTHER = {"inputs": 1024, "targets": 128}
 Logs = Callable[[], Path | str]
 
 
@@ -219,8 +221,12 @@ class Lab:
         pool = [variant.name for variant in evaluation_pool(scenario)]
         hidden = [WITHOUT_CANDIDATES[scenario]]
         tasks = {"shown": pool, "hidden": hidden}.get(model.get("pool", ""), [*pool, *hidden])
+        recipe = self._worlds[MAIN].recipe
+        if data == OTHER:
+            lengths = {**recipe.feature_lengths, **_LENGTHS_OF_OTHER}
+            recipe = dataclasses.replace(recipe, feature_lengths=lengths)
         score_model(
-            self._worlds[MAIN].recipe,
+            recipe,
             self.records(data),
             self._model(mixture),
             folder,
