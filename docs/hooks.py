@@ -12,7 +12,12 @@ from instructrec_jax.cli import t5x_lines
 from instructrec_jax.scores import columns
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = {"README.md": "readme.md", "CONTRIBUTING.md": "contributing.md"}  # files that are pages
+# Files that are pages of the handbook.
+OUTSIDE = {
+    "README.md": "readme.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
 # A script, style, font or picture that a browser would fetch from another host.
 FOREIGN = re.compile(
     r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(?:https?:)?//[^>]*>"

@@ -89,7 +89,7 @@ def read_document(name: str) -> list[Block]:
     return [dataclasses.replace(block, document=name) for block in blocks]
 
 
-MADE = {"readme.md", "contributing.md"}
+MADE = {"readme.md", "contributing.md", "changelog.md"}
 PAGES = pages()
 NOTEBOOK = "examples/first_hour.ipynb"
 DOCUMENTS = ["README.md", *(f"docs/{name}" for name in PAGES), NOTEBOOK]

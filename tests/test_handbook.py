@@ -1,19 +1,22 @@
 """The handbook: pages are found, links lead somewhere, tables agree with the code."""
 
 import dataclasses
+import json
 import re
 
 import pyarrow as pa
 import pytest
-from test_documents import MADE, PAGES, ROOT
+import yaml
+from test_documents import MADE, NOTEBOOK, PAGES, ROOT
 
+from instructrec_jax import __version__
 from instructrec_jax.data import prepared, reviews
 from instructrec_jax.records import InstructionRecord
 from instructrec_jax.teacher import texts
 
 DOCS = ROOT / "docs"
 # README and CONTRIBUTING are pages of the handbook too; their links lead into it.
-LINKING = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}" for name in PAGES)]
+LINKING = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{name}" for name in PAGES)]
 
 
 def prose(path):
@@ -52,7 +55,7 @@ def tables():
     for line in (DOCS / "formats.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             heading = line.lstrip("# ")
-        elif row := re.match(r"\| `(\w+)` \| ([\w<> ]+) \|", line):
+        elif row := re.match(r"\| `(\w+)` \| `?([\w<> ]+)`? \|", line):
             found.setdefault(heading, []).append(row.groups())
     return found
 
@@ -72,3 +75,18 @@ def test_columns_of_parquet_and_arrow_files_are_those_that_the_code_writes():
 def test_features_of_records_are_the_fields_of_a_record():
     fields = [field.name for field in dataclasses.fields(InstructionRecord)]
     assert [name for name, _ in tables()["C: instruction records"]] == fields
+
+
+def test_the_notebook_holds_no_outputs():
+    cells = json.loads((ROOT / NOTEBOOK).read_text(encoding="utf-8"))["cells"]
+    assert not [c for c in cells if c.get("outputs") or c.get("execution_count")]
+
+
+def test_hooks_before_a_commit_run_what_is_installed_here():
+    repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    (local,) = repos
+    assert local["repo"] == "local" and {hook["language"] for hook in local["hooks"]} == {"system"}
+
+
+def test_the_version_has_a_chapter_in_the_changelog():
+    assert __version__ in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

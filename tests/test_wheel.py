@@ -8,9 +8,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("benchmarks", "docs", "examples", "gin", "instructrec_jax", "launch", "tasks", "tests")
+FOLDERS = (
+    ".github",
+    "benchmarks",
+    "docs",
+    "examples",
+    "gin",
+    "instructrec_jax",
+    "launch",
+    "tasks",
+    "tests",
+)
 FILES = (
     ".ci/run",
+    ".pre-commit-config.yaml",
+    "CHANGELOG.md",
     "CONTRIBUTING.md",
     "LICENSE",
     "Makefile",
