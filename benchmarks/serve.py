@@ -24,6 +24,7 @@ from pathlib import Path
 from instructrec_jax.serving.tokens import make_token
 
 CLIENTS = (1, 8, 64)
+LOOKS = 6  # at the memory, while there is too much to do
 WAYS = {"batching": [], "one by one": ["--max_batch=1", "--batch_milliseconds=0"]}
 FIRST = ["Red", "Blue", "Tiny", "Wooden", "Flying", "Quiet", "Old", "Last"]
 SECOND = ["Fox", "Moon", "River", "Castle", "Bee", "Road", "Winter", "Song"]
@@ -117,8 +118,10 @@ async def open_loop(service: Service, rate: float, seconds: float) -> dict[str, 
         (accepted if status == 200 else refused).append(time.monotonic() - began)
         idle.append(client)
 
-    before, began, number = service.memory(), time.monotonic(), 0
+    memory, began, number = list[float](), time.monotonic(), 0
     while (now := time.monotonic()) < began + seconds:
+        if len(memory) <= (now - began) / seconds * LOOKS:
+            memory.append(round(service.memory(), 1))
         while number < (now - began) * rate:
             number += 1
             tasks.add(task := asyncio.create_task(one(body(draw))))
@@ -130,7 +133,7 @@ async def open_loop(service: Service, rate: float, seconds: float) -> dict[str, 
         "accepted": percentiles(accepted),
         "refused": percentiles(refused),
         "statuses": dict(statuses),
-        "mib_before_and_after": [before, service.memory()],
+        "mib": [*memory, round(service.memory(), 1)],
     }
 
 
@@ -170,7 +173,7 @@ def main() -> None:
                     print(name, json.dumps(found[name]), flush=True)
             service = services["batching"]
             rate = 2 * found[f"batching, {CLIENTS[-1]} clients"]["requests_per_second"]
-            found["overload"] = asyncio.run(open_loop(service, rate, 2 * given.seconds))
+            found["overload"] = asyncio.run(open_loop(service, rate, 4 * given.seconds))
             print("overload", json.dumps(found["overload"]), flush=True)
         finally:
             for service in services.values():

@@ -6,10 +6,13 @@ import json
 import threading
 from types import SimpleNamespace
 
+import jax
 from score_toy import save_toy_model
 from train_toy import LENGTHS
 
 from instructrec_jax.checkpoints.ranking_config import RankingConfig
+from instructrec_jax.parallel.mesh import make_mesh
+from instructrec_jax.serving import engine
 from instructrec_jax.serving.service import ServeSettings, open_application
 from instructrec_jax.serving.tokens import make_token
 from instructrec_jax.tokenizer import copy_vocabulary
@@ -26,7 +29,7 @@ def save_served_model(toy_records, folder):
 
 
 class Served:
-    """A service that runs while the block does.
+    """A service on one device, as users have, that runs while the block does.
 
     Attributes:
       token: of somebody who may do everything.
@@ -42,7 +45,9 @@ class Served:
         self.settings = ServeSettings(model=str(model), state_dir=str(state_dir), **settings)
 
     def __enter__(self):
-        self._opened = contextlib.ExitStack()
+        self._opened, all_devices = contextlib.ExitStack(), engine.make_mesh
+        engine.make_mesh = lambda settings: make_mesh(settings, jax.devices()[:1])
+        self._opened.callback(setattr, engine, "make_mesh", all_devices)
         self.app, self.service = open_application(self.settings, self._opened)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)

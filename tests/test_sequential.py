@@ -12,7 +12,7 @@ from instructrec_jax.metrics.sequential import (
 )
 from instructrec_jax.metrics.statistics import detectable_difference
 
-LOOKS = range(LEAST_USERS, 1500, 30)
+LOOKS = range(LEAST_USERS, 1200, 60)
 
 
 def is_ever_outside(values, other, true):
@@ -22,7 +22,7 @@ def is_ever_outside(values, other, true):
 
 def test_equal_ways_are_told_apart_seldom_though_one_looks_often():
     rng = np.random.default_rng(0)
-    wrong = [is_ever_outside(*rng.binomial(1, 0.3, (2, 1500)), 0.0) for _ in range(120)]
+    wrong = [is_ever_outside(*rng.binomial(1, 0.3, (2, 1200)), 0.0) for _ in range(60)]
     assert np.mean(wrong) <= 0.05
 
 

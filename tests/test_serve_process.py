@@ -1,10 +1,12 @@
-"""The service as a process of its own: started, asked, stopped by a signal."""
+"""The service as a process of its own: started, asked by clients, stopped by a signal."""
 
+import json
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
 
 import httpx2
@@ -16,58 +18,51 @@ from instructrec_jax.serving.tokens import make_token
 BODY = {"history": ["Halo"], "candidates": ["Quiet Fox", "Blue Bee"]}
 
 
-class Process:
-    """`instructrec serve`, and a client of it."""
-
-    def __init__(self, model, state_dir, log, *flags):
-        self.token = make_token(
-            state_dir=str(state_dir),
-            name=f"t{time.time_ns()}",
-            scopes=["rank", "feedback", "metrics"],
-        )
-        words = [sys.executable, "-m", "instructrec_jax", "serve", f"--model={model}"]
-        words += [f"--state_dir={state_dir}", "--bind=127.0.0.1:0", *flags]
-        self.log = log
-        with log.open("w") as stream:
-            self.process = subprocess.Popen(words, stdout=stream, stderr=stream)
-        try:
-            while not (found := re.search(r"http://\S+:\d+", log.read_text())):
-                assert self.process.poll() is None, log.read_text()
-                time.sleep(0.05)
-            headers = {"authorization": f"Bearer {self.token}"}
-            self.client = httpx2.Client(base_url=found[0], headers=headers, timeout=60)
-            while self.client.get("/readyz").status_code != 200:
-                time.sleep(0.05)
-        except BaseException:
-            self.process.kill()
-            raise
+def started(model, state_dir, log):
+    """A process of `instructrec serve`, and its port."""
+    words = [sys.executable, "-m", "instructrec_jax", "serve", f"--model={model}"]
+    words += [f"--state_dir={state_dir}", "--bind=127.0.0.1:0"]
+    with log.open("w") as stream:
+        flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+        environment = {**os.environ, "XLA_FLAGS": " ".join(flags)}  # one device, as users have
+        process = subprocess.Popen(words, stdout=stream, stderr=stream, env=environment)
+    while not (found := re.search(r"http://127.0.0.1:(\d+);", log.read_text())):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+    return process, int(found[1])
 
 
 @pytest.mark.slow
 def test_a_signal_stops_the_service_when_it_has_answered_what_it_took(toy_records, tmp_path):
-    model = save_served_model(toy_records, tmp_path / "model")
-    log, answers = tmp_path / "log", []
-    served = Process(model, tmp_path / "state", log, "--batch_milliseconds=1000")
-
-    def ask():
-        answers.append(served.client.post("/v1/rank", json=BODY))
-
+    model, log = save_served_model(toy_records, tmp_path / "model"), tmp_path / "log"
+    token = make_token(state_dir=str(tmp_path / "state"), name="somebody")
+    process, port = started(model, tmp_path / "state", log)
     try:
-        asking = threading.Thread(target=ask)
-        asking.start()
-        while not (line := re.search(r"^instructrec_taken_requests 1", metrics(served), re.M)):
-            time.sleep(0.01)
-        served.process.send_signal(signal.SIGTERM)
-        asking.join()
-        assert served.process.wait(60) == 0
+        headers = {"authorization": f"Bearer {token}"}
+        client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60)
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.05)
+        expected = client.post("/v1/rank", json=BODY).json()["candidates"]
+        body = json.dumps(BODY).encode()
+        head = (
+            "POST /v1/rank HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            f"Authorization: Bearer {token}\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(head.encode())
+            assert connection.recv(1000).startswith(b"HTTP/1.1 100")  # it is taken now
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(httpx2.TransportError):  # nothing new is taken
+                while True:
+                    httpx2.get(f"http://127.0.0.1:{port}/healthz")
+            connection.sendall(body)
+            answer = connection.makefile("rb").read()
+        assert process.wait(60) == 0
     finally:
-        served.process.kill()
-    assert line and answers[0].status_code == 200
-    assert len(answers[0].json()["candidates"]) == 2
+        process.kill()
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["candidates"] == expected
     said = log.read_text()
     assert "what was taken is answered" in said
-    assert served.token not in said and "Quiet Fox" not in said and "Traceback" not in said
-
-
-def metrics(served):
-    return served.client.get("/metrics").text
+    assert token not in said and "Quiet Fox" not in said and "Traceback" not in said

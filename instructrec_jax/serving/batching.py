@@ -44,7 +44,8 @@ class Limits:
     Attributes:
       max_waiting: requests that are prepared, waiting or being scored.
       max_batch: requests that are scored at once.
-      batch_seconds: how long the first request of a batch waits for others.
+      batch_seconds: how long the first request of a batch waits for others that are taken and not
+        yet prepared.
       deadline_seconds: how long a request may take.
     """
 
@@ -186,7 +187,7 @@ class Batcher:
                 return []
             await self._wait(None)
         last = self._queue[0].came + self.limits.batch_seconds
-        while len(self._queue) < self.limits.max_batch and not self._is_closing:
+        while len(self._queue) < min(self.limits.max_batch, self.num_taken):
             if (left := last - loop.time()) <= 0:
                 break
             await self._wait(left)

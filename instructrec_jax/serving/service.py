@@ -66,7 +66,7 @@ class ServeSettings:
       deadline_seconds: how long a request may take; what would take longer is refused at once.
       max_waiting: requests that are taken at a time; more are told to come later.
       max_batch: requests that are scored at once.
-      batch_milliseconds: how long the first request of a batch waits for others.
+      batch_milliseconds: how long the first request of a batch waits for others that have come.
       max_candidates: of a request.
       max_body_bytes: of a request.
       explore: share of the rankings that are asked for with "record" whose order is drawn at
@@ -91,7 +91,7 @@ class ServeSettings:
     deadline_seconds: Positive = 10.0
     max_waiting: Count = 64
     max_batch: Annotated[int, Range(1, 512)] = 32
-    batch_milliseconds: NotNegative = 2.0
+    batch_milliseconds: NotNegative = 5.0
     max_candidates: Annotated[int, Range(2, 100_000)] = 1000
     max_body_bytes: Annotated[int, Range(1024, 1 << 28)] = 1 << 20
     explore: Share = 0.0
