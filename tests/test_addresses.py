@@ -9,6 +9,7 @@ import pytest
 
 from instructrec_jax import files, open_model, settings
 from instructrec_jax.cli import flags, gin_config, main
+from instructrec_jax.cli.model_verbs import SystemsVerb
 from instructrec_jax.cli.verb import Group
 from instructrec_jax.errors import UserError
 from instructrec_jax.settings import SettingError
@@ -44,7 +45,7 @@ def test_every_flag_that_takes_a_text_refuses_an_address(verb, capsys, tmp_path,
     monkeypatch.chdir(tmp_path)
     group = next((v.name for v in main.VERBS if isinstance(v, Group) and verb in v.verbs), None)
     start = [verb.name] if group is None else [group, verb.name]
-    start += ["--scores", "a=b:c"] if start == ["report"] else []
+    start += ["--scores", "a=b:c"] if isinstance(verb, SystemsVerb) else []
     every = flags.flags_of(function_of(verb))
     for chosen in (flag for flag in every if flag.kind is str):
         words = [*start]
