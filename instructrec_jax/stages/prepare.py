@@ -12,6 +12,7 @@ from instructrec_jax.data import prepared
 from instructrec_jax.data.preparation import write_preparation
 from instructrec_jax.data.readers import recognise
 from instructrec_jax.data.readers.raw_log import Format, LogBuilder, count_log
+from instructrec_jax.data.readers.tables import files_of
 from instructrec_jax.data.settings import ANY_ITEM, FIELDS, FILE_TIES, PrepareSettings
 from instructrec_jax.errors import UserError
 from instructrec_jax.manifest import Manifest, find_finished
@@ -42,7 +43,7 @@ def prepare(
 
     Args:
       dataset: name of the dataset, such as ml_100k; it becomes part of task names and seeds.
-      input_dir: folder with the logs: RecBole atomic files, TSV, JSONL or Amazon reviews.
+      input_dir: folder with the logs: RecBole atomic files, TSV, JSONL, Parquet or Amazon reviews.
       output_dir: folder for artefact A, new, empty or of the same work.
       settings: everything else that decides the output.
 
@@ -64,7 +65,11 @@ def prepare(
     _check_fields(settings, form)
     plan = Manifest(
         stage=prepared.STAGE,
-        inputs={path.name: files.sha256(path) for path in paths},
+        inputs={
+            part.relative_to(path.parent).as_posix(): files.sha256(part)
+            for path in paths
+            for part in files_of(path)
+        },
         settings={
             "dataset": dataset,
             "format": form.name,

@@ -1,4 +1,4 @@
-"""Plain logs, TSV with a header or JSONL, plain or gzip: events or ordered sequences, and items.
+"""Plain logs, TSV with a header, JSONL, Parquet or Arrow: events or ordered sequences, and items.
 
 Sequences hold one line per user with all items, oldest first. They have no times, and they were
 filtered by whoever ordered them: a k-core of sequences that were cut before would remove items that
@@ -6,7 +6,7 @@ the whole log keeps, so none is applied unless asked for.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from instructrec_jax.data.readers.raw_log import (
     find_one,
 )
 from instructrec_jax.data.readers.rows import Column, read_rows, renamed, tsv_rows
+from instructrec_jax.data.readers.tables import is_table, table_rows
 from instructrec_jax.data.readers.values import as_id, as_path, as_text, listed
 from instructrec_jax.errors import UserError
 
-_ITEM_FILES = ("items.tsv", "items.jsonl")
-_INTERACTION_FILES = ("interactions.tsv", "interactions.jsonl")
+_ITEM_FILES = ("items.tsv", "items.jsonl", "items.parquet", "items")  # the last: a folder
+_INTERACTION_FILES = tuple(name.replace("items", "interactions") for name in _ITEM_FILES)
 _INTERACTION_COLUMNS = (
     Column(("user_id",)),
     Column(("item_id",)),
@@ -78,7 +79,7 @@ def _read_items(
             brand=as_path(brand, items, line, "brand"),
         )
 
-    for item in damage.parsed(read_rows(items, item_columns, damage), parse_item):
+    for item in damage.parsed(_rows(items, item_columns, damage), parse_item):
         builder.add_item(item)
     for path in details:
 
@@ -98,6 +99,11 @@ def _read_items(
 
         for item in damage.parsed(tsv_rows(path, detail_columns, damage), parse_details):
             builder.add_details(item)
+
+
+def _rows(path: Path, columns: Sequence[Column], damage: Damage) -> Iterator[tuple[int, list[Any]]]:
+    """Yields (line or row number, values) of a file or folder of any of the forms."""
+    return table_rows(path, columns) if is_table(path) else read_rows(path, columns, damage)
 
 
 def _is_details(name: str) -> bool:
@@ -126,15 +132,16 @@ def _read(
 
 def _open_events(path: Path, columns: Sequence[Column], damage: Damage) -> RowEvents:
     """Begins a pass over the interactions."""
-    rows = read_rows(path, columns, damage)
+    rows = _rows(path, columns, damage)
     return RowEvents(path=path, rows=rows, damage=damage)
 
 
 FORMAT = Format(
     name="plain",
     understood=(
-        "interactions.tsv or .jsonl (user_id, item_id, optionally timestamp, review) "
-        "with items.tsv or .jsonl (item_id, title, optionally category, brand)"
+        "interactions.tsv, .jsonl, .parquet or a folder of Parquet or Arrow files (user_id, "
+        "item_id, optionally timestamp, review) with items in any of these forms (item_id, title, "
+        "optionally category, brand)"
     ),
     find=_find,
     read=_read,
@@ -177,7 +184,7 @@ SEQUENCES = Format(
     name="sequences",
     understood=(
         "sequences.tsv (user_id, item_ids with blanks between them, oldest first) "
-        "with items.tsv or .jsonl (item_id, title, optionally category, brand)"
+        "with items in any form that a plain log may have"
     ),
     find=_find_sequences,
     read=_read_sequences,

@@ -177,7 +177,7 @@ def tsv_rows(
     number, header = next(lines, (1, ""))
     names = _names(path, number, header, typed_header)
     is_quoted = header.startswith('"') and header.endswith('"')
-    indices = _indices(path, names, columns)
+    places = indices(path, names, columns)
     num_rows = num_quoted = 0
     for number, line in lines:
         fields = line.split("\t")
@@ -188,7 +188,7 @@ def tsv_rows(
             fields, written = [_unquoted(field, is_quoted) for field in fields], fields
             num_quoted += fields != written
         num_rows += 1
-        yield number, [None if index is None else fields[index] for index in indices]
+        yield number, [None if place is None else fields[place] for place in places]
     if not num_rows:
         raise UserError(f"{path} holds a header and no rows that can be used")
     if num_quoted:
@@ -286,16 +286,16 @@ def _refuse_repeated(names: Container[str], path: Path, number: int) -> None:
         )
 
 
-def _indices(path: Path, names: list[str], columns: Sequence[Column]) -> list[int | None]:
-    """Returns the index of each wanted column in the header."""
-    indices: list[int | None] = []
+def indices(path: Path, names: Sequence[str], columns: Sequence[Column]) -> list[int | None]:
+    """Returns the index of each wanted column in the header; UserError where one is missing."""
+    found_at: list[int | None] = []
     for column in columns:
         found = next((names.index(name) for name in column.names if name in names), None)
         if found is None and column.is_required:
             problem = f"no column {_either(column)}; the header has {_listed(names)}"
             fail(path, 1, problem + _hint(column))
-        indices.append(found)
-    return indices
+        found_at.append(found)
+    return found_at
 
 
 def _either(column: Column) -> str:
@@ -309,6 +309,6 @@ def _hint(column: Column) -> str:
     return f"; if one of them is meant, name it with --{flag}" if flag else ""
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     """Lists names for a message."""
     return ", ".join(repr(name) for name in names[:12]) or "none"
