@@ -17,6 +17,7 @@ from instructrec_jax.checkpoints import huggingface, store
 from instructrec_jax.checkpoints.source import load_model, open_source
 from instructrec_jax.cli import main
 from instructrec_jax.errors import UserError
+from instructrec_jax.metrics.ranking import METRIC_NAMES
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 from instructrec_jax.stages.convert import convert
 from instructrec_jax.training import optimizers
@@ -237,3 +238,56 @@ def test_a_folder_moved_away_by_a_killed_process_moves_back(tmp_path):
     with pytest.raises(RuntimeError), files.atomic_directory(tmp_path / "new"):
         raise RuntimeError("the new folder is not finished")
     assert os.listdir(tmp_path) == ["new"]
+
+
+def report_of(fingerprint: str, folder: Path) -> Path:
+    """Writes a report that has one scenario, with this checkpoint in it."""
+    interval = {"estimate": 0.25, "low": 0.125, "high": None}
+    metrics = dict.fromkeys(METRIC_NAMES, interval)
+    protocol = {
+        **{"dataset": "toys", "num_examples": 20, "num_candidates": 10, "candidates_sha256": "ab"},
+        **{"ties": "against the target", "interval": "95%", "choice": "validation"},
+        "systems": {"own|`": {"checkpoint_sha256": fingerprint, "template": "A7"}},
+    }
+    values = {"protocol": protocol, "test": {"random": metrics, "own|`": metrics}}
+    folder.mkdir()
+    (folder / "report.json").write_text(json.dumps({"scenarios": {"sequential": values}}))
+    return folder
+
+
+def test_the_model_card_tells_data_protocol_figures_and_limits(originals, tmp_path):
+    source = open_source(originals["hf"])
+    convert(source_path=str(originals["hf"]), output_dir=str(tmp_path / "bare"), to="hf")
+    bare = (tmp_path / "bare" / "README.md").read_text()
+    assert "* run: `not known`" in bare and "None are known" in bare and "## Limits" in bare
+    report = report_of(source.fingerprint(), tmp_path / "report")
+    command = ["convert", str(originals["hf"]), str(tmp_path / "card"), "--to=hf"]
+    assert main.main([*command, f"--report_dir={report}"]) == 0
+    card = (tmp_path / "card" / "README.md").read_text()
+    for text in (
+        "20 examples of `toys` with 10 candidates",
+        "This model: template `A7`.",
+        "| this model | 0.250 [0.125, none] |",
+        "| `random` |",
+    ):
+        assert text in card
+    assert card.startswith("---\nlibrary_name: transformers\n")
+
+
+def test_a_report_on_another_checkpoint_makes_no_card(originals, tmp_path):
+    report = report_of("0" * 64, tmp_path / "report")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "report.json").write_text("[]")
+    for folder, to, expected in (
+        (report, "hf", "has 0 systems of this checkpoint"),
+        (tmp_path / "none", "hf", "is no report"),
+        (report, "native", "only --to=hf writes a model card"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            convert(
+                source_path=str(originals["hf"]),
+                output_dir=str(tmp_path / "new"),
+                to=to,
+                report_dir=str(folder),
+            )
+    assert not (tmp_path / "new").exists()

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,14 @@ from instructrec_jax.checkpoints.parameters import STORED_DTYPES, check_finite, 
 from instructrec_jax.checkpoints.source import TOKENIZER_FILE, Source, open_source
 from instructrec_jax.checkpoints.t5x import write_t5x
 from instructrec_jax.errors import UserError, unknown_name
+from instructrec_jax.report import model_card
 from instructrec_jax.tokenizer import pieces
+from instructrec_jax.training.metrics_log import FILE_NAME as METRICS
+from instructrec_jax.training.metrics_log import read_metrics
 
 logger = logging.getLogger(__name__)
 
+REPORT = "report.json"
 _T5_EXTRA_IDS = 100  # of a SentencePiece model about which nothing else is known
 # What transformers keeps of a tokenizer; other kinds of checkpoint need the first alone.
 TOKENIZER_FILES = (
@@ -41,13 +45,15 @@ def convert(
     to: str,
     dtype: str = "float32",
     scan_layers: bool = False,
+    report_dir: str | None = None,
 ) -> None:
     """Writes the parameters and the step of a checkpoint as a checkpoint of another kind.
 
     Arrays pass one by one, bit for bit (16-bit floats become float32, which holds them exactly).
     Adafactor's state is converted between T5X and native, any other optimizer's state is left out.
     The tokenizer's files in the source's folder are copied, and what says how the model ranks; with
-    "hf" the files that `AutoTokenizer` needs are written where they are missing.
+    "hf" the files that `AutoTokenizer` needs are written where they are missing, and a model card:
+    data, protocol, figures, limits.
 
     Args:
       source_path: a checkpoint of any kind, as `checkpoints.source.open_source` finds it.
@@ -55,6 +61,8 @@ def convert(
       to: "native", "hf" or "t5x", adapters merged; or "adapter": adapters alone, in PEFT's form.
       dtype: of the weights with "hf", "float32" or "bfloat16", to which they are rounded.
       scan_layers: with "t5x": stack the layers, as T5X's scalable T5 has them.
+      report_dir: with "hf": output folder of `report` on scores of this checkpoint, whose figures
+        the model card shows.
 
     Raises:
       UserError: for a source that is damaged or no T5 1.1, non-finite values, or a folder that
@@ -64,23 +72,40 @@ def convert(
         raise unknown_name("kind of checkpoint", to, WRITERS)
     choices = _choices(to, dtype, scan_layers=scan_layers)
     began = time.monotonic()
+    if report_dir is not None and to != "hf":
+        raise UserError(f"--report_dir with --to={to}; only --to=hf writes a model card")
     opened = open_source(source_path)
+    fingerprint = opened.fingerprint()
+    scenarios, system = _reported(report_dir, fingerprint)
     planned = manifest.Manifest(
         stage="convert",
-        inputs={"checkpoint": opened.fingerprint()},
-        settings={
-            "from": opened.kind,
-            "to": to,
-            "dtype": dtype,
-            "scan_layers": scan_layers,
-            "step": opened.step,
-            "model": dataclasses.asdict(opened.config),
-        },
+        inputs={"checkpoint": fingerprint, **_hash_of(report_dir)},
+        settings=_settings(opened, to=to, dtype=dtype, scan_layers=scan_layers),
     )
     if manifest.find_finished(output_dir, planned) is not None:
         logger.info("nothing left to do: %s holds all of it", output_dir)
         return
     folder = Path(output_dir)
+    num_parameters = _say(opened, folder, to)
+    opened.check_files()
+    with files.atomic_directory(folder) as temporary:
+        checked = dataclasses.replace(opened, read=_only_finite(opened))
+        WRITERS[to](temporary, checked, **choices)
+        _copy_tokenizer(opened, temporary)
+        if opened.ranking is not None:
+            opened.ranking.write(temporary)
+        if to == "hf" and opened.tokenizer is not None:
+            _complete_tokenizer(opened, temporary)
+        if to == "hf":
+            files.write_text(temporary / model_card.FILE_NAME, _card(opened, scenarios, system))
+        dataclasses.replace(planned, counts={"parameters": num_parameters}).write_finished(
+            temporary
+        )
+    logger.info("wrote %s in %.1f s", folder, time.monotonic() - began)
+
+
+def _say(opened: Source, folder: Path, to: str) -> int:
+    """Says what becomes what, and returns the number of parameters."""
     num_parameters = sum(int(np.prod(s)) for s in neutral_shapes(opened.config).values())
     logger.info(
         "%s (%s, step %d, %s parameters) -> %s (%s)",
@@ -91,19 +116,74 @@ def convert(
         folder,
         to,
     )
-    opened.check_files()
-    with files.atomic_directory(folder) as temporary:
-        checked = dataclasses.replace(opened, read=_only_finite(opened))
-        WRITERS[to](temporary, checked, **choices)
-        _copy_tokenizer(opened, temporary)
-        if opened.ranking is not None:
-            opened.ranking.write(temporary)
-        if to == "hf" and opened.tokenizer is not None:
-            _complete_tokenizer(opened, temporary)
-        dataclasses.replace(planned, counts={"parameters": num_parameters}).write_finished(
-            temporary
+    return num_parameters
+
+
+def _settings(opened: Source, **choices: Any) -> dict[str, Any]:
+    """Returns what decides the output, as its manifest has it."""
+    model = dataclasses.asdict(opened.config)
+    return {"from": opened.kind, **choices, "step": opened.step, "model": model}
+
+
+def _hash_of(report_dir: str | None) -> dict[str, str]:
+    """Returns the report among the inputs, where one is given."""
+    return {} if report_dir is None else {REPORT: files.sha256(Path(report_dir) / REPORT)}
+
+
+def _reported(report_dir: str | None, fingerprint: str) -> tuple[Mapping[str, Any], str]:
+    """Returns the scenarios of a report in which a checkpoint was scored, and its name there.
+
+    Raises:
+      UserError: if the folder holds no report, or one of other checkpoints.
+    """
+    if report_dir is None:
+        return {}, ""
+    path = Path(report_dir) / REPORT
+    found: dict[str, Any] = {}
+    names: list[str] = []
+    try:
+        for scenario, values in files.parse_json(files.read_text(path))["scenarios"].items():
+            for name, facts in values["protocol"]["systems"].items():
+                if facts.get("checkpoint_sha256") == fingerprint:
+                    found[scenario], names = values, [*names, name]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{path} is no report; name the folder that `report` wrote") from None
+    if len(set(names)) != 1:
+        raise UserError(
+            f"{path} has {len(set(names))} systems of this checkpoint (sha256 "
+            f"{fingerprint[:12]}...), expected one: report what `score` wrote with the very "
+            "checkpoint that is converted"
         )
-    logger.info("wrote %s in %.1f s", folder, time.monotonic() - began)
+    return found, names[0]
+
+
+def _card(opened: Source, scenarios: Mapping[str, Any], system: str) -> str:
+    """Returns the model card, with what the MODEL_DIR of the checkpoint tells of its training."""
+    run, settings, measured = opened.path.parent.parent, {}, []
+    if (run / manifest.FILE_NAME).is_file():
+        found = manifest.read_manifest(run)
+        settings = dict(found.settings) if found.stage == "train" else {}
+    if settings:
+        measured = [line for line in read_metrics(run / METRICS) if line["step"] == opened.step]
+    normaliser = None if opened.ranking is None else opened.ranking.normaliser
+    sizes = dataclasses.asdict(opened.config)
+    return model_card.model_card(
+        facts={
+            "converted from": opened.kind,
+            "step": opened.step,
+            "ranked by": normaliser,
+            **{name: sizes[name] for name in ("vocab_size", "emb_dim", "num_encoder_layers")},
+        },
+        training=settings,
+        validation={
+            name: value
+            for line in measured
+            for name, value in line.items()
+            if name.startswith("validation/")
+        },
+        scenarios=scenarios,
+        system=system,
+    )
 
 
 def _only_finite(opened: Source) -> Callable[[str], np.ndarray]:
