@@ -8,12 +8,13 @@ import json
 import math
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
+from instructrec_jax.training.trackers import Trackers
 
 FILE_NAME, INCIDENTS, EVENTS = "metrics.jsonl", "incidents.jsonl", "tensorboard"
 TIMING = "timing/"  # begins the names of what differs from run to run
@@ -22,14 +23,18 @@ TIMING = "timing/"  # begins the names of what differs from run to run
 class MetricsLog:
     """Appends metrics to MODEL_DIR; a resumed run forgets the lines after its checkpoint."""
 
-    def __init__(self, model_dir: Path | str, *, first_step: int) -> None:
+    def __init__(
+        self, model_dir: Path | str, *, first_step: int, trackers: Sequence[str] = ()
+    ) -> None:
         """Opens the log.
 
         Args:
           model_dir: folder of the run.
           first_step: the step the run starts from; lines of later steps are dropped, since those
             steps are taken again.
+          trackers: names of `trackers.KINDS`, which get the metrics too.
         """
+        self._trackers = Trackers(trackers, model_dir)
         # Imports torch where that is installed, which takes seconds: only where events are written.
         from tensorboardX import SummaryWriter
 
@@ -55,6 +60,7 @@ class MetricsLog:
         self._stream.flush()
         for name, value in finite.items():
             self._events.add_scalar(name.replace("@", "_at_"), value, step)  # its names allow no @
+        self._trackers.write(step, finite)
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Shows texts in TensorBoard, Markdown by name."""
@@ -71,6 +77,7 @@ class MetricsLog:
         """Flushes metrics and events."""
         self._stream.close()
         self._events.close()
+        self._trackers.close()
 
 
 class NoMetricsLog(MetricsLog):

@@ -250,7 +250,7 @@ def _open_log(run: TrainSettings, step: int, opened: contextlib.ExitStack) -> Me
     """Returns where metrics go, of process 0 alone; it is closed with the run."""
     if not processes.is_main():
         return NoMetricsLog()
-    log = MetricsLog(run.model_dir, first_step=step)
+    log = MetricsLog(run.model_dir, first_step=step, trackers=run.trackers)
     opened.callback(_show, Path(run.model_dir))  # however the run ends
     opened.callback(log.close)
     return log

@@ -7,7 +7,7 @@ it has not seen.
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -77,6 +77,8 @@ class TrainSettings:
       keep_checkpoints: how many of the latest to keep, beside the best.
       max_skipped_updates: steps whose loss or gradient may be not finite (MAX_SKIPPED_UPDATES):
         they leave the model as it is; one more stops the run.
+      trackers: who gets the metrics beside MODEL_DIR, "wandb", "mlflow" or both (the extras of
+        these names); the settings of W&B and MLflow are their own environment variables.
     """
 
     model_dir: str
@@ -94,6 +96,7 @@ class TrainSettings:
     use_cached: bool = False
     keep_checkpoints: Count = 2
     max_skipped_updates: Natural = 0
+    trackers: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
