@@ -14,7 +14,6 @@ from instructrec_jax.scoring.candidate_views import (
     Groups,
     Outcome,
     Rotations,
-    Tournament,
     cost_of,
     described,
 )
@@ -24,10 +23,9 @@ strategies = st.one_of(
     st.builds(Rotations, number=st.integers(1, 12)),
     st.integers(2, 12).flatmap(
         lambda size: st.builds(
-            Groups, size=st.just(size), winners=st.integers(1, size // 2), seed=st.integers(0, 3)
+            Groups, size=st.just(size), kept=st.integers(1, size // 2), seed=st.integers(0, 3)
         )
     ),
-    st.builds(Tournament, size=st.integers(2, 12)),
 )
 
 
@@ -90,7 +88,7 @@ def test_views_depend_on_seed_and_request_alone(strategy, num_candidates):
 
 @given(st.integers(2, 12), st.integers(1, 150))
 def test_no_view_is_larger_than_a_group_and_groups_differ_by_one(size, num_candidates):
-    for strategy in (Groups(size=size), Tournament(size=size)):
+    for strategy in (Groups(size=size), Groups(size=size, kept=size // 2)):
         _, shown = play(strategy, num_candidates, lambda b: -b)
         for views in shown:
             sizes = [len(view) for view in views]
@@ -108,14 +106,14 @@ def test_requests_and_seeds_are_drawn_apart():
 
 
 def test_a_hundred_candidates_go_the_way_of_the_paper():
-    """Ten groups of ten; winners by the last round, then the others by their first."""
+    """Ten groups of ten; those kept by the last round, then the others by their first."""
     values = quality(100)
     rounds = Groups().rounds(100, "r")
     groups = next(rounds)
     assert [len(group) for group in groups] == [10] * 10
     (final,) = rounds.send([values[group][:, None] for group in groups])
     assert sorted(final) == sorted(int(group[values[group].argmax()]) for group in groups)
-    again = np.arange(10, dtype=np.float32)  # the second round orders winners anew
+    again = np.arange(10, dtype=np.float32)  # the second round orders them anew
     with pytest.raises(StopIteration) as end:
         rounds.send([again[:, None]])
     rank = rank_of(end.value.value)
@@ -162,7 +160,7 @@ def test_what_goes_beside_the_log_likelihood_decides_nothing():
         (AllAtOnce(), (1, 1, 100)),
         (Rotations(number=5), (1, 5, 500)),
         (Groups(), (2, 11, 110)),
-        (Tournament(), (5, 21, 200)),
+        (Groups(kept=5), (5, 21, 200)),
     ],
 )
 def test_costs_are_known_beforehand(strategy, cost):
@@ -170,23 +168,23 @@ def test_costs_are_known_beforehand(strategy, cost):
 
 
 def test_a_strategy_tells_its_settings_and_what_is_sure():
-    assert described(Groups(winners=2)) == {
-        "strategy": "Groups", "size": 10, "winners": 2, "seed": 0, "sure_ranks": 2
+    assert described(Groups(kept=2)) == {
+        "strategy": "Groups", "size": 10, "kept": 2, "seed": 0, "sure_ranks": 2
     }  # fmt: skip
     assert described(Rotations(number=3)) == {
         "strategy": "Rotations", "number": 3, "sure_ranks": None
     }  # fmt: skip
-    assert described(Tournament(size=9))["sure_ranks"] == 4
+    assert described(Groups(size=9, kept=4))["sure_ranks"] == 4
 
 
 @pytest.mark.parametrize(
     ("strategy", "change", "message"),
     [
         (Rotations(), {"number": 0}, "number is 0"),
-        (Groups(), {"winners": 6}, "size 10 and winners 6; expected"),
-        (Groups(), {"winners": 0}, "winners is 0"),
+        (Groups(), {"kept": 6}, "size 10 and kept 6; expected"),
+        (Groups(), {"kept": 0}, "kept is 0"),
         (Groups(), {"size": 1}, "size 1"),
-        (Tournament(), {"size": 1}, "size is 1"),
+        (Groups(kept=5), {"size": 1}, "size 1 and kept 5"),
     ],
 )
 def test_sizes_that_would_never_end_are_refused(strategy, change, message):

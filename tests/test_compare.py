@@ -32,8 +32,8 @@ def test_the_part_that_changed_otherwise_and_the_most_changed_events_are_named()
     groups = [("age", halves), ("all", slices.Groups(np.zeros(number, int), ["all"]))]
     made = compare_ranks("sequential", ("A", "B"), found, groups, facts={})
     assert (made.num_better, made.num_worse) == (1, 200)
-    assert [own.example_id for own in made.winners] == ["7:1"]
-    assert made.losers[0].ranks == (1.0, 8.0) and len(made.losers) == 10
+    assert [own.example_id for own in made.gained] == ["7:1"]
+    assert made.lost[0].ranks == (1.0, 8.0) and len(made.lost) == 10
     assert [(part.by, part.group, part.num_worse) for part in made.parts] == [
         *(("age", "old", 0), ("age", "new", 200))
     ], "what is not divided is no part"
@@ -51,7 +51,7 @@ def test_draws_of_an_event_are_one_event_in_a_comparison():
     )
     made = compare_ranks("sequential", ("A", "B"), found, [], facts={})
     assert (made.num_events, made.num_better, made.num_worse) == (2, 0, 1)
-    assert (made.losers[0].example_id, made.losers[0].ranks) == ("a", (2.0, 3.0))
+    assert (made.lost[0].example_id, made.lost[0].ranks) == ("a", (2.0, 3.0))
 
 
 def test_a_run_may_have_a_name_and_its_folder_an_equals_sign(tmp_path):
@@ -86,7 +86,7 @@ def test_two_runs_stand_side_by_side_in_every_form(folders, tmp_path, capsys):
     assert own["minus"]["hr@1"]["estimate"] == pytest.approx(difference)
     page = (tmp_path / "out" / "compare.html").read_text()
     users = json.loads(page.split('id="data">')[1].split("</script>")[0])["scenarios"][0]["users"]
-    most = [event["example_id"] for event in own["winners"] + own["losers"]]
+    most = [event["example_id"] for event in own["gained"] + own["lost"]]
     assert [user["id"] for user in users[: len(most)]] == most, "they come first on the page"
     assert main(words) == 0
     with pytest.raises(UserError, match="both runs have the name 'x'"):

@@ -272,11 +272,10 @@ def test_the_overlay_frozen_keeps_parts_out_of_gradient_and_optimizer(caplog):
             [
                 "CANDIDATE_VIEW=@candidate_views.Groups()",
                 "candidate_views.Groups.size=20",
-                "candidate_views.Groups.winners=3",
+                "candidate_views.Groups.kept=3",
             ],
-            candidate_views.Groups(size=20, winners=3),
+            candidate_views.Groups(size=20, kept=3),
         ),
-        (["CANDIDATE_VIEW=@candidate_views.Tournament()"], candidate_views.Tournament(size=10)),
     ],
 )
 @pytest.mark.parametrize("run", ["score", "score_requests"])

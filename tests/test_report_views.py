@@ -8,7 +8,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.metrics import statistics
 from instructrec_jax.report.results import position_bias
 
-GROUPS = {"strategy": "Groups", "size": 5, "winners": 1, "seed": 0, "sure_ranks": 1}
+GROUPS = {"strategy": "Groups", "size": 5, "kept": 1, "seed": 0, "sure_ranks": 1}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_figures_beyond_what_groups_make_sure_of_are_marked(folders, tmp_path):
     assert found["unsure"]["model"] == ["hr@3", "hr@5", "ndcg@3", "ndcg@5"]
     assert found["position_bias"]["model"] is None
     assert found["protocol"]["systems"]["model"]["candidate_view"] == (
-        "Groups, seed 0, size 5, winners 1; 3 prompts an example"
+        "Groups, kept 1, seed 0, size 5; 3 prompts an example"
     )
     for name in ("report.md", "report.txt"):
         text = (tmp_path / "out" / name).read_text()

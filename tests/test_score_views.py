@@ -13,13 +13,13 @@ from train_toy import LENGTHS
 from instructrec_jax import manifest
 from instructrec_jax.errors import UserError
 from instructrec_jax.scores.parts import part_name, read_scores
-from instructrec_jax.scoring.candidate_views import AllAtOnce, Groups, Rotations, Tournament
+from instructrec_jax.scoring.candidate_views import AllAtOnce, Groups, Rotations
 from instructrec_jax.scoring.scorer import Scorer
 
 TASKS = ("toy.A7.grouped",)
 WORDS = ["Quiet", "Red", "Tiny", "Blue", "Wooden"], ["Fox", "Moon", "River", "Bee"], list("ABCDE")
 TITLES = [" ".join(words) for words in itertools.product(*WORDS)]
-STRATEGIES = [Rotations(number=3), Groups(size=4), Tournament(size=4)]
+STRATEGIES = [Rotations(number=3), Groups(size=4), Groups(size=4, kept=2)]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_one_rotation_and_one_group_are_the_whole_list(toy_records, checkpoint, 
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_the_last_round_is_what_the_winners_get_among_themselves(
+def test_the_last_round_is_what_those_kept_get_among_themselves(
     toy_records, checkpoint, tmp_path, caplog
 ):
     path = write(tmp_path / "r.jsonl", [request(number) for number in range(3)])

@@ -17,7 +17,7 @@ from instructrec_jax.report.tables import Document, Section, Table, figure
 from instructrec_jax.report.users import Users
 from instructrec_jax.seeds import stable_seed
 
-NUM_CHANGED = 10  # winners, and losers, that are named
+NUM_CHANGED = 10  # that gained most, and that lost most, are named
 _SEED = 0
 
 
@@ -74,8 +74,8 @@ class Comparison:
       num_better: events whose target has a better rank in the second run.
       num_worse: likewise a worse one.
       parts: of the events.
-      winners: the events that gained most ranks, the most first.
-      losers: those that lost most.
+      gained: the events that gained most ranks, the most first.
+      lost: those that lost most.
       facts: what the numbers depend on.
     """
 
@@ -87,8 +87,8 @@ class Comparison:
     num_better: int
     num_worse: int
     parts: Sequence[Part]
-    winners: Sequence[Changed]
-    losers: Sequence[Changed]
+    gained: Sequence[Changed]
+    lost: Sequence[Changed]
     facts: Mapping[str, Any]
 
 
@@ -162,8 +162,8 @@ def compare_ranks(
         num_better=int((change < 0).sum()),
         num_worse=int((change > 0).sum()),
         parts=_parts(found, change, groups, whole),
-        winners=changed(change),
-        losers=changed(-change),
+        gained=changed(change),
+        lost=changed(-change),
         facts=facts,
     )
 
@@ -235,8 +235,8 @@ def _section(own: Comparison) -> Section:
         title=f"{own.scenario}: n={own.num_events}, {second} minus {first}",
         tables=[
             _results(own),
-            _changed("Gained most", own.winners, own.names),
-            _changed("Lost most", own.losers, own.names),
+            _changed("Gained most", own.gained, own.names),
+            _changed("Lost most", own.lost, own.names),
         ],
         lines=[*_outstanding(own)],
         details=[_parts_table(own)],

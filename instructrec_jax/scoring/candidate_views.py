@@ -8,13 +8,13 @@ nothing of texts and models: it is a generator that yields views and is sent log
 import dataclasses
 import itertools
 from collections.abc import Generator
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.seeds import stable_seed
-from instructrec_jax.settings import Count, Range, Seed, check_fields
+from instructrec_jax.settings import Count, Seed, check_fields
 
 View = np.ndarray  # int [n], indices of the candidates that a prompt shows, in its order
 
@@ -106,32 +106,33 @@ class Rotations:
 class Groups:
     """Random groups, the best of which are grouped again until one group is left.
 
-    One winner of each group of ten is the paper's way with 100 candidates (section 4.2.4, table
-    10). A candidate of a later round ranks before those of earlier ones; candidates with the same
+    The best one of each group of ten is the paper's way with 100 candidates (section 4.2.4, table
+    10). With more of them, such as half of a group, more ranks are sure and more views are scored.
+    A candidate of a later round ranks before those of earlier ones; candidates with the same
     last round rank by their log-likelihood in it. A view keeps the candidates' own order.
 
     Attributes:
       size: candidates in one view at most; groups differ by one in size.
-      winners: how many of each go on, half of the size at most.
+      kept: how many of each go on, half of the size at most.
       seed: of the draw.
     """
 
     size: Count = 10
-    winners: Count = 1
+    kept: Count = 1
     seed: Seed = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.winners > self.size // 2:
+        if self.kept > self.size // 2:
             raise UserError(
-                f"candidate_views.Groups has size {self.size} and winners {self.winners}; expected "
+                f"candidate_views.Groups has size {self.size} and kept {self.kept}; expected "
                 "a size of at least 2, and from 1 to half of a group to go on"
             )
 
     @property
     def sure_ranks(self) -> int | None:
-        """The winners of one group: all of the best may have been drawn into it."""
-        return self.winners
+        """Those kept of one group: all of the best may have been drawn into it."""
+        return self.kept
 
     def rounds(self, num_candidates: int, request_id: str) -> Rounds:
         """Returns rounds of views, one where all candidates fit into a group."""
@@ -151,39 +152,13 @@ class Groups:
                 results.update(zip(group.tolist(), values, strict=True))
             if num_groups == 1:
                 break
-            best = [np.argsort(-values[:, 0], kind="stable")[: self.winners] for values in found]
+            best = [np.argsort(-values[:, 0], kind="stable")[: self.kept] for values in found]
             left = np.sort(np.concatenate([g[b] for g, b in zip(groups, best, strict=True)]))
         return Outcome(
             log_likelihood=np.stack([results[index] for index in range(num_candidates)]),
             last_round=last_round,
             num_views=num_views,
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tournament:
-    """Groups whose better half goes on: costs more than one winner, and half a group is sure.
-
-    Attributes:
-      size: candidates in one view at most.
-      seed: of the draw.
-    """
-
-    size: Annotated[int, Range(2)] = 10
-    seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    @property
-    def sure_ranks(self) -> int | None:
-        """Half a group."""
-        return self.size // 2
-
-    def rounds(self, num_candidates: int, request_id: str) -> Rounds:
-        """Returns rounds as `Groups` does."""
-        groups = Groups(size=self.size, winners=self.size // 2, seed=self.seed)
-        return groups.rounds(num_candidates, request_id)
 
 
 class Cost(NamedTuple):

@@ -1,7 +1,7 @@
 """Requests that arrive one by one, scored in batches: at once where the scorer is free.
 
-While one batch is scored, the requests of the next gather. A request is refused at the door where
-it would have to wait too long, so that those that are taken are answered in time.
+While one batch is scored, the requests of the next gather. A request that would have to wait too
+long is refused when it comes, so that those that are taken are answered in time.
 """
 
 import asyncio

@@ -136,5 +136,5 @@ def _compared(
         },
     )
     row_of = {example.example_id: row for row, example in enumerate(examples)}
-    changed = [row_of[event.example_id] for event in (*own.winners, *own.losers)]
+    changed = [row_of[event.example_id] for event in (*own.gained, *own.lost)]
     return own, Ranked(scenario, [], runs, num_baselines=0), changed
