@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from instructrec_jax.serving import bodies, handlers, keeping, tokens
+from instructrec_jax.serving import bodies, feedback_handlers, handlers, tokens
 from instructrec_jax.serving.gate import OPEN, Call
 from instructrec_jax.serving.state import Service
 
@@ -99,7 +99,7 @@ ENDPOINTS = (
         path="/v1/feedback",
         scope=tokens.FEEDBACK,
         summary="say what a candidate of a ranking was worth",
-        handler=keeping.say,
+        handler=feedback_handlers.say,
         answer=bodies.FeedbackAnswer,
         body=bodies.FeedbackRequest,
         absent="the token was shown no such candidate",

@@ -13,7 +13,7 @@ from instructrec_jax.instructions.token_budget import MisfitError
 from instructrec_jax.requests.request_files import fitting_template
 from instructrec_jax.requests.row_files import SingleRow
 from instructrec_jax.scores.ranked_files import Row
-from instructrec_jax.serving import bodies, keeping
+from instructrec_jax.serving import bodies, feedback_handlers
 from instructrec_jax.serving.batching import BusyError, LateError
 from instructrec_jax.serving.gate import Call
 from instructrec_jax.serving.refusals import RefusedError
@@ -116,8 +116,8 @@ async def _rank(
     """Ranks candidates by the first template with which they fit."""
     engine = _engine(service)
     _check_number(engine, len(body.candidates), "candidates")
-    keeping.check(call, body)
-    values = body.model_dump(exclude=keeping.NOT_OF_THE_ROW, exclude_none=True)
+    feedback_handlers.check(call, body)
+    values = body.model_dump(exclude=feedback_handlers.NOT_OF_THE_ROW, exclude_none=True)
     values.setdefault("id", call.request_id)
     normaliser = body.normaliser or engine.card.normaliser
     prepared, rows = await _ranked(
@@ -147,7 +147,7 @@ async def _rank(
         explanation=_explanation(engine, prepared) if body.explain else None,
     )
     return (
-        await keeping.kept(service, call, body, answer=answer, titles=titles)
+        await feedback_handlers.kept(service, call, body, answer=answer, titles=titles)
         if body.record
         else answer
     )

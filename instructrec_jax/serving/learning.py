@@ -12,12 +12,12 @@ import numpy as np
 
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
-from instructrec_jax.metrics.off_policy import Shown, policy_values
-from instructrec_jax.metrics.sequential import (
+from instructrec_jax.metrics.always_valid import (
     LEAST_USERS,
     always_valid_difference,
     users_needed,
 )
+from instructrec_jax.metrics.off_policy import Shown, policy_values
 from instructrec_jax.metrics.statistics import POWER, Interval
 from instructrec_jax.serving.feedback import FILE_NAME, VERDICTS, FeedbackStore, Impression
 from instructrec_jax.settings import Share, check_arguments

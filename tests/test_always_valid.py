@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.metrics.sequential import (
+from instructrec_jax.metrics.always_valid import (
     LEAST_USERS,
     always_valid_difference,
     always_valid_mean,
