@@ -1,4 +1,4 @@
-"""The door of the service: nothing but health is told to anyone without a token.
+"""Who is answered: without a token nobody is told anything but health.
 
 It stands before all routes, so what it refuses has not been parsed, and a path that is written in
 an unusual way is no way around it.

@@ -27,6 +27,7 @@ from instructrec_jax.progress import Progress
 from instructrec_jax.records import CandidateList, InstructionRecord
 from instructrec_jax.scores.parts import NO_QUERY
 from instructrec_jax.scoring.leave_one_out import (
+    HistoryItem,
     Prompts,
     Score,
     leave_one_out,
@@ -217,7 +218,7 @@ def _lines(
         }
 
 
-def _item(item: Any) -> dict[str, Any]:
+def _item(item: HistoryItem) -> dict[str, Any]:
     """Returns a history item as JSON has it."""
     found = dataclasses.asdict(item)
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}
