@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from instructrec_jax.metrics.ranking import METRIC_NAMES
+from instructrec_jax.report.tables import markdown_code
 
 FILE_NAME = "README.md"
 _HEAD = """---
@@ -35,8 +36,6 @@ _LIMITS = """
 * Nothing here tests fairness, safety or private data in what it generates.
 * The licence is not stated here: it follows from the data and from the weights training began with.
 """
-
-
 _OWN = ("template", "normaliser", "teacher", "candidate_view")  # what a report says of a system
 
 
@@ -86,12 +85,7 @@ def _listed(title: str, values: Mapping[str, Any]) -> Iterator[str]:
     yield f"\n## {title}\n\n"
     for name, value in values.items():
         if value is not None:
-            yield f"* {name}: {_code(value)}\n"
-
-
-def _code(value: Any) -> str:
-    """Returns a value as code, which nothing in it can end."""
-    return "`" + " ".join(str(value).replace("`", "'").split()) + "`"
+            yield f"* {name}: {markdown_code(value)}\n"
 
 
 def _figures(scenarios: Mapping[str, Any], system: str) -> Iterator[str]:
@@ -100,17 +94,17 @@ def _figures(scenarios: Mapping[str, Any], system: str) -> Iterator[str]:
         protocol = scenario["protocol"]
         yield (
             f"\n### {name}, test\n\n{protocol['num_examples']} examples of "
-            f"{_code(protocol['dataset'])} with {protocol['num_candidates']} candidates "
+            f"{markdown_code(protocol['dataset'])} with {protocol['num_candidates']} candidates "
             f"(sha256 {protocol['candidates_sha256'][:12]}...), ties {protocol['ties']}. Mean and "
             f"interval ({protocol['interval']}). Template and normaliser: {protocol['choice']}.\n\n"
         )
         own = protocol["systems"][system]
-        told = {name: own[name] for name in _OWN if own.get(name)}
-        yield f"This model: {', '.join(f'{n} {_code(value)}' for n, value in told.items())}.\n\n"
+        told = [f"{name} {markdown_code(own[name])}" for name in _OWN if own.get(name)]
+        yield f"This model: {', '.join(told)}.\n\n"
         yield f"| system | {' | '.join(metric.upper() for metric in METRIC_NAMES)} |\n"
         yield "| --- " * (len(METRIC_NAMES) + 1) + "|\n"
         for row, metrics in scenario["test"].items():
-            shown = "this model" if row == system else _code(row)
+            shown = "this model" if row == system else markdown_code(row)
             cells = (_interval(**metrics[metric]) for metric in METRIC_NAMES)
             yield f"| {shown} | {' | '.join(cells)} |\n"
 

@@ -172,6 +172,11 @@ def _without_infinity(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def markdown_code(value: Any) -> str:
+    """Returns a value as a line of code in Markdown, which nothing in it can end."""
+    return "`" + " ".join(str(value).replace("`", "'").split()) + "`"
+
+
 def write(folder: Path, name: str, document: Document, values: Any) -> None:
     """Writes NAME.json, NAME.md, NAME.html and NAME.txt into a folder.
 

@@ -23,6 +23,7 @@ from instructrec_jax.models.t5 import T5, T5Config
 from instructrec_jax.parallel import processes
 from instructrec_jax.parallel.mesh import MeshSettings
 from instructrec_jax.pipeline import loader, registry
+from instructrec_jax.report.tables import markdown_code
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer
 from instructrec_jax.seeds import stable_seed
@@ -322,6 +323,4 @@ def _as_text(
 
 
 def _code(vocabulary: SentencePieceModel, tokens: np.ndarray) -> str:
-    """Returns tokens as a line of Markdown that no text of theirs can end."""
-    text = " ".join(vocabulary.decode(tokens.tolist()).split())
-    return f"`{text.replace('`', chr(39))}`"
+    return markdown_code(vocabulary.decode(tokens.tolist()))
