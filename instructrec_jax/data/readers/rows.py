@@ -177,7 +177,7 @@ def tsv_rows(
     number, header = next(lines, (1, ""))
     names = _names(path, number, header, typed_header)
     is_quoted = header.startswith('"') and header.endswith('"')
-    places = indices(path, names, columns)
+    found_at = indices(path, names, columns)
     num_rows = num_quoted = 0
     for number, line in lines:
         fields = line.split("\t")
@@ -188,7 +188,7 @@ def tsv_rows(
             fields, written = [_unquoted(field, is_quoted) for field in fields], fields
             num_quoted += fields != written
         num_rows += 1
-        yield number, [None if place is None else fields[place] for place in places]
+        yield number, [None if index is None else fields[index] for index in found_at]
     if not num_rows:
         raise UserError(f"{path} holds a header and no rows that can be used")
     if num_quoted:

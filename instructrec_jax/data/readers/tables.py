@@ -103,8 +103,8 @@ def _batches(file: Path, columns: Sequence[Column]) -> Iterator[list[list[Any]]]
         if file.suffix == _ENDING:
             table = opened.enter_context(pq.ParquetFile(file))
             names = table.schema_arrow.names
-            places = indices(file, names, columns)
-            wanted = [names[place] for place in places if place is not None]
+            found_at = indices(file, names, columns)
+            wanted = [names[index] for index in found_at if index is not None]
             batches = table.iter_batches(columns=wanted)
         else:
             source = opened.enter_context(pa.memory_map(str(file)))
@@ -112,12 +112,12 @@ def _batches(file: Path, columns: Sequence[Column]) -> Iterator[list[list[Any]]]
             source.seek(0)
             reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(source)
             names = reader.schema.names
-            places = indices(file, names, columns)
+            found_at = indices(file, names, columns)
             batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
         for batch in batches:
             yield [
-                [None] * len(batch) if place is None else _values(batch.column(names[place]))
-                for place in places
+                [None] * len(batch) if index is None else _values(batch.column(names[index]))
+                for index in found_at
             ]
 
 
