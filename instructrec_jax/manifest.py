@@ -31,6 +31,7 @@ class Manifest:
       inputs: sha256 of each input, by a name that does not depend on its folder.
       settings: everything else that decides the output (seed included); JSON values only.
       counts: what was written, by name.
+      measured: figures that decided whether it was written, by name.
       drops: what was left out, by reason.
       damage: file and line of damaged lines that were left out, the first few by reason.
       examples: one example of what was left out, by reason.
@@ -52,6 +53,7 @@ class Manifest:
     command: str = dataclasses.field(default_factory=lambda: _command())
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     checksum: str | None = None
+    measured: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def describes_same_work(self, other: "Manifest") -> bool:
         """Returns whether both have the same stage, inputs and settings."""
@@ -99,6 +101,8 @@ class Manifest:
     def own_checksum(self) -> str:
         """Returns the sha256 of everything but the checksum."""
         plain = dataclasses.asdict(dataclasses.replace(self, checksum=""))
+        if not self.measured:  # as of manifests of an earlier version, which had none
+            del plain["measured"]
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

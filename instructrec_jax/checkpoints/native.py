@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from instructrec_jax import manifest
@@ -31,9 +32,13 @@ from instructrec_jax.checkpoints.t5x_layout import (
     neutral_shape,
 )
 from instructrec_jax.errors import UserError
+from instructrec_jax.models.adapters import parameters_by_name
+from instructrec_jax.models.int8 import SCALE, dequantize, int8_shapes, quantize, shared_axis
 from instructrec_jax.models.t5 import T5Config, Width
 from instructrec_jax.settings import misfit, shown
 
+_SCALES = (f"kernel{SCALE}", f"embedding{SCALE}")  # norms have scales too
+_HINT = "convert it again, or take another checkpoint"
 _MOMENT = re.compile(re.escape(store.OPTIMIZER) + r"(?:\d+\.)*(step|v|v_row|v_col)(?:\.(.+))?")
 
 
@@ -62,9 +67,14 @@ def open_native(path: Path, above: tuple[Path, ...] = ()) -> Source:
     }
     if adapters.are_adapters(model):
         return adapters.open_run(folder, above)
-    config = _config_of(folder, {name: shape for name, (shape, _) in model.items()})
-    reader = _NativeReader(config, arrays)
-    check_found(folder, {p.native: p.shape for p in config_parameters(config)}, model)
+    is_int8 = any(name.endswith(_SCALES) for name in model)
+    sized = {name: shape for name, (shape, _) in model.items() if not name.endswith(_SCALES)}
+    config = _config_of(folder, sized)
+    reader = _NativeReader(config, arrays, is_int8=is_int8)
+    if is_int8:
+        _check_int8(folder, config, model)
+    else:
+        check_found(folder, {p.native: p.shape for p in config_parameters(config)}, model)
     return Source(
         path=folder,
         kind="native",
@@ -75,27 +85,48 @@ def open_native(path: Path, above: tuple[Path, ...] = ()) -> Source:
         tokenizer=find_tokenizer(folder, *_homes(folder)),
         ranking=find_ranking_config(folder, *_homes(folder)),
         slots=reader.slots(),
+        is_int8=is_int8,
     )
+
+
+def _check_int8(folder: Path, config: T5Config, model: Mapping[str, tuple[Shape, str]]) -> None:
+    """Checks names, shapes and dtypes of a model whose matrices are int8."""
+    shapes = int8_shapes(jax.eval_shape(lambda: config.init(jax.random.key(0))))
+    wanted = {name: jax.tree.leaves(own)[0] for name, own in parameters_by_name(shapes).items()}
+    sizes = {name: tuple(leaf.shape) for name, leaf in wanted.items()}
+    check_found(folder, sizes, model, dtypes=None, hint=_HINT)
+    for name, leaf in wanted.items():
+        if (dtype := model[name][1]) != leaf.dtype.name:
+            raise UserError(
+                f"checkpoint {folder} is int8, and {name} is {dtype} there; expected "
+                f"{leaf.dtype.name}: {_HINT}"
+            )
 
 
 class _NativeReader:
     """Reads one array after another and keeps the last, whose layers are read in turn."""
 
-    def __init__(self, config: T5Config, arrays: Mapping[str, StoredArray]) -> None:
+    def __init__(
+        self, config: T5Config, arrays: Mapping[str, StoredArray], *, is_int8: bool
+    ) -> None:
         self._places: dict[str, tuple[Parameter, int]] = {
             name: (parameter, layer)
             for parameter in config_parameters(config)
             for layer, name in enumerate(parameter.neutral)
         }
         self._arrays = arrays
-        self._moments = _moment_names(arrays)
+        self._moments, self._is_int8 = _moment_names(arrays), is_int8
         self._last: dict[str, tuple[str, np.ndarray]] = {}
 
     def read(self, name: str) -> np.ndarray:
         """Returns a neutral array."""
         parameter, layer = self._places[name]
-        array = self._layer("parameter", store.MODEL + parameter.native, parameter, layer)
-        return to_neutral(parameter, array)
+        stored = store.MODEL + parameter.native
+        array = to_neutral(parameter, self._layer("parameter", stored, parameter, layer))
+        if not self._is_int8 or (axis := shared_axis(name)) is None:
+            return array
+        scale = self._layer("scale", stored + SCALE, parameter, layer)
+        return dequantize(array, scale, axis=axis)
 
     def slots(self) -> SavedSlots | None:
         """Returns Adafactor's state, None unless every parameter has one."""
@@ -172,7 +203,13 @@ def _homes(folder: Path) -> tuple[Path, Path]:
 
 
 def write_native(
-    folder: Path, *, config: T5Config, step: int, read: Read, slots: SavedSlots | None = None
+    folder: Path,
+    *,
+    config: T5Config,
+    step: int,
+    read: Read,
+    slots: SavedSlots | None = None,
+    is_int8: bool = False,
 ) -> None:
     """Writes step, model and Adafactor's state as `store.CheckpointStore` would.
 
@@ -182,11 +219,11 @@ def write_native(
       step: training steps taken.
       read: gives the neutral array of a name; asked layer by layer of one parameter after another.
       slots: the optimizer's state, without momentum; None: of the model alone.
+      is_int8: write matrices as int8 with scales, see `models.int8`.
     """
     with write_checkpoint(folder / str(step), store.ITEM) as writer:
 
         def write(name: str, array: np.ndarray, parameter: Parameter, layer: int) -> None:
-            array = array.astype(np.float32, copy=False)
             if parameter.is_stacked:
                 writer.write_layer(name, array, layer, num_layers=parameter.shape[0])
             else:
@@ -194,8 +231,13 @@ def write_native(
 
         writer.write("step", np.asarray(step, np.int32))
         for parameter, layer, name in _layers(config):
-            array = read(name).reshape(parameter.layer_shape)
-            write(f"{store.MODEL}{parameter.native}", array, parameter, layer)
+            array, stored = read(name), store.MODEL + parameter.native
+            if is_int8 and (axis := shared_axis(name)) is not None:
+                array, scale = quantize(array, axis=axis)
+                write(stored + SCALE, scale, parameter, layer)
+            else:
+                array = array.astype(np.float32, copy=False)
+            write(stored, array.reshape(parameter.layer_shape), parameter, layer)
         if slots is None:
             return
         writer.write(f"{store.OPTIMIZER}step", np.asarray(slots.step, np.int32))
@@ -203,6 +245,7 @@ def write_native(
             for kind, array in slots.read(name).items():
                 if array.shape != UNUSED:
                     array = array.reshape(parameter.layer_shape) if kind == "v" else array
+                    array = array.astype(np.float32, copy=False)
                     write(f"{store.OPTIMIZER}{kind}.{parameter.native}", array, parameter, layer)
 
 

@@ -15,6 +15,7 @@ from instructrec_jax.checkpoints.parameters import Read, assemble
 from instructrec_jax.checkpoints.ranking_config import FILE_NAME, RankingConfig
 from instructrec_jax.checkpoints.t5x_layout import SavedSlots
 from instructrec_jax.errors import UserError
+from instructrec_jax.models.int8 import int8_shapes
 from instructrec_jax.models.t5 import T5, T5Config
 from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings, abstract_model, make_mesh
 from instructrec_jax.parallel.placement import describe_placement
@@ -61,6 +62,7 @@ class Source:
       ranking: how it says that it ranks, None where it does not.
       slots: the state of Adafactor with which it was trained, if it holds one for all parameters.
       adapters: what it changes of another checkpoint, if that is all it holds.
+      is_int8: whether its matrices are int8, which `read` alone makes floats of.
     """
 
     path: Path
@@ -73,6 +75,11 @@ class Source:
     ranking: RankingConfig | None = None
     slots: SavedSlots | None = None
     adapters: Adapters | None = None
+    is_int8: bool = False
+
+    def shapes(self, model: T5) -> T5:
+        """Returns the shapes of a model of a run as this checkpoint holds it, int8 or float."""
+        return int8_shapes(model) if self.is_int8 else model
 
     def check_fits(self, model: T5Config) -> None:
         """Raises where a run's model is of another size.
@@ -185,7 +192,7 @@ def load_model(source: Source, abstract_model: T5) -> T5:
     if source.kind == "native":
         from instructrec_jax.checkpoints import store
 
-        return store.restore(source.path, {"model": abstract_model})["model"]
+        return store.restore(source.path, {"model": source.shapes(abstract_model)})["model"]
     return assemble(abstract_model, source.read)
 
 
@@ -211,7 +218,7 @@ def open_for_run(
     device_mesh = make_mesh(mesh)
     shapes = abstract_model(config.init, device_mesh)
     logger.info("%s, by %s, into %s", work, source.path, output_dir)
-    logger.info("%s", describe_placement(shapes))
+    logger.info("%s", describe_placement(source.shapes(shapes)))
     source.check_fits(config)
     return source, device_mesh, shapes
 

@@ -132,9 +132,11 @@ class Kernel(nnx.Module):
 
     Attributes:
       adapter: what fine-tuning adds to the weight, an `adapters.LowRank`; None: nothing.
+      kernel_scale: float32 [out], what a step of an int8 kernel counts (`models.int8`), else None.
     """
 
     adapter: Any = None
+    kernel_scale: Any = None
 
     def __init__(
         self,
@@ -165,10 +167,20 @@ class Kernel(nnx.Module):
         else:
             # As one matrix product: of more than two axes, XLA's CPU code is three times slower.
             product = einsum("XI,IO->XO", rows, kernel.reshape(math.prod(into), -1))
+        if self.kernel_scale is not None:
+            scale = self.kernel_scale[...].reshape(out_of if is_constrained() else -1)
+            product = (product * scale).astype(x.dtype)
         if self.adapter is not None:
             product = product.reshape(len(rows), -1) + self.adapter(rows)
         axes = self.kernel.get_metadata()["logical_axes"]
         return constrain(product.reshape(shape), *axes[num:])
+
+    def columns(self, indices: Array) -> Array:
+        """Returns columns of a kernel of two axes, float32 [*indices.shape, in]."""
+        columns = self.kernel[...].T[indices]
+        if self.kernel_scale is not None:
+            columns = columns * self.kernel_scale[...][indices][..., None]
+        return columns if self.adapter is None else columns + self.adapter.columns(indices)
 
 
 class RMSNorm(nnx.Module):
@@ -406,7 +418,9 @@ class Decoder(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """The token table, read by both stacks."""
+    """The token table, read by both stacks; rows of an int8 one count `embedding_scale` each."""
+
+    embedding_scale: Any = None
 
     def __init__(self, config: T5Config, key: Array) -> None:
         table = jax.random.normal(key, (config.vocab_size, config.emb_dim), jnp.float32)
@@ -415,7 +429,11 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: Array) -> Array:
         """Maps token ids, int32 of any shape, to [..., D] in the compute dtype."""
-        return constrain(in_use(self.embedding, self.dtype)[tokens], "embed")
+        if self.embedding_scale is None:
+            return constrain(in_use(self.embedding, self.dtype)[tokens], "embed")
+        rows = in_use(self.embedding, jnp.int8)[tokens]  # not floats of the whole table
+        scale = self.embedding_scale[...][tokens][..., None]
+        return constrain((rows * scale).astype(self.dtype), "embed")
 
 
 class T5(nnx.Module):
@@ -501,10 +519,7 @@ class T5(nnx.Module):
         if is_constrained():
             is_target = targets[..., None] == jnp.arange(logits.shape[-1])
             return jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
-        columns = self.logits_dense.kernel[...].T[targets]
-        if self.logits_dense.adapter is not None:
-            columns = columns + self.logits_dense.adapter.columns(targets)
-        return einsum("...TD,...TD->...T", hidden, columns)
+        return einsum("...TD,...TD->...T", hidden, self.logits_dense.columns(targets))
 
     def _used(self, dropout_key: Array | None) -> Array | None:
         """Returns the key where something is dropped: without dropout none is split."""

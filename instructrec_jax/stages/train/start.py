@@ -135,6 +135,11 @@ def open_initial(learning: Learning, run: TrainSettings) -> Source | None:
         return None
     source = open_source(run.initial_checkpoint_path)
     source.check_fits(learning.model)
+    if source.is_int8:
+        raise UserError(
+            f"INITIAL_CHECKPOINT_PATH is {source.path}, whose weights are int8, which scores and "
+            "does not learn; name the checkpoint that it was converted from"
+        )
     return source
 
 

@@ -20,6 +20,7 @@ from instructrec_jax.checkpoints.source import TOKENIZER_FILE, Source, open_sour
 from instructrec_jax.checkpoints.t5x import write_t5x
 from instructrec_jax.errors import UserError, unknown_name
 from instructrec_jax.report import model_card
+from instructrec_jax.stages.convert.int8_gate import Quantization, open_gate
 from instructrec_jax.tokenizer import pieces
 from instructrec_jax.training.metrics_log import FILE_NAME as METRICS
 from instructrec_jax.training.metrics_log import read_metrics
@@ -46,6 +47,7 @@ def convert(
     dtype: str = "float32",
     scan_layers: bool = False,
     report_dir: str | None = None,
+    quantization: Quantization | None = None,
 ) -> None:
     """Writes the parameters and the step of a checkpoint as a checkpoint of another kind.
 
@@ -70,17 +72,20 @@ def convert(
     """
     if to not in WRITERS:
         raise unknown_name("kind of checkpoint", to, WRITERS)
-    choices = _choices(to, dtype, scan_layers=scan_layers)
+    asked = quantization or Quantization()
+    choices = _choices(to, dtype, scan_layers=scan_layers, quantize=asked.quantize)
     began = time.monotonic()
     if report_dir is not None and to != "hf":
         raise UserError(f"--report_dir with --to={to}; only --to=hf writes a model card")
     opened = open_source(source_path)
+    gate = open_gate(asked, opened) if asked.quantize else None
     fingerprint = opened.fingerprint()
     scenarios, system = _reported(report_dir, fingerprint)
     planned = manifest.Manifest(
         stage="convert",
-        inputs={"checkpoint": fingerprint, **_hash_of(report_dir)},
-        settings=_settings(opened, to=to, dtype=dtype, scan_layers=scan_layers),
+        inputs={"checkpoint": fingerprint, **_hash_of(report_dir), **(gate.inputs if gate else {})},
+        settings=_settings(opened, to=to, dtype=dtype, scan_layers=scan_layers)
+        | (gate.settings() if gate else {}),
     )
     if manifest.find_finished(output_dir, planned) is not None:
         logger.info("nothing left to do: %s holds all of it", output_dir)
@@ -91,16 +96,13 @@ def convert(
     with files.atomic_directory(folder) as temporary:
         checked = dataclasses.replace(opened, read=_only_finite(opened))
         WRITERS[to](temporary, checked, **choices)
-        _copy_tokenizer(opened, temporary)
-        if opened.ranking is not None:
-            opened.ranking.write(temporary)
-        if to == "hf" and opened.tokenizer is not None:
-            _complete_tokenizer(opened, temporary)
+        _write_beside(temporary, opened, to)
         if to == "hf":
             files.write_text(temporary / model_card.FILE_NAME, _card(opened, scenarios, system))
-        dataclasses.replace(planned, counts={"parameters": num_parameters}).write_finished(
-            temporary
-        )
+        finished = dataclasses.replace(planned, counts={"parameters": num_parameters})
+        if gate is not None:
+            finished = gate.passed(finished, opened, temporary)
+        finished.write_finished(temporary)
     logger.info("wrote %s in %.1f s", folder, time.monotonic() - began)
 
 
@@ -197,7 +199,7 @@ def _only_finite(opened: Source) -> Callable[[str], np.ndarray]:
     return read
 
 
-def _choices(to: str, dtype: str, *, scan_layers: bool) -> dict[str, Any]:
+def _choices(to: str, dtype: str, *, scan_layers: bool, quantize: str | None) -> dict[str, Any]:
     """Returns what a kind of checkpoint leaves to choose, as its writer takes it.
 
     Raises:
@@ -209,13 +211,24 @@ def _choices(to: str, dtype: str, *, scan_layers: bool) -> dict[str, Any]:
         raise UserError(f"--dtype={dtype} with --to={to}; only --to=hf leaves the choice")
     if scan_layers and to != "t5x":
         raise UserError(f"--scan_layers with --to={to}; only --to=t5x leaves the choice")
-    choices: dict[str, dict[str, Any]] = {"hf": {"dtype": dtype}, "t5x": {"scanned": scan_layers}}
+    if quantize and to != "native":
+        raise UserError(f"--quantize={quantize} with --to={to}; only --to=native can hold it")
+    choices: dict[str, dict[str, Any]] = {
+        "native": {"is_int8": quantize is not None},
+        "hf": {"dtype": dtype},
+        "t5x": {"scanned": scan_layers},
+    }
     return choices.get(to, {})
 
 
-def _write_native(folder: Path, opened: Source) -> None:
+def _write_native(folder: Path, opened: Source, *, is_int8: bool) -> None:
     write_native(
-        folder, config=opened.config, step=opened.step, read=opened.read, slots=opened.slots
+        folder,
+        config=opened.config,
+        step=opened.step,
+        read=opened.read,
+        slots=None if is_int8 else opened.slots,  # nothing learns from int8
+        is_int8=is_int8,
     )
 
 
@@ -244,6 +257,15 @@ def _write_t5x(folder: Path, opened: Source, *, scanned: bool) -> None:
         slots=None if slots is None else ((name, slots.read(name)) for name in names),
         scanned=scanned,
     )
+
+
+def _write_beside(folder: Path, opened: Source, to: str) -> None:
+    """Writes the tokenizer and what says how the model ranks."""
+    _copy_tokenizer(opened, folder)
+    if opened.ranking is not None:
+        opened.ranking.write(folder)
+    if to == "hf" and opened.tokenizer is not None:
+        _complete_tokenizer(opened, folder)
 
 
 def _copy_tokenizer(opened: Source, folder: Path) -> None:
