@@ -82,7 +82,8 @@ class DryRun:
     def open_checkpoint(self, source: Source) -> None:
         """Says which checkpoint was found."""
         self.checkpoint = source
-        self.rows["checkpoint"] = f"found: {source.path} ({source.kind}), step {source.step}"
+        kind = f"{source.kind}, int8" if source.is_int8 else source.kind
+        self.rows["checkpoint"] = f"found: {source.path} ({kind}), step {source.step}"
 
     def look_at_output(self, folder: str, planned: manifest.Manifest) -> None:
         """Finds out whether the output folder is free, or holds an earlier part of the same run."""
@@ -99,12 +100,13 @@ def open_dry(
       UserError: if the devices cannot be shared so.
     """
     dry = DryRun()
-    dry.look_at_memory(abstract_model(config.init, make_mesh(mesh)))
+    shapes = abstract_model(config.init, make_mesh(mesh))
     dry.rows["work"] = f"{work}, into {output_dir}"
     with dry.row("checkpoint"):
         source = open_source(path)
         source.check_fits(config)
         dry.open_checkpoint(source)
+    dry.look_at_memory(dry.checkpoint.shapes(shapes) if dry.checkpoint else shapes)
     return dry
 
 
