@@ -23,6 +23,8 @@ from instructrec_jax.stages.score.ranked_file import RankedFile, rank_file
 
 RANK, RERANK = "/v1/rank", "/v1/rerank"
 BODY = {"history": ["Halo", "Myst"], "candidates": TITLES}
+# Without a cache: each request is to be scored here.
+LIMITS = {"max_candidates": 50, "max_body_bytes": 50_000, "cached_candidates": 0}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def model_dir(toy_records, tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(model_dir, tmp_path_factory):
     state = tmp_path_factory.mktemp("state")
-    with Served(model_dir, state, max_candidates=50, max_body_bytes=50_000) as service:
+    with Served(model_dir, state, **LIMITS) as service:
         yield service
 
 

@@ -61,7 +61,17 @@ def open_engine(settings: "ServeSettings", figures: Figures) -> Engine:
         deadline_seconds=settings.deadline_seconds,
     )
     batcher = Batcher(scorer, fits=scorer.fits, limits=limits, observe=figures.observe_batch)
-    return Engine(card=card, ranker=ranker, scorer=scorer, batcher=batcher, retriever=retriever)
+    return Engine(
+        card=card,
+        # Of other projects' checkpoints all bytes are read for it.
+        fingerprint=f"{source.fingerprint()} {settings.dtype}"
+        if settings.cached_candidates
+        else "",
+        ranker=ranker,
+        scorer=scorer,
+        batcher=batcher,
+        retriever=retriever,
+    )
 
 
 def _retriever(prepared_dir: str | None) -> Retriever | None:

@@ -17,8 +17,9 @@ from instructrec_jax.serving import bodies, feedback_handlers
 from instructrec_jax.serving.batching import BusyError, LateError
 from instructrec_jax.serving.gate import Call
 from instructrec_jax.serving.refusals import RefusedError
+from instructrec_jax.serving.score_cache import Keys, keys_of
 from instructrec_jax.serving.state import Engine, Service
-from instructrec_jax.serving.text_ranker import Prepared, TextRanker
+from instructrec_jax.serving.text_ranker import Prepared
 from instructrec_jax.teacher.scrubbing import scrub
 
 # What writes the instruction of a rerank request; the second shows no documents, so that any
@@ -209,8 +210,11 @@ async def _ranked(
     try:
         with batcher.taken():
             service.figures.taken.set(batcher.num_taken)
-            prepared = await asyncio.to_thread(_prepared, engine.ranker, values, templates)
-            log_likelihood = await batcher.score(prepared.tokens, came=call.came)
+            prepared, keys = await asyncio.to_thread(_prepared, engine, values, templates)
+            log_likelihood = service.cached(keys)
+            if log_likelihood is None:
+                log_likelihood = await batcher.score(prepared.tokens, came=call.came)
+                service.cache.keep(keys, log_likelihood)
     except BusyError as busy:
         problem = "too many requests are waiting; try again later"
         raise RefusedError(429, "busy", problem, retry_after=busy.retry_after) from None
@@ -225,22 +229,26 @@ async def _ranked(
 
 
 def _prepared(
-    ranker: TextRanker, values: Mapping[str, Any], templates: Sequence[str | None]
-) -> Prepared:
-    """Returns a request as tokens.
+    engine: Engine, values: Mapping[str, Any], templates: Sequence[str | None]
+) -> tuple[Prepared, Keys]:
+    """Returns a request as tokens, and the names of its candidates in the cache.
 
     Raises:
       RefusedError: if it cannot be used.
     """
     *first, last = templates
+    prepared = None
     try:
         for template in first:
             with contextlib.suppress(MisfitError):
-                return ranker.prepare(values, template=template)
-        return ranker.prepare(values, template=last)
+                prepared = engine.ranker.prepare(values, template=template)
+                break
+        if prepared is None:
+            prepared = engine.ranker.prepare(values, template=last)
     except UserError as error:
         name = f"request {values['id']!r}: "  # which nobody else could have sent
         raise RefusedError(422, "unusable", str(error).removeprefix(name)) from None
+    return prepared, keys_of(engine.fingerprint, prepared.tokens)
 
 
 async def _shares(

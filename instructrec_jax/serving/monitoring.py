@@ -54,6 +54,17 @@ class Figures:
         self.compiled = Gauge(
             name("compiled_shapes"), "Array shapes that were compiled.", registry=self.registry
         )
+        self.lookups = Counter(
+            name("cache_requests"),
+            "Requests that the cache answered (hit), or did not.",
+            ["result"],
+            registry=self.registry,
+        )
+        for result in ("hit", "miss"):  # both are there from the start, for rates
+            self.lookups.labels(result)
+        self.cached = Gauge(
+            name("cached_candidates"), "Log-likelihoods in the cache.", registry=self.registry
+        )
         ProcessCollector(registry=self.registry)
 
     def observe_batch(self, number: int, seconds: float) -> None:

@@ -21,6 +21,7 @@ from instructrec_jax.metrics.ranking import checked_normalisers
 from instructrec_jax.parallel.compilation_cache import COMPILATION_CACHE_DIR, keep_compiled
 from instructrec_jax.settings import (
     Count,
+    Natural,
     NotNegative,
     OneOf,
     Positive,
@@ -69,6 +70,8 @@ class ServeSettings:
       batch_milliseconds: how long the first request of a batch waits for others that have come.
       max_candidates: of a request.
       max_body_bytes: of a request.
+      cached_candidates: log-likelihoods that are kept, some 200 bytes each, so that a request that
+        comes again costs no scoring; 0: none.
       explore: share of the rankings that are asked for with "record" whose order is drawn at
         random, so that feedback tells of other orders too.
       audit_texts: write texts into the audit log too, without e-mail addresses, telephone
@@ -94,6 +97,7 @@ class ServeSettings:
     batch_milliseconds: NotNegative = 5.0
     max_candidates: Annotated[int, Range(2, 100_000)] = 1000
     max_body_bytes: Annotated[int, Range(1024, 1 << 28)] = 1 << 20
+    cached_candidates: Natural = 100_000
     explore: Share = 0.0
     audit_texts: bool = False
 
@@ -150,6 +154,7 @@ def open_application(
     from instructrec_jax.serving import engine, monitoring, tokens
     from instructrec_jax.serving.application import make_application
     from instructrec_jax.serving.feedback import FeedbackStore
+    from instructrec_jax.serving.score_cache import ScoreCache
     from instructrec_jax.serving.state import Service
 
     token_store = tokens.TokenStore(tokens.existing(settings.state_dir))
@@ -168,6 +173,7 @@ def open_application(
         open_engine=open_engine,
         figures=figures,
         feedback=feedback,
+        cache=ScoreCache(settings.cached_candidates),
         explored=settings.explore,
         audits_texts=settings.audit_texts,
     )

@@ -9,11 +9,14 @@ import dataclasses
 import logging
 from collections.abc import Callable, Coroutine
 
+import numpy as np
+
 from instructrec_jax.errors import UserError
 from instructrec_jax.serving.batching import Batcher
 from instructrec_jax.serving.feedback import FeedbackStore
 from instructrec_jax.serving.monitoring import Figures
 from instructrec_jax.serving.retrieval import Retriever
+from instructrec_jax.serving.score_cache import Keys, ScoreCache
 from instructrec_jax.serving.text_ranker import TextRanker
 from instructrec_jax.serving.warm_scorer import WarmScorer
 
@@ -45,6 +48,7 @@ class Engine:
 
     Attributes:
       card: what is told of it.
+      fingerprint: hash of the checkpoint, and how it computes.
       ranker: makes tokens of texts.
       scorer: scores tokens.
       batcher: the queue before the scorer.
@@ -52,6 +56,7 @@ class Engine:
     """
 
     card: ModelCard
+    fingerprint: str
     ranker: TextRanker
     scorer: WarmScorer
     batcher: Batcher
@@ -66,6 +71,7 @@ class Service:
       is_broken: whether an engine has failed, so that the process had better be started anew.
       figures: what is counted.
       feedback: what was shown, and what was said of it.
+      cache: what was computed before, by any of its models.
       explored: with which probability a ranking that is kept has a random order.
       audits_texts: whether the audit log tells texts, without personal details.
     """
@@ -77,6 +83,7 @@ class Service:
         open_engine: Callable[[], Engine],
         figures: Figures,
         feedback: FeedbackStore,
+        cache: ScoreCache,
         explored: float,
         audits_texts: bool,
     ) -> None:
@@ -89,11 +96,18 @@ class Service:
         """
         self.engine: Engine | None = None
         self.is_broken = False
-        self.figures, self.feedback = figures, feedback
+        self.figures, self.feedback, self.cache = figures, feedback, cache
+        figures.cached.set_function(lambda: len(cache))
         self.explored, self.audits_texts = explored, audits_texts
         self._first, self._open_engine = first, open_engine
         self._running: list[asyncio.Task[None]] = []
         self._exchanging = asyncio.Lock()
+
+    def cached(self, keys: Keys) -> np.ndarray | None:
+        """Returns the log-likelihoods of a request, float32 [c], None unless all are known."""
+        found = self.cache.find(keys)
+        self.figures.lookups.labels("miss" if found is None else "hit").inc()
+        return found
 
     def start(self) -> None:
         """Compiles and runs the first engine."""
