@@ -127,7 +127,7 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path):
     assert all(kept[line.strip()] == ("up",) for line in said if line.endswith("\n"))
 
 
-def kept(number, template, reward):
+def kept(number, template, reward, model="m"):
     """A ranking of one item that a user of its own liked or not."""
     item = ShownItem(position=1, candidate=0, item_id="a", title="A", model_position=1, score=0.5)
     return Impression(
@@ -135,7 +135,7 @@ def kept(number, template, reward):
         time=1.0,
         token="t",
         user_id=f"{number} {template}",
-        model="m",
+        model=model,
         template=template,
         num_candidates=2,
         explored=0.0,

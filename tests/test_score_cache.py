@@ -113,7 +113,7 @@ def test_known_candidates_in_another_order_are_known_and_a_new_one_has_all_score
 
 
 def test_an_exchanged_model_is_not_answered_for_by_the_one_before_it(served, model_dir):
-    before, old = ranked(served), served.service.engine
+    before, old = ranked(served), served.service.engines[0]
     other = jax.tree.map(
         lambda leaf: leaf[..., ::-1],
         tiny_model(vocab_size=600, num_encoder_layers=1, num_decoder_layers=1),
@@ -124,7 +124,7 @@ def test_an_exchanged_model_is_not_answered_for_by_the_one_before_it(served, mod
 
     async def exchange():
         served.service.reload()
-        while served.service.engine is old:
+        while served.service.engines[0] is old:
             await asyncio.sleep(0.05)
 
     served.run(exchange())

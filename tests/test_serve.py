@@ -248,12 +248,12 @@ def test_no_body_breaks_the_service(served, body, titles, path):
 
 def test_an_engine_is_exchanged_without_dropping_a_request(served, monkeypatch, caplog):
     """What began with the old one is answered by it, what comes later by the new one."""
-    old = served.service.engine
+    old = served.service.engines[0]
 
     async def exchange():
         asked = [asyncio.ensure_future(served.asking("POST", RANK, BODY)) for _ in range(6)]
         served.service.reload()
-        while served.service.engine is old:
+        while served.service.engines[0] is old:
             asked.append(asyncio.ensure_future(served.asking("POST", RANK, BODY)))
             await asyncio.sleep(0.5)
         asked += [asyncio.ensure_future(served.asking("POST", RANK, BODY)) for _ in range(5)]
@@ -267,14 +267,14 @@ def test_an_engine_is_exchanged_without_dropping_a_request(served, monkeypatch, 
     def fail():
         raise UserError("no finished checkpoint")
 
-    new = served.service.engine
-    monkeypatch.setattr(served.service, "_open_engine", fail)
+    new = served.service.engines[0]
+    monkeypatch.setattr(served.service, "_open_engines", fail)
 
     async def exchange_in_vain():
         await served.service._exchange()
 
     served.run(exchange_in_vain())
-    assert served.service.engine is new and "the engine stays as it was" in caplog.text
+    assert served.service.engines[0] is new and "the engine stays as it was" in caplog.text
     assert served.ask("POST", RANK, BODY).status == 200
 
 
@@ -304,7 +304,7 @@ def test_the_page_asks_nobody_else_and_writes_no_markup(served):
 
 
 def test_a_user_keeps_one_of_the_templates_that_suit(served):
-    ranker, texts = served.service.engine.ranker, {"history": ["Halo"]}
+    ranker, texts = served.service.engines[0].ranker, {"history": ["Halo"]}
     names = ["A7", "A8", "C10.specific"]
     chosen = {f"u{n}": ranker.chosen_template(names, texts, f"u{n}") for n in range(40)}
     assert set(chosen.values()) == {"A7", "A8"}  # nobody said what is wanted

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,19 +26,40 @@ logger = logging.getLogger(__name__)
 _DEFAULT_LENGTHS = {"inputs": 512, "targets": 64}  # of a model that names none
 
 
-def open_engine(settings: "ServeSettings", figures: Figures) -> Engine:
-    """Returns an engine, nothing of it compiled yet.
+def open_engines(settings: "ServeSettings", figures: Figures) -> tuple[Engine, ...]:
+    """Returns an engine for each model, the first one's first, nothing of them compiled yet.
 
     Args:
-      settings: what it ranks with.
-      figures: where its batches are counted.
+      settings: what they rank with.
+      figures: where their batches are counted.
 
     Raises:
-      UserError: for a mistake in settings, model or catalogue.
+      UserError: for a mistake in settings, a model or the catalogue.
     """
-    source = open_source(settings.model)
+    paths = (settings.model, *settings.challengers)
+    retriever = _retriever(settings.prepared_dir)
+    found = tuple(
+        _open_engine(path, name, settings, figures, retriever=retriever)
+        for path, name in zip(paths, _names(paths), strict=True)
+    )
+    num_bytes = sum(engine.scorer.num_bytes for engine in found)
+    names = ", ".join(engine.card.name for engine in found)
+    logger.info("%s: %.1f MiB of parameters", names, num_bytes / 2**20)
+    return found
+
+
+def _open_engine(
+    path: str,
+    name: str,
+    settings: "ServeSettings",
+    figures: Figures,
+    *,
+    retriever: Retriever | None,
+) -> Engine:
+    """Returns the engine of one model."""
+    source = open_source(path)
     card = ModelCard(
-        name=Path(settings.model).resolve().name,
+        name=name,
         made=int(source.path.stat().st_mtime),
         normaliser=_normaliser(settings, source),
         templates=tuple(settings.template),
@@ -50,7 +72,7 @@ def open_engine(settings: "ServeSettings", figures: Figures) -> Engine:
     )
     for template in settings.template:
         ranker.check_template(template)
-    retriever, mesh = _retriever(settings.prepared_dir), make_mesh(MeshSettings())
+    mesh = make_mesh(MeshSettings())
     config = dataclasses.replace(source.config, dtype=settings.dtype)
     model = load_model(source, abstract_model(config.init, mesh))
     scorer = WarmScorer(model, mesh, ranker.lengths)
@@ -72,6 +94,20 @@ def open_engine(settings: "ServeSettings", figures: Figures) -> Engine:
         batcher=batcher,
         retriever=retriever,
     )
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """Returns what models are called: their folders' names, with those above where they are alike.
+
+    Raises:
+      UserError: if one folder is named twice.
+    """
+    parts = [Path(path).resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(own[-depth:]) for own in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError(f"--challengers name one folder twice: {', '.join(paths)}; name other models")
 
 
 def _retriever(prepared_dir: str | None) -> Retriever | None:

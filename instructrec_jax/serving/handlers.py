@@ -50,35 +50,37 @@ async def readiness(service: Service, call: Call, body: None) -> bodies.Health:
 
 
 async def models(service: Service, call: Call, body: None) -> bodies.Models:
-    """Tells of the model."""
-    engine = _engine(service)
-    card, lengths = engine.card, engine.ranker.lengths
-    served = bodies.ServedModel(
-        id=card.name,
-        created=card.made,
-        normaliser=card.normaliser,
-        input_tokens=lengths["inputs"],
-        target_tokens=lengths["targets"],
-        max_candidates=card.max_candidates,
-        has_catalogue=engine.retriever is not None,
-    )
-    return bodies.Models(data=[served])
+    """Tells of the models."""
+    _engine(service)
+    served = [
+        bodies.ServedModel(
+            id=engine.card.name,
+            created=engine.card.made,
+            normaliser=engine.card.normaliser,
+            input_tokens=engine.ranker.lengths["inputs"],
+            target_tokens=engine.ranker.lengths["targets"],
+            max_candidates=engine.card.max_candidates,
+            has_catalogue=engine.retriever is not None,
+        )
+        for engine in service.engines
+    ]
+    return bodies.Models(data=served)
 
 
 async def rank(service: Service, call: Call, body: bodies.RankRequest) -> bodies.RankAnswer:
     """Ranks candidates as `instructrec score --model` does."""
-    template = body.template
+    engine, template = _engine(service, body.user_id or call.request_id), body.template
     if template is None and body.instruction is None:
         texts = body.model_dump(include=_TEXTS, exclude_none=True)
-        template = _template_of(_engine(service), call, texts, body.user_id)
-    return await _rank(service, call, body, [template])
+        template = _template_of(engine, call, texts, body.user_id)
+    return await _rank(service, engine, call, body, templates=[template])
 
 
 async def recommend(
     service: Service, call: Call, body: bodies.RecommendRequest
 ) -> bodies.RankAnswer:
     """Ranks the items of the catalogue that suit a request."""
-    engine = _engine(service)
+    engine = _engine(service, body.user_id or call.request_id)
     if engine.retriever is None:
         problem = "the service has no catalogue; it is started with --prepared_dir then"
         raise RefusedError(404, "no_catalogue", problem)
@@ -108,14 +110,18 @@ async def recommend(
         **body.model_dump(include={"top_n", "explain", "record", "user_id"}),
     )
     templates = [name, *([_WITHOUT_LIST[name]] if name in _WITHOUT_LIST else [])]
-    return await _rank(service, call, asked, templates)
+    return await _rank(service, engine, call, asked, templates=templates)
 
 
 async def _rank(
-    service: Service, call: Call, body: bodies.RankRequest, templates: Sequence[str | None]
+    service: Service,
+    engine: Engine,
+    call: Call,
+    body: bodies.RankRequest,
+    *,
+    templates: Sequence[str | None],
 ) -> bodies.RankAnswer:
     """Ranks candidates by the first template with which they fit."""
-    engine = _engine(service)
     _check_number(engine, len(body.candidates), "candidates")
     feedback_handlers.check(call, body)
     values = body.model_dump(exclude=feedback_handlers.NOT_OF_THE_ROW, exclude_none=True)
@@ -280,12 +286,13 @@ def _template_of(
     return engine.ranker.chosen_template(engine.card.templates, texts, user_id or call.request_id)
 
 
-def _engine(service: Service) -> Engine:
-    """Returns what ranks by now."""
-    if service.engine is None:
+def _engine(service: Service, unit: str | None = None) -> Engine:
+    """Returns what ranks by now: for a unit its own model, else the first one."""
+    found = service.engine_of(unit) if unit else next(iter(service.engines), None)
+    if found is None:
         problem = "the model is being compiled; try again later"
         raise RefusedError(503, "starting", problem, retry_after=5)
-    return service.engine
+    return found
 
 
 def _check_number(engine: Engine, number: int, what: str) -> None:

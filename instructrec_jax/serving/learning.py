@@ -89,13 +89,17 @@ def report_feedback(*, state_dir: str) -> list[str]:
         "reward of a ranking: candidates that were liked or taken; 95% intervals over users",
         f"(none for fewer than {_FEW_USERS} users; who gave no user_id counts as a user each time)",
     ]
-    by_arm = defaultdict(list)
+    by_arm: dict[tuple[str, ...], list[Impression]] = defaultdict(list)
+    by_model: dict[tuple[str, ...], list[Impression]] = defaultdict(list)
     for impression in impressions:
         by_arm[impression.model, impression.template].append(impression)
+        by_model[(impression.model,)].append(impression)
     for (model, template), own in sorted(by_arm.items()):
         values = policy_values(shown := _shown(own), shown.propensity)
         lines.append(f"  {model}, {template}: {len(own)} rankings, {_words(values['ips'], shown)}")
-    lines += _comparisons(by_arm)
+    lines += _comparisons(by_model)
+    if len(by_arm) > len(by_model):
+        lines += _comparisons(by_arm)
     return lines + _policy_lines([each for each in impressions if each.explored > 0])
 
 
@@ -115,8 +119,8 @@ def plan_comparison(*, rate: float, difference: float, power: Share = POWER) -> 
     )
 
 
-def _comparisons(by_arm: Mapping[tuple[str, str], Sequence[Impression]]) -> list[str]:
-    """Returns how models and templates differ from the one that was shown most."""
+def _comparisons(by_arm: Mapping[tuple[str, ...], Sequence[Impression]]) -> list[str]:
+    """Returns how models, or models with templates, differ from the one that was shown most."""
     if len(by_arm) < 2:
         return []
     rewards = {arm: _rewards_of_users(own) for arm, own in by_arm.items()}

@@ -51,6 +51,8 @@ class ServeSettings:
     Attributes:
       model: a MODEL_DIR, or Flan-T5 or T5 1.1 as Hugging Face or T5X keep it.
       state_dir: folder of tokens, feedback and audit log; `instructrec token make` begins it.
+      challengers: further models, in memory beside the first. Each user gets one of all and keeps
+        it, and `instructrec feedback report` compares them; /v1/rerank is the first one's alone.
       prepared_dir: what `prepare` wrote of the catalogue that is recommended from.
       bind: address and port; others than those of this machine need TLS or a proxy that has it.
       tls_certificate_path: the certificate in PEM, with its chain; HTTPS then.
@@ -80,6 +82,7 @@ class ServeSettings:
 
     model: str
     state_dir: str
+    challengers: Sequence[str] = ()
     prepared_dir: str | None = None
     bind: str = "127.0.0.1:8080"
     tls_certificate_path: str | None = None
@@ -167,10 +170,10 @@ def open_application(
     opened.callback(feedback.close)
     figures = monitoring.Figures()
     keep_compiled(COMPILATION_CACHE_DIR)
-    open_engine = functools.partial(engine.open_engine, settings, figures)
+    open_engines = functools.partial(engine.open_engines, settings, figures)
     service = Service(
-        open_engine(),
-        open_engine=open_engine,
+        open_engines(),
+        open_engines=open_engines,
         figures=figures,
         feedback=feedback,
         cache=ScoreCache(settings.cached_candidates),

@@ -1,17 +1,18 @@
-"""What the service works with: an engine that ranks, and its exchange for a newer one.
+"""What the service works with: engines that rank, and their exchange for newer ones.
 
 A request keeps the engine that it began with. An engine that was exchanged answers what it has
-taken, and ends.
+taken, and ends. Of several engines each user gets one, always the same.
 """
 
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 
 import numpy as np
 
 from instructrec_jax.errors import UserError
+from instructrec_jax.seeds import stable_seed
 from instructrec_jax.serving.batching import Batcher
 from instructrec_jax.serving.feedback import FeedbackStore
 from instructrec_jax.serving.monitoring import Figures
@@ -64,10 +65,10 @@ class Engine:
 
 
 class Service:
-    """The engine that answers, and what outlives it.
+    """The engines that answer, and what outlives them.
 
     Attributes:
-      engine: None until everything is compiled.
+      engines: of the model and of its challengers; none until everything is compiled.
       is_broken: whether an engine has failed, so that the process had better be started anew.
       figures: what is counted.
       feedback: what was shown, and what was said of it.
@@ -78,9 +79,9 @@ class Service:
 
     def __init__(
         self,
-        first: Engine,
+        first: Sequence[Engine],
         *,
-        open_engine: Callable[[], Engine],
+        open_engines: Callable[[], Sequence[Engine]],
         figures: Figures,
         feedback: FeedbackStore,
         cache: ScoreCache,
@@ -90,16 +91,16 @@ class Service:
         """Makes a service that is not ready yet.
 
         Args:
-          first: its engine, nothing of it compiled.
-          open_engine: opens what the same settings name by now.
+          first: its engines, nothing of them compiled.
+          open_engines: opens what the same settings name by now.
           figures: see the attributes, as the others.
         """
-        self.engine: Engine | None = None
+        self.engines: Sequence[Engine] = ()
         self.is_broken = False
         self.figures, self.feedback, self.cache = figures, feedback, cache
         figures.cached.set_function(lambda: len(cache))
         self.explored, self.audits_texts = explored, audits_texts
-        self._first, self._open_engine = first, open_engine
+        self._first, self._open_engines = first, open_engines
         self._running: list[asyncio.Task[None]] = []
         self._exchanging = asyncio.Lock()
 
@@ -109,38 +110,51 @@ class Service:
         self.figures.lookups.labels("miss" if found is None else "hit").inc()
         return found
 
+    def engine_of(self, unit: str) -> Engine | None:
+        """Returns the engine of a user, or of a request that names none; None until one is ready.
+
+        Args:
+          unit: whose it is; equal ones get the same of the same models.
+        """
+        if not self.engines:
+            return None
+        names = [engine.card.name for engine in self.engines]
+        return self.engines[stable_seed("model", *names, unit) % len(names)]
+
     def start(self) -> None:
-        """Compiles and runs the first engine."""
+        """Compiles and runs the first engines."""
         self._run(self._put_in(self._first))
 
     def reload(self) -> None:
-        """Exchanges the engine for what the settings name by now; the old one serves meanwhile."""
+        """Exchanges the engines for what the settings name by now; the old ones serve meanwhile."""
         self._run(self._exchange())
 
     async def close(self) -> None:
         """Answers what was taken, and ends."""
-        if self.engine is not None:
-            self.engine.batcher.close()
+        for engine in self.engines:
+            engine.batcher.close()
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _exchange(self) -> None:
         async with self._exchanging:
             try:
-                engine = await asyncio.to_thread(self._open_engine)
+                engines = await asyncio.to_thread(self._open_engines)
             except UserError as error:
                 logger.error("the engine stays as it was: %s", error)
                 return
-            await self._put_in(engine)
+            await self._put_in(engines)
 
-    async def _put_in(self, engine: Engine) -> None:
-        """Compiles an engine, and has it answer what comes from now on."""
-        await engine.batcher.in_scorer_thread(engine.scorer.warm_up)
-        old, self.engine = self.engine, engine
-        self.figures.compiled.set_function(lambda: engine.scorer.num_compiled)
-        self._run(engine.batcher.run())
-        if old is not None:
-            old.batcher.close()
-        logger.info("ready: %s of %d", engine.card.name, engine.card.made)
+    async def _put_in(self, engines: Sequence[Engine]) -> None:
+        """Compiles engines, and has them answer what comes from now on."""
+        for engine in engines:
+            await engine.batcher.in_scorer_thread(engine.scorer.warm_up)
+        old, self.engines = self.engines, engines
+        self.figures.compiled.set_function(lambda: sum(e.scorer.num_compiled for e in engines))
+        for engine in engines:
+            self._run(engine.batcher.run())
+            logger.info("ready: %s of %d", engine.card.name, engine.card.made)
+        for engine in old:
+            engine.batcher.close()
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

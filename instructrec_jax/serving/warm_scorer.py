@@ -12,7 +12,7 @@ import numpy as np
 
 from instructrec_jax.models.t5 import T5
 from instructrec_jax.parallel.mesh import LogicalMesh
-from instructrec_jax.parallel.placement import num_batch_shares
+from instructrec_jax.parallel.placement import bytes_per_device, num_batch_shares
 from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.scoring.scorer import Scorer, num_halves
 from instructrec_jax.scoring.shapes import Shapes, path_length, rounded
@@ -50,6 +50,11 @@ class WarmScorer:
     def num_compiled(self) -> int:
         """How many step shapes were compiled so far."""
         return sum(scorer.num_compiled for _, scorer in self._sizes)
+
+    @property
+    def num_bytes(self) -> int:
+        """What the parameters take of each device."""
+        return bytes_per_device(self._model)
 
     def warm_up(self) -> None:
         """Compiles every shape that a batch may need."""
