@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -313,3 +315,13 @@ def test_a_damaged_line_in_the_middle_of_a_log_is_named(tmp_path):
 
 def test_a_run_without_log_has_no_metrics(tmp_path):
     assert read_metrics(tmp_path / FILE_NAME) == []
+
+
+def test_a_log_of_metrics_does_without_torch(tmp_path):
+    code = """
+import sys
+from instructrec_jax.training.metrics_log import MetricsLog
+MetricsLog(sys.argv[1], first_step=0).close()
+assert "tensorboardX" in sys.modules and "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,16 +36,14 @@ class MetricsLog:
           trackers: names of `trackers.KINDS`, which get the metrics too.
         """
         self._trackers = Trackers(trackers, model_dir)
-        # Imports torch where that is installed, which takes seconds: only where events are written.
-        from tensorboardX import SummaryWriter
-
         path, self._incidents = (Path(model_dir) / name for name in (FILE_NAME, INCIDENTS))
         kept = _keep_lines(path, first_step)
         self._last = {name for line in kept if line["step"] == first_step for name in line}
         _keep_lines(self._incidents, first_step)
         self._stream = path.open("a", encoding="utf-8")
         events = Path(model_dir) / EVENTS
-        self._events = SummaryWriter(str(events), purge_step=first_step + 1 if first_step else None)
+        purge_step = first_step + 1 if first_step else None
+        self._events = _summary_writer()(str(events), purge_step=purge_step)
         for path in events.glob(f"*.{socket.gethostname()}"):  # nothing written names the host
             path.rename(path.with_suffix(""))
 
@@ -134,6 +133,20 @@ class StepTimes:
             found["save_seconds"] = self._spent["save"]
         self._begin(step)
         return {TIMING + name: round(value, 4) for name, value in found.items()}
+
+
+def _summary_writer() -> Any:
+    """Returns the class that writes events, imported where a run begins to write some.
+
+    Its package imports torch where that is installed, which takes seconds and serves nothing here.
+    """
+    is_imported = sys.modules.setdefault("torch", None) is not None  # type: ignore[arg-type]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if not is_imported:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def as_table(title: str, values: Mapping[str, float]) -> str:
