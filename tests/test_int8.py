@@ -19,6 +19,7 @@ from instructrec_jax.checkpoints.source import load_model, open_source
 from instructrec_jax.cli import main
 from instructrec_jax.errors import UserError
 from instructrec_jax.models import int8
+from instructrec_jax.models.adapters import parameters_by_name
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 from instructrec_jax.parallel.placement import bytes_per_device
 from instructrec_jax.scores.parts import read_scores
@@ -76,21 +77,20 @@ def test_what_is_computed_are_the_weights_that_a_reader_gets_on_any_mesh(both, a
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_memory_and_disk_hold_a_fourth(both):
+def test_the_memory_is_a_fourth_but_for_the_logits_norms_and_positions():
     shapes = abstract_model(CONFIG.init, make_mesh(MeshSettings()))
-    whole, small = bytes_per_device(shapes), bytes_per_device(int8.int8_shapes(shapes))
-    assert small < 0.4 * whole, "of so small a model the scales count"
-
-
-def test_logits_of_targets_are_those_of_all_logits(both):
-    shapes = abstract_model(CONFIG.init, make_mesh(MeshSettings()))
-    model = load_model(open_source(both / "int8"), shapes)
-    hidden = np.random.default_rng(0).normal(size=(2, 3, CONFIG.emb_dim)).astype(np.float32)
-    targets = np.array([[1, 5, 9], [0, 63, 2]])
-    logits = model.logits(hidden)
-    found = model.target_logits(hidden, targets, logits)
-    expected = np.take_along_axis(np.asarray(logits), targets[..., None], -1)[..., 0]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    small = int8.int8_shapes(shapes)
+    sizes = {}
+    for name, param in parameters_by_name(small).items():
+        (leaf,) = jax.tree.leaves(param)
+        kind = "scale" if name.endswith(("kernel_scale", "embedding_scale")) else leaf.dtype.name
+        sizes[kind] = sizes.get(kind, 0) + leaf.size
+    kept = [name for name, p in parameters_by_name(small).items() if "int8" not in str(p)]
+    assert [name for name in kept if "kernel" in name and "scale" not in name] == [
+        "logits_dense.kernel"
+    ]
+    assert bytes_per_device(small) == 4 * (sizes["float32"] + sizes["scale"]) + sizes["int8"]
+    assert bytes_per_device(shapes) == 4 * (sizes["float32"] + sizes["int8"])
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
-"""Weights of eight bits: every matrix as int8, with one float32 scale for each of its outputs.
+"""Weights of eight bits: matrices as int8, with one float32 scale for each of their outputs.
 
 A scale is the greatest magnitude of its output divided by 127, so that the weight is the int8 times
 the scale, to half a scale. Products are of the int8 as floats, which hold them exactly, and are
 multiplied by the scale afterwards: what is computed with, and in which dtype, stays as it was. The
-token table has a scale for each row. Norms and tables of relative positions stay float32.
+token table has a scale for each row. Norms, tables of relative positions and the kernel of the
+logits stay float32: of a model of 0.36 M parameters on MovieLens-100K (8,901 validation examples)
+eight bits there cost .020 of NDCG@5, and those of all other matrices together .005.
 
 Of qwix this takes the way and not the code: its `quantize_model` puts arrays of its own in place of
 every `nnx.Param`, which then lack the logical axes that a `Kernel` reads, and sees weights only
@@ -58,7 +60,7 @@ def shared_axis(name: str) -> int | None:
       name: dotted, the model's own or a neutral one.
     """
     if name.endswith(".kernel"):
-        return 0
+        return None if "logits_dense." in name else 0
     return 1 if name.endswith(".embedding") else None
 
 
@@ -92,7 +94,7 @@ def _matrices(model: T5) -> Iterator[tuple[Any, str, slice]]:
     for name in parameters_by_name(model):
         *path, last = name.split(".")
         module = functools.reduce(getattr, path, model)
-        if isinstance(module, Kernel) and last == "kernel":
+        if isinstance(module, Kernel) and shared_axis(name) == 0:
             yield module, last, slice(module.num_contracted, None)
         elif isinstance(module, Embedding):
             yield module, last, slice(1)

@@ -175,13 +175,6 @@ class Kernel(nnx.Module):
         axes = self.kernel.get_metadata()["logical_axes"]
         return constrain(product.reshape(shape), *axes[num:])
 
-    def columns(self, indices: Array) -> Array:
-        """Returns columns of a kernel of two axes, float32 [*indices.shape, in]."""
-        columns = self.kernel[...].T[indices]
-        if self.kernel_scale is not None:
-            columns = columns * self.kernel_scale[...][indices][..., None]
-        return columns if self.adapter is None else columns + self.adapter.columns(indices)
-
 
 class RMSNorm(nnx.Module):
     """Root-mean-square norm: no mean, no bias, computed in float32."""
@@ -519,7 +512,10 @@ class T5(nnx.Module):
         if is_constrained():
             is_target = targets[..., None] == jnp.arange(logits.shape[-1])
             return jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
-        return einsum("...TD,...TD->...T", hidden, self.logits_dense.columns(targets))
+        columns = self.logits_dense.kernel[...].T[targets]
+        if self.logits_dense.adapter is not None:
+            columns = columns + self.logits_dense.adapter.columns(targets)
+        return einsum("...TD,...TD->...T", hidden, columns)
 
     def _used(self, dropout_key: Array | None) -> Array | None:
         """Returns the key where something is dropped: without dropout none is split."""

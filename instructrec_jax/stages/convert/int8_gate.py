@@ -28,8 +28,8 @@ class Quantization:
     """Weights of fewer bits, and what they may cost.
 
     Attributes:
-      quantize: "int8": every matrix in eight bits with a scale for each output, a fourth of the
-        bytes; only with --to=native. Needs --data_dir and --tasks.
+      quantize: "int8": matrices but the logits' in eight bits with a scale for each output, a
+        fourth of the bytes; only with --to=native. Needs --data_dir and --tasks.
       data_dir: output folder of `build`, on whose validation examples both are measured.
       tasks: tasks or mixtures that are measured, such as ml_100k.A7.
       max_ndcg_loss: by how much validation NDCG@5 may fall; where it falls by more, nothing is
