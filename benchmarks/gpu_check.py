@@ -40,6 +40,7 @@ from jax.sharding import Mesh
 
 from instructrec_jax.checkpoints.huggingface import config_fields, stored_name, to_stored
 from instructrec_jax.checkpoints.parameters import parameters, to_neutral
+from instructrec_jax.models.int8 import int8_shapes
 from instructrec_jax.models.objectives import NegativeLogLikelihood
 from instructrec_jax.models.t5 import T5, T5Config
 from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
@@ -192,6 +193,36 @@ def measure_scoring(
     return figures
 
 
+def measure_int8(size: str, *, num_users: int, num_candidates: int, step_tokens: int) -> Figures:
+    """Measures the scorer with int8 weights, then with float32 ones; both compute in bfloat16."""
+    requests = as_requests(score_ways.workload(num_users, num_candidates))
+    config = config_of(size, dtype="bfloat16")
+    scorer = Scorer(one_device(), fit_shapes(requests, max_tokens=step_tokens))
+    figures: Figures = {}
+    for name, make in (("int8", random_int8), ("float32", T5Config.init)):  # the peak never falls
+        model = jax.block_until_ready(jax.jit(make, static_argnums=0)(config, jax.random.key(0)))
+        seconds, _ = timed(lambda model=model: scorer(model, requests))
+        figures[f"{name}_gib"] = sum(leaf.nbytes for leaf in jax.tree.leaves(model)) / 2**30
+        figures[f"{name}_per_second"] = num_users * num_candidates / seconds
+        figures[f"{name}_peak_gib"] = peak_gib()
+        report(figures)
+        del model
+    return figures
+
+
+def random_int8(config: T5Config, key: jax.Array) -> T5:
+    """Returns a model of random int8 weights, each of about the size that `config.init` draws."""
+    shapes = int8_shapes(jax.eval_shape(config.init, key))
+    leaves, tree = jax.tree.flatten(shapes)
+
+    def drawn(at: int, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if leaf.dtype == jnp.int8:
+            return jax.random.randint(jax.random.fold_in(key, at), leaf.shape, -127, 128, jnp.int8)
+        return jnp.full(leaf.shape, 2e-4, leaf.dtype)
+
+    return jax.tree.unflatten(tree, [drawn(at, leaf) for at, leaf in enumerate(leaves)])
+
+
 def as_requests(requests: Sequence[score_ways.Request]) -> list[TokenRequest]:
     """Returns requests as the scorer takes them."""
     return [
@@ -325,6 +356,9 @@ MEASURES: dict[str, Callable[[], Figures]] = {
     "score xl, 100 candidates": lambda: measure_scoring(
         "xl", num_users=48, num_candidates=100, step_tokens=16384, hf_users=4
     ),
+    "score xl, int8": lambda: measure_int8(
+        "xl", num_users=256, num_candidates=10, step_tokens=16384
+    ),
     "log-likelihoods small": lambda: measure_likelihoods("small"),
     "gradient small": lambda: measure_gradient("small"),
     "train base": TRAIN_BASE,
@@ -339,6 +373,9 @@ TINY: dict[str, Callable[[], Figures]] = {
     ),
     "score tiny": lambda: measure_scoring(
         "tiny", num_users=8, num_candidates=10, step_tokens=2048, hf_users=4
+    ),
+    "score tiny, int8": lambda: measure_int8(
+        "tiny", num_users=8, num_candidates=10, step_tokens=2048
     ),
 }
 
