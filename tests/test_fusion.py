@@ -71,13 +71,13 @@ def paths(folder, *names):
     return {name: [folder / f"{name}.{split}.jsonl" for split in splits] for name in names}
 
 
-def fused(folder, output, *names, fuse, scores=None):
+def fused(folder, output, *names, fuse, scores=None, **choice):
     return report(
         dataset="toy",
         prepared_dir=folder / "prepared",
         scores=scores or paths(folder, *names),
         output_dir=output,
-        choice=ChoiceSettings(fuse=[fuse]),
+        choice=ChoiceSettings(fuse=[fuse], **choice),
     )["scenarios"]["sequential"]
 
 
@@ -140,7 +140,8 @@ def test_a_part_that_tells_nothing_gets_little_weight(folder, tmp_path):
     choices = {
         own["template_id"]: own["metrics"]["ndcg@5"] for own in found["validation"]["noise+one"]
     }
-    assert len(choices) == 12 and "reciprocal ranks" in choices
+    means = {"mean log-probability", "mean rank", "reciprocal ranks"}
+    assert len(choices) == 11 + len(means) and means <= choices.keys()
     chosen = found["chosen"]["noise+one"]["template_id"]
     assert choices[chosen] == max(choices.values())
     assert float(chosen.split()[0]) < 0.5
@@ -189,6 +190,37 @@ def test_a_part_that_did_not_score_a_scenario_is_said(folder, tmp_path, caplog):
     scores = {**paths(folder, "one", "other"), "search": [path]}
     fused(folder, tmp_path / "out", fuse="one+other", scores=scores)
     assert "product_search.specific: no one+other without one, other" in caplog.text
+
+
+def by_hand(by, values):
+    """The mean of parts that count alike, of one example's scores [parts, c], worked out anew."""
+    values = np.array(values, np.float64)
+    if by == "log_probability":
+        shares = np.exp(values) / np.exp(values).sum(axis=1, keepdims=True)
+        return np.log(shares).mean(axis=0)
+    ranks = (values[:, None] >= values[:, :, None]).sum(axis=2)
+    return -ranks.mean(axis=0) if by == "rank" else (1 / (60 + ranks)).mean(axis=0)
+
+
+@pytest.mark.parametrize("by", ["log_probability", "rank", "reciprocal_rank"])
+def test_means_need_no_validation_and_are_those_worked_out_by_hand(folder, tmp_path, by):
+    scores = {name: own[1:] for name, own in paths(folder, "one", "other", "noise").items()}
+    found = fused(folder, tmp_path / "out", fuse="all=one+other+noise", fuse_by=by, scores=scores)
+    ranks = []
+    parts = [scored("test", seed=s, bonus=b, order=o) for s, b, o in PARTS]
+    for lines in zip(*parts, strict=True):
+        ids = sorted(lines[0]["candidate_ids"])
+        own = [dict(zip(x["candidate_ids"], x["scores"], strict=True)) for x in lines]
+        total = dict(zip(ids, by_hand(by, [[d[i] for i in ids] for d in own]), strict=True))
+        example = next(e for e in DATA.candidates if e.example_id == lines[0]["example_id"])
+        least = total[example.target_id] - 1e-6
+        ranks.append(sum(value >= least for value in total.values()))
+    for name, value in ranking.evaluate(ranks).items():
+        assert found["test"]["all"][name]["estimate"] == pytest.approx(value)
+    assert set(found["minus"]["all"]) >= {"one", "other", "noise"}
+
+
+PARTS = [(1, 1.5, 1), (2, 1.5, -1), (3, 0.0, 1)]
 
 
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=12))

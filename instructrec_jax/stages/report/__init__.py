@@ -85,7 +85,7 @@ def report(
     beside, choice = beside or Beside(), choice or ChoiceSettings()
     paths = {name: both_splits(own) for name, own in scores.items()}
     planned = _plan(dataset, Path(prepared_dir), paths, beside, choice)
-    fused = [parts_of(given, list(paths)) for given in choice.fuse]
+    fused = [parts_of(given, list(paths), choice.fuse_by) for given in choice.fuse]
     export = export or ExportSettings()
     planned = export.added_to(planned, dataset)
     output = Path(output_dir)
@@ -181,12 +181,12 @@ def _fused_entries(
 ) -> list[Entry]:
     """Returns the systems that are fused from others, where all their parts were scored."""
     by_name, found = {entry.system.name: entry for entry in entries}, []
-    for name, parts in fused:
+    for name, parts, by in fused:
         if lacking := [part for part in parts if part not in by_name]:
             _logger.warning("%s: no %s without %s", scenario, name, ", ".join(lacking))
         else:
             own = [by_name[part] for part in parts]
-            found.append(fused_entry(name, scenario, own, known))
+            found.append(fused_entry(name, scenario, own, known, by=by))
     return found
 
 

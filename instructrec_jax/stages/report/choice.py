@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,17 @@ from instructrec_jax.records import CandidateList
 from instructrec_jax.report import results
 from instructrec_jax.report.results import Choice
 from instructrec_jax.scores.importers import read_any_scores
-from instructrec_jax.settings import check_fields
+from instructrec_jax.settings import OneOf, check_fields
 from instructrec_jax.stages.report.systems import Run, ScoredSplit, System, known_lists
 
 _logger = logging.getLogger(__name__)
+VALIDATION = "validation"
+FUSE_BY = {  # what a fused system ranks by, and what a report calls it
+    VALIDATION: "",
+    "log_probability": "mean log-probability",
+    "rank": "mean rank",
+    "reciprocal_rank": "reciprocal ranks",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,12 +37,16 @@ class ChoiceSettings:
       normalisers: what candidates may be ranked by: sum, mean (per token), char (per character),
         pmi (needs scores WITH_PRIOR). By default all that the scores allow, first the one that the
         model was trained to be ranked by, which wins where others do not differ.
-      fuse: systems to add, each the weighted sum of others, such as model+cooccurrence or
-        both=model+cooccurrence, which all have validation scores.
+      fuse: systems to add, each made of others, such as model+cooccurrence or
+        both=model+cooccurrence.
+      fuse_by: what they are ranked by: "validation", the weighted sum or the mean that does best
+        there; or the mean of "log_probability" among the candidates, of "rank", or of
+        "reciprocal_rank", in which all parts count alike and which need no validation scores.
     """
 
     normalisers: Sequence[str] | None = None
     fuse: Sequence[str] = ()
+    fuse_by: Annotated[str, OneOf(tuple(FUSE_BY))] = VALIDATION
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -45,8 +56,10 @@ class ChoiceSettings:
     def told(self) -> dict[str, Any]:
         """Returns the settings as manifests hold them."""
         names = self.normalisers
-        found = {"normalisers": "all" if names is None else list(names)}
-        return found | ({"fuse": list(self.fuse)} if self.fuse else {})
+        found: dict[str, Any] = {"normalisers": "all" if names is None else list(names)}
+        if self.fuse:
+            found |= {"fuse": list(self.fuse)}
+        return found | ({} if self.fuse_by == VALIDATION else {"fuse_by": self.fuse_by})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
-"""Systems fused from others: weighted sums of their scores, or of their reciprocal ranks.
+"""Systems fused from others: weighted sums of their scores, or means that need no weights.
 
 Each part's scores are divided by their spread on validation, so that weights compare what is alike
 and a part that is sure of an example still counts for more there. The weights, in tenths, are
-chosen on validation too, as a template is. Reciprocal ranks need none.
+chosen on validation too, as a template is. Log-probabilities among the candidates, ranks and
+reciprocal ranks are means of parts that count alike, as those of seeds do.
 
 Source: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion Outperforms Condorcet and Individual
 Rank Learning Methods" (SIGIR 2009), with its constant of 60.
@@ -10,7 +11,7 @@ Rank Learning Methods" (SIGIR 2009), with its constant of 60.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,40 +22,43 @@ from instructrec_jax.metrics import ranking
 from instructrec_jax.report import results
 from instructrec_jax.report.results import Choice
 from instructrec_jax.scores.parts import NO_QUERY, ScoredRequest, Scores
-from instructrec_jax.stages.report.choice import Entry
+from instructrec_jax.stages.report.choice import FUSE_BY, VALIDATION, Entry
 from instructrec_jax.stages.report.systems import Known, Run, ScoredSplit, System
 
 SIGN = "+"  # between the names of the parts
 _STEPS = 10
-_MAX_PARTS = 4
+_MAX_WEIGHTED = 4
 _RANK_CONSTANT = 60
-_BY_RANKS = "reciprocal ranks"
+_MEANS = tuple(name for name in FUSE_BY if name != VALIDATION)
 _PerExample = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+_Mix = NDArray[np.float64] | str  # weights, or the label of a mean
 
 
 class FusedName(NamedTuple):
-    """The name of a fused system, and the systems that it is made of."""
+    """The name of a fused system, the systems that it is made of, and what it ranks by."""
 
     name: str
     parts: Sequence[str]
+    by: str
 
 
-def parts_of(given: str, systems: Sequence[str]) -> FusedName:
+def parts_of(given: str, systems: Sequence[str], by: str = VALIDATION) -> FusedName:
     """Returns what a fused system is called and made of.
 
     Args:
       given: such as "model+cooccurrence", or "both=model+cooccurrence" with a name of its own.
       systems: names of the systems whose scores were given.
+      by: a name of `FUSE_BY`.
 
     Raises:
-      UserError: if there are less than two parts, more than four, one twice, or one without scores,
-        or if the name is taken.
+      UserError: if there are less than two parts, more than four to weigh, one twice, or one
+        without scores, or if the name is taken.
     """
     name, _, listed = given.rpartition("=")
-    parts = listed.split(SIGN)
-    if not 2 <= len(parts) <= _MAX_PARTS or len(set(parts)) < len(parts):
+    parts, most = listed.split(SIGN), _MAX_WEIGHTED if by == VALIDATION else len(systems)
+    if not 2 <= len(parts) <= most or len(set(parts)) < len(parts):
         raise UserError(
-            f"--fuse is {given!r}; expected 2 to {_MAX_PARTS} different systems, such as "
+            f"--fuse is {given!r}; expected 2 to {most} different systems, such as "
             f"model{SIGN}cooccurrence"
         )
     for part in parts:
@@ -62,10 +66,12 @@ def parts_of(given: str, systems: Sequence[str]) -> FusedName:
             raise unknown_name(f"system of --fuse {given}", part, systems)
     if name in systems:
         raise UserError(f"--fuse is {given!r}, but {name!r} has scores; give it another name")
-    return FusedName(name or listed, parts)
+    return FusedName(name or listed, parts, by)
 
 
-def fused_entry(name: str, scenario: str, parts: Sequence[Entry], known: Known) -> Entry:
+def fused_entry(
+    name: str, scenario: str, parts: Sequence[Entry], known: Known, *, by: str = VALIDATION
+) -> Entry:
     """Returns the system that some others make together in one scenario.
 
     Args:
@@ -73,32 +79,30 @@ def fused_entry(name: str, scenario: str, parts: Sequence[Entry], known: Known) 
       scenario: such as "sequential".
       parts: the others, each with the template and normaliser that it chose.
       known: the candidate lists of A.
+      by: a name of `FUSE_BY`.
 
     Raises:
-      UserError: if one has no validation scores, ranked its candidates in several rounds, or they
-        share no example.
+      UserError: if validation has to choose and one has no scores of it, one ranked its candidates
+        in several rounds, or they share no example.
     """
-    of_validation, of_test = [], []
-    for part in parts:
-        if (validation := part.validation_run()) is None:
-            raise UserError(
-                f"--fuse {name} chooses weights on validation, of which {part.system.name} has no "
-                f"scores; give {part.system.name}=VALIDATION:TEST"
-            )
-        of_validation.append(validation)
-        of_test.append(part.run(part.system.test, np.arange(len(part.examples))))
-    aligned = _Aligned.of(of_validation, name)
-    mixes = dict(_mixes([part.system.name for part in parts], aligned.spreads()))
-    choices = [
-        Choice(
-            template_id=label,
-            normaliser="sum",
-            num_examples=len(aligned.examples),
-            metrics=ranking.evaluate(ranking.ranks(aligned.mixed(weights), aligned.target_index)),
+    of_validation = [run for part in parts if (run := part.validation_run()) is not None]
+    if by == VALIDATION and len(of_validation) < len(parts):
+        lacking = next(p.system.name for p in parts if p.system.validation is None)
+        raise UserError(
+            f"--fuse {name} chooses weights on validation, of which {lacking} has no scores; give "
+            f"{lacking}=VALIDATION:TEST, or --fuse_by={_MEANS[0]}"
         )
-        for label, weights in mixes.items()
-    ]
-    chosen = results.choose(choices)
+    splits: dict[str, _Aligned] = {}
+    if len(of_validation) == len(parts):
+        splits["validation"] = _Aligned.of(of_validation, name)
+    of_test = [part.run(part.system.test, np.arange(len(part.examples))) for part in parts]
+    splits["test"] = _Aligned.of(of_test, name)
+    names = [part.system.name for part in parts]
+    mixes: dict[str, _Mix] = {FUSE_BY[by]: FUSE_BY[by]}
+    if by == VALIDATION:
+        mixes = dict(_mixes(names, splits["validation"].spreads()))
+    choices = _choices(splits.get("validation"), mixes)
+    chosen = results.choose(choices) if choices else _only(FUSE_BY[by])
     family, _, query = scenario.partition(".")
     told = {
         "system": name,
@@ -110,30 +114,39 @@ def fused_entry(name: str, scenario: str, parts: Sequence[Entry], known: Known) 
         ),
     }
 
-    def split_of(aligned: _Aligned, split: str) -> ScoredSplit:
-        requests = aligned.requests(mixes[chosen.template_id])
+    def split_of(split: str) -> ScoredSplit:
+        requests = splits[split].requests(mixes[chosen.template_id])
         scores = Scores.of({chosen.template_id: requests}, {chosen.template_id: told})
         return ScoredSplit(scores, split, known, name=name)
 
-    system = System(
-        name=name,
-        validation=split_of(aligned, "validation"),
-        test=split_of(_Aligned.of(of_test, name), "test"),
-    )
-    return Entry(
-        system=system,
-        choices=choices,
-        chosen=chosen,
-        parts=[part.system.name for part in parts],
-    )
+    validation = split_of("validation") if "validation" in splits else None
+    system = System(name=name, validation=validation, test=split_of("test"))
+    return Entry(system=system, choices=choices, chosen=chosen, parts=names)
 
 
-def _mixes(
-    names: Sequence[str], spreads: NDArray[np.float64]
-) -> Iterator[tuple[str, NDArray[np.float64] | None]]:
+def _choices(validation: "_Aligned | None", mixes: Mapping[str, _Mix]) -> list[Choice]:
+    """Returns how each mix did on validation."""
+    if validation is None:
+        return []
+    return [
+        Choice(
+            template_id=label,
+            normaliser="sum",
+            num_examples=len(validation.examples),
+            metrics=ranking.evaluate(ranking.ranks(validation.mixed(mix), validation.target_index)),
+        )
+        for label, mix in mixes.items()
+    ]
+
+
+def _only(label: str) -> Choice:
+    return Choice(template_id=label, normaliser="sum", num_examples=0, metrics={})
+
+
+def _mixes(names: Sequence[str], spreads: NDArray[np.float64]) -> Iterator[tuple[str, _Mix]]:
     """Yields the mixes to choose among: a label, and what each part is multiplied by.
 
-    The label has tenths of the spread of each part, float64 [parts]. None is for ranks.
+    The label has tenths of the spread of each part, float64 [parts]. Means come last.
     """
     for tenths in itertools.product(range(_STEPS, -1, -1), repeat=len(names)):
         if sum(tenths) == _STEPS:
@@ -141,7 +154,8 @@ def _mixes(
                 f"{tenth / _STEPS:g} {name}" for tenth, name in zip(tenths, names, strict=True)
             ]
             yield " + ".join(shown), np.array(tenths) / _STEPS / spreads
-    yield _BY_RANKS, None
+    for label in _PER_EXAMPLE:
+        yield label, label
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,14 +166,14 @@ class _Aligned:
       examples: n ids.
       candidate_ids: n arrays int64 [c], ascending.
       centred: float64 [parts, n, longest], of mean 0 in each row, -inf at padding.
-      reciprocal_ranks: likewise.
+      alike: likewise, by label what the mean of is taken.
       target_index: int64 [n].
     """
 
     examples: Sequence[str]
     candidate_ids: Sequence[NDArray[np.int64]]
     centred: NDArray[np.float64]
-    reciprocal_ranks: NDArray[np.float64]
+    alike: Mapping[str, NDArray[np.float64]]
     target_index: NDArray[np.int64]
 
     @classmethod
@@ -188,7 +202,7 @@ class _Aligned:
             examples=shared,
             candidate_ids=ids,
             centred=stacked(_centred),
-            reciprocal_ranks=stacked(_reciprocal_ranks),
+            alike={label: stacked(make) for label, make in _PER_EXAMPLE.items()},
             target_index=np.array(indices, np.int64),
         )
 
@@ -198,17 +212,17 @@ class _Aligned:
         deviations = np.ma.masked_invalid(self.centred).std(axis=2).mean(axis=1)
         return np.where(deviations > 0, deviations, 1.0)
 
-    def mixed(self, weights: NDArray[np.float64] | None) -> NDArray[np.float64]:
-        """Returns the fused scores, [n, longest]; None for the weights: by reciprocal ranks."""
-        if weights is None:
-            return self.reciprocal_ranks.sum(axis=0)
-        used = np.flatnonzero(weights)  # 0 times padding would be no number
-        return np.einsum("p,pnc->nc", weights[used], self.centred[used])
+    def mixed(self, mix: _Mix) -> NDArray[np.float64]:
+        """Returns the fused scores, [n, longest]; by weights, or by the label of a mean."""
+        if isinstance(mix, str):
+            return self.alike[mix].mean(axis=0)
+        used = np.flatnonzero(mix)  # 0 times padding would be no number
+        return np.einsum("p,pnc->nc", mix[used], self.centred[used])
 
-    def requests(self, weights: NDArray[np.float64] | None) -> list[ScoredRequest]:
+    def requests(self, mix: _Mix) -> list[ScoredRequest]:
         """Returns the fused scores as rows of artefact E."""
         rows = zip(
-            self.examples, self.candidate_ids, self.mixed(weights), self.target_index, strict=True
+            self.examples, self.candidate_ids, self.mixed(mix), self.target_index, strict=True
         )
         return [
             ScoredRequest(
@@ -236,5 +250,22 @@ def _centred(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return values - values.mean()
 
 
+def _log_probabilities(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns values as natural logs of probabilities that add up to 1 among the candidates."""
+    centred = _centred(values)
+    return centred - np.logaddexp.reduce(centred)
+
+
+def _ranks_below_zero(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return -ranking.ranks_of_all(values).astype(np.float64)
+
+
 def _reciprocal_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return 1.0 / (_RANK_CONSTANT + ranking.ranks_of_all(values))
+
+
+_PER_EXAMPLE: Mapping[str, _PerExample] = {
+    FUSE_BY["log_probability"]: _log_probabilities,
+    FUSE_BY["rank"]: _ranks_below_zero,
+    FUSE_BY["reciprocal_rank"]: _reciprocal_ranks,
+}

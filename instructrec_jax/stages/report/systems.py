@@ -31,6 +31,7 @@ _FACTS = {
     "unusable_answers": "unusable",
     "checkpoint_step": "checkpoint_step",
     "checkpoint_sha256": "checkpoint",
+    "ensemble": "ensemble",
     "teacher": "teacher",
     "TASK_FEATURE_LENGTHS": "feature_lengths",
     "parts": "parts",
@@ -194,8 +195,7 @@ class ScoredSplit:
             return "no prompt"
         number = float(np.asarray(self._scores.num_views)[self._rows[template_id]].mean())
         settings = [f"{name} {self.view[name]}" for name in sorted(self.view.keys() - _NO_SETTINGS)]
-        name = ", ".join([self.view["strategy"], *settings])
-        return f"{name}; {number:g} prompts an example"
+        return f"{', '.join([self.view['strategy'], *settings])}; {number:g} prompts an example"
 
     def unsure(self, template_id: str) -> list[str]:
         """Returns the metrics whose K is larger than the ranks that the views make sure of."""
@@ -349,7 +349,7 @@ class System:
 
 
 def splits_of(paths: Sequence[Path]) -> Sequence[str]:
-    """Returns the splits that the scores of a system are of: validation and test, or test."""
+    """Returns the splits that a system's scores are of: validation and test, or test."""
     return SPLITS[-len(paths) :]
 
 

@@ -1,7 +1,6 @@
 """`instructrec score`: a checkpoint and ranking requests -> log-likelihoods (artefact E)."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 
 from instructrec_jax import files, manifest
 from instructrec_jax.checkpoints.ranking_config import chosen_normaliser
-from instructrec_jax.checkpoints.source import Source, load_model, open_for_run
+from instructrec_jax.checkpoints.source import open_for_run
 from instructrec_jax.damage import FAIL, POLICIES, Damage
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.task_modules import ranking_variant
@@ -22,7 +21,7 @@ from instructrec_jax.metrics.ranking import PMI, checked_normalisers
 from instructrec_jax.models.t5 import T5Config
 from instructrec_jax.parallel import processes
 from instructrec_jax.parallel.compilation_cache import keep_compiled
-from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings
+from instructrec_jax.parallel.mesh import LogicalMesh, MeshSettings, make_mesh
 from instructrec_jax.parallel.placement import num_batch_shares
 from instructrec_jax.parallel.stopping import agreed
 from instructrec_jax.progress import stop_on
@@ -36,6 +35,7 @@ from instructrec_jax.scoring.shapes import fit_shapes
 from instructrec_jax.settings import Count, Names, OneOf, Positive, Range, check_fields, refuse
 from instructrec_jax.stages.dry_run import DryRun, open_dry
 from instructrec_jax.stages.run_data import RunData, dataset_of
+from instructrec_jax.stages.score.ensemble import Members, open_members, score_together
 from instructrec_jax.stages.score.request_sets import (
     PendingRequest,
     Rendering,
@@ -59,6 +59,8 @@ class ScoreSettings:
     Attributes:
       checkpoint_path: a step folder, or a MODEL_DIR for its best (CHECKPOINT_PATH); or Flan-T5 or
         T5 1.1 as Hugging Face or T5X keep it, see `checkpoints.source.open_source`.
+      ensemble: further checkpoints of one vocabulary (ENSEMBLE): what is written is the mean of all
+        log-likelihoods.
       output_dir: where the parts go (INFER_OUTPUT_DIR).
       tasks: ranking tasks, or mixtures, which stand for all they hold of the evaluation pool. With
         `requests` they only name the dataset whose templates and vocabulary are used.
@@ -89,6 +91,7 @@ class ScoreSettings:
     candidate_view: Strategy = dataclasses.field(default_factory=AllAtOnce)
     normaliser: str | None = None
     with_prior: bool = False
+    ensemble: Sequence[str] = ()
     num_requests: Count | None = None
     step_tokens: Count = 2048
     shard_size: Annotated[int, Range(1, 1_000_000)] = 512
@@ -138,17 +141,17 @@ def score(
     words = {"work": work, "output_dir": run.output_dir}
     if dry_run:
         dry = open_dry(run.checkpoint_path, model, mesh, **words)
-        return _dry_run(dry, model, data, run)
+        return _dry_run(dry, model, data, run, mesh=mesh)
     with stop_on(signal.SIGTERM) as asked, agreed(asked) as stop:
         with processes.sharing_errors():
-            checkpoint, device_mesh, shapes = open_for_run(
-                run.checkpoint_path, model, mesh, **words
-            )
+            checkpoint, device_mesh, _ = open_for_run(run.checkpoint_path, model, mesh, **words)
+            members = open_members(checkpoint, run.ensemble, run.normaliser)
+            shapes = members.shapes(device_mesh, dtype=model.dtype)
             normaliser, why = chosen_normaliser(run.normaliser, checkpoint.ranking)
             logger.info("candidates are ranked by %s, %s", normaliser, why)
             run = dataclasses.replace(run, normaliser=normaliser)
             opened = _open(data, run, checkpoint.tokenizer, model)
-            planned = _plan(model, opened, run, checkpoint)
+            planned = _plan(model, opened, run, members)
         folder = Path(run.output_dir)
         check_run(planned, config_text, folder)
         if processes.on_main(lambda: _is_done(folder, planned, opened.sets)):
@@ -156,14 +159,14 @@ def score(
         readers = [SetReader(own) for own in opened.sets]
         scorer = make_scorer(device_mesh, readers, step_tokens=run.step_tokens)
         keep_compiled(run.compilation_cache_dir)
-        restored = load_model(checkpoint, shapes)
+        models = members.load(shapes)
         processes.on_main(lambda: _claim(folder, planned, config_text))
         processes.check_seen(folder / manifest.FILE_NAME)
         is_finished = score_shards(
             readers,
             folder,
-            score=functools.partial(scorer, restored),
-            metadata=_metadata(planned, opened, run, checkpoint),
+            score=score_together(scorer, models),
+            metadata=_metadata(planned, opened, run, members),
             stop=stop,
             stale_seconds=run.stale_seconds,
         )
@@ -178,6 +181,8 @@ def _dry_run(
     model: T5Config,
     data: RunData,
     run: ScoreSettings,
+    *,
+    mesh: MeshSettings,
 ) -> DryRun:
     """Adds what is said of the data to a dry run."""
     with dry.row("data") as say:
@@ -186,9 +191,17 @@ def _dry_run(
         say(f"found: {number:,} requests in {run.requests or data.data_dir}")
         dry.rows["work"] = f"{number:,} requests: {dry.rows['work']}"
     if dry.checkpoint is not None and dry.would_start:
+        with dry.row("checkpoint") as say:
+            members = open_members(dry.checkpoint, run.ensemble, run.normaliser)
+            found = dry.rows["checkpoint"]
+            say(", and ".join([found, *(str(own.path) for own in members.sources[1:])]))
+    if dry.checkpoint is not None and dry.would_start:
+        shapes = members.shapes(make_mesh(mesh), dtype=model.dtype)
+        placed = zip(members.sources, shapes, strict=True)
+        dry.look_at_memory(*(source.shapes(own) for source, own in placed))
         normaliser, _ = chosen_normaliser(run.normaliser, dry.checkpoint.ranking)
         run = dataclasses.replace(run, normaliser=normaliser)
-        dry.look_at_output(run.output_dir, _plan(model, opened, run, dry.checkpoint))
+        dry.look_at_output(run.output_dir, _plan(model, opened, run, members))
     return dry
 
 
@@ -230,10 +243,10 @@ def _open(data: RunData, run: ScoreSettings, tokenizer: Path | None, model: T5Co
 
 
 def _plan(
-    model: T5Config, opened: _Opened, run: ScoreSettings, checkpoint: Source
+    model: T5Config, opened: _Opened, run: ScoreSettings, members: Members
 ) -> manifest.Manifest:
     """Returns the manifest of the run, its counts still empty."""
-    inputs = {"checkpoint": checkpoint.fingerprint(), **opened.inputs}
+    inputs = {"checkpoint": members.fingerprint(), **opened.inputs}
     for own in opened.sets:
         inputs[f"template {own.template}"] = own.wording_hash()
     settings = {
@@ -247,12 +260,13 @@ def _plan(
         "candidate_view": described(run.candidate_view),
         "with_prior": run.with_prior,
         "normaliser": run.normaliser,
+        **members.told(),
     }
     return manifest.Manifest(stage="score", inputs=inputs, settings=settings)
 
 
 def _metadata(
-    planned: manifest.Manifest, opened: _Opened, run: ScoreSettings, checkpoint: Source
+    planned: manifest.Manifest, opened: _Opened, run: ScoreSettings, members: Members
 ) -> dict[str, dict[str, Any]]:
     """Returns what the parts of each template tell; the same in every process of a run."""
     work = json.dumps([planned.inputs, planned.settings], sort_keys=True)
@@ -265,7 +279,8 @@ def _metadata(
         "candidate_view": planned.settings["candidate_view"],
         "feature_lengths": planned.settings["feature_lengths"],
         **opened.told,
-        "checkpoint_step": checkpoint.step,
+        "checkpoint_step": members.sources[0].step,
+        **members.told(),
         "versions": planned.versions,
     }
     return {

@@ -10,19 +10,19 @@ import functools
 import logging
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from instructrec_jax.checkpoints.ranking_config import chosen_normaliser
-from instructrec_jax.checkpoints.source import Source, load_model, open_source, open_vocabulary
+from instructrec_jax.checkpoints.source import Source, open_source, open_vocabulary
 from instructrec_jax.damage import FAIL, POLICIES, Damage
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.language import Query, Slot, Variant, slots_of
 from instructrec_jax.instructions.task_modules import SHIPPED, ranking_variant
 from instructrec_jax.metrics.ranking import PMI, checked_normalisers
 from instructrec_jax.parallel.compilation_cache import COMPILATION_CACHE_DIR, keep_compiled
-from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
+from instructrec_jax.parallel.mesh import MeshSettings, make_mesh
 from instructrec_jax.progress import Progress, StopAskedError, stop_on
 from instructrec_jax.requests.request_files import INSTRUCTION, TEXT_FIELDS, fitting_template
 from instructrec_jax.requests.row_files import ENDINGS, RowFile, ending_of
@@ -36,6 +36,7 @@ from instructrec_jax.scores.ranked_files import (
 )
 from instructrec_jax.settings import Count, OneOf, check_fields
 from instructrec_jax.stages.score import ScoreSettings, make_scorer
+from instructrec_jax.stages.score.ensemble import open_members, score_together
 from instructrec_jax.stages.score.request_sets import (
     PendingRequest,
     Rendering,
@@ -55,6 +56,8 @@ class RankedFile:
 
     Attributes:
       model: a MODEL_DIR, or Flan-T5 or T5 1.1 as Hugging Face or T5X keep it.
+      ensemble: further models of one vocabulary: candidates are ranked by the mean of what all
+        models rank them by.
       input: the requests: *.jsonl, *.csv, *.tsv (these also .gz) or *.parquet; - for JSONL from
         the standard input.
       output: the file of ranked candidates, with one of the same endings; - for JSONL to the
@@ -74,6 +77,7 @@ class RankedFile:
     model: str
     input: str
     output: str
+    ensemble: Sequence[str] = ()
     template: str | None = None
     normaliser: str | None = None
     dtype: Annotated[str, OneOf(("float32", "bfloat16"))] = "float32"
@@ -103,6 +107,7 @@ def rank_file(run: RankedFile) -> None:
         ending = ending_of(run.output, ENDINGS, "the output")
         check_output(run.output)
     source = open_source(run.model)
+    members = open_members(source, run.ensemble, run.normaliser)
     requests = _open_requests(run, source)
     normaliser, why = chosen_normaliser(run.normaliser, source.ranking)
     if normaliser == PMI:
@@ -111,11 +116,10 @@ def rank_file(run: RankedFile) -> None:
             "the gin way with WITH_PRIOR, or name another --normaliser"
         )
     logger.info("%s (%s) ranks by %s, %s", source.path, source.kind, normaliser, why)
-    config = dataclasses.replace(source.config, dtype=run.dtype)
     mesh, reader = make_mesh(MeshSettings()), SetReader(requests)
     scorer = make_scorer(mesh, [reader], step_tokens=ScoreSettings.step_tokens)
     keep_compiled(COMPILATION_CACHE_DIR)
-    model = load_model(source, abstract_model(config.init, mesh))
+    score = score_together(scorer, members.load(members.shapes(mesh, dtype=run.dtype)))
     if run.output != STDOUT:
         logger.info("%s appears when all is scored; nothing is kept of less", run.output)
     counted = Counter[str]()
@@ -123,7 +127,7 @@ def rank_file(run: RankedFile) -> None:
         try:
             with stop.interrupts():
                 rank = functools.partial(_ranked, reader, normaliser)
-                for rows in _shards(reader, functools.partial(scorer, model), rank, counted):
+                for rows in _shards(reader, score, rank, counted):
                     write(rows)
         except StopAskedError:
             raise UserError(
