@@ -141,6 +141,16 @@ def toy_prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def toy_matched(toy_prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of `baseline matcher` on "toy", trained on copies of its parameters, made once."""
+    from test_search_baselines import train
+
+    folder = tmp_path_factory.mktemp("matched") / "copies"
+    train(toy_prepared, folder, "matcher")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def toy_texts(toy_prepared: Path) -> Path:
     """Artefact B of the data set "toy", made once."""
     from instructrec_jax.stages.annotate import annotate

@@ -141,14 +141,6 @@ def test_the_matcher_retrieves_by_the_vectors_that_it_scores_by(data):
     assert found == pytest.approx(np.asarray(model.candidate_scores(batch)), abs=1e-4)
 
 
-@pytest.fixture(scope="module")
-def matched(toy_prepared, tmp_path_factory):
-    """The output of the matcher, trained on copies of its parameters."""
-    folder = tmp_path_factory.mktemp("matched") / "copies"
-    train(toy_prepared, folder, "matcher")
-    return folder
-
-
 @pytest.mark.parametrize("name", ["dssm", "tem"])
 def test_each_is_trained_and_ranks_its_scenario(toy_prepared, tmp_path, name):
     train(toy_prepared, tmp_path / name, name)
@@ -159,11 +151,11 @@ def test_each_is_trained_and_ranks_its_scenario(toy_prepared, tmp_path, name):
 
 
 def test_a_run_on_split_parameters_learns_what_one_on_copies_learns(
-    toy_prepared, tmp_path, matched
+    toy_prepared, tmp_path, toy_matched
 ):
     train(toy_prepared, tmp_path / "split", "matcher", mesh=MeshSettings(fsdp=2, tensor=2))
     losses, values = [], []
-    for folder in (matched, tmp_path / "split"):
+    for folder in (toy_matched, tmp_path / "split"):
         lines = read_metrics(folder / "metrics.jsonl")
         losses.append([line["loss"] for line in lines if "loss" in line])
         values.append(np.concatenate(read_scores(folder / "test").log_likelihood))
@@ -172,15 +164,15 @@ def test_a_run_on_split_parameters_learns_what_one_on_copies_learns(
 
 
 def test_an_earlier_runs_checkpoint_ranks_the_hard_negatives_that_it_retrieved(
-    toy_prepared, data, tmp_path, matched
+    toy_prepared, data, tmp_path, toy_matched
 ):
-    paths = {f"{split}_file": matched / f"retrieved/{split}.tsv.gz" for split in HELD_OUT}
+    paths = {f"{split}_file": toy_matched / f"retrieved/{split}.tsv.gz" for split in HELD_OUT}
     hard = tmp_path / "hard"
     candidates.lists(prepared_dir=toy_prepared, output_dir=hard, num_candidates=5, **paths)
-    train(hard, tmp_path / "again", "matcher", trained_dir=matched)
+    train(hard, tmp_path / "again", "matcher", trained_dir=toy_matched)
     assert not (tmp_path / "again" / "metrics.jsonl").exists()
     scores = read_scores(tmp_path / "again" / "test")
-    assert scores.metadata["candidates"] != read_scores(matched / "test").metadata["candidates"]
+    assert scores.metadata["candidates"] != read_scores(toy_matched / "test").metadata["candidates"]
     lists, _ = read_lists(paths["test_file"], data)
     assert len(scores.example_id) == len(data.histories)
     for row, (ids, values) in enumerate(
@@ -193,7 +185,7 @@ def test_an_earlier_runs_checkpoint_ranks_the_hard_negatives_that_it_retrieved(
         best_first = [found[item] for item in lists[row][:4]]
         assert best_first == pytest.approx(sorted(best_first, reverse=True), abs=1e-4)
     with pytest.raises(UserError, match="has the output of 'baseline matcher'"):
-        train(hard, tmp_path / "other", "tem", trained_dir=matched)
+        train(hard, tmp_path / "other", "tem", trained_dir=toy_matched)
 
 
 def test_dssm_refuses_a_scenario_where_nobody_asks(toy_prepared, tmp_path):

@@ -64,6 +64,7 @@ HOMES = {
     "uvicorn": {"serving"},
     "pydantic": {"serving"},
     "prometheus_client": {"serving"},
+    "usearch": {"serving"},
     "tensorflow": {"pipeline"},
     "tensorflow_datasets": {"pipeline"},
     "tensorflow_text": {"pipeline"},

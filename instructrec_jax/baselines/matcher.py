@@ -18,7 +18,7 @@ from flax import nnx
 from jax import Array
 from numpy.typing import NDArray
 
-from instructrec_jax.baselines.item_sequences import ItemSequences, longest_history
+from instructrec_jax.baselines.item_sequences import PADDING, ItemSequences, longest_history
 from instructrec_jax.baselines.item_transformer import (
     ItemTransformer,
     TransformerSizes,
@@ -76,6 +76,22 @@ class MatcherRows(ItemSequences):
             "candidate_features": self.titles[batch["candidate_tokens"]],
         }
 
+    def request_batch(self, history: Sequence[int], user_id: str | None) -> Batch:
+        """Returns what `last_user_vectors` reads of one user, whom the data need not know.
+
+        Args:
+          history: item ids, oldest first, at least one.
+          user_id: as in the data; who is not there, or None, has no embedding.
+        """
+        recent = [item + 1 for item in history[-self._scored_length :]]
+        tokens = np.array([[PADDING] * (self._scored_length - len(recent)) + recent], np.int32)
+        user = -1 if user_id is None else self._rows.get(user_id, -1)
+        return {
+            "tokens": tokens,
+            "users": np.array([user], np.int32),
+            "title_features": self.titles[tokens],
+        }
+
 
 class MatcherModel(nnx.Module):
     """The two towers; the logit of a user and an item is the product of their vectors."""
@@ -105,7 +121,7 @@ class MatcherModel(nnx.Module):
 
         Args:
           tokens: int32 [B, L], 0 = padding.
-          users: int32 [B].
+          users: int32 [B]; -1 is somebody who was not trained on, and has no embedding.
           titles: float32 [B, L, D], of the items.
           dropout_key: a key in training, None otherwise.
         """
@@ -118,6 +134,7 @@ class MatcherModel(nnx.Module):
         number = jnp.maximum(jnp.cumsum(is_item, axis=1), 1)
         mean = jnp.cumsum(jnp.where(is_item, titles, 0.0), axis=1) / number
         own = constrain(in_use(self.users, jnp.float32)[users], "embed")
+        own = jnp.where(users[:, None] >= 0, own, 0.0)
         return hidden + self.titles_before(dropout(mean)) + dropout(own)[:, None]
 
     def item_vectors(self, tokens: Array, titles: Array) -> Array:

@@ -71,3 +71,11 @@ class Recommender(Protocol):
     def init(self, data: PreparedData, key: jax.Array) -> Any:
         """Returns a randomly initialised model for a data set."""
         ...
+
+
+def filled(batch: Batch, size: int) -> Batch:
+    """Returns a batch of so many rows, the first one repeated: all batches are of one shape."""
+    return {
+        name: np.concatenate([rows, rows[:1].repeat(size - len(rows), 0)])
+        for name, rows in batch.items()
+    }

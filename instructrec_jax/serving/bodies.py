@@ -66,7 +66,9 @@ class RecommendRequest(_Strict):
     top_n: int = Field(default=10, ge=1, description="how many to return")
     explain: bool = Field(default=False, description="tell what the model read")
     record: bool = Field(default=False, description="as in /v1/rank")
-    user_id: Id | None = Field(default=None, description="whose ranking is kept")
+    user_id: Id | None = Field(
+        default=None, description="for whom: the matcher knows those that it was trained on"
+    )
 
 
 class RankedTitle(BaseModel):

@@ -14,9 +14,10 @@ from instructrec_jax.metrics.ranking import PMI
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 from instructrec_jax.serving.batching import Batcher, Limits
 from instructrec_jax.serving.monitoring import Figures
-from instructrec_jax.serving.retrieval import Retriever
+from instructrec_jax.serving.retrieval import CandidateSource, Retriever
 from instructrec_jax.serving.state import Engine, ModelCard
 from instructrec_jax.serving.text_ranker import TextRanker
+from instructrec_jax.serving.vectors import EmbeddedIndex, TowerSource, TrainedMatcher
 from instructrec_jax.serving.warm_scorer import WarmScorer
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def open_engines(settings: "ServeSettings", figures: Figures) -> tuple[Engine, .
       UserError: for a mistake in settings, a model or the catalogue.
     """
     paths = (settings.model, *settings.challengers)
-    retriever = _retriever(settings.prepared_dir)
+    retriever = _retriever(settings)
     found = tuple(
         _open_engine(path, name, settings, figures, retriever=retriever)
         for path, name in zip(paths, _names(paths), strict=True)
@@ -110,11 +111,16 @@ def _names(paths: Sequence[str]) -> list[str]:
     raise UserError(f"--challengers name one folder twice: {', '.join(paths)}; name other models")
 
 
-def _retriever(prepared_dir: str | None) -> Retriever | None:
+def _retriever(settings: "ServeSettings") -> Retriever | None:
     """Returns an index of the catalogue."""
-    if prepared_dir is None:
+    if settings.prepared_dir is None:
         return None
-    retriever = Retriever(read_prepared(prepared_dir))
+    data, sources = read_prepared(settings.prepared_dir), list[CandidateSource]()
+    if settings.matcher_dir is not None:
+        matcher = TrainedMatcher(settings.matcher_dir, settings.prepared_dir, data)
+        index = EmbeddedIndex(matcher.vectors.items)
+        sources.append(TowerSource(matcher.vectors, matcher.rows, index))
+    retriever = Retriever(data, *sources)
     logger.info("%d items may be recommended", len(retriever.items))
     return retriever
 

@@ -96,6 +96,7 @@ async def recommend(
                 number=min(body.num_candidates, engine.card.max_candidates),
                 exclude=body.exclude or (),
                 labels=body.labels or (),
+                user_id=body.user_id,
             ),
             " ".join([*_listed(body.intention), *_listed(body.preference)]),
             body.history or (),

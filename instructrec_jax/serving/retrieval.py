@@ -1,10 +1,13 @@
-"""Candidates from a whole catalogue: by the words of a query, by what occurs with a history.
+"""Candidates from a whole catalogue: what several sources find, fused by reciprocal rank.
 
-Both orders are fused by reciprocal rank (Cormack, Clarke and Büttcher, SIGIR 2009). Where a request
-tells of neither words nor items that the catalogue knows, the most popular items are taken.
+Source of the fusion: Cormack, Clarke and Büttcher, SIGIR 2009. Where no source finds enough, the
+most popular items follow.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +17,7 @@ from instructrec_jax.baselines.cooccurrence import (
     cooccurrence_embeddings,
     score_by_cooccurrence,
 )
+from instructrec_jax.baselines.matcher_vectors import best_items
 from instructrec_jax.baselines.popularity import count_items, training_histories
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.data.titles import model_title, path_labels
@@ -25,25 +29,103 @@ from instructrec_jax.records import Item
 
 _DAMPING = 60  # of reciprocal ranks
 _SEED = 0
+_DEPTH = 1000  # items that a source is asked for beyond those that are returned
+Ids: TypeAlias = NDArray[np.integer]
+NOTHING: Ids = np.zeros(0, np.int64)
 
 
-class Retriever:
-    """An index of a catalogue; threads may share it."""
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Wish:
+    """What is wanted, as sources read it.
+
+    Attributes:
+      words: of what is wanted, and liked; of titles too that the catalogue does not know.
+      history: ids of items, oldest first; unknown titles are left out.
+      user_id: whose history it is, None where that is not told.
+      labels: categories and brands, in lower case, that an item has to have, all of them.
+      among: the ids of all items that have them, ascending; None where there are no labels.
+    """
+
+    words: Sequence[str]
+    history: Sequence[int]
+    user_id: str | None = None
+    labels: Sequence[str] = ()
+    among: NDArray[np.int64] | None = None
+
+
+class CandidateSource(Protocol):
+    """Finds items by one kind of evidence; threads may share it."""
+
+    def find(self, wish: Wish, number: int) -> Ids:
+        """Returns ids of items with the labels of the wish, best first: the first has rank 1.
+
+        Args:
+          wish: what is wanted.
+          number: how many at most; none where this evidence tells nothing.
+        """
+        ...
+
+
+class WordSource:
+    """What shares words with a query, by BM25."""
 
     def __init__(self, data: PreparedData) -> None:
-        """Indexes what `prepare` wrote; of histories only what is for training."""
-        self.items: Sequence[Item] = data.items
-        histories = training_histories([history.item_ids for history in data.histories])
-        self._counts = count_items(histories, num_items=len(data.items))
-        self._vectors = cooccurrence_embeddings(histories, len(data.items), ITEM_DIM, _SEED)
+        """Indexes titles, brands and categories."""
         self._index = BM25(
             [content_words(f"{item.title} {item.brand} {item.category}") for item in data.items]
         )
+
+    def find(self, wish: Wish, number: int) -> Ids:
+        """See `CandidateSource`."""
+        return _best(self._index.scores(wish.words), number, wish)
+
+
+class CooccurrenceSource:
+    """What occurs together with the items of a history."""
+
+    def __init__(self, histories: Sequence[NDArray[np.int64]], counts: NDArray[np.int64]) -> None:
+        """Learns from histories.
+
+        Args:
+          histories: item ids, for training only.
+          counts: [num_items] how often each stands in them.
+        """
+        self._counts = counts
+        self._vectors = cooccurrence_embeddings(histories, len(counts), ITEM_DIM, _SEED)
+
+    def find(self, wish: Wish, number: int) -> Ids:
+        """See `CandidateSource`."""
+        if not wish.history:
+            return NOTHING
+        everything = np.arange(len(self._counts), dtype=np.int32)[None]
+        scores = score_by_cooccurrence(
+            everything, [wish.history], vectors=self._vectors, counts=self._counts
+        )
+        return _best(scores[0], number, wish)
+
+
+class Retriever:
+    """An index of a catalogue; threads may share it.
+
+    Attributes:
+      items: of the catalogue.
+    """
+
+    def __init__(self, data: PreparedData, *more: CandidateSource) -> None:
+        """Indexes what `prepare` wrote; of histories only what is for training.
+
+        Args:
+          data: artefact A.
+          more: sources beside words and co-occurrence.
+        """
+        self.items: Sequence[Item] = data.items
+        histories = training_histories([history.item_ids for history in data.histories])
+        counts = count_items(histories, num_items=len(data.items))
+        self._sources: list[CandidateSource] = [WordSource(data)]
+        self._sources += [CooccurrenceSource(histories, counts), *more]
+        self._by_popularity = np.argsort(-counts, kind="stable")
         self._number = {_read(item.title): item.item_id for item in reversed(data.items)}
-        self._labels = [
-            {label.casefold() for label in (*path_labels(item.category), item.brand) if label}
-            for item in data.items
-        ]
+        self._having = _items_of_labels(data.items)
 
     def find(
         self,
@@ -53,40 +135,37 @@ class Retriever:
         number: int,
         exclude: Sequence[str] = (),
         labels: Sequence[str] = (),
+        user_id: str | None = None,
     ) -> list[Item]:
         """Returns the items that suit a request best, none of its history, no two titles equal.
 
         Args:
           query: what is wanted, and liked, in words.
-          history: titles, oldest first; unknown ones count as words.
+          history: titles, oldest first; unknown ones count as words where all are unknown.
           number: how many to return; fewer where the catalogue has fewer.
           exclude: titles that are not to be returned.
           labels: categories and brands that an item has to have, all of them.
+          user_id: whose history it is.
 
         Raises:
           UserError: if fewer than two items have the labels.
         """
         known = [self._number[_read(title)] for title in history if _read(title) in self._number]
-        words = content_words(" ".join([query, *([] if known else history)]))
-        scores: list[NDArray[np.floating]] = []
-        by_words = self._index.scores(words)
-        if (by_words > 0).any():
-            scores.append(by_words)
-        if known or not scores:
-            everything = np.arange(len(self.items), dtype=np.int32)[None]
-            scores.append(
-                score_by_cooccurrence(
-                    everything, [known], vectors=self._vectors, counts=self._counts
-                )[0]
-            )
+        folded = [label.casefold() for label in labels]
+        wish = Wish(
+            words=content_words(" ".join([query, *([] if known else history)])),
+            history=known,
+            user_id=user_id,
+            labels=folded,
+            among=self._items_with(folded),
+        )
         hidden = {_read(title) for title in (*history, *exclude)}
         found: dict[str, Item] = {}
-        for item_id in _fused(scores):
+        for item_id in self._in_order(wish, number + len(hidden) + _DEPTH):
             item = self.items[item_id]
             title = _read(item.title)
-            if title in hidden or title in found or not self._has(item_id, labels):
-                continue
-            found[title] = item
+            if title not in hidden and title not in found:
+                found[title] = item
             if len(found) == number:
                 break
         if len(found) < 2:
@@ -94,19 +173,53 @@ class Retriever:
             raise UserError(f"the catalogue has {len(found)} items{what} that may be recommended")
         return list(found.values())
 
-    def _has(self, item_id: int, labels: Sequence[str]) -> bool:
-        return all(label.casefold() in self._labels[item_id] for label in labels)
+    def _in_order(self, wish: Wish, number: int) -> Iterator[int]:
+        """Yields what the sources find, and after it all other items that have the labels."""
+        yield from fused([source.find(wish, number) for source in self._sources])
+        rest = self._by_popularity
+        yield from (rest if wish.among is None else rest[np.isin(rest, wish.among)]).tolist()
+
+    def _items_with(self, labels: Sequence[str]) -> NDArray[np.int64] | None:
+        """Returns the ids of the items that have all labels, None where there are none."""
+        found: NDArray[np.int64] | None = None
+        for label in labels:
+            own = self._having.get(label, np.zeros(0, np.int64))
+            found = own if found is None else np.intersect1d(found, own, assume_unique=True)
+        return found
 
 
-def _fused(scores: Sequence[NDArray[np.floating]]) -> list[int]:
-    """Returns item ids by the sum of their reciprocal ranks; a score of 0 or less tells nothing."""
-    total = np.zeros(len(scores[0]))
-    for own in scores:
-        order = np.argsort(-own, kind="stable")
-        rank = np.empty(len(own))
-        rank[order] = np.arange(1, len(own) + 1)
-        total += np.where(own > 0, 1 / (_DAMPING + rank), 0.0)
-    return np.argsort(-total, kind="stable").tolist()
+def fused(lists: Sequence[Ids]) -> list[int]:
+    """Returns all ids of some lists by the sum of their reciprocal ranks, best first.
+
+    Args:
+      lists: of ids without repeats, best first.
+    """
+    ids = np.concatenate([NOTHING, *lists])
+    shares = [1 / (_DAMPING + np.arange(1, len(own) + 1)) for own in lists]
+    unique, places = np.unique(ids, return_inverse=True)
+    total = np.bincount(places, np.concatenate([[], *shares]), minlength=len(unique))
+    return unique[np.argsort(-total, kind="stable")].tolist()
+
+
+def labels_of(item: Item) -> set[str]:
+    """Returns the categories and the brand of an item, in lower case."""
+    return {label.casefold() for label in (*path_labels(item.category), item.brand) if label}
+
+
+def _items_of_labels(items: Sequence[Item]) -> dict[str, NDArray[np.int64]]:
+    """Returns the ids of each label's items, ascending."""
+    pairs = sorted((label, item.item_id) for item in items for label in labels_of(item))
+    return {
+        label: np.array([item_id for _, item_id in own], np.int64)
+        for label, own in itertools.groupby(pairs, key=lambda pair: pair[0])
+    }
+
+
+def _best(scores: NDArray[np.floating], number: int, wish: Wish) -> Ids:
+    """Returns the items of the highest scores; a score of 0 or less tells nothing."""
+    own = scores if wish.among is None else scores[wish.among]
+    found = best_items(np.where(own > 0, own, -np.inf), number)
+    return found if wish.among is None else wish.among[found]
 
 
 def _read(title: str) -> str:

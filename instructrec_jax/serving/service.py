@@ -54,6 +54,8 @@ class ServeSettings:
       challengers: further models, in memory beside the first. Each user gets one of all and keeps
         it, and `instructrec feedback report` compares them; /v1/rerank is the first one's alone.
       prepared_dir: what `prepare` wrote of the catalogue that is recommended from.
+      matcher_dir: the output of `instructrec baseline matcher` on the same data, whose towers
+        retrieve too, beside words and co-occurrence.
       bind: address and port; others than those of this machine need TLS or a proxy that has it.
       tls_certificate_path: the certificate in PEM, with its chain; HTTPS then.
       tls_key_path: its key.
@@ -84,6 +86,7 @@ class ServeSettings:
     state_dir: str
     challengers: Sequence[str] = ()
     prepared_dir: str | None = None
+    matcher_dir: str | None = None
     bind: str = "127.0.0.1:8080"
     tls_certificate_path: str | None = None
     tls_key_path: str | None = None
@@ -110,6 +113,8 @@ class ServeSettings:
             checked_normalisers([self.normaliser])
         if (self.tls_certificate_path is None) != (self.tls_key_path is None):
             raise refuse(self, "tls_key_path", "a certificate and its key, or neither")
+        if self.matcher_dir is not None and self.prepared_dir is None:
+            raise refuse(self, "matcher_dir", "--prepared_dir too, of the data it was trained on")
         _address(self)
 
 

@@ -7,21 +7,13 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from instructrec_jax.baselines.recommender import Batch, RowSource
+from instructrec_jax.baselines.recommender import RowSource, filled
 from instructrec_jax.models.sharding import constrained_by
 from instructrec_jax.parallel.mesh import LogicalMesh
 from instructrec_jax.parallel.placement import num_batch_shares, place_batch
 from instructrec_jax.records import CandidateList
 
 _SCORED_ROWS = 1024  # examples scored at a time
-
-
-def filled(batch: Batch, size: int) -> Batch:
-    """Returns a batch of so many rows, the first one repeated: all batches are of one shape."""
-    return {
-        name: np.concatenate([rows, rows[:1].repeat(size - len(rows), 0)])
-        for name, rows in batch.items()
-    }
 
 
 class CandidateScorer:
