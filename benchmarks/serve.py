@@ -39,7 +39,8 @@ class Service:
         token = make_token(state_dir=str(state), name="load", requests_per_minute=10**9)
         self.log = (state / "log").open("w+")
         words = [sys.executable, "-m", "instructrec_jax", "serve", f"--model={model}"]
-        words += [f"--state_dir={state}", "--bind=127.0.0.1:0", *flags]
+        # Without a cache: some of the invented requests come again.
+        words += [f"--state_dir={state}", "--bind=127.0.0.1:0", "--cached_candidates=0", *flags]
         self.process = subprocess.Popen(words, stderr=self.log, stdout=self.log)
         while not (found := re.search(r"127\.0\.0\.1:(\d+);", (state / "log").read_text())):
             if self.process.poll() is not None:
