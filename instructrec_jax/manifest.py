@@ -15,6 +15,7 @@ from typing import Any
 
 from instructrec_jax import files
 from instructrec_jax.errors import UserError
+from instructrec_jax.settings import masked
 
 _LOGGER = logging.getLogger(__name__)
 FILE_NAME = "manifest.json"
@@ -264,7 +265,7 @@ def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
 def _command() -> str:
     """Returns the command line as typed, without the place where the program is installed."""
     program = Path(sys.argv[0]).name.replace("__main__.py", "instructrec")
-    text = shlex.join([program, *sys.argv[1:]])
+    text = masked(shlex.join([program, *sys.argv[1:]]))
     return text.encode("utf-8", "backslashreplace").decode()  # paths need not be UTF-8
 
 

@@ -62,6 +62,14 @@ class Web:
         return 'the address of a server, such as "http://127.0.0.1:8000/v1"'
 
 
+@dataclasses.dataclass(frozen=True)
+class FileOrDatabase:
+    """Marks the setting that is a path or the address of a PostgreSQL database."""
+
+    def __str__(self) -> str:
+        return 'a path, or a database such as "postgresql://USER@HOST/DATABASE"'
+
+
 MAX_CANDIDATES = 100_000  # of one list: every example holds one
 MAX_ROWS = 65_536  # of a batch
 Rows = Annotated[int, Range(1, MAX_ROWS)]
@@ -74,10 +82,13 @@ Positive = Annotated[float, Range(0, is_open=True)]
 NotNegative = Annotated[float, Range(0)]
 Names = Annotated[collections.abc.Sequence[str], Range(1)]
 WebAddress = Annotated[str, Web()]
+Place = Annotated[str, FileOrDatabase()]
 
 
 # `Path` leaves one slash of two. A single letter before the colon is a drive.
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+_DATABASE = re.compile(r"postgresql(\+psycopg)?://")
+_PASSWORD = re.compile(r"(://[^:/@\s]*):[^\s]*@|([?&]password=)[^\s&]*")
 _REMEDIES = {
     "gs": "mount the bucket (gcsfuse), or copy it (gcloud storage rsync)",
     "s3": "mount the bucket (mount-s3), or copy it (aws s3 sync)",
@@ -138,15 +149,48 @@ def address_problem(value: Any) -> str:
     return ""
 
 
+def check_addresses(owner: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Checks that no value is an address but those that may be, and these of a kind that is read.
+
+    Args:
+      owner: the dataclass or function that takes the values.
+      values: by name.
+
+    Raises:
+      SettingError: for the first that is one.
+    """
+    hints = _hints(owner)
+    for name, value in values.items():
+        hint = hints.get(name)
+        if not _is_address(hint):
+            problem = address_problem(value)
+        elif isinstance(value, str) and (expected := misfit(value, hint)):
+            problem = f"is {shown(value)}; expected {expected}"
+        else:
+            problem = ""
+        if problem:
+            raise SettingError(owner.__qualname__, name, problem)
+
+
 def refuse(settings: Any, name: str, expected: str) -> SettingError:
     """Returns the error for a field that its annotation cannot describe."""
     problem = f"is {shown(getattr(settings, name))}; expected {expected}"
     return SettingError(type(settings).__qualname__, name, problem)
 
 
+def is_database(place: str) -> bool:
+    """Returns whether a place is the address of a database, not a path."""
+    return _DATABASE.match(place) is not None
+
+
+def masked(text: str) -> str:
+    """Returns a text whose addresses show no password."""
+    return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[1] else f"{found[2]}***", text)
+
+
 def shown(value: Any) -> str:
-    """Returns a value as a message shows it: in one line, and not without end."""
-    text = repr(value)
+    """Returns a value as a message shows it: in one line, not without end, with no password."""
+    text = masked(repr(value))
     return text if len(text) <= 120 else f"{text[:120]}..."
 
 
@@ -182,14 +226,22 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 def _check(owner: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    check_addresses(owner, values)
     hints = _hints(owner)
-    for name, value in values.items():
-        if hints[name] != WebAddress and (problem := address_problem(value)):
-            raise SettingError(owner.__qualname__, name, problem)
     for name, value in values.items():
         if expected := misfit(value, hints[name]) or ("a text that is not empty" * (value == "")):
             problem = f"is {shown(value)}; expected {expected}"
             raise SettingError(owner.__qualname__, name, problem)
+
+
+def _is_address(hint: Any) -> bool:
+    """Returns whether a type is that of addresses, or of addresses or None."""
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) is Annotated:
+        return any(isinstance(each, Web | FileOrDatabase) for each in parts)
+    return typing.get_origin(hint) in (typing.Union, types.UnionType) and any(
+        map(_is_address, parts)
+    )
 
 
 @functools.cache
@@ -206,6 +258,8 @@ def _annotated_misfit(value: Any, hint: Any, limits: tuple[Any, ...]) -> str:
         if isinstance(limit, OneOf) and value not in limit.names:
             return words
         if isinstance(limit, Web) and not re.match(r"https?://[^/@?#]+(/[^@?#]*)?$", value):
+            return words
+        if isinstance(limit, FileOrDatabase) and _ADDRESS.match(value) and not is_database(value):
             return words
         is_sized = isinstance(value, collections.abc.Sized)
         if isinstance(limit, Range) and not limit.holds(len(value) if is_sized else value):

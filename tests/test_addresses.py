@@ -17,6 +17,7 @@ from instructrec_jax.settings import SettingError
 ADDRESS = "gs://bucket/folder"
 REFUSAL = "is 'gs://bucket/folder'; expected a path on this machine: mount the bucket (gcsfuse), "
 SERVER_REFUSAL = "is 'gs://bucket/folder'; expected the address of a server, such as "
+DATABASE_REFUSAL = "is 'gs://bucket/folder'; expected a path, or a database such as "
 VERBS = [v for verb in main.VERBS for v in (verb.verbs if isinstance(verb, Group) else [verb])]
 PLAIN = [v for v in VERBS if not v.takes_gin or v.name == "score"]
 
@@ -31,8 +32,8 @@ def function_of(verb):
 
 
 def refusal_of(name):
-    """What is said of an address; a server has one, of the web."""
-    return SERVER_REFUSAL if name == "base_url" else REFUSAL
+    """What is said of an address; a server has one, of the web, and a database one of its own."""
+    return {"base_url": SERVER_REFUSAL, "feedback": DATABASE_REFUSAL}.get(name, REFUSAL)
 
 
 def typed(verb, flag, value):

@@ -15,6 +15,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.requests.request_files import RequestFile
 from instructrec_jax.requests.row_files import RowFile
 from instructrec_jax.serving.feedback import (
+    FILE_NAME,
     FeedbackStore,
     Impression,
     ShownItem,
@@ -114,13 +115,13 @@ for number in range(10**6):
 
 def test_what_was_acknowledged_survives_a_kill(tmp_path):
     speaker = subprocess.Popen(
-        [sys.executable, "-c", SPEAKER, tmp_path], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SPEAKER, tmp_path / FILE_NAME], stdout=subprocess.PIPE, text=True
     )
     said = [speaker.stdout.readline() for _ in range(20)]
     speaker.send_signal(signal.SIGKILL)
     said += speaker.stdout.readlines()
     speaker.wait()
-    store = FeedbackStore(tmp_path)
+    store = FeedbackStore(tmp_path / FILE_NAME)
     kept = {each.impression_id: each.items[0].verdicts for each in store.impressions()}
     store.close()
     assert len(said) >= 20
@@ -145,7 +146,7 @@ def kept(number, template, reward, model="m"):
 
 
 def test_templates_are_compared_with_intervals_that_hold_at_every_look(tmp_path):
-    store = FeedbackStore(tmp_path)
+    store = FeedbackStore(tmp_path / FILE_NAME)
     for number in range(60):
         for template, reward in (("A7", number % 3 == 0), ("A8", number % 10 != 0)):
             impression, is_liked = kept(number, template, reward)
@@ -166,7 +167,7 @@ def test_templates_are_compared_with_intervals_that_hold_at_every_look(tmp_path)
 def test_a_folder_without_feedback_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no feedback"):
         report_feedback(state_dir=str(tmp_path))
-    FeedbackStore(tmp_path).close()
+    FeedbackStore(tmp_path / FILE_NAME).close()
     with pytest.raises(UserError, match='"record": true'):
         report_feedback(state_dir=str(tmp_path))
     with pytest.raises(UserError, match="nothing that was liked"):

@@ -65,6 +65,8 @@ HOMES = {
     "pydantic": {"serving"},
     "prometheus_client": {"serving"},
     "usearch": {"serving"},
+    "sqlalchemy": {"serving"},
+    "psycopg": {"serving"},
     "tensorflow": {"pipeline"},
     "tensorflow_datasets": {"pipeline"},
     "tensorflow_text": {"pipeline"},

@@ -26,6 +26,7 @@ from instructrec_jax.cli import (
 from instructrec_jax.cli.interruption import INTERRUPTED, interruptible
 from instructrec_jax.cli.verb import Group, Verb
 from instructrec_jax.errors import UserError
+from instructrec_jax.settings import masked
 
 VERBS: tuple[Verb | Group, ...] = (
     data_verbs.DATA,
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return _failed("instructrec: an error of the program")
     except KeyboardInterrupt:
-        again = shlex.join(["instructrec", *arguments])
+        again = masked(shlex.join(["instructrec", *arguments]))
         line = f"interrupted; the same command goes on from what was saved: {again}"
         messages.show(line, sys.stderr)
         return INTERRUPTED

@@ -10,7 +10,7 @@ from typing import Any
 
 from instructrec_jax.cli import flags, messages
 from instructrec_jax.errors import UserError
-from instructrec_jax.settings import SettingError, address_problem
+from instructrec_jax.settings import SettingError, check_addresses
 
 GIN_BINDINGS = "--gin_bindings"
 
@@ -98,9 +98,7 @@ class Verb:
         function = self.load()
         try:
             arguments = flags.arguments_of(function, vars(options)) | self.more_arguments(options)
-            for name, value in arguments.items():
-                if problem := address_problem(value):
-                    raise SettingError(function.__qualname__, name, problem)
+            check_addresses(function, arguments)
             returned = function(**arguments)
         except SettingError as error:
             typed = self.spelled.get(error.name, f"--{error.name}")

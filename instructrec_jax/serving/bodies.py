@@ -111,7 +111,7 @@ class FeedbackRequest(_Strict):
     """What somebody says of a candidate of a ranking that was asked for with `record`."""
 
     impression_id: Id
-    index: int = Field(ge=0, description="of the candidate, as the ranking told it")
+    index: int = Field(ge=0, le=2**31 - 1, description="of the candidate, as the ranking told it")
     verdict: Literal["up", "down", "taken"] = Field(description="the last one counts")
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import secrets
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import numpy as np
 
 from instructrec_jax.database import Database
 from instructrec_jax.seeds import stable_seed
+from instructrec_jax.serving.postgres import PostgresDatabase
+from instructrec_jax.settings import is_database
 
 FILE_NAME = "feedback.sqlite"
 UP, DOWN, TAKEN = "up", "down", "taken"
@@ -120,17 +122,28 @@ def shown_order(number: int, explored: float, impression_id: str) -> list[int]:
 
 
 class FeedbackStore:
-    """The impressions and the feedback of a service."""
+    """The impressions and the feedback of a service.
 
-    def __init__(self, state_dir: Path | str) -> None:
-        """Opens the file, or begins it."""
-        self._database = Database(
-            Path(state_dir) / FILE_NAME,
-            fingerprint="feedback",
-            tables=_TABLES,
-            kind="file of feedback",
-            holds="what users said",
-        )
+    Attributes:
+      path: where they are, for messages.
+    """
+
+    def __init__(self, place: Path | str) -> None:
+        """Opens a file or a database, or begins it.
+
+        Args:
+          place: a path, for SQLite, or the address of a PostgreSQL database.
+
+        Raises:
+          UserError: if it cannot be used.
+        """
+        told = {"fingerprint": "feedback", "tables": _TABLES, "kind": "file of feedback"}
+        self._database: Database | PostgresDatabase
+        if is_database(str(place)):
+            self._database = PostgresDatabase(str(place), **told)
+        else:
+            self._database = Database(Path(place), **told, holds="what users said")
+        self.path = str(self._database.path)
 
     def add(self, impression: Impression) -> None:
         """Keeps a ranking that is about to be shown."""
@@ -181,19 +194,15 @@ class FeedbackStore:
     def impressions(self) -> Iterator[Impression]:
         """Yields all rankings with what was said of them, oldest first."""
         names = self._database.rows("SELECT * FROM impressions ORDER BY time, id")
+        # Read after the rankings: of each of these, all is there.
+        rows: dict[str, list[Any]] = defaultdict(list)
+        said: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for name, *row in self._database.rows(f"SELECT {_SHOWN} FROM shown ORDER BY position"):
+            rows[name].append(row)
+        for name, candidate, verdict in self._database.rows(_VERDICTS):
+            said[name][candidate].append(verdict)
         for name, *fields, request in names:
-            said: dict[int, list[str]] = {}
-            for candidate, verdict in self._database.rows(
-                "SELECT candidate, verdict FROM feedback WHERE impression = ? ORDER BY number",
-                (name,),
-            ):
-                said.setdefault(candidate, []).append(verdict)
-            rows = self._database.rows(
-                "SELECT position, candidate, item_id, title, model_position, score FROM shown "
-                "WHERE impression = ? ORDER BY position",
-                (name,),
-            )
-            yield _impression(name, fields, request, rows, said)
+            yield _impression(name, fields, request, rows.pop(name, []), said[name])
 
     def counts(self) -> Counter[str]:
         """Returns how many rankings there are, and how many of each verdict."""
@@ -202,11 +211,13 @@ class FeedbackStore:
         return found
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes it."""
         self._database.close()
 
 
 _VERDICT_COUNTS = "SELECT verdict, count(*) FROM feedback GROUP BY verdict"
+_VERDICTS = "SELECT impression, candidate, verdict FROM feedback ORDER BY number"
+_SHOWN = "impression, position, candidate, item_id, title, model_position, score"
 _ITEM = ("position", "candidate", "item_id", "title", "model_position", "score")
 _OF_IMPRESSION = ("time", "token", "user_id", "model", "template", "num_candidates", "explored")
 

@@ -2,14 +2,19 @@
 
 import asyncio
 import functools
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+from instructrec_jax.errors import UserError
 from instructrec_jax.serving import bodies, feedback, tokens
 from instructrec_jax.serving.gate import Call
 from instructrec_jax.serving.refusals import RefusedError
 from instructrec_jax.serving.state import Service
 
+logger = logging.getLogger(__name__)
+_Made = TypeVar("_Made")
 # Fields of a rank request that are none of a row of a file of requests.
 NOT_OF_THE_ROW = {"template", "normaliser", "top_n", "explain", "record", "user_id", "item_ids"}
 
@@ -66,7 +71,7 @@ async def kept(
             for position, at in enumerate(order[: body.top_n], start=1)
         ),
     )
-    await asyncio.to_thread(service.feedback.add, impression)
+    await _done(functools.partial(service.feedback.add, impression))
     shown = [titles[at] for at in order[: body.top_n]]
     explored = order != list(range(len(titles)))
     return answer.model_copy(
@@ -77,13 +82,30 @@ async def kept(
 async def say(service: Service, call: Call, body: bodies.FeedbackRequest) -> bodies.FeedbackAnswer:
     """Keeps what somebody says of a candidate that was shown."""
     assert call.token is not None
-    is_kept = await asyncio.to_thread(
-        functools.partial(service.feedback.say, token=call.token.name),
-        body.impression_id,
-        body.index,
-        body.verdict,
+    is_kept = await _done(
+        functools.partial(
+            service.feedback.say,
+            body.impression_id,
+            body.index,
+            body.verdict,
+            token=call.token.name,
+        )
     )
     if not is_kept:
         problem = "this token was shown no such candidate in a ranking of that impression_id"
         raise RefusedError(404, "not_shown", problem)
     return bodies.FeedbackAnswer()
+
+
+async def _done(work: Callable[[], _Made]) -> _Made:
+    """Returns what work on the store of feedback makes, once it is done.
+
+    Raises:
+      RefusedError: if it cannot be done now.
+    """
+    try:
+        return await asyncio.to_thread(work)
+    except UserError as error:
+        logger.error("feedback is not kept: %s", error)
+        problem = "the service cannot keep it now; try again later"
+        raise RefusedError(503, "not_kept", problem, retry_after=5) from None

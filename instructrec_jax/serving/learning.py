@@ -20,7 +20,7 @@ from instructrec_jax.metrics.always_valid import (
 from instructrec_jax.metrics.off_policy import Shown, policy_values
 from instructrec_jax.metrics.statistics import POWER, Interval
 from instructrec_jax.serving.feedback import FILE_NAME, VERDICTS, FeedbackStore, Impression
-from instructrec_jax.settings import Share, check_arguments
+from instructrec_jax.settings import Place, Share, check_arguments, is_database
 
 logger = logging.getLogger(__name__)
 INTERACTIONS, ITEMS, EXAMPLES = "interactions.jsonl", "items.jsonl", "examples.jsonl"
@@ -28,7 +28,9 @@ _FEW_USERS = 10  # resamples of so few tell nothing
 _MODEL, _RANDOM = "order of the model", "random order"
 
 
-def export_feedback(*, state_dir: str, output_dir: str) -> None:
+def export_feedback(
+    *, output_dir: str, state_dir: str | None = None, feedback: Place | None = None
+) -> None:
     """Writes feedback as logs that `prepare` reads, and as requests that `score` reads.
 
     What was liked or taken is an interaction of its user (interactions.jsonl, items.jsonl), and an
@@ -36,15 +38,17 @@ def export_feedback(*, state_dir: str, output_dir: str) -> None:
     with which the candidate stood where it did, so that training may weigh it.
 
     Args:
-      state_dir: folder of the service's tokens and feedback.
       output_dir: folder to write to.
+      state_dir: folder of the service's tokens and feedback.
+      feedback: the --feedback of the service, where it had one; in place of state_dir.
 
     Raises:
       UserError: if there is no feedback that could be written.
     """
+    check_arguments(export_feedback, locals())
     counted = Counter[str]()
     titles: dict[str, str] = {}
-    with _opened(state_dir) as store, files.atomic_directory(output_dir) as folder:
+    with _opened(state_dir, feedback) as store, files.atomic_directory(output_dir) as folder:
         with (
             (folder / INTERACTIONS).open("w", encoding="utf-8") as interactions,
             (folder / EXAMPLES).open("w", encoding="utf-8") as examples,
@@ -60,7 +64,7 @@ def export_feedback(*, state_dir: str, output_dir: str) -> None:
                         counted["interactions"] += 1
                         interactions.write(_line(interaction))
         if not counted["examples"]:
-            raise UserError(f"{state_dir} holds nothing that was liked or taken; nothing to write")
+            raise UserError(f"{store.path} holds nothing that was liked or taken; nothing to write")
         lines = (_line({"item_id": item, "title": title}) for item, title in titles.items())
         (folder / ITEMS).write_text("".join(lines), encoding="utf-8")
     logger.info(
@@ -69,19 +73,21 @@ def export_feedback(*, state_dir: str, output_dir: str) -> None:
     )
 
 
-def report_feedback(*, state_dir: str) -> list[str]:
+def report_feedback(*, state_dir: str | None = None, feedback: Place | None = None) -> list[str]:
     """Returns what was shown, what was said, and what other orders would have earned, in lines.
 
     Args:
       state_dir: folder of the service's tokens and feedback.
+      feedback: the --feedback of the service, where it had one; in place of state_dir.
 
     Raises:
       UserError: if nothing was shown yet.
     """
-    with _opened(state_dir) as store:
+    check_arguments(report_feedback, locals())
+    with _opened(state_dir, feedback) as store:
         impressions, counts = list(store.impressions()), store.counts()
     if not impressions:
-        raise UserError(f'{state_dir} holds no rankings; ask for them with "record": true')
+        raise UserError(f'{store.path} holds no rankings; ask for them with "record": true')
     num_answered = sum(any(item.verdicts for item in each.items) for each in impressions)
     lines = [
         f"rankings: {len(impressions)}, with feedback {num_answered}",
@@ -203,11 +209,15 @@ def _liked(impression: Impression) -> Iterator[tuple[dict[str, Any], dict[str, A
 
 
 @contextlib.contextmanager
-def _opened(state_dir: str) -> Iterator[FeedbackStore]:
+def _opened(state_dir: str | None, feedback: str | None) -> Iterator[FeedbackStore]:
     """Yields the feedback of a service."""
-    if not (Path(state_dir) / FILE_NAME).is_file():
-        raise UserError(f"{state_dir} holds no feedback; it is the --state_dir of `serve`")
-    store = FeedbackStore(state_dir)
+    if (state_dir is None) == (feedback is None):
+        raise UserError("name --state_dir of `serve`, or its --feedback where it had one")
+    place = feedback or str(Path(state_dir or "") / FILE_NAME)
+    if not is_database(place) and not Path(place).is_file():
+        found = feedback or state_dir
+        raise UserError(f"{found} holds no feedback; name --state_dir or --feedback of `serve`")
+    store = FeedbackStore(place)
     try:
         yield store
     finally:

@@ -24,6 +24,7 @@ from instructrec_jax.settings import (
     Natural,
     NotNegative,
     OneOf,
+    Place,
     Positive,
     Range,
     Share,
@@ -56,6 +57,9 @@ class ServeSettings:
       prepared_dir: what `prepare` wrote of the catalogue that is recommended from.
       matcher_dir: the output of `instructrec baseline matcher` on the same data, whose towers
         retrieve too, beside words and co-occurrence.
+      feedback: where feedback is kept: a path, for SQLite, or the address of a PostgreSQL database,
+        postgresql://USER@HOST/DATABASE (its password is better in PGPASSWORD or ~/.pgpass, since a
+        command line can be read); by default a file in state_dir.
       bind: address and port; others than those of this machine need TLS or a proxy that has it.
       tls_certificate_path: the certificate in PEM, with its chain; HTTPS then.
       tls_key_path: its key.
@@ -87,6 +91,7 @@ class ServeSettings:
     challengers: Sequence[str] = ()
     prepared_dir: str | None = None
     matcher_dir: str | None = None
+    feedback: Place | None = dataclasses.field(default=None, repr=False)  # may hold a password
     bind: str = "127.0.0.1:8080"
     tls_certificate_path: str | None = None
     tls_key_path: str | None = None
@@ -161,7 +166,7 @@ def open_application(
     """
     from instructrec_jax.serving import engine, monitoring, tokens
     from instructrec_jax.serving.application import make_application
-    from instructrec_jax.serving.feedback import FeedbackStore
+    from instructrec_jax.serving.feedback import FILE_NAME, FeedbackStore
     from instructrec_jax.serving.score_cache import ScoreCache
     from instructrec_jax.serving.state import Service
 
@@ -171,7 +176,7 @@ def open_application(
         logger.warning("no token is valid: make one with `instructrec token make`")
     audit = monitoring.AuditLog(Path(settings.state_dir) / monitoring.AUDIT_NAME)
     opened.callback(audit.close)
-    feedback = FeedbackStore(settings.state_dir)
+    feedback = FeedbackStore(settings.feedback or Path(settings.state_dir) / FILE_NAME)
     opened.callback(feedback.close)
     figures = monitoring.Figures()
     keep_compiled(COMPILATION_CACHE_DIR)
