@@ -58,6 +58,9 @@ def ease(*, asked: BaselineSettings, regularisation: Positive = ease_scorer.REGU
 def bm25(*, asked: BaselineSettings) -> None:
     """Ranks by BM25: the words of the query and of the titles of the last items.
 
+    Candidates are read with brand and category, of which specific queries are made; a model reads
+    titles alone.
+
     Args:
       asked: what is ranked, and where the scores go.
     """
