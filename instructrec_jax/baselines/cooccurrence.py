@@ -8,12 +8,14 @@ likeness to a user's history; of tokens, to start a model's embeddings where not
 import functools
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import linalg
 
+from instructrec_jax import files
 from instructrec_jax.baselines.popularity import count_items, training_histories
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
@@ -29,6 +31,7 @@ _NEGLIGIBLE = 1e-6  # relative: smaller eigenvalues and rows are rounding errors
 _DECIMALS = 6  # of a likeness, whose vectors are float32
 _NUM_CHECKED = 8  # directions looked for at a time in what is left of a matrix
 _CHUNK = 4096  # examples scored at once, to bound memory
+_GRID = 2.0**20  # steps of a vector's entry between 0 and 1
 
 
 class Cooccurrence:
@@ -202,8 +205,7 @@ def score_by_cooccurrence(
     Returns:
       [n, c] float32, higher is better, -inf at padding. Likeness is the mean cosine.
     """
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = (vectors / np.maximum(norms, 1e-9)).astype(np.float64)
+    unit = _unit(vectors).astype(np.float64)
     profile = np.zeros((len(histories), vectors.shape[1]))
     for row, items in enumerate(histories):
         recent = list(items)[-LAST_ITEMS:]
@@ -219,6 +221,63 @@ def score_by_cooccurrence(
         SIMILARITY_WEIGHT * likeness.round(_DECIMALS) + POPULARITY_WEIGHT * np.log1p(counts)[known]
     )
     return np.where(candidate_ids >= 0, scores, -np.inf).astype(np.float32)
+
+
+class CatalogueScores:
+    """What `score_by_cooccurrence` gives all items of the catalogue, to 1e-4.
+
+    The scores of a history are the same bits whatever it is scored with, on any machine: entries
+    of the vectors are multiples of 1 / 2^20, so that float64 holds every sum of their products
+    exactly, in whichever order a matrix product adds them.
+    """
+
+    def __init__(self, vectors: NDArray[np.float32], prior: NDArray[np.float64]) -> None:
+        """Takes what `of` finds and `write` keeps.
+
+        Args:
+          vectors: [items, dim], of norm 1 or 0, entries on the grid.
+          prior: [items] what an item has without any history.
+        """
+        self._vectors, self._prior = vectors.astype(np.float64), prior
+
+    @classmethod
+    def of(cls, data: PreparedData, *, seed: int) -> "CatalogueScores":
+        """Counts the training events of a data set, and none that is held out."""
+        training = training_histories(history.item_ids for history in data.histories)
+        vectors = cooccurrence_embeddings(training, len(data.items), ITEM_DIM, seed)
+        on_grid = (_unit(vectors) * _GRID).round() / _GRID
+        counts = count_items(training, num_items=len(data.items))
+        return cls(on_grid, POPULARITY_WEIGHT * np.log1p(counts))
+
+    def write(self, path: Path) -> None:
+        """Writes a file that `read` reads."""
+        with files.atomic_file(path) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, vectors=self._vectors.astype(np.float32), prior=self._prior)
+
+    @classmethod
+    def read(cls, path: Path) -> "CatalogueScores":
+        """Reads what `write` wrote."""
+        with np.load(path) as found:
+            return cls(found["vectors"], found["prior"])
+
+    def score(self, histories: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        """Returns [n, items], higher is better; histories are [n] item ids, oldest first."""
+        profile = np.zeros((len(histories), self._vectors.shape[1]))
+        numbers = np.ones((len(histories), 1))
+        for row, items in enumerate(histories):
+            if recent := list(items)[-LAST_ITEMS:]:
+                profile[row] = self._vectors[recent].sum(axis=0)
+                numbers[row] = len(recent)
+        scores: NDArray[np.float64] = profile @ self._vectors.T
+        scores *= SIMILARITY_WEIGHT / numbers
+        scores += self._prior
+        return scores
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns vectors of norm 1, or 0 where they are 0."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(norms, 1e-9)
 
 
 def _count_pairs(sequences: Sequence[NDArray[np.integer]], size: int) -> sparse.csr_matrix:

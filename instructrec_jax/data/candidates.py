@@ -33,6 +33,7 @@ def draw_negatives(
     number: int,
     rng: np.random.Generator,
     allow_fewer: bool = False,
+    preferred: Sequence[int] = (),
 ) -> list[int]:
     """Draws items uniformly, without replacement, no two of them nor the target of equal title.
 
@@ -44,9 +45,10 @@ def draw_negatives(
       number: how many to draw, at least 1.
       rng: seeded for this example alone.
       allow_fewer: return what there is, at least one, where the catalogue has too few.
+      preferred: items taken first, in order, as far as they may be; only what they leave is drawn.
 
     Returns:
-      [number] item ids in the order drawn.
+      [number] item ids in the order taken.
 
     Raises:
       UserError: if the catalogue has too few items of different titles.
@@ -69,7 +71,7 @@ def draw_negatives(
 
     # Nearly always enough; else the rest of the catalogue, shuffled, so it ends in any case.
     size = 4 * min(number, len(title_ids)) + 16
-    if not take(rng.integers(len(title_ids), size=size).tolist()):
+    if not take(preferred) and not take(rng.integers(len(title_ids), size=size).tolist()):
         enough = take(rng.permutation(len(title_ids)).tolist())
         if not enough and not (allow_fewer and chosen):
             advice = "" if allow_fewer else "allow fewer with --allow_fewer_candidates, "
@@ -90,6 +92,7 @@ def draw_candidates(
     num_candidates: int,
     rng: np.random.Generator,
     allow_fewer: bool = False,
+    preferred: Sequence[int] = (),
 ) -> tuple[int, ...]:
     """Returns the target among `num_candidates` - 1 negatives, in an order drawn from `rng`.
 
@@ -100,6 +103,7 @@ def draw_candidates(
       num_candidates: at least 2.
       rng: seeded for this example alone.
       allow_fewer: return a smaller set where the catalogue has too few items.
+      preferred: negatives as `draw_negatives` takes them.
 
     Raises:
       UserError: if the catalogue has too few items of different titles.
@@ -111,6 +115,7 @@ def draw_candidates(
         number=num_candidates - 1,
         rng=rng,
         allow_fewer=allow_fewer,
+        preferred=preferred,
     )
     candidates.append(target)
     rng.shuffle(candidates)

@@ -101,6 +101,10 @@ class Histories(Lazy[History]):
             self.user_ids, self.item_ids, self.starts, times=self.times, review_rows=review_rows
         )
 
+    def from_end(self) -> npt.NDArray[np.int64]:
+        """Returns [total] int64, 1 for the last item of a history, 2 for the one before it."""
+        return np.repeat(self.starts[1:], np.diff(self.starts)) - np.arange(len(self.item_ids))
+
     def __len__(self) -> int:
         """Returns the number of users."""
         return len(self.starts) - 1

@@ -7,6 +7,7 @@ them gives: files can be written in parallel, on many machines, or again after a
 import dataclasses
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated
@@ -14,19 +15,23 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 
-from instructrec_jax.data import candidates, titles
 from instructrec_jax.data.columnar import (
     HELD_OUT,
     LEAVE_ONE_OUT,
     PRODUCT_SEARCH,
-    TEST,
     TRAIN,
-    VALIDATION,
-    Histories,
 )
 from instructrec_jax.data.prepared import PreparedData
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.leaks import quotes_title
+from instructrec_jax.instructions.search_events import SearchEvents
+from instructrec_jax.instructions.train_negatives import (
+    RULES,
+    UNIFORM,
+    Asked,
+    CatalogueRanker,
+    TrainNegatives,
+)
 from instructrec_jax.records import (
     Annotation,
     CandidateList,
@@ -35,13 +40,10 @@ from instructrec_jax.records import (
     TeacherTexts,
 )
 from instructrec_jax.seeds import stable_seed
-from instructrec_jax.settings import MAX_CANDIDATES, Count, Range, Seed, check_fields
+from instructrec_jax.settings import MAX_CANDIDATES, Count, OneOf, Range, Seed, check_fields
 
-# Part of the manifest, so that records of another rule are not taken for the same work.
-TRAIN_NEGATIVES = "uniform; leave-one-out without the user's training items; search from all items"
 # Users whose texts stand for a product-search query: a record keeps several teacher texts.
 NUM_SEARCH_TEXTS = 3
-_FROM_END = {VALIDATION: 2, TEST: 1}  # index of the held-out event, counted from the end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,9 @@ class RecordSettings:
 
     Attributes:
       num_train_negatives: negatives beside the target of a training record.
+      train_negatives: what they are: "uniform" over the catalogue; by "popularity", as often as
+        training histories have them; or "matched" with the target, items next to it in the order of
+        the untrained co-occurrence scorer, for ranking the best items of a retriever.
       max_train_positions: most recent training targets of each user; all without it.
       shuffled_labels: the target of a training record is drawn among its candidates: a model that
         learns from such records must fall to chance, and `report` checks those that it is given.
@@ -58,6 +63,7 @@ class RecordSettings:
     """
 
     num_train_negatives: Annotated[int, Range(1, MAX_CANDIDATES)] = 9
+    train_negatives: Annotated[str, OneOf(tuple(RULES))] = UNIFORM
     max_train_positions: Count | None = None
     shuffled_labels: bool = False
     states_time: bool = False
@@ -71,7 +77,12 @@ class RecordBuilder:
     """Builds the records of one dataset."""
 
     def __init__(
-        self, data: PreparedData, settings: RecordSettings, texts: TeacherTexts | None
+        self,
+        data: PreparedData,
+        settings: RecordSettings,
+        texts: TeacherTexts | None,
+        *,
+        ranker: CatalogueRanker | None = None,
     ) -> None:
         """Takes what all records are made from.
 
@@ -79,9 +90,17 @@ class RecordBuilder:
           data: artefact A.
           settings: what else decides.
           texts: artefact B; None for records without preferences and vague intentions.
+          ranker: in whose order "matched" negatives stand beside their target; it must not have
+            seen the held-out events.
         """
         self._data, self._settings, self._texts = data, settings, texts
-        self._title_ids = titles.title_ids([item.title for item in data.items])
+        self._negatives = TrainNegatives(
+            data,
+            rule=settings.train_negatives,
+            number=settings.num_train_negatives,
+            seed=settings.seed,
+            ranker=ranker,
+        )
         self._held_out = frozenset(
             item for item, split in enumerate(data.search_splits) if split in HELD_OUT
         )
@@ -99,7 +118,9 @@ class RecordBuilder:
             return len(self._evaluation(config, split))
         return len(self._positions if config == LEAVE_ONE_OUT else self._search_items)
 
-    def records(self, config: str, split: str, numbers: range) -> Iterator[InstructionRecord]:
+    def records(
+        self, config: str, split: str, numbers: range, counts: Counter[str] | None = None
+    ) -> Iterator[InstructionRecord]:
         """Yields the records with these numbers, in order.
 
         Training records are in seeded random order, because readers shuffle within a window only;
@@ -109,18 +130,20 @@ class RecordBuilder:
           config: "leave_one_out" or "product_search".
           split: "train", "validation" or "test".
           numbers: of the records, from 0.
+          counts: what `TrainNegatives.draw` counts is added to it.
         """
+        counts = Counter() if counts is None else counts
         if split != TRAIN:
             yield from self._evaluation_records(config, split, numbers)
-        elif config == LEAVE_ONE_OUT:
-            for user, position in self._positions[numbers.start : numbers.stop].tolist():
-                yield self._labelled(self._training_record(user, position))
-        else:
-            for item_id in self._search_items[numbers.start : numbers.stop].tolist():
-                example_id = f"item:{item_id}"
-                drawn = self._draw(example_id, item_id, frozenset())
-                row = _training_row(example_id, PRODUCT_SEARCH, "", -1, item_id, drawn)
-                yield self._labelled(self._search_record(row))
+            return
+        size = self._negatives.block
+        for begin in range(numbers.start, numbers.stop, size):
+            some = slice(begin, min(begin + size, numbers.stop))
+            if config == LEAVE_ONE_OUT:
+                made = self._training_records(self._positions[some].tolist(), counts)
+            else:
+                made = self._search_records(self._search_items[some].tolist(), counts)
+            yield from map(self._labelled, made)
 
     @functools.cached_property
     def _positions(self) -> npt.NDArray[np.int32]:
@@ -144,25 +167,50 @@ class RecordBuilder:
         chosen = {"target_id": record.candidate_ids[index], "target": record.candidates[index]}
         return dataclasses.replace(record, **chosen)  # type: ignore[arg-type]
 
-    def _training_record(self, user: int, position: int) -> InstructionRecord:
-        """Returns the record of one training position.
+    def _training_records(
+        self, positions: Sequence[tuple[int, int]], counts: Counter[str]
+    ) -> Iterator[InstructionRecord]:
+        """Yields the records of training positions (user, position).
 
         The specific intention is withheld where the target belongs to the held-out pairs of
         product search: such a pair is never trained on (PAPER section 7, reading 8).
+
+        Held-out items are negatives like all others, a user's own and those of product search:
+        where training avoids them, an item that was never a negative is likely to be the answer.
         """
+        asked = [self._asked(user, position) for user, position in positions]
+        drawn = self._negatives.draw(asked, counts)
+        for (user, position), one, candidate_ids in zip(positions, asked, drawn, strict=True):
+            history = self._data.histories[user]
+            row = _training_row(one, LEAVE_ONE_OUT, history.user_id, position, candidate_ids)
+            record = self._personal_record(row, user, history)
+            if one.target in self._held_out:
+                record = dataclasses.replace(record, specific_intention="")
+            yield record
+
+    def _asked(self, user: int, position: int) -> Asked:
+        """Returns what the candidates of a training position depend on."""
         history = self._data.histories[user]
-        target = history.item_ids[position]
-        example_id = f"{history.user_id}:{position}"
-        held_out = set(history.item_ids[-len(HELD_OUT) :])
-        known = set(history.item_ids[: -len(HELD_OUT)])
+        items = history.item_ids
+        held_out, known = set(items[-len(HELD_OUT) :]), set(items[: -len(HELD_OUT)])
         seen = self._data.seen_items[user].tolist()
-        excluded = frozenset(item for item in seen if item in known or item not in held_out)
-        drawn = self._draw(example_id, target, excluded)
-        row = _training_row(example_id, LEAVE_ONE_OUT, history.user_id, position, target, drawn)
-        record = self._personal_record(row, user, history)
-        if target in self._held_out:
-            record = dataclasses.replace(record, specific_intention="")
-        return record
+        return Asked(
+            example_id=f"{history.user_id}:{position}",
+            target=items[position],
+            excluded=frozenset(item for item in seen if item in known or item not in held_out),
+            history=items[:position],
+        )
+
+    def _search_records(
+        self, item_ids: Sequence[int], counts: Counter[str]
+    ) -> Iterator[InstructionRecord]:
+        """Yields the training records of items that are searched for."""
+        asked = [
+            Asked(example_id=f"item:{item}", target=item, excluded=frozenset(), history=None)
+            for item in item_ids
+        ]
+        for one, drawn in zip(asked, self._negatives.draw(asked, counts), strict=True):
+            yield self._search_record(_training_row(one, PRODUCT_SEARCH, "", -1, drawn))
 
     def _evaluation_records(
         self, config: str, split: str, numbers: range
@@ -248,54 +296,6 @@ class RecordBuilder:
     def _titles(self, item_ids: Sequence[int]) -> tuple[str, ...]:
         return tuple(self._data.items[item_id].title for item_id in item_ids)
 
-    def _draw(self, example_id: str, target: int, excluded: frozenset[int]) -> tuple[int, ...]:
-        """Returns a training record's candidates, drawn as the evaluation's are.
-
-        Held-out items are negatives like all others, a user's own and those of product search:
-        where training avoids them, an item that was never a negative is likely to be the answer.
-        """
-        return candidates.draw_candidates(
-            self._title_ids,
-            excluded=excluded,
-            target=target,
-            num_candidates=self._settings.num_train_negatives + 1,
-            rng=candidates.example_rng(
-                example_id, dataset=self._data.dataset, split=TRAIN, seed=self._settings.seed
-            ),
-            allow_fewer=True,
-        )
-
-
-class SearchEvents:
-    """The events of one split by item: where the texts of a product-search query come from."""
-
-    def __init__(self, histories: Histories, *, split: str) -> None:
-        """Indexes the events.
-
-        Args:
-          histories: [users].
-          split: "train" for those before the held-out two, else the one held out for it.
-        """
-        lengths = np.diff(histories.starts)
-        from_end = np.repeat(histories.starts[1:], lengths) - np.arange(len(histories.item_ids))
-        if split == TRAIN:
-            chosen = np.flatnonzero(from_end > max(_FROM_END.values()))
-        else:
-            chosen = np.flatnonzero(from_end == _FROM_END[split])
-        by_item = np.argsort(histories.item_ids[chosen], kind="stable")
-        self._events = chosen[by_item]
-        self._items = histories.item_ids[self._events]
-        self._starts = histories.starts
-
-    def draw(self, item_id: int, *, number: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-        """Returns (user index, position) of at most `number` events of an item, drawn from all."""
-        begin, end = np.searchsorted(self._items, [item_id, item_id + 1])
-        events = self._events[begin:end]
-        if len(events) > number:
-            events = rng.choice(events, size=number, replace=False)
-        users = np.searchsorted(self._starts, events, side="right") - 1
-        return list(zip(users.tolist(), (events - self._starts[users]).tolist(), strict=True))
-
 
 def training_positions(
     lengths: npt.NDArray[np.int64], *, max_positions: int | None, seed: int
@@ -342,21 +342,16 @@ def _distinct(texts: Iterable[Sequence[str]]) -> tuple[str, ...]:
 
 
 def _training_row(
-    example_id: str,
-    protocol: str,
-    user_id: str,
-    position: int,
-    target: int,
-    drawn: tuple[int, ...],
+    asked: Asked, protocol: str, user_id: str, position: int, drawn: tuple[int, ...]
 ) -> CandidateList:
     """Returns a training example in the form of the frozen ones."""
     return CandidateList(
-        example_id=example_id,
+        example_id=asked.example_id,
         protocol=protocol,
         split=TRAIN,
         user_id=user_id,
         position=position,
-        target_id=target,
+        target_id=asked.target,
         candidate_ids=drawn,
     )
 

@@ -20,9 +20,10 @@ from instructrec_jax.data.columnar import LEAVE_ONE_OUT, TRAIN
 from instructrec_jax.data.prepared import PreparedData, hashes_of, read_prepared
 from instructrec_jax.data.titles import path_labels
 from instructrec_jax.errors import UserError
-from instructrec_jax.instructions.builder import TRAIN_NEGATIVES, RecordSettings
+from instructrec_jax.instructions.builder import RecordSettings
 from instructrec_jax.instructions.language import Literal, Template, plain_text, plain_title
 from instructrec_jax.instructions.task_modules import SHIPPED, templates_of
+from instructrec_jax.instructions.train_negatives import RULES
 from instructrec_jax.manifest import (
     FILE_NAME,
     Manifest,
@@ -158,6 +159,7 @@ def _fill(
         left.unlink()
     build_shards.record_builder.cache_clear()
     try:
+        build_shards.write_ranker(work, data)
         shards = build_shards.plan_shards(work, planned.settings["records_per_shard"])
         pieces = _write_vocabulary(work, data, wording)
         _write_shards(work, shards, execution)
@@ -185,7 +187,7 @@ def _plan(
         del plain["title_pieces"]  # records of before have none either
     if not settings.shuffled_labels:
         del plain["shuffled_labels"]
-    plain["train_negatives"] = TRAIN_NEGATIVES
+    plain["train_negatives"] = RULES[settings.train_negatives]
     plain["teacher"] = NO_TEACHER
     if texts_dir is not None:
         texts = read_texts_manifest(texts_dir, prepared=prepared)

@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from instructrec_jax import files, workers
+from instructrec_jax.baselines.cooccurrence import CatalogueScores
 from instructrec_jax.data.columnar import CONFIGS, SPLITS
-from instructrec_jax.data.prepared import read_prepared
+from instructrec_jax.data.prepared import PreparedData, read_prepared
 from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.builder import RecordBuilder, RecordSettings
 from instructrec_jax.instructions.coverage import aspects_of, count_name
+from instructrec_jax.instructions.train_negatives import MATCHED
 from instructrec_jax.records import InstructionRecord
 from instructrec_jax.teacher.texts import Texts
 
 logger = logging.getLogger(__name__)
 _SUMMARY = ".summary.json"
 UNPACKED = "texts"  # folder of artefact B's texts as every worker reads them
+RANKER = "ranker.npz"  # in whose order negatives are matched, likewise
 _Tally = collections.Counter[str]
 
 
@@ -71,7 +74,16 @@ def record_builder(work: Work) -> RecordBuilder:
     texts = None
     if work.texts_dir is not None:
         texts = Texts(work.texts_dir, data.histories, unpacked=work.folder / UNPACKED)
-    return RecordBuilder(data, work.settings, texts)
+    ranker = None
+    if work.settings.train_negatives == MATCHED:
+        ranker = CatalogueScores.read(work.folder / RANKER)
+    return RecordBuilder(data, work.settings, texts, ranker=ranker)
+
+
+def write_ranker(work: Work, data: PreparedData) -> None:
+    """Writes what negatives are matched by, where they are: counted once, not by each worker."""
+    if work.settings.train_negatives == MATCHED and not (work.folder / RANKER).exists():
+        CatalogueScores.of(data, seed=work.settings.seed).write(work.folder / RANKER)
 
 
 def plan_shards(work: Work, records_per_shard: int) -> list[Shard]:
@@ -112,7 +124,7 @@ def write_shard(work: Work, shard: Shard) -> None:
         return
     counts: _Tally = collections.Counter()
     numbers = range(shard.start, shard.stop)
-    records = record_builder(work).records(shard.config, shard.split, numbers)
+    records = record_builder(work).records(shard.config, shard.split, numbers, counts)
     size = record_store.write_shard(path, _counted(records, shard, counts))
     found = {"size": dataclasses.asdict(size), "counts": counts}
     files.write_text(summary, json.dumps(found))
@@ -156,8 +168,9 @@ def finish(work: Work, shards: Iterable[Shard]) -> dict[str, int]:
 
 
 def remove_unpacked(work: Work) -> None:
-    """Removes the unpacked texts, which nothing needs once the records are written."""
+    """Removes what only workers read, which nothing needs once the records are written."""
     shutil.rmtree(work.folder / UNPACKED, ignore_errors=True)
+    (work.folder / RANKER).unlink(missing_ok=True)
 
 
 def _path(work: Work, shard: Shard) -> Path:
