@@ -8,7 +8,7 @@ is what the scorer does not know.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -29,6 +29,7 @@ RULES = {
     MATCHED: f"next to the target by co-occurrence; in search, or where there are none, {UNIFORM}; "
     + _POOL,
 }
+COUNTS = "train_negatives"  # first part of their names in a manifest
 AT_THE_TOP, MISSING = "targets_at_the_top", "missing"
 _SLACK = 16  # items taken beside those of a window, for there are some of equal title
 _RESOLUTION = 2.0**24  # steps of a score between 0 and 1
@@ -121,7 +122,7 @@ class TrainNegatives:
             )
             if self._rule != UNIFORM:
                 config = PRODUCT_SEARCH if one.history is None else LEAVE_ONE_OUT
-                name = f"train_negatives/{config}"
+                name = f"{COUNTS}/{config}"
                 by_rule = len(set(candidates) & (set(preferred) - {one.target}))
                 counts[f"{name}/{self._rule}"] += by_rule
                 counts[f"{name}/{UNIFORM}"] += len(candidates) - 1 - by_rule
@@ -164,12 +165,29 @@ class TrainNegatives:
             rank = int((own < target).sum())
             ranked = len(own) - len(one.excluded - {one.target})
             offset = int(rng.integers(self._number + 1))
-            counts[f"train_negatives/{LEAVE_ONE_OUT}/{AT_THE_TOP}"] += rank < self._number
+            counts[f"{COUNTS}/{LEAVE_ONE_OUT}/{AT_THE_TOP}"] += rank < self._number
             begin = max(0, min(rank - offset, ranked - self._number - 1))
             end = min(begin + self._number + 1 + _SLACK, ranked)
             window = np.partition(own, [begin, end - 1])[begin:end]
             window.sort()
             yield self._item_at[window & ((1 << self._bits) - 1)].tolist()
+
+
+def told_counts(counts: Mapping[str, int]) -> str:
+    """Returns in words what `TrainNegatives.draw` counted, "" for nothing.
+
+    Example:
+      {"train_negatives/leave_one_out/matched": 90, "train_negatives/leave_one_out/missing": 0} ->
+      "matched 90 of leave one out".
+    """
+    by_config: dict[str, list[str]] = {}
+    for name, number in counts.items():
+        family, _, rest = name.partition("/")
+        if family == COUNTS and number:
+            config, _, kind = rest.partition("/")
+            told = f"{kind.replace('_', ' ')} {number:,}"
+            by_config.setdefault(config.replace("_", " "), []).append(told)
+    return "; ".join(f"{', '.join(kinds)} of {config}" for config, kinds in by_config.items())
 
 
 def _training_counts(data: PreparedData) -> npt.NDArray[np.int64]:

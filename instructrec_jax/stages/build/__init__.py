@@ -23,7 +23,7 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.instructions.builder import RecordSettings
 from instructrec_jax.instructions.language import Literal, Template, plain_text, plain_title
 from instructrec_jax.instructions.task_modules import SHIPPED, templates_of
-from instructrec_jax.instructions.train_negatives import RULES
+from instructrec_jax.instructions.train_negatives import RULES, told_counts
 from instructrec_jax.manifest import (
     FILE_NAME,
     Manifest,
@@ -270,6 +270,8 @@ def _report(manifest: Manifest, folder: Path, texts_dir: Path | str | None) -> N
     """Logs what was written, and by whom the texts are."""
     for name, count in manifest.counts.items():
         logger.info("build: %s=%d", name, count)
+    if told := told_counts(manifest.counts):
+        logger.info("build: negatives of training, %s", told)
     teacher = manifest.settings["teacher"]
     if teacher == NO_TEACHER:
         logger.info(
