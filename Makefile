@@ -46,5 +46,5 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt | $(BIN)/pip
 	@touch $(INSTALLED)
 
 $(INSTALLED_TESTS): pyproject.toml setup.py constraints.txt | $(BIN)/pip
-	$(INSTALL) '.[test,beam,parity,serve,postgres,docs]'
+	$(INSTALL) '.[test,beam,parity,serve,qdrant,postgres,docs]'
 	@touch $(INSTALLED) $(INSTALLED_TESTS)

@@ -33,7 +33,11 @@ def function_of(verb):
 
 def refusal_of(name):
     """What is said of an address; a server has one, of the web, and a database one of its own."""
-    return {"base_url": SERVER_REFUSAL, "feedback": DATABASE_REFUSAL}.get(name, REFUSAL)
+    return {
+        "base_url": SERVER_REFUSAL,
+        "qdrant": SERVER_REFUSAL,
+        "feedback": DATABASE_REFUSAL,
+    }.get(name, REFUSAL)
 
 
 def typed(verb, flag, value):

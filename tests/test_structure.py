@@ -67,6 +67,7 @@ HOMES = {
     "usearch": {"serving"},
     "sqlalchemy": {"serving"},
     "psycopg": {"serving"},
+    "qdrant_client": {"serving"},
     "tensorflow": {"pipeline"},
     "tensorflow_datasets": {"pipeline"},
     "tensorflow_text": {"pipeline"},

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 
 from instructrec_jax.checkpoints.ranking_config import chosen_normaliser
 from instructrec_jax.checkpoints.source import Source, load_model, open_source, open_vocabulary
-from instructrec_jax.data.prepared import read_prepared
+from instructrec_jax.data.prepared import PreparedData, read_prepared
 from instructrec_jax.errors import UserError
 from instructrec_jax.metrics.ranking import PMI
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
+from instructrec_jax.serving import qdrant
 from instructrec_jax.serving.batching import Batcher, Limits
 from instructrec_jax.serving.monitoring import Figures
 from instructrec_jax.serving.retrieval import CandidateSource, Retriever
 from instructrec_jax.serving.state import Engine, ModelCard
 from instructrec_jax.serving.text_ranker import TextRanker
-from instructrec_jax.serving.vectors import EmbeddedIndex, TowerSource, TrainedMatcher
+from instructrec_jax.serving.vectors import EmbeddedIndex, TowerSource, TrainedMatcher, VectorIndex
 from instructrec_jax.serving.warm_scorer import WarmScorer
 
 if TYPE_CHECKING:
@@ -118,11 +119,19 @@ def _retriever(settings: "ServeSettings") -> Retriever | None:
     data, sources = read_prepared(settings.prepared_dir), list[CandidateSource]()
     if settings.matcher_dir is not None:
         matcher = TrainedMatcher(settings.matcher_dir, settings.prepared_dir, data)
-        index = EmbeddedIndex(matcher.vectors.items)
-        sources.append(TowerSource(matcher.vectors, matcher.rows, index))
+        sources.append(TowerSource(matcher.vectors, matcher.rows, _index(settings, matcher, data)))
     retriever = Retriever(data, *sources)
     logger.info("%d items may be recommended", len(retriever.items))
     return retriever
+
+
+def _index(settings: "ServeSettings", matcher: TrainedMatcher, data: PreparedData) -> VectorIndex:
+    """Returns what finds a matcher's items: in this process, or in a server."""
+    if settings.qdrant is None:
+        return EmbeddedIndex(matcher.vectors.items)
+    client, vectors = qdrant.connected(settings.qdrant), matcher.vectors.items
+    name = qdrant.filled_collection(client, matcher.fingerprint, vectors, data.items)
+    return qdrant.QdrantIndex(client, name)
 
 
 def _normaliser(settings: "ServeSettings", source: Source) -> str:

@@ -28,6 +28,7 @@ from instructrec_jax.settings import (
     Positive,
     Range,
     Share,
+    WebAddress,
     check_fields,
     refuse,
 )
@@ -57,6 +58,8 @@ class ServeSettings:
       prepared_dir: what `prepare` wrote of the catalogue that is recommended from.
       matcher_dir: the output of `instructrec baseline matcher` on the same data, whose towers
         retrieve too, beside words and co-occurrence.
+      qdrant: address of a Qdrant server that is to hold the vectors of matcher_dir, in a collection
+        of their own; its key is read from QDRANT_API_KEY. By default this process holds them.
       feedback: where feedback is kept: a path, for SQLite, or the address of a PostgreSQL database,
         postgresql://USER@HOST/DATABASE (its password is better in PGPASSWORD or ~/.pgpass, since a
         command line can be read); by default a file in state_dir.
@@ -91,6 +94,7 @@ class ServeSettings:
     challengers: Sequence[str] = ()
     prepared_dir: str | None = None
     matcher_dir: str | None = None
+    qdrant: WebAddress | None = None
     feedback: Place | None = dataclasses.field(default=None, repr=False)  # may hold a password
     bind: str = "127.0.0.1:8080"
     tls_certificate_path: str | None = None
@@ -120,6 +124,8 @@ class ServeSettings:
             raise refuse(self, "tls_key_path", "a certificate and its key, or neither")
         if self.matcher_dir is not None and self.prepared_dir is None:
             raise refuse(self, "matcher_dir", "--prepared_dir too, of the data it was trained on")
+        if self.qdrant is not None and self.matcher_dir is None:
+            raise refuse(self, "qdrant", "--matcher_dir too, whose vectors it is to hold")
         _address(self)
 
 
