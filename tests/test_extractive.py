@@ -13,7 +13,7 @@ from instructrec_jax.data.titles import category_path
 from instructrec_jax.instructions.leaks import quotes_title
 from instructrec_jax.records import Item
 from instructrec_jax.teacher.extractive import MAX_INTENTIONS, ExtractiveTeacher
-from instructrec_jax.teacher.extractive.intentions import complains, sentences, third_person
+from instructrec_jax.teacher.extractive.intentions import complains, sentences
 from instructrec_jax.teacher.texts import Teacher
 
 HARP = "Zindel Harp, Pack of 2"
@@ -307,19 +307,6 @@ def test_the_teacher_is_a_teacher_has_a_version_and_can_be_sent_to_workers():
     assert teacher.name == "extractive-3"
     history = TestPreferences.HISTORY
     assert copy.deepcopy(teacher).preferences(history) == teacher.preferences(history)
-
-
-@pytest.mark.parametrize(
-    ("text", "shifted"),
-    [
-        ("I love my harp", "The user loves their harp"),
-        ("I am looking for mine", "The user is looking for theirs"),
-        ("I would like one for us", "The user would like one for them"),
-        ("I want our army to be mighty", "The user wants their army to be mighty"),
-    ],
-)
-def test_the_user_is_spoken_of_as_they(text, shifted):
-    assert third_person(text) == shifted
 
 
 def test_sentences_are_cut_where_a_blank_is_missing_but_not_at_titles_of_persons():

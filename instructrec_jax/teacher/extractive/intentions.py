@@ -15,6 +15,7 @@ from pathlib import Path
 
 from instructrec_jax.data.titles import clean_text
 from instructrec_jax.instructions.leaks import content_words
+from instructrec_jax.instructions.persona import third_person
 from instructrec_jax.teacher.extractive.word_lists import WORDS, one_of, trimmed
 
 MAX_CHARS = 160  # two lines of a prompt, twice the mean of the paper's texts
@@ -31,7 +32,6 @@ _SENTENCE_END = re.compile(
     r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bJr)(?<!\b[A-Z])[.!?]+[\"')\]]*"
     r"(?:\s+|(?=[A-Z]))|[.!?]{2,}|\u2026"
 )
-_WORD = re.compile(r"\b")
 _LONE_I = re.compile(r"\bi(?=$|[\s,']|'(?:m|ve|d|ll)\b)")
 _COMPLAINT = re.compile(rf"\b(?:{one_of('complaints')}|\w+n't)\b", re.IGNORECASE)
 _DOUBT = re.compile(rf"\b(?:{one_of('doubts')}|(?:some|half|few) of)\b", re.IGNORECASE)
@@ -60,7 +60,6 @@ _VERBS |= {v: f"{v}s" for v in ("smell", "fit", "taste", "feel", "lather", "leav
 _COUNTED = re.compile(
     rf"\b(?:{one_of('counted', 'counted_aspects')}|gift idea|gift|present|stuffer)(?: for .*)?$"
 )
-_THIRD = {"my": "their", "our": "their", "me": "them", "us": "them", "mine": "theirs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,16 +150,6 @@ def intentions_in(sentence: str) -> Iterator[Intention]:
         first = rule.frame.format(x=phrase)
         if phrase and len(first) + _ROOM <= MAX_CHARS:
             yield Intention(first, third_person(first), rank)
-
-
-def third_person(text: str) -> str:
-    """Returns a text that begins with "I" seen from outside.
-
-    Example: "I want something for my son" -> "The user wants something for their son".
-    """
-    _, verb, rest = text.split(" ", 2)
-    said = {"am": "is", "would": "would"}.get(verb, f"{verb}s")
-    return f"The user {said} {''.join(_THIRD.get(word, word) for word in _WORD.split(rest))}"
 
 
 def _open_phrase(text: str) -> str:
