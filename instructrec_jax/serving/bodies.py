@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 MAX_ID = 200  # characters
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID)]
 Whole = Annotated[int, Field(ge=-(2**63) + 1, le=2**63 - 1)]
+FreeText = Annotated[str, Field(min_length=1, max_length=4000)]
 
 
 class _Strict(BaseModel):
@@ -15,7 +16,20 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class RankRequest(_Strict):
+class _Asked(_Strict):
+    """What somebody asks in their own words."""
+
+    text: FreeText | None = Field(
+        default=None,
+        description="free text, in place of `intention`: what is liked or wanted, by whom, without "
+        "what; the answer tells how it was understood",
+    )
+    turns: list[FreeText] | None = Field(
+        default=None, max_length=100, description="what the same person wrote before, oldest first"
+    )
+
+
+class RankRequest(_Asked):
     """Candidates, and what they are ranked by: the fields of `instructrec score --input`."""
 
     candidates: list[str] = Field(description="texts such as titles, two at least, no two equal")
@@ -49,7 +63,7 @@ class RankRequest(_Strict):
     user_id: Id | None = Field(default=None, description="whose ranking is kept")
 
 
-class RecommendRequest(_Strict):
+class RecommendRequest(_Asked):
     """What is liked or wanted; the candidates come from the catalogue of the service."""
 
     history: list[str] | None = Field(default=None, description="titles, oldest first")
@@ -92,15 +106,60 @@ class Explanation(BaseModel):
     num_tokens: int = Field(description="of the instruction")
 
 
+class ReadSentence(BaseModel):
+    """A sentence of free text."""
+
+    text: str
+    intent: Literal["P2", "I0", "I1", "I2"] | None = Field(
+        default=None,
+        description="P2 a lasting taste, I0 nothing asked, I1 a vague and I2 a specific wish",
+    )
+    decided_by: Literal["model", "rule"] | None = None
+    why: str | None = None
+
+
+class ReadCondition(BaseModel):
+    """A condition of free text on what may be ranked."""
+
+    field: Literal["category", "brand", "year", "price"]
+    said: str
+    values: list[str] = Field(description="labels of which an item has to have one")
+    least: float | None = None
+    most: float | None = None
+    is_excluded: bool = Field(description="whether items must not meet it")
+    is_applied: bool
+    problem: str | None = Field(default=None, description="why it was not applied")
+    num_removed: int = Field(description="items that it left out of those that were left before")
+    num_unknown: int = Field(description="items that stay though nobody knows whether they meet it")
+
+
+class Resolved(BaseModel):
+    """How free text was understood; by `request` and `template` the same ranking is made again."""
+
+    cell: str | None = Field(default=None, description='of the paper, such as "<P1,I1,T3>"')
+    template: str | None = None
+    request: dict[str, Any] | None = Field(
+        default=None, description="a row for `instructrec score --input`"
+    )
+    sentences: list[ReadSentence]
+    conditions: list[ReadCondition]
+    num_turns_dropped: int = Field(description="earlier turns that there was no room for")
+    notes: list[str]
+
+
 class RankAnswer(BaseModel):
     """The candidates, best first."""
 
     id: str
     model: str
-    template: str
+    template: str | None = Field(default=None, description="absent where nothing was ranked")
     normaliser: str
     candidates: list[RankedTitle]
     explanation: Explanation | None = None
+    tell_me_more: str | None = Field(
+        default=None, description="why nothing is ranked by this text, and what to say instead"
+    )
+    resolved: Resolved | None = Field(default=None, description="how `text` was understood")
     impression_id: str | None = Field(default=None, description="names this ranking in feedback")
     explored: bool | None = Field(
         default=None, description="whether the order of this ranking was drawn at random"
@@ -169,6 +228,7 @@ class ServedModel(BaseModel):
     target_tokens: int
     max_candidates: int
     has_catalogue: bool = Field(description="whether /v1/recommend is there")
+    free_text: str = Field(description="whether the model or rules read free text, and why")
 
 
 class Models(BaseModel):

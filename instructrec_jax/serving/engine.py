@@ -14,6 +14,7 @@ from instructrec_jax.metrics.ranking import PMI
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
 from instructrec_jax.serving import qdrant
 from instructrec_jax.serving.batching import Batcher, Limits
+from instructrec_jax.serving.free_text import TextReader
 from instructrec_jax.serving.monitoring import Figures
 from instructrec_jax.serving.retrieval import CandidateSource, Retriever
 from instructrec_jax.serving.state import Engine, ModelCard
@@ -95,7 +96,17 @@ def _open_engine(
         scorer=scorer,
         batcher=batcher,
         retriever=retriever,
+        reader=_reader(ranker, retriever),
     )
+
+
+def _reader(ranker: TextRanker, retriever: Retriever | None) -> TextReader:
+    """Returns what reads free text for a model and a catalogue."""
+    lengths = ranker.lengths
+    reader = TextReader(ranker.vocabulary, lengths["inputs"], lengths["targets"])
+    if retriever is not None:
+        reader.read_catalogue(retriever)
+    return reader
 
 
 def _names(paths: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 _Made = TypeVar("_Made")
 # Fields of a rank request that are none of a row of a file of requests.
 NOT_OF_THE_ROW = {"template", "normaliser", "top_n", "explain", "record", "user_id", "item_ids"}
+NOT_OF_THE_ROW |= {"text", "turns"}
 
 
 def check(call: Call, body: bodies.RankRequest) -> None:
@@ -55,7 +56,7 @@ async def kept(
         token=call.token.name if call.token else "",
         user_id=body.user_id,
         model=answer.model,
-        template=answer.template,
+        template=answer.template or "",
         num_candidates=len(titles),
         explored=service.explored,
         request=body.model_dump(exclude=NOT_OF_THE_ROW, exclude_none=True),

@@ -13,6 +13,7 @@ from typing import Any
 
 from instructrec_jax.instructions.language import plain_text
 from instructrec_jax.instructions.persona import third_person
+from instructrec_jax.records import Item
 from instructrec_jax.serving.filters import (
     Applied,
     CatalogueFields,
@@ -34,7 +35,7 @@ from instructrec_jax.serving.languages import ScriptReader
 from instructrec_jax.serving.retrieval import Retriever
 from instructrec_jax.tokenizer import SentencePieceModel
 
-MAX_TURNS = 5
+MAX_TURNS, MAX_SENTENCES = 5, 20
 _SHARE_OF_TURNS = 4  # turns and text together take at most a fourth of the instruction's tokens
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[\n;]+")
 # Where a taste ends and a wish begins: "I love puzzles and want a kite".
@@ -53,10 +54,9 @@ _TEMPLATES = {
     (False, VAGUE): "B7.second_vague",
     (False, TASTE): "B7.preference",
 }
-_TELL_MORE = "tell me more: "
 _UNSURE = (
-    "say what you like in general, such as \u201cI mostly read crime novels\u201d, or what you want "
-    "now, such as \u201ca gift for my son\u201d, or name a kind of item"
+    "say what you like in general, such as \u201cI mostly read crime novels\u201d, or what you "
+    "want now, such as \u201ca gift for my son\u201d, or name a kind of item"
 )
 
 
@@ -189,14 +189,18 @@ class TextReader:
         if unread.is_too_much or not plain_text(text):
             what = unread.message if unread.is_too_much else "the text is empty"
             return Reading(parts=[Part(text=text, turn=len(kept) - 1)], problem=what)
+        parts = [
+            Part(text=sentence, turn=turn)
+            for turn, each in enumerate(kept)
+            for sentence in _sentences(plain_text(each))
+        ]
+        notes = [unread.message] if unread.message else []
+        if (num_left_out := len(parts) - MAX_SENTENCES) > 0:
+            notes.append(f"the first {num_left_out} sentences were left out")
         return Reading(
-            parts=[
-                Part(text=sentence, turn=turn)
-                for turn, each in enumerate(kept)
-                for sentence in _sentences(plain_text(each))
-            ],
+            parts=parts[-MAX_SENTENCES:],
             num_turns_dropped=len(turns) - len(kept) + 1,
-            notes=[unread.message] if unread.message else [],
+            notes=notes,
         )
 
     def finish(
@@ -219,9 +223,10 @@ class TextReader:
         is_clear = any(part.guess and part.guess.intent for part in parts)
         problem = ""
         if not is_clear:
-            why = parts[-1].guess.why if parts[-1].guess else ""
-            problem = f"{_TELL_MORE}{why}; {_UNSURE}"
-        unclear = [f"{p.text!r} was not understood" for p in parts if p.guess and not p.guess.intent]
+            problem = ask_more(parts[-1].guess.why if parts[-1].guess else "")
+        unclear = [
+            f"{p.text!r} was not understood" for p in parts if p.guess and not p.guess.intent
+        ]
         return dataclasses.replace(
             reading,
             parts=parts,
@@ -244,14 +249,18 @@ class TextReader:
             found = merged(found, own)
         return found
 
-    def _item(self, title: str) -> Any:
-        assert self._retriever is not None
-        return self._retriever
+    def _item(self, title: str) -> Item:
+        """Returns what is known of a title."""
+        item = self._retriever.item_of(title) if self._retriever else None
+        return item or Item(item_id=-1, raw_id="", title=title)
 
 
-def nothing_to_rank_by() -> str:
-    """Returns what is asked where somebody wants nothing in particular and is not known."""
-    return f"{_TELL_MORE}nothing in particular is asked for, and there is no history; {_UNSURE}"
+def ask_more(why: str) -> str:
+    """Returns what is asked of somebody whose text nothing can be ranked by."""
+    return f"tell me more: {why}; {_UNSURE}"
+
+
+NOTHING_TO_RANK_BY = ask_more("nothing in particular is asked for, and there is no history")
 
 
 def _sentences(text: str) -> list[str]:

@@ -1,7 +1,6 @@
 """How the service answers: of its state, and with rankings."""
 
 import asyncio
-import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,18 +8,19 @@ from typing import Any
 import numpy as np
 
 from instructrec_jax.errors import UserError
-from instructrec_jax.instructions.token_budget import MisfitError
 from instructrec_jax.requests.request_files import fitting_template
 from instructrec_jax.requests.row_files import SingleRow
-from instructrec_jax.scores.ranked_files import Row
-from instructrec_jax.serving import bodies, feedback_handlers
-from instructrec_jax.serving.batching import BusyError, LateError
+from instructrec_jax.serving import (
+    bodies,
+    feedback_handlers,
+    free_text_handlers,
+    ranked_requests,
+)
+from instructrec_jax.serving.free_text_handlers import Understood
 from instructrec_jax.serving.gate import Call
 from instructrec_jax.serving.refusals import RefusedError
-from instructrec_jax.serving.score_cache import Keys, keys_of
 from instructrec_jax.serving.state import Engine, Service
 from instructrec_jax.serving.text_ranker import Prepared
-from instructrec_jax.teacher.scrubbing import scrub
 
 # What writes the instruction of a rerank request; the second shows no documents, so that any
 # number of them fits.
@@ -30,8 +30,10 @@ _WITHOUT_LIST = {
     "A7": "A1",
     "B7.specific": "B1.specific",
     "B7.preference": "B1.preference",
+    "B7.second_vague": "B1.second_vague",
     "C10.specific": "C4.specific",
     "C10.preference": "C1",
+    "C10.second_vague": "C2.second_vague",
 }
 _TEXTS = {"history", "preference", "intention", "context"}
 
@@ -61,6 +63,7 @@ async def models(service: Service, call: Call, body: None) -> bodies.Models:
             target_tokens=engine.ranker.lengths["targets"],
             max_candidates=engine.card.max_candidates,
             has_catalogue=engine.retriever is not None,
+            free_text=engine.reader.model.measured,
         )
         for engine in service.engines
     ]
@@ -70,10 +73,69 @@ async def models(service: Service, call: Call, body: None) -> bodies.Models:
 async def rank(service: Service, call: Call, body: bodies.RankRequest) -> bodies.RankAnswer:
     """Ranks candidates as `instructrec score --model` does."""
     engine, template = _engine(service, body.user_id or call.request_id), body.template
+    if body.text is not None or body.turns:
+        return await _rank_by_text(service, engine, call, body)
     if template is None and body.instruction is None:
         texts = body.model_dump(include=_TEXTS, exclude_none=True)
         template = _template_of(engine, call, texts, body.user_id)
     return await _rank(service, engine, call, body, templates=[template])
+
+
+async def _rank_by_text(
+    service: Service, engine: Engine, call: Call, body: bodies.RankRequest
+) -> bodies.RankAnswer:
+    """Ranks the candidates that meet what a text says."""
+    _check_number(engine, len(body.candidates), "candidates")
+    score = functools.partial(ranked_requests.score, service, engine, call)
+    found = await free_text_handlers.understood(
+        engine.reader, body, score, candidates=body.candidates
+    )
+    if found.problem:
+        return _unanswered(engine, call, body, found)
+    exclude = list(body.exclude or ())
+    if found.among is not None:
+        kept = set(found.among.tolist())
+        exclude += [text for n, text in enumerate(body.candidates) if n not in kept]
+    told = {"text": None, "turns": None, "preference": None, "exclude": exclude or None}
+    asked = body.model_copy(update={**told, **found.values})
+    name = body.template or _template_of(engine, call, found.values, body.user_id)
+    return await _rank_explicit(service, engine, call, asked, found=found, name=name)
+
+
+async def _rank_explicit(
+    service: Service,
+    engine: Engine,
+    call: Call,
+    asked: bodies.RankRequest,
+    *,
+    found: Understood,
+    name: str | None,
+) -> bodies.RankAnswer:
+    """Returns the answer to what a text says, with how it was understood."""
+    templates = _with_fallback(name or found.template)
+    answer = await _rank(service, engine, call, asked, templates=templates)
+    row = asked.model_dump(exclude=feedback_handlers.NOT_OF_THE_ROW, exclude_none=True)
+    resolved = bodies.Resolved.model_construct(request={"id": answer.id, **row})
+    cell = engine.ranker.cell(answer.template or "")
+    answer = answer.model_copy(update={"resolved": resolved})
+    return free_text_handlers.told(found, cell=cell, answer=answer)
+
+
+def _unanswered(
+    engine: Engine,
+    call: Call,
+    body: bodies.RankRequest | bodies.RecommendRequest,
+    found: Understood,
+) -> bodies.RankAnswer:
+    """Returns an answer that ranks nothing, and asks for more."""
+    answer = bodies.RankAnswer(
+        id=getattr(body, "id", None) or call.request_id,
+        model=engine.card.name,
+        normaliser=getattr(body, "normaliser", None) or engine.card.normaliser,
+        candidates=[],
+        tell_me_more=found.problem,
+    )
+    return free_text_handlers.told(found, cell=None, answer=answer)
 
 
 async def recommend(
@@ -84,12 +146,22 @@ async def recommend(
     if engine.retriever is None:
         problem = "the service has no catalogue; it is started with --prepared_dir then"
         raise RefusedError(404, "no_catalogue", problem)
-    texts = body.model_dump(include=_TEXTS, exclude_none=True)
+    found = None
+    if body.text is not None or body.turns:
+        score = functools.partial(ranked_requests.score, service, engine, call)
+        found = await free_text_handlers.understood(engine.reader, body, score)
+        if found.problem:
+            return _unanswered(engine, call, body, found)
+        texts = dict(found.values)
+    else:
+        texts = body.model_dump(include=_TEXTS, exclude_none=True)
     if not any(texts.get(name) for name in ("history", "preference", "intention")):
-        problem = "say what is wanted or liked: an intention, a preference or a history"
+        problem = "say what is wanted or liked: a text, an intention, a preference or a history"
         raise RefusedError(422, "unusable", problem)
     try:
-        name = _template_of(engine, call, texts, body.user_id) or fitting_template(SingleRow(texts))
+        name = _template_of(engine, call, texts, body.user_id)
+        if found is None:
+            name = name or fitting_template(SingleRow(texts))
         items = await asyncio.to_thread(
             functools.partial(
                 engine.retriever.find,
@@ -97,8 +169,9 @@ async def recommend(
                 exclude=body.exclude or (),
                 labels=body.labels or (),
                 user_id=body.user_id,
+                among=None if found is None else found.among,
             ),
-            " ".join([*_listed(body.intention), *_listed(body.preference)]),
+            " ".join([*_listed(texts.get("intention")), *_listed(texts.get("preference"))]),
             body.history or (),
         )
     except UserError as error:
@@ -110,8 +183,15 @@ async def recommend(
         **texts,
         **body.model_dump(include={"top_n", "explain", "record", "user_id"}),
     )
-    templates = [name, *([_WITHOUT_LIST[name]] if name in _WITHOUT_LIST else [])]
-    return await _rank(service, engine, call, asked, templates=templates)
+    if found is not None:
+        return await _rank_explicit(service, engine, call, asked, found=found, name=name)
+    assert name is not None
+    return await _rank(service, engine, call, asked, templates=_with_fallback(name))
+
+
+def _with_fallback(name: str) -> list[str | None]:
+    """Returns a template, and the one without a list of candidates that stands in for it."""
+    return [name, *([_WITHOUT_LIST[name]] if name in _WITHOUT_LIST else [])]
 
 
 async def _rank(
@@ -128,7 +208,7 @@ async def _rank(
     values = body.model_dump(exclude=feedback_handlers.NOT_OF_THE_ROW, exclude_none=True)
     values.setdefault("id", call.request_id)
     normaliser = body.normaliser or engine.card.normaliser
-    prepared, rows = await _ranked(
+    prepared, rows = await ranked_requests.ranked(
         service, engine, call, values, templates=templates, normaliser=normaliser
     )
     numbers = body.candidate_ids or range(len(body.candidates))
@@ -187,77 +267,6 @@ async def rerank(service: Service, call: Call, body: bodies.RerankRequest) -> bo
     )
 
 
-async def _ranked(
-    service: Service,
-    engine: Engine,
-    call: Call,
-    values: Mapping[str, Any],
-    *,
-    templates: Sequence[str | None],
-    normaliser: str,
-) -> tuple[Prepared, list[Row]]:
-    """Returns a request with its candidates, best first.
-
-    Args:
-      service: what counts.
-      engine: what ranks.
-      call: is told what is ranked.
-      values: by the fields of a file of requests.
-      templates: what writes the instruction, None for what suits the texts; the first one with
-        which it fits.
-      normaliser: what is ranked by.
-
-    Raises:
-      RefusedError: if the request cannot be used, or not now.
-    """
-    call.notes["candidates"] = len(values["candidates"])
-    if service.audits_texts:
-        call.notes["texts"] = _scrubbed(values)
-    batcher = engine.batcher
-    try:
-        with batcher.taken():
-            service.figures.taken.set(batcher.num_taken)
-            prepared, keys = await asyncio.to_thread(_prepared, engine, values, templates)
-            log_likelihood = service.cached(keys)
-            if log_likelihood is None:
-                log_likelihood = await batcher.score(prepared.tokens, came=call.came)
-                service.cache.keep(keys, log_likelihood)
-    except BusyError as busy:
-        problem = "too many requests are waiting; try again later"
-        raise RefusedError(429, "busy", problem, retry_after=busy.retry_after) from None
-    except LateError:
-        seconds = batcher.limits.deadline_seconds
-        problem = f"it was not ranked within {seconds:g} seconds; ask for less, or later"
-        raise RefusedError(503, "late", problem, retry_after=1) from None
-    finally:
-        service.figures.taken.set(batcher.num_taken)
-    service.figures.candidates.inc(len(log_likelihood))
-    return prepared, engine.ranker.ranked(prepared, log_likelihood, normaliser=normaliser)
-
-
-def _prepared(
-    engine: Engine, values: Mapping[str, Any], templates: Sequence[str | None]
-) -> tuple[Prepared, Keys]:
-    """Returns a request as tokens, and the names of its candidates in the cache.
-
-    Raises:
-      RefusedError: if it cannot be used.
-    """
-    *first, last = templates
-    prepared = None
-    try:
-        for template in first:
-            with contextlib.suppress(MisfitError):
-                prepared = engine.ranker.prepare(values, template=template)
-                break
-        if prepared is None:
-            prepared = engine.ranker.prepare(values, template=last)
-    except UserError as error:
-        name = f"request {values['id']!r}: "  # which nobody else could have sent
-        raise RefusedError(422, "unusable", str(error).removeprefix(name)) from None
-    return prepared, keys_of(engine.fingerprint, prepared.tokens)
-
-
 async def _shares(
     service: Service, engine: Engine, call: Call, query: str, texts: list[str]
 ) -> tuple[dict[str, float], int]:
@@ -265,7 +274,7 @@ async def _shares(
     if len(texts) == 1:
         return {texts[0]: 1.0}, 0
     values = {"id": call.request_id, "intention": query, "candidates": texts}
-    prepared, rows = await _ranked(
+    prepared, rows = await ranked_requests.ranked(
         service,
         engine,
         call,
@@ -313,14 +322,3 @@ def _explanation(engine: Engine, prepared: Prepared) -> bodies.Explanation:
         num_titles_cut=prepared.num_titles_cut,
         num_tokens=len(prepared.tokens.instruction),
     )
-
-
-def _scrubbed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the texts of a request without personal details."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, list):
-            return [clean(each) for each in value]
-        return scrub(value) if isinstance(value, str) else value
-
-    return {name: clean(value) for name, value in values.items() if name != "id"}

@@ -43,7 +43,7 @@ class Wish:
       history: ids of items, oldest first; unknown titles are left out.
       user_id: whose history it is, None where that is not told.
       labels: categories and brands, in lower case, that an item has to have, all of them.
-      among: the ids of all items that have them, ascending; None where there are no labels.
+      among: the ids of all items that may be found, ascending; None for all.
     """
 
     words: Sequence[str]
@@ -136,6 +136,7 @@ class Retriever:
         exclude: Sequence[str] = (),
         labels: Sequence[str] = (),
         user_id: str | None = None,
+        among: NDArray[np.int64] | None = None,
     ) -> list[Item]:
         """Returns the items that suit a request best, none of its history, no two titles equal.
 
@@ -146,25 +147,32 @@ class Retriever:
           exclude: titles that are not to be returned.
           labels: categories and brands that an item has to have, all of them.
           user_id: whose history it is.
+          among: ids of the items that may be returned, ascending; None for all.
 
         Raises:
           UserError: if fewer than two items have the labels.
         """
         known = [self._number[_read(title)] for title in history if _read(title) in self._number]
         folded = [label.casefold() for label in labels]
+        labelled = self._items_with(folded)
+        if among is not None and labelled is not None:
+            among = np.intersect1d(among, labelled, assume_unique=True)
         wish = Wish(
             words=content_words(" ".join([query, *([] if known else history)])),
             history=known,
             user_id=user_id,
             labels=folded,
-            among=self._items_with(folded),
+            among=labelled if among is None else among,
         )
         hidden = {_read(title) for title in (*history, *exclude)}
+        may_be = np.ones(len(self.items), np.bool_)
+        if wish.among is not None:
+            may_be = np.isin(np.arange(len(self.items)), wish.among, assume_unique=True)
         found: dict[str, Item] = {}
         for item_id in self._in_order(wish, number + len(hidden) + _DEPTH):
             item = self.items[item_id]
             title = _read(item.title)
-            if title not in hidden and title not in found:
+            if may_be[item_id] and title not in hidden and title not in found:
                 found[title] = item
             if len(found) == number:
                 break
@@ -172,6 +180,11 @@ class Retriever:
             what = f" with {', '.join(labels)}" if labels else ""
             raise UserError(f"the catalogue has {len(found)} items{what} that may be recommended")
         return list(found.values())
+
+    def item_of(self, title: str) -> Item | None:
+        """Returns the item of a title, None where the catalogue has no such title."""
+        number = self._number.get(_read(title))
+        return None if number is None else self.items[number]
 
     def _in_order(self, wish: Wish, number: int) -> Iterator[int]:
         """Yields what the sources find, and after it all other items that have the labels."""

@@ -15,6 +15,8 @@ from instructrec_jax.errors import UserError
 from instructrec_jax.seeds import stable_seed
 from instructrec_jax.serving.batching import Batcher
 from instructrec_jax.serving.feedback import FeedbackStore
+from instructrec_jax.serving.free_text import TextReader
+from instructrec_jax.serving.intents import CHECKS
 from instructrec_jax.serving.monitoring import Figures
 from instructrec_jax.serving.retrieval import Retriever
 from instructrec_jax.serving.score_cache import Keys, ScoreCache
@@ -54,6 +56,7 @@ class Engine:
       scorer: scores tokens.
       batcher: the queue before the scorer.
       retriever: finds candidates; None where there is no catalogue.
+      reader: reads free text.
     """
 
     card: ModelCard
@@ -62,6 +65,14 @@ class Engine:
     scorer: WarmScorer
     batcher: Batcher
     retriever: Retriever | None
+    reader: TextReader
+
+    def warm_up(self) -> None:
+        """Compiles what batches need, and measures how well the model reads free text."""
+        self.scorer.warm_up()
+        model = self.reader.model
+        model.calibrate(self.scorer(model.requests([text for _, text in CHECKS])))
+        logger.info("%s: %s", self.card.name, model.measured)
 
 
 class Service:
@@ -147,7 +158,7 @@ class Service:
     async def _put_in(self, engines: Sequence[Engine]) -> None:
         """Compiles engines, and has them answer what comes from now on."""
         for engine in engines:
-            await engine.batcher.in_scorer_thread(engine.scorer.warm_up)
+            await engine.batcher.in_scorer_thread(engine.warm_up)
         old, self.engines = self.engines, engines
         self.figures.compiled.set_function(lambda: sum(e.scorer.num_compiled for e in engines))
         for engine in engines:

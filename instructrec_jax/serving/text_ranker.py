@@ -64,7 +64,7 @@ class TextRanker:
           task_module: module that declares the templates.
         """
         self.lengths = {name: n for name, n in lengths.items() if name != "candidates"}
-        self._vocabulary, self._module = vocabulary, task_module
+        self.vocabulary, self._module = vocabulary, task_module
         self._variant = functools.lru_cache(functools.partial(ranking_variant, task_module))
 
     def check_template(self, name: str) -> None:
@@ -74,6 +74,10 @@ class TextRanker:
           UserError: if the task module has no such template, or it ranks no candidates.
         """
         self._variant(name)
+
+    def cell(self, name: str) -> str:
+        """Returns the paper's cell of a template, such as "<P1,I1,T3>"."""
+        return self._variant(name).cell
 
     def chosen_template(
         self, templates: Sequence[str], values: Mapping[str, Any], unit: str
@@ -112,10 +116,10 @@ class TextRanker:
         name = template or fitting_template(row)
         variant: Variant = self._variant(name) if name else INSTRUCTION
         record = RequestFile(row, [variant]).parse((1, values))
-        shown, num_titles_cut = arrange(record, self.lengths, self._vocabulary)
+        shown, num_titles_cut = arrange(record, self.lengths, self.vocabulary)
         renderer = TokenRenderer(
             variant=variant,
-            vocabulary=self._vocabulary,
+            vocabulary=self.vocabulary,
             feature_lengths=self.lengths,
             task=variant.name,
         )
@@ -159,4 +163,4 @@ class TextRanker:
 
     def instruction_text(self, prepared: Prepared) -> str:
         """Returns the instruction as the model reads it, pieces joined."""
-        return self._vocabulary.decode(prepared.tokens.instruction[:-1].tolist())
+        return self.vocabulary.decode(prepared.tokens.instruction[:-1].tolist())
