@@ -41,7 +41,8 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[\n;]+")
 # Where a taste ends and a wish begins: "I love puzzles and want a kite".
 _WISH_BEGINS = re.compile(
     r"(?:,|\band|\bbut|\bso)+\s+(?:now\s+|today\s+)?"
-    r"(?=(?:(?P<subject>i|we)\s+)?(?:want|need|am looking|would like)\b|(?:i|we)'(?:m|re|d)\b)",
+    r"(?=(?P<bare>want|need|am looking|would like)\b"
+    r"|(?:i|we)(?:'m|'re|'d| (?:really |also )?(?:want|need|am looking|would like))\b)",
     re.IGNORECASE,
 )
 _TEMPLATES = {
@@ -265,16 +266,8 @@ NOTHING_TO_RANK_BY = ask_more("nothing in particular is asked for, and there is 
 
 def _sentences(text: str) -> list[str]:
     """Returns the sentences of a text; a wish after a taste is a sentence of its own."""
-    found: list[str] = []
-    for sentence in _SENTENCE_END.split(text):
-        at = 0
-        for match in _WISH_BEGINS.finditer(sentence):
-            found.append(sentence[at : match.start()])
-            at = match.end()
-            if not re.match(r"(?:i|we)\b", sentence[at:], re.IGNORECASE):
-                sentence = f"{sentence[:at]}I {sentence[at:]}"
-        found.append(sentence[at:])
-    return [kept for each in found if (kept := each.strip(" .,"))]
+    parted = _WISH_BEGINS.sub(lambda found: "\nI " if found["bare"] else "\n", text)
+    return [kept for each in _SENTENCE_END.split(parted) if (kept := each.strip(" .,"))]
 
 
 def _joined(sentences: Sequence[str]) -> str:
