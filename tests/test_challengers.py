@@ -13,7 +13,7 @@ from instructrec_jax import open_model, rank
 from instructrec_jax.checkpoints.store import CheckpointStore
 from instructrec_jax.errors import UserError
 from instructrec_jax.serving.engine import _names
-from instructrec_jax.serving.feedback import FeedbackStore
+from instructrec_jax.serving.feedback import FILE_NAME, FeedbackStore
 from instructrec_jax.serving.learning import report_feedback
 
 TITLES = ["Quiet Fox", "Red Moon", "Tiny River", "Blue Bee"]
@@ -67,7 +67,7 @@ def test_all_models_are_told_and_documents_are_reranked_by_the_first(served):
 
 def test_the_report_compares_models_over_all_their_templates(tmp_path):
     """Kinds of requests that take different templates are no difference of the models."""
-    store = FeedbackStore(tmp_path)
+    store = FeedbackStore(tmp_path / FILE_NAME)
     for number in range(120):
         model, template = ["old", "new"][number % 2], ("A7", "B7")[number // 2 % 2]
         own, is_liked = kept(number, template, number % 3 == 0, model=model)
