@@ -38,6 +38,13 @@ FIELDS = CatalogueFields(ITEMS)
 WORDS = words_of([f"{item.title} {item.category} {item.brand}" for item in ITEMS])
 
 
+def test_years_that_few_titles_have_are_told_and_leave_nothing_out():
+    few = CatalogueFields([*ITEMS[2:], *ITEMS[2:3]])  # one title of three has a year
+    allowed, (applied,) = few.allowed(few.named_in("I want something from 1993"))
+    assert allowed.all() and applied.num_removed == 0
+    assert applied.problem == "only 1 of 3 items have a year that is known"
+
+
 @pytest.mark.parametrize(
     ("text", "left", "removed"),
     [

@@ -21,6 +21,7 @@ CATEGORY, BRAND, YEAR, PRICE = "category", "brand", "year", "price"
 Mask: TypeAlias = NDArray[np.bool_]
 Words: TypeAlias = tuple[str, ...]
 _MOST_WORDS = 6  # of a label
+_LEAST_YEARS = 0.5  # of the titles have a year, or years tell nothing
 _TITLE_YEAR = re.compile(r"\(((?:18|19|20)\d\d)\)")
 _TOKEN = re.compile(r"[^\W_]+(?:['\u2019.&-][^\W_]+)*")
 # What is wanted stands after the first of these, ...
@@ -172,8 +173,7 @@ class CatalogueFields:
         mask, applied = np.ones(self.num_items, np.bool_), []
         for condition in conditions:
             known, meets = self._meeting(condition)
-            if not known.any():
-                problem = f"no item has a {condition.field} that is known"
+            if problem := self._lacks(condition.field, int(known.sum())):
                 applied.append(Applied(condition=condition, problem=problem))
                 continue
             own = (meets ^ condition.is_excluded) & known
@@ -188,6 +188,15 @@ class CatalogueFields:
             )
             mask &= own
         return mask, applied
+
+    def _lacks(self, field: str, num_known: int) -> str:
+        """Returns why a field cannot tell items apart, "" where it can."""
+        if num_known == 0:
+            return f"no item has a {field} that is known"
+        # An item without a brand is none of a brand; one whose title names no year is of some year.
+        if field == YEAR and num_known < _LEAST_YEARS * self.num_items:
+            return f"only {num_known} of {self.num_items} items have a year that is known"
+        return ""
 
     def _meeting(self, condition: Filter) -> tuple[Mask, Mask]:
         """Returns of which items a condition's field is known, and which meet it, bool [n]."""

@@ -6,6 +6,7 @@ taken, and ends. Of several engines each user gets one, always the same.
 
 import asyncio
 import dataclasses
+import datetime
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 
@@ -163,7 +164,8 @@ class Service:
         self.figures.compiled.set_function(lambda: sum(e.scorer.num_compiled for e in engines))
         for engine in engines:
             self._run(engine.batcher.run())
-            logger.info("ready: %s of %d", engine.card.name, engine.card.made)
+            made = datetime.datetime.fromtimestamp(engine.card.made, datetime.UTC)
+            logger.info("ready: %s, saved %s", engine.card.name, made.isoformat())
         for engine in old:
             engine.batcher.close()
 
