@@ -164,6 +164,21 @@ def test_templates_are_compared_with_intervals_that_hold_at_every_look(tmp_path)
     assert plan_comparison(rate=0.3, difference=0.03).startswith("3760 users")
 
 
+def test_a_way_that_annoys_more_is_told_though_it_earns_as_much(tmp_path):
+    store = FeedbackStore(tmp_path / FILE_NAME)
+    for number in range(120):
+        own, _ = kept(number, ("A8", "A7")[number % 2], 0)
+        store.add(own)
+        if number % 2 and number % 3:
+            store.say(own.impression_id, 0, "up", token="t")  # a slip, taken back
+            store.say(own.impression_id, 0, "down", token="t")
+    store.close()
+    lines = report_feedback(state_dir=str(tmp_path))
+    reward, guardrail = [line for line in lines if line.startswith("  m, A7: 60 users")]
+    assert reward == "  m, A7: 60 users, +0.000 [+0.000, +0.000]"
+    assert guardrail.startswith("  m, A7: 60 users, +0.667") and "take it back" in guardrail
+
+
 def test_a_folder_without_feedback_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no feedback"):
         report_feedback(state_dir=str(tmp_path))

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from instructrec_jax.metrics.always_valid import (
 )
 from instructrec_jax.metrics.off_policy import Shown, policy_values
 from instructrec_jax.metrics.statistics import POWER, Interval
-from instructrec_jax.serving.feedback import FILE_NAME, VERDICTS, FeedbackStore, Impression
+from instructrec_jax.serving.feedback import DOWN, FILE_NAME, VERDICTS, FeedbackStore, Impression
 from instructrec_jax.settings import Place, Share, check_arguments, is_database
 
 logger = logging.getLogger(__name__)
@@ -129,30 +129,50 @@ def _comparisons(by_arm: Mapping[tuple[str, ...], Sequence[Impression]]) -> list
     """Returns how models, or models with templates, differ from the one that was shown most."""
     if len(by_arm) < 2:
         return []
-    rewards = {arm: _rewards_of_users(own) for arm, own in by_arm.items()}
-    most = max(rewards, key=lambda arm: (len(rewards[arm]), arm))
-    lines = [
-        f"reward of a user's rankings, minus that of {', '.join(most)} (intervals that hold "
-        "however often one looks):"
-    ]
-    for arm, own in sorted(rewards.items()):
-        if arm == most:
-            continue
-        if min(len(own), len(rewards[most])) < LEAST_USERS:
-            told = f"fewer than {LEAST_USERS} users, too early to say"
-        else:
-            found = always_valid_difference(own, rewards[most])
-            told = f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-        lines.append(f"  {', '.join(arm)}: {len(own)} users, {told}")
+    counts = {arm: len(_of_users(own, _reward)) for arm, own in by_arm.items()}
+    most = max(counts, key=lambda arm: (counts[arm], arm))
+    how = f"minus that of {', '.join(most)} (intervals that hold however often one looks):"
+    lines = []
+    for what, value in _MEASURES.items():
+        lines.append(f"{what}, {how}")
+        users = {arm: _of_users(own, value) for arm, own in by_arm.items()}
+        for arm, own in sorted(users.items()):
+            if arm == most:
+                continue
+            if min(len(own), len(users[most])) < LEAST_USERS:
+                told = f"fewer than {LEAST_USERS} users, too early to say"
+            else:
+                found = always_valid_difference(own, users[most])
+                told = f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+                if value is _dislike and found.low > 0:
+                    told += ", surely more: take it back"
+            lines.append(f"  {', '.join(arm)}: {len(own)} users, {told}")
     return lines
 
 
-def _rewards_of_users(impressions: Sequence[Impression]) -> list[float]:
-    """Returns the mean reward of each user's rankings; who is not named is a user each time."""
+def _of_users(
+    impressions: Sequence[Impression], value: Callable[[Impression], float]
+) -> list[float]:
+    """Returns the mean of each user's rankings; who is not named is a user each time."""
     found = defaultdict(list)
     for number, own in enumerate(impressions):
-        found[own.user_id or f"\0{number}"].append(sum(item.reward for item in own.items))
-    return [float(np.mean(rewards)) for rewards in found.values()]
+        found[own.user_id or f"\0{number}"].append(value(own))
+    return [float(np.mean(values)) for values in found.values()]
+
+
+def _reward(impression: Impression) -> float:
+    return sum(item.reward for item in impression.items)
+
+
+def _dislike(impression: Impression) -> float:
+    return float(any(item.verdicts[-1:] == (DOWN,) for item in impression.items))
+
+
+# A way of ranking that earns more may still annoy more; the second is there to notice that.
+_MEASURES: Mapping[str, Callable[[Impression], float]] = {
+    "reward of a user's rankings": _reward,
+    "guardrail: share of a user's rankings with something disliked last": _dislike,
+}
 
 
 def _policy_lines(impressions: Sequence[Impression]) -> list[str]:
