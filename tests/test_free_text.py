@@ -268,7 +268,7 @@ def test_where_nobody_is_sure_more_is_asked_for_and_nothing_ranked(shop):
     kinds = {path_labels(item.category)[1] for item in shop.items if item.brand == brand}
     other = next(iter({path_labels(item.category)[1] for item in shop.items} - kinds))
     for text, says in {
-        "zweifel": "neither a taste nor a wish",
+        "zweifel": "neither a preference nor an intention",
         "surprise me": "there is no history",
         f"{other} by {brand}": "0 of the 48 items of the catalogue meet all of",
         "воздушный змей": "Cyrillic script, of which this model's vocabulary has none",
@@ -290,7 +290,9 @@ def test_earlier_turns_join_what_is_wanted_and_later_conditions_replace_theirs(s
     found = asked(shop, {"turns": turns, "text": f"I want {second}"})["resolved"]
     assert [each["values"] for each in found["conditions"]] == [[second]]
     wanted = f"The user loves tea. The user wants {first}. The user wants {second}"
-    assert found["request"]["intention"] == wanted  # no template shows a taste without a history
+    assert (
+        found["request"]["intention"] == wanted
+    )  # no template shows a preference without a history
     assert found["num_turns_dropped"] == 0
 
 

@@ -17,7 +17,7 @@ from serve_toy import Served, save_served_model
 from instructrec_jax.data.prepared import read_prepared
 from instructrec_jax.errors import UserError
 from instructrec_jax.serving import qdrant
-from instructrec_jax.serving.retrieval import Retriever, Wish, labels_of
+from instructrec_jax.serving.retrieval import RetrievalRequest, Retriever, labels_of
 from instructrec_jax.serving.service import ServeSettings
 from instructrec_jax.serving.vectors import EmbeddedIndex, TowerSource, TrainedMatcher
 
@@ -153,18 +153,21 @@ def test_without_an_answer_the_other_sources_go_on_and_the_log_says_so_once(
 ):
     caplog.set_level(logging.INFO, qdrant.__name__)
     index, asked = filled(client, matcher, data), client.query_points
-    wish, vector = Wish(words=(), history=[0]), np.zeros(matcher.vectors.items.shape[1], np.float32)
+    request, vector = (
+        RetrievalRequest(words=(), history=[0]),
+        np.zeros(matcher.vectors.items.shape[1], np.float32),
+    )
 
     def fails(*_, **__):
         raise ConnectionError("a secret")
 
     monkeypatch.setattr(client, "query_points", fails)
-    assert [len(index.nearest(vector, 5, wish)) for _ in range(2)] == [0, 0]
+    assert [len(index.nearest(vector, 5, request)) for _ in range(2)] == [0, 0]
     title = data.items[0].title
     retriever = Retriever(data, TowerSource(matcher.vectors, matcher.rows, index))
     assert retriever.find("", [title], number=9) == Retriever(data).find("", [title], number=9)
     monkeypatch.setattr(client, "query_points", asked)
-    assert len(index.nearest(vector, 5, wish)) == 5
+    assert len(index.nearest(vector, 5, request)) == 5
     assert [each.message for each in caplog.records][-2:] == [
         "Qdrant does not answer (ConnectionError): the matcher finds nothing",
         "Qdrant answers again",
@@ -183,7 +186,7 @@ def test_the_service_takes_it_and_a_server_that_is_not_there_is_named(
         Served(model, tmp_path / "none", **given).__enter__()
     monkeypatch.setattr(qdrant, "connected", lambda url: client)
     with Served(model, tmp_path / "state", **given) as served:
-        wish = {"history": [data.items[3].title], "top_n": 3}
-        answer = served.ask("POST", "/v1/recommend", wish)
+        request = {"history": [data.items[3].title], "top_n": 3}
+        answer = served.ask("POST", "/v1/recommend", request)
         assert answer.status == 200 and len(answer.json["candidates"]) == 3
     assert client.get_collections().collections

@@ -12,7 +12,7 @@ from instructrec_jax.data.titles import path_labels
 from instructrec_jax.errors import UserError
 from instructrec_jax.scores.parts import read_scores
 from instructrec_jax.serving import vectors
-from instructrec_jax.serving.retrieval import NOTHING, Retriever, Wish, fused
+from instructrec_jax.serving.retrieval import NOTHING, RetrievalRequest, Retriever, fused
 from instructrec_jax.serving.service import ServeSettings
 from instructrec_jax.serving.vectors import EmbeddedIndex, TowerSource, TrainedMatcher
 
@@ -74,7 +74,7 @@ def matcher(toy_matched, toy_prepared, data):
 
 def asked(data, row, user_id=None, among=None):
     history = data.histories[row].item_ids[:-1]
-    return Wish(words=(), history=history, user_id=user_id, among=among)
+    return RetrievalRequest(words=(), history=history, user_id=user_id, among=among)
 
 
 def test_the_towers_give_the_scores_of_the_run_that_trained_them(toy_matched, matcher, data):
@@ -96,11 +96,13 @@ def test_an_index_answers_as_comparing_all_vectors_does(matcher, data, exact_ite
     tower = TowerSource(matcher.vectors, matcher.rows, index)
     some = np.arange(0, len(items), 3)
     for row, history in enumerate(data.histories):
-        wish = asked(data, row, history.user_id)
-        vector = matcher.vectors.users(matcher.rows.request_batch(wish.history, wish.user_id))[0]
+        request = asked(data, row, history.user_id)
+        vector = matcher.vectors.users(
+            matcher.rows.request_batch(request.history, request.user_id)
+        )[0]
         best_first = np.argsort(-(items.astype(np.float64) @ vector), kind="stable")
         for number in (1, 10, 100):
-            assert tower.find(wish, number).tolist() == best_first[:number].tolist()
+            assert tower.find(request, number).tolist() == best_first[:number].tolist()
         within = [each for each in best_first if each in set(some)][:5]
         assert tower.find(asked(data, row, history.user_id, some), 5).tolist() == within
 
@@ -109,11 +111,11 @@ def test_the_graph_of_a_large_catalogue_finds_nearly_all_of_the_nearest():
     rng = np.random.default_rng(0)
     items = rng.normal(size=(1500, 16)).astype(np.float32)
     items *= rng.lognormal(size=(1500, 1)).astype(np.float32)
-    graph, wish = EmbeddedIndex(items, exact_items=0), Wish(words=(), history=[0])
+    graph, request = EmbeddedIndex(items, exact_items=0), RetrievalRequest(words=(), history=[0])
     shares = []
     for asked_for in rng.normal(size=(20, 16)).astype(np.float32):
         nearest = set(np.argsort(-(items @ asked_for))[:100].tolist())
-        shares.append(len(nearest & set(graph.nearest(asked_for, 100, wish).tolist())) / 100)
+        shares.append(len(nearest & set(graph.nearest(asked_for, 100, request).tolist())) / 100)
     assert np.mean(shares) > 0.98
 
 
@@ -128,7 +130,9 @@ def test_somebody_without_an_id_is_read_by_the_history_alone(matcher, data):
     first, second, nobody, stranger = of.values()
     assert np.array_equal(nobody, stranger)
     assert not np.allclose(first, second) and not np.allclose(first, nobody)
-    assert len(tower.find(Wish(words=("red",), history=[], user_id="a stranger"), 5)) == 0
+    assert (
+        len(tower.find(RetrievalRequest(words=("red",), history=[], user_id="a stranger"), 5)) == 0
+    )
 
 
 def test_a_matcher_of_other_data_or_another_system_is_named(
@@ -151,15 +155,15 @@ def test_the_service_recommends_from_its_catalogue(
     catalogue = {"prepared_dir": str(toy_prepared), "matcher_dir": str(toy_matched)}
     with Served(model, tmp_path / "state", **catalogue) as served:
         assert served.ask("GET", "/v1/models").json["data"][0]["has_catalogue"]
-        wish = {"history": [data.items[3].title], "intention": data.items[5].title}
-        answer = served.ask("POST", "/v1/recommend", wish | {"top_n": 3, "record": True})
+        request = {"history": [data.items[3].title], "intention": data.items[5].title}
+        answer = served.ask("POST", "/v1/recommend", request | {"top_n": 3, "record": True})
         assert answer.status == 200, answer.text
         found = answer.json["candidates"]
         assert len(found) == 3 and answer.json["template"] == "C4.specific"  # no room for 20
         assert all(titles[each["item_id"]] == each["candidate"] for each in found)
         body = {"impression_id": answer.json["impression_id"], "index": found[0]["index"]}
         assert served.ask("POST", "/v1/feedback", body | {"verdict": "up"}).status == 200
-        known = wish | {"user_id": data.histories[0].user_id}
+        known = request | {"user_id": data.histories[0].user_id}
         assert served.ask("POST", "/v1/recommend", known).status == 200
         few = served.ask("POST", "/v1/recommend", {"intention": "a game", "num_candidates": 2})
         assert few.json["template"] == "B7.specific"

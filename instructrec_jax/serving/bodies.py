@@ -37,7 +37,9 @@ class RankRequest(_Asked):
         default=None, description="a whole prompt, in place of the texts below"
     )
     history: list[str] | None = Field(default=None, description="titles, oldest first")
-    preference: str | list[str] | None = Field(default=None, description="lasting taste in words")
+    preference: str | list[str] | None = Field(
+        default=None, description="lasting preference in words"
+    )
     intention: str | list[str] | None = Field(
         default=None, description="what is wanted now, in words"
     )
@@ -67,7 +69,9 @@ class RecommendRequest(_Asked):
     """What is liked or wanted; the candidates come from the catalogue of the service."""
 
     history: list[str] | None = Field(default=None, description="titles, oldest first")
-    preference: str | list[str] | None = Field(default=None, description="lasting taste in words")
+    preference: str | list[str] | None = Field(
+        default=None, description="lasting preference in words"
+    )
     intention: str | list[str] | None = Field(
         default=None, description="what is wanted now, in words"
     )
@@ -112,7 +116,8 @@ class ReadSentence(BaseModel):
     text: str
     intent: Literal["P2", "I0", "I1", "I2"] | None = Field(
         default=None,
-        description="P2 a lasting taste, I0 nothing asked, I1 a vague and I2 a specific wish",
+        description="P2 a lasting preference, I0 nothing asked, I1 a vague intention, I2 a "
+        "specific one",
     )
     decided_by: Literal["model", "rule"] | None = None
     why: str | None = None

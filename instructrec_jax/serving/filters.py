@@ -25,7 +25,7 @@ _LEAST_YEARS = 0.5  # of the titles have a year, or years tell nothing
 _TITLE_YEAR = re.compile(r"\(((?:18|19|20)\d\d)\)")
 _TOKEN = re.compile(r"[^\W_]+(?:['\u2019.&-][^\W_]+)*")
 # What is wanted stands after the first of these, ...
-_WISH = re.compile(
+_INTENTION = re.compile(
     r"\b(?:want(?:s|ed)?|needs?|(?:look|search|shop|hunt)(?:ing)? for|would like|'d like"
     r"|(?:show|find|give|get|buy|bring|recommend|suggest)(?: (?:me|us|them|the user))?)\b",
     re.IGNORECASE,
@@ -134,8 +134,8 @@ class CatalogueFields:
         """Returns the conditions that a text on something wanted names, as they stand in it."""
         numbers = [*_prices(text), *_years(text)]
         tokens = [(words(found[0]), *found.span()) for found in _TOKEN.finditer(text)]
-        wish = _WISH.search(text)
-        begin = wish.end() if wish else 0
+        intention = _INTENTION.search(text)
+        begin = intention.end() if intention else 0
         end_of_head = _HEAD_END.search(text, begin)
         end = end_of_head.start() if end_of_head else len(text)
         found: list[tuple[Filter, int, int]] = []

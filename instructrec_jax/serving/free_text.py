@@ -1,9 +1,8 @@
 """A person's own words -> an explicit request: the last step of the paper's flow (section 2.3).
 
-A text and the turns before it are taken apart into sentences. Those on a lasting taste become the
-preference, those on a wish the intention, both in the third person as training words them; what was
-named of categories, brands and years becomes conditions. Which of them there are decides the
-template.
+A text and the turns before it are split into sentences. Those that state a lasting preference or an
+intention become these fields of the request, in the third person as training words them.
+Categories, brands and years become conditions. What the sentences state decides the template.
 """
 
 import dataclasses
@@ -23,8 +22,8 @@ from instructrec_jax.serving.filters import (
 )
 from instructrec_jax.serving.intents import (
     NOTHING,
+    PREFERENCE,
     SPECIFIC,
-    TASTE,
     VAGUE,
     Guess,
     IntentModel,
@@ -38,8 +37,8 @@ from instructrec_jax.tokenizer import SentencePieceModel
 MAX_TURNS, MAX_SENTENCES = 5, 20
 _SHARE_OF_TURNS = 4  # turns and text together take at most a fourth of the instruction's tokens
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[\n;]+")
-# Where a taste ends and a wish begins: "I love puzzles and want a kite".
-_WISH_BEGINS = re.compile(
+# Where a preference ends and an intention begins: "I love puzzles and want a kite".
+_INTENTION_BEGINS = re.compile(
     r"(?:,|\band|\bbut|\bso)+\s+(?:now\s+|today\s+)?"
     r"(?=(?P<bare>want|need|am looking|would like)\b"
     r"|(?:i|we)(?:'m|'re|'d| (?:really |also )?(?:want|need|am looking|would like))\b)",
@@ -49,11 +48,11 @@ _TEMPLATES = {
     # (is there a history, what is wanted)
     (True, SPECIFIC): "C10.specific",
     (True, VAGUE): "C10.second_vague",  # its texts are in the third person too
-    (True, TASTE): "C10.preference",
+    (True, PREFERENCE): "C10.preference",
     (True, NOTHING): "A7",
     (False, SPECIFIC): "B7.specific",
     (False, VAGUE): "B7.second_vague",
-    (False, TASTE): "B7.preference",
+    (False, PREFERENCE): "B7.preference",
 }
 _UNSURE = (
     "say what you like in general, such as \u201cI mostly read crime novels\u201d, or what you "
@@ -98,7 +97,7 @@ class Reading:
     def intent(self) -> str:
         """What is asked for: the most specific that is said."""
         found = {part.guess.intent for part in self.parts if part.guess}
-        return next((each for each in (SPECIFIC, VAGUE, TASTE) if each in found), NOTHING)
+        return next((each for each in (SPECIFIC, VAGUE, PREFERENCE) if each in found), NOTHING)
 
     def values(
         self,
@@ -113,17 +112,17 @@ class Reading:
 
         Args:
           history: of the request, titles.
-          preference: of the request, which comes before what the text says of tastes.
+          preference: of the request, which comes before what the text says of preferences.
           applied: the conditions; numbers that were applied are left out of the texts.
         """
-        tastes = [*preference, *self._said({TASTE}, applied)]
-        wishes = self._said({SPECIFIC, VAGUE}, applied)
+        preferences = [*preference, *self._said({PREFERENCE}, applied)]
+        intentions = self._said({SPECIFIC, VAGUE}, applied)
         intent = self.intent
-        if intent == NOTHING and tastes:
-            intent = TASTE
-        if wishes and tastes and not history:
-            wishes, tastes = [*tastes, *wishes], []
-        joined = {"preference": _joined(tastes), "intention": _joined(wishes)}
+        if intent == NOTHING and preferences:
+            intent = PREFERENCE
+        if intentions and preferences and not history:
+            intentions, preferences = [*preferences, *intentions], []
+        joined = {"preference": _joined(preferences), "intention": _joined(intentions)}
         found: dict[str, Any] = {name: text for name, text in joined.items() if text}
         if history:
             found["history"] = list(history)
@@ -237,14 +236,14 @@ class TextReader:
         )
 
     def _conditions(self, parts: Sequence[Part]) -> list[Filter]:
-        """Returns what wishes name; a later turn's conditions replace those of the same field."""
+        """Returns the conditions; those of a later turn replace those of the same field."""
         fields = self.fields or CatalogueFields([])
         found: list[Filter] = []
         for turn in dict.fromkeys(part.turn for part in parts):
             own = [
                 condition
                 for part in parts
-                if part.turn == turn and not (part.guess and part.guess.intent == TASTE)
+                if part.turn == turn and not (part.guess and part.guess.intent == PREFERENCE)
                 for condition in fields.named_in(part.text)
             ]
             found = merged(found, own)
@@ -265,8 +264,8 @@ NOTHING_TO_RANK_BY = ask_more("nothing in particular is asked for, and there is 
 
 
 def _sentences(text: str) -> list[str]:
-    """Returns the sentences of a text; a wish after a taste is a sentence of its own."""
-    parted = _WISH_BEGINS.sub(lambda found: "\nI " if found["bare"] else "\n", text)
+    """Returns the sentences of a text; an intention after a preference is a sentence of its own."""
+    parted = _INTENTION_BEGINS.sub(lambda found: "\nI " if found["bare"] else "\n", text)
     return [kept for each in _SENTENCE_END.split(parted) if (kept := each.strip(" .,"))]
 
 

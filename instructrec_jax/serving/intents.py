@@ -25,9 +25,9 @@ from instructrec_jax.scoring.prefix_trees import TokenRequest
 from instructrec_jax.serving.filters import CatalogueFields
 from instructrec_jax.tokenizer import EOS_ID, SentencePieceModel, tokens_of
 
-TASTE, NOTHING = Preference.EXPLICIT.value, Intention.NONE.value
+PREFERENCE, NOTHING = Preference.EXPLICIT.value, Intention.NONE.value
 VAGUE, SPECIFIC = Intention.VAGUE.value, Intention.SPECIFIC.value
-INTENTS = (TASTE, NOTHING, VAGUE, SPECIFIC)
+INTENTS = (PREFERENCE, NOTHING, VAGUE, SPECIFIC)
 # A model decides where nine of ten check texts that it is sure of are right, half of all at least.
 MIN_RIGHT, MIN_ANSWERED = 0.9, 0.5
 _DATA: Mapping[str, Any] = json.loads(
@@ -47,7 +47,7 @@ _TASTE = re.compile(
     r"|\b\d+ choices\b",
     re.IGNORECASE,
 )
-_WISH = re.compile(
+_INTENTION = re.compile(
     r"\b(?:wants?|wanted|needs?|(?:look|search|shop|hunt)(?:s|ing)? for|would (?:like|love)"
     r"|i'd (?:like|love)|show (?:me|us)|find (?:me|us)|give (?:me|us)|recommend|suggest|wish(?:es)?"
     r"|in the mood for)\b",
@@ -76,13 +76,13 @@ def intent_by_rule(
 ) -> Guess:
     """Returns what a text is by the first rule that holds.
 
-    1. It tells what somebody likes or mostly does, and no wish: P2.
+    1. It tells what somebody likes or mostly does, and no intention: P2.
     2. It asks for a category or brand of the catalogue: I2.
     3. Its words ask for nothing in particular, such as "surprise me": I0.
     4. It wants a thing without a name, such as "something" or "a gift": I1.
     5. All words that tell something stand in titles, categories or brands, or a category or a
        brand stands somewhere: I2.
-    6. It says a wish: I1.
+    6. It says an intention: I1.
 
     Args:
       text: one sentence.
@@ -93,9 +93,9 @@ def intent_by_rule(
     def found(intent: str, why: str) -> Guess:
         return Guess(intent=intent, decided_by="rule", why=why)
 
-    is_wish = _WISH.search(text) is not None
-    if _TASTE.search(text) and not is_wish:
-        return found(TASTE, "it says what is liked or mostly chosen")
+    is_intention = _INTENTION.search(text) is not None
+    if _TASTE.search(text) and not is_intention:
+        return found(PREFERENCE, "it says what is liked or mostly chosen")
     if fields is not None and (named := [c for c in fields.named_in(text) if c.values]):
         return found(SPECIFIC, f"{named[0].said!r} is a {named[0].field} of the catalogue")
     spoken = [token.lower().replace("\u2019", "'") for token in _TOKEN.findall(text)]
@@ -103,15 +103,15 @@ def intent_by_rule(
         return found(NOTHING, "its words ask for nothing in particular")
     if thing := next((word for word in spoken if word in _VAGUE_THINGS), ""):
         return found(VAGUE, f"it wants {thing!r} and gives it no name")
-    wish_words = {spelt for match in _WISH.findall(text) for spelt in words(match)}
-    telling = [word for word in content_words(text) if word not in wish_words]
+    intention_words = {spelt for match in _INTENTION.findall(text) for spelt in words(match)}
+    telling = [word for word in content_words(text) if word not in intention_words]
     if telling and all(word in known_words for word in telling):
         return found(SPECIFIC, "its words stand in titles that may be ranked")
     if fields is not None and fields.names_a_label(text):
         return found(SPECIFIC, "it names a category or a brand of the catalogue")
-    if is_wish:
-        return found(VAGUE, "it says a wish and names nothing that may be ranked")
-    return found("", "it is neither a taste nor a wish, and its words stand in no title")
+    if is_intention:
+        return found(VAGUE, "it says an intention and names nothing that may be ranked")
+    return found("", "it is neither a preference nor an intention, and its words stand in no title")
 
 
 class IntentModel:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from instructrec_jax.errors import UserError
 from instructrec_jax.records import Item
-from instructrec_jax.serving.retrieval import NOTHING, Ids, Wish, labels_of
+from instructrec_jax.serving.retrieval import NOTHING, Ids, RetrievalRequest, labels_of
 
 logger = logging.getLogger(__name__)
 API_KEY = "QDRANT_API_KEY"
@@ -37,13 +37,13 @@ class QdrantIndex:
         self._client, self._name = client, name
         self._is_silent, self._lock = False, threading.Lock()
 
-    def nearest(self, vector: NDArray[np.float32], number: int, wish: Wish) -> Ids:
+    def nearest(self, vector: NDArray[np.float32], number: int, request: RetrievalRequest) -> Ids:
         """See `VectorIndex`; the server's own index decides how near to exact it is."""
         from qdrant_client import models
 
         having: list[Any] = [
             models.FieldCondition(key=_LABELS, match=models.MatchValue(value=label))
-            for label in wish.labels
+            for label in request.labels
         ]
         try:
             found = self._client.query_points(

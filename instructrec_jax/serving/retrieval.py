@@ -35,7 +35,7 @@ NOTHING: Ids = np.zeros(0, np.int64)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Wish:
+class RetrievalRequest:
     """What is wanted, as sources read it.
 
     Attributes:
@@ -56,11 +56,11 @@ class Wish:
 class CandidateSource(Protocol):
     """Finds items by one kind of evidence; threads may share it."""
 
-    def find(self, wish: Wish, number: int) -> Ids:
-        """Returns ids of items with the labels of the wish, best first: the first has rank 1.
+    def find(self, request: RetrievalRequest, number: int) -> Ids:
+        """Returns ids of items with the labels of the request, best first: the first has rank 1.
 
         Args:
-          wish: what is wanted.
+          request: what is wanted.
           number: how many at most; none where this evidence tells nothing.
         """
         ...
@@ -75,9 +75,9 @@ class WordSource:
             [content_words(f"{item.title} {item.brand} {item.category}") for item in data.items]
         )
 
-    def find(self, wish: Wish, number: int) -> Ids:
+    def find(self, request: RetrievalRequest, number: int) -> Ids:
         """See `CandidateSource`."""
-        return _best(self._index.scores(wish.words), number, wish)
+        return _best(self._index.scores(request.words), number, request)
 
 
 class CooccurrenceSource:
@@ -93,15 +93,15 @@ class CooccurrenceSource:
         self._counts = counts
         self._vectors = cooccurrence_embeddings(histories, len(counts), ITEM_DIM, _SEED)
 
-    def find(self, wish: Wish, number: int) -> Ids:
+    def find(self, request: RetrievalRequest, number: int) -> Ids:
         """See `CandidateSource`."""
-        if not wish.history:
+        if not request.history:
             return NOTHING
         everything = np.arange(len(self._counts), dtype=np.int32)[None]
         scores = score_by_cooccurrence(
-            everything, [wish.history], vectors=self._vectors, counts=self._counts
+            everything, [request.history], vectors=self._vectors, counts=self._counts
         )
-        return _best(scores[0], number, wish)
+        return _best(scores[0], number, request)
 
 
 class Retriever:
@@ -157,7 +157,7 @@ class Retriever:
         labelled = self._items_with(folded)
         if among is not None and labelled is not None:
             among = np.intersect1d(among, labelled, assume_unique=True)
-        wish = Wish(
+        request = RetrievalRequest(
             words=content_words(" ".join([query, *([] if known else history)])),
             history=known,
             user_id=user_id,
@@ -166,10 +166,10 @@ class Retriever:
         )
         hidden = {_read(title) for title in (*history, *exclude)}
         may_be = np.ones(len(self.items), np.bool_)
-        if wish.among is not None:
-            may_be = np.isin(np.arange(len(self.items)), wish.among, assume_unique=True)
+        if request.among is not None:
+            may_be = np.isin(np.arange(len(self.items)), request.among, assume_unique=True)
         found: dict[str, Item] = {}
-        for item_id in self._in_order(wish, number + len(hidden) + _DEPTH):
+        for item_id in self._in_order(request, number + len(hidden) + _DEPTH):
             item = self.items[item_id]
             title = _read(item.title)
             if may_be[item_id] and title not in hidden and title not in found:
@@ -186,11 +186,11 @@ class Retriever:
         number = self._number.get(_read(title))
         return None if number is None else self.items[number]
 
-    def _in_order(self, wish: Wish, number: int) -> Iterator[int]:
+    def _in_order(self, request: RetrievalRequest, number: int) -> Iterator[int]:
         """Yields what the sources find, and after it all other items that have the labels."""
-        yield from fused([source.find(wish, number) for source in self._sources])
+        yield from fused([source.find(request, number) for source in self._sources])
         rest = self._by_popularity
-        yield from (rest if wish.among is None else rest[np.isin(rest, wish.among)]).tolist()
+        yield from (rest if request.among is None else rest[np.isin(rest, request.among)]).tolist()
 
     def _items_with(self, labels: Sequence[str]) -> NDArray[np.int64] | None:
         """Returns the ids of the items that have all labels, None where there are none."""
@@ -228,11 +228,11 @@ def _items_of_labels(items: Sequence[Item]) -> dict[str, NDArray[np.int64]]:
     }
 
 
-def _best(scores: NDArray[np.floating], number: int, wish: Wish) -> Ids:
+def _best(scores: NDArray[np.floating], number: int, request: RetrievalRequest) -> Ids:
     """Returns the items of the highest scores; a score of 0 or less tells nothing."""
-    own = scores if wish.among is None else scores[wish.among]
+    own = scores if request.among is None else scores[request.among]
     found = best_items(np.where(own > 0, own, -np.inf), number)
-    return found if wish.among is None else wish.among[found]
+    return found if request.among is None else request.among[found]
 
 
 def _read(title: str) -> str:

@@ -21,7 +21,7 @@ from instructrec_jax.checkpoints.arrays import StoredArray, read_checksums
 from instructrec_jax.data.prepared import PreparedData, hashes_of
 from instructrec_jax.errors import UserError
 from instructrec_jax.parallel.mesh import MeshSettings, abstract_model, make_mesh
-from instructrec_jax.serving.retrieval import NOTHING, Ids, Wish
+from instructrec_jax.serving.retrieval import NOTHING, Ids, RetrievalRequest
 
 logger = logging.getLogger(__name__)
 # Products with all items miss nothing, and of 200,000 take as long as two searches of a graph that
@@ -34,13 +34,13 @@ _PART = f"{store.MODEL}body."
 class VectorIndex(Protocol):
     """The vectors of a catalogue, by item id."""
 
-    def nearest(self, vector: NDArray[np.float32], number: int, wish: Wish) -> Ids:
+    def nearest(self, vector: NDArray[np.float32], number: int, request: RetrievalRequest) -> Ids:
         """Returns the items of the largest products with a vector, largest first.
 
         Args:
           vector: [D] float32.
           number: how many at most.
-          wish: its labels are those that an item has to have.
+          request: its labels are those that an item has to have.
         """
         ...
 
@@ -61,10 +61,10 @@ class EmbeddedIndex:
         self._vectors = vectors
         self._graph = _graph(vectors) if len(vectors) > exact_items else None
 
-    def nearest(self, vector: NDArray[np.float32], number: int, wish: Wish) -> Ids:
+    def nearest(self, vector: NDArray[np.float32], number: int, request: RetrievalRequest) -> Ids:
         """See `VectorIndex`; of the items that have labels all are compared."""
-        if wish.among is not None:
-            return wish.among[best_items(self._vectors[wish.among] @ vector, number)]
+        if request.among is not None:
+            return request.among[best_items(self._vectors[request.among] @ vector, number)]
         if self._graph is None:
             return best_items(self._vectors @ vector, number)
         return self._graph.search(vector, min(number, len(self._vectors))).keys.astype(np.int64)
@@ -84,15 +84,15 @@ class TowerSource:
         self._vectors, self._rows, self._index = vectors, rows, index
         self._vector([0], None)  # compiles
 
-    def find(self, wish: Wish, number: int) -> Ids:
+    def find(self, request: RetrievalRequest, number: int) -> Ids:
         """Returns items by their products with the user's vector; none without a history.
 
         A user whom the matcher was trained on brings an own embedding along. Anybody else has none:
         the tower reads the history alone.
         """
-        if not wish.history:
+        if not request.history:
             return NOTHING
-        return self._index.nearest(self._vector(wish.history, wish.user_id), number, wish)
+        return self._index.nearest(self._vector(request.history, request.user_id), number, request)
 
     def _vector(self, history: Any, user_id: str | None) -> NDArray[np.float32]:
         return self._vectors.users(self._rows.request_batch(history, user_id))[0]

@@ -5,7 +5,7 @@ const lines = (name) => at(name).value.split("\n").map((line) => line.trim()).fi
 const SVG = "http://www.w3.org/2000/svg";
 const THUMB = "M2 10h4v11H2zM8 10l4-8c2 0 3 1 2 3l-1 4h7a2 2 0 0 1 2 2l-2 8a2 2 0 0 1-2 2H8z";
 const INTENTS = {
-  P2: "a lasting taste", I0: "nothing in particular", I1: "a wish", I2: "a certain kind of item",
+  P2: "a lasting preference", I0: "nothing in particular", I1: "something wanted", I2: "a certain kind of item",
 };
 let hasCatalogue = false;
 let turns = [];
