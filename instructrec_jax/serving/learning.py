@@ -129,13 +129,12 @@ def _comparisons(by_arm: Mapping[tuple[str, ...], Sequence[Impression]]) -> list
     """Returns how models, or models with templates, differ from the one that was shown most."""
     if len(by_arm) < 2:
         return []
-    counts = {arm: len(_of_users(own, _reward)) for arm, own in by_arm.items()}
-    most = max(counts, key=lambda arm: (counts[arm], arm))
-    how = f"minus that of {', '.join(most)} (intervals that hold however often one looks):"
     lines = []
     for what, value in _MEASURES.items():
-        lines.append(f"{what}, {how}")
         users = {arm: _of_users(own, value) for arm, own in by_arm.items()}
+        most = max(users, key=lambda arm: (len(users[arm]), arm))
+        how = f"minus that of {', '.join(most)} (intervals that hold however often one looks):"
+        lines.append(f"{what}, {how}")
         for arm, own in sorted(users.items()):
             if arm == most:
                 continue
