@@ -1,6 +1,7 @@
 """Fused systems: weights chosen on validation, candidates aligned by their ids, refusals."""
 
 import json
+import re
 
 import columns
 import numpy as np
@@ -91,6 +92,7 @@ def test_two_systems_that_err_apart_are_better_together(folder, tmp_path):
     assert found["protocol"]["systems"]["one+other"]["parts"].startswith("one (sequential")
     text = (tmp_path / "out" / "report.txt").read_text()
     assert "one+other minus one: HR@1 +" in text
+    assert re.search(r"one\+other: 0\.\d one \+ 0\.\d other, normaliser sum", text)
 
 
 def test_the_figures_are_those_of_the_chosen_weights_worked_out_anew(folder, tmp_path):

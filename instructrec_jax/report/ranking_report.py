@@ -280,7 +280,8 @@ def _system_lines(system: SystemResult) -> Iterator[str]:
     """Yields what a terminal shows of a system below the results."""
     assert system.chosen is not None
     chosen = system.chosen
-    yield f"{system.name}: template {chosen.template_id}, normaliser {chosen.normaliser}"
+    what = "" if system.facts.get("parts") else "template "  # a fused system has weights
+    yield f"{system.name}: {what}{chosen.template_id}, normaliser {chosen.normaliser}"
     if number := system.facts.get("runs"):
         yield f"{system.name}: mean of {number} runs, intervals over runs and events"
     if instances := system.facts.get("instances"):

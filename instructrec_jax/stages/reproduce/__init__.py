@@ -183,10 +183,15 @@ def _part(part: Mapping[str, Any], reported: Reported) -> Part:
     """Returns a part as the report of its systems has it: baselines, the paper's rows, models."""
     values, draws = reported.values, reported.values["protocol"]["num_draws"]
     protocol, own = values["protocol"], {row.get("ours") for row in part["paper"]}
-    models = [*part["models"], *([part["fuse"].partition("=")[0]] if "fuse" in part else [])]
+    fused = [part["fuse"].partition("=")[0]] if "fuse" in part else []
+    models = [*part["models"], *fused]
     tuned = [name for name in models if "checkpoint" not in paper()["models"].get(name, {})]
     others = [name for name in values["test"] if name not in own]
-    remarks = {name: _told(values["chosen"][name]) for name in models if name in values["chosen"]}
+    remarks = {
+        name: _told(values["chosen"][name], is_fused=name in fused)
+        for name in models
+        if name in values["chosen"]
+    }
     remarks |= {name: f"not run: {why}" for name, why in reported.missing.items()}
 
     def row(name: str, paper_row: Mapping[str, Any] | None = None) -> Row:
@@ -222,9 +227,10 @@ def _intervals(found: Mapping[str, Any] | None) -> dict[str, Interval] | None:
     return None if found is None else {name: Interval(**value) for name, value in found.items()}
 
 
-def _told(chosen: Mapping[str, Any]) -> str:
-    """Returns what a model ranks by."""
-    return f"template {chosen['template_id']}, normaliser {chosen['normaliser']}"
+def _told(chosen: Mapping[str, Any], *, is_fused: bool) -> str:
+    """Returns what a model ranks by; a fused one has weights in place of a template."""
+    what = "" if is_fused else "template "
+    return f"{what}{chosen['template_id']}, normaliser {chosen['normaliser']}"
 
 
 def _details(values: Mapping[str, Any], part: Mapping[str, Any]) -> Sequence[Table]:
