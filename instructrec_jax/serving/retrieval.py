@@ -12,11 +12,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from instructrec_jax.baselines.cooccurrence import (
-    ITEM_DIM,
-    cooccurrence_embeddings,
-    score_by_cooccurrence,
-)
+from instructrec_jax.baselines.cooccurrence import CatalogueScores
 from instructrec_jax.baselines.matcher_vectors import best_items
 from instructrec_jax.baselines.popularity import count_items, training_histories
 from instructrec_jax.data.prepared import PreparedData
@@ -83,25 +79,15 @@ class WordSource:
 class CooccurrenceSource:
     """What occurs together with the items of a history."""
 
-    def __init__(self, histories: Sequence[NDArray[np.int64]], counts: NDArray[np.int64]) -> None:
-        """Learns from histories.
-
-        Args:
-          histories: item ids, for training only.
-          counts: [num_items] how often each stands in them.
-        """
-        self._counts = counts
-        self._vectors = cooccurrence_embeddings(histories, len(counts), ITEM_DIM, _SEED)
+    def __init__(self, data: PreparedData) -> None:
+        """Learns from the histories, of which only what is for training is read."""
+        self._scores = CatalogueScores.of(data, seed=_SEED)
 
     def find(self, request: RetrievalRequest, number: int) -> Ids:
         """See `CandidateSource`."""
         if not request.history:
             return NOTHING
-        everything = np.arange(len(self._counts), dtype=np.int32)[None]
-        scores = score_by_cooccurrence(
-            everything, [request.history], vectors=self._vectors, counts=self._counts
-        )
-        return _best(scores[0], number, request)
+        return _best(self._scores.score([request.history])[0], number, request)
 
 
 class Retriever:
@@ -121,8 +107,7 @@ class Retriever:
         self.items: Sequence[Item] = data.items
         histories = training_histories([history.item_ids for history in data.histories])
         counts = count_items(histories, num_items=len(data.items))
-        self._sources: list[CandidateSource] = [WordSource(data)]
-        self._sources += [CooccurrenceSource(histories, counts), *more]
+        self._sources: list[CandidateSource] = [WordSource(data), CooccurrenceSource(data), *more]
         self._by_popularity = np.argsort(-counts, kind="stable")
         self._number = {_read(item.title): item.item_id for item in reversed(data.items)}
         self._having = _items_of_labels(data.items)

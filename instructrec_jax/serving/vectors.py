@@ -40,7 +40,7 @@ class VectorIndex(Protocol):
         Args:
           vector: [D] float32.
           number: how many at most.
-          request: its labels are those that an item has to have.
+          request: says which items may be found.
         """
         ...
 
