@@ -161,7 +161,7 @@ def test_what_ranks_worse_by_more_than_the_bound_is_not_written(
         (["--to=hf", "--quantize=int8", "--data_dir=r", "--tasks", "a.A7"], "--to=native can hold"),
     ],
 )
-def test_half_a_wish_is_refused(served, tmp_path, capsys, words, named):
+def test_incomplete_flags_are_refused(served, tmp_path, capsys, words, named):
     given = ["convert", str(served), str(tmp_path / "out"), "--to=native", *words]
     assert main.main(given) == 2
     assert named in " ".join(capsys.readouterr().err.split())
